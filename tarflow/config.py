@@ -1,0 +1,277 @@
+"""What one run is: frozen dataclasses, read from and written to YAML, named by their hash.
+
+Legend: `T` tokens per image, `D` values per token.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+Config = TypeVar("Config")
+
+NUMERICS_VERSION = 1  # raised when the same config would give other numbers
+
+
+class ConfigError(ValueError):
+    """A user's mistake in a config, a file or a flag; its text is one line saying what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """TarFlow architecture (Zhai et al. 2025, section 3)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    image_size: int = 28  # pixels along one side of the square image
+    image_channels: int = 1  # colour channels of the image
+    classes: int = 0  # labels the model is conditioned on; 0 is unconditional
+    patch: int = 4  # pixels along one side of a patch
+    channels: int = 64  # width of every Transformer layer
+    blocks: int = 4  # autoregressive flow blocks, alternating direction
+    layers: int = 2  # Transformer layers inside each flow block
+    head_dim: int = 64  # channels of one attention head
+    volume_preserving: bool = False  # shift only, no scale (an ablation)
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built."""
+        for name in (
+            "image_size",
+            "image_channels",
+            "patch",
+            "channels",
+            "blocks",
+            "layers",
+            "head_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.classes < 0:
+            raise ConfigError(f"model.classes is {self.classes}: it must be 0 or more")
+        if self.image_size % self.patch:
+            raise ConfigError(
+                f"model.patch {self.patch} does not divide model.image_size {self.image_size}"
+            )
+        if self.channels % self.head_dim:
+            raise ConfigError(
+                f"model.head_dim {self.head_dim} does not divide model.channels {self.channels}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per image, T."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def token_dim(self) -> int:
+        """Values per token, D."""
+        return self.image_channels * self.patch**2
+
+    @property
+    def dims(self) -> int:
+        """Values per image, T * D."""
+        return self.tokens * self.token_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images; the split is fixed by the data, never by the run."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    name: str = "digits"  # digits, leaves, markov, or a Parquet file or folder
+    hash: str = ""  # content hash; filled in when the config is resolved
+    flip: bool = False  # mirror images at random (not for digits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig:
+    """The noise added to training images (Zhai et al. 2025, section 3.3)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    type: Literal["gaussian", "uniform"] = "gaussian"  # uniform is dequantisation
+    std: float = 0.1  # standard deviation in [-1, 1] units; unused by uniform
+
+    def __post_init__(self) -> None:
+        """Refuse a Gaussian without width."""
+        if self.type == "gaussian" and not 0 < self.std < 10:
+            raise ConfigError(f"noise.std is {self.std}: Gaussian noise needs a value in (0, 10)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule; every horizon is counted in images seen."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    lr: float = 1e-3  # peak learning rate
+    beta1: float = 0.9  # decay of the gradient average
+    beta2: float = 0.95  # decay of the squared-gradient average
+    weight_decay: float = 1e-4  # on all parameters, as published
+    clip: float = 1.0  # largest gradient norm
+    schedule: Literal["wsd", "cosine"] = "wsd"  # warm-up, stable, linear decay; or cosine
+    warmup_images: int = 1024  # linear warm-up
+    cooldown: float = 0.2  # share of the images spent in the linear decay (wsd)
+    ema: float = 0.05  # width of the weight average as a share of the images seen; 0 is off
+    label_drop: float = 0.1  # share of labels dropped in training of conditional models
+
+    def __post_init__(self) -> None:
+        """Refuse rates and shares outside their range."""
+        if self.lr <= 0:
+            raise ConfigError(f"optim.lr is {self.lr}: it must be positive")
+        if self.clip <= 0:
+            raise ConfigError(f"optim.clip is {self.clip}: it must be positive")
+        for name in ("cooldown", "label_drop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}: it is a share, 0 to 1")
+        if not 0 <= self.ema < 0.25:
+            raise ConfigError(f"optim.ema is {self.ema}: it is a share, 0 to below 0.25")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How samples are drawn from a trained model; costs no training."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    guidance: float = 0.0  # weight of the guided extrapolation; 0 is off
+    part: Literal["both", "scale", "shift"] = "both"  # what guidance acts on
+    annealed: bool = True  # grow the weight linearly along the tokens
+    temperature: float = 1.0  # attention temperature of the unguided branch
+    denoise: float = 1.0  # multiplier of the score step (Gaussian noise only); 0 is off
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How a run is carried out: changes its cost, never its meaning, so it is not hashed."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train
+    workers: int = 1  # data-parallel processes
+    threads: int = 0  # CPU threads per worker; 0 leaves torch's choice
+    micro_batch: int = 0  # images per forward pass and worker; 0 is the whole share
+    checkpoint_seconds: float = 30.0  # between saved training states
+    report_seconds: float = 1.0  # between progress reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run and what is measured of it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    images: int = 4096  # training images seen, the unit of progress
+    batch: int = 64  # images per optimizer step over all workers
+    seed: int = 0  # of weights, order and noise
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # arithmetic of training
+    numerics_version: int = NUMERICS_VERSION  # of the code that gives the numbers
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a run without images."""
+        if self.images < 1 or self.batch < 1:
+            raise ConfigError("images and batch must be at least 1")
+        if self.images % self.batch:
+            raise ConfigError(
+                f"images {self.images} is not a multiple of batch {self.batch}; "
+                f"write {round_images(self.images, self.batch)}"
+            )
+
+
+NOT_HASHED = ("sampler", "execution")
+
+
+def round_images(images: float, batch: int) -> int:
+    """Round a number of images to whole optimizer steps, at least one."""
+    return max(1, round(images / batch)) * batch
+
+
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return the (cached) validator of a config class."""
+    return TypeAdapter(kind)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as plain nested dictionaries."""
+    plain: dict[str, Any] = adapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def from_dict(kind: type[Config], plain: Any, where: str = "config") -> Config:
+    """Build a config from nested dictionaries, refusing unknown keys and wrong types.
+
+    Raises:
+        ConfigError: naming the first wrong field, and the nearest valid name for an unknown one.
+    """
+    try:
+        built: Config = adapter(kind).validate_python(plain)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_line(kind, error)}") from None
+    return built
+
+
+def _first_line(kind: type[Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner: Any = kind
+        for part in first["loc"][:-1]:
+            owner = next((f.type for f in fields(owner) if f.name == part), owner)
+        names = [f.name for f in fields(owner)] if is_dataclass(owner) else []
+        near = get_close_matches(str(first["loc"][-1]), names, n=1, cutoff=0.0)
+        return f"unknown key '{path}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    message = first["msg"].removeprefix("Value error, ")
+    return message if not path or message.startswith(path) else f"{path}: {message}"
+
+
+def read_yaml(kind: type[Config], path: Path) -> Config:
+    """Read a config from a YAML file.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML, or does not describe the config.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        plain = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return from_dict(kind, plain or {}, where=str(path))
+
+
+def to_yaml(config: Any, comment: str = "") -> str:
+    """Return a config as YAML, with `comment` as leading comment lines."""
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+    return head + yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def run_id(config: RunConfig) -> str:
+    """Name a run by what it computes: equal configs are the same run.
+
+    Every field of the first release is hashed but for `NOT_HASHED`. A field that is added later
+    enters the hash only when it is off its default, so that old runs keep their names.
+
+    Raises:
+        ConfigError: if the precision or the data hash has not been resolved yet.
+    """
+    if config.precision == "auto" or not config.data.hash:
+        raise ConfigError("a run has a name only after its precision and data hash are resolved")
+    plain = {key: value for key, value in to_dict(config).items() if key not in NOT_HASHED}
+    if config.noise.type == "uniform":
+        plain["noise"].pop("std")
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def with_hash(config: RunConfig, data_hash: str) -> RunConfig:
+    """Return the config with the content hash of its data filled in."""
+    return replace(config, data=replace(config.data, hash=data_hash))

@@ -1,0 +1,240 @@
+"""The tables a run leaves: schemas, atomic writing, reading with the version checked.
+
+`result.json` in a run's folder is its truth; `runs.parquet` and `evaluations.parquet` of a study
+are gathered from those and can be rebuilt at any time.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tarflow.config import ConfigError
+
+SCHEMA_VERSION = "1"
+_METADATA = {"schema_version": SCHEMA_VERSION}
+
+RUNS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),  # hash of the config
+        pa.field("label", pa.string(), nullable=False),  # what differs, for people
+        pa.field("role", pa.string(), nullable=False),  # grid, branch, search or final
+        pa.field("status", pa.string(), nullable=False),  # done or failed
+        ("parent_id", pa.string()),  # the trunk of a branch
+        ("config", pa.string()),  # the whole config as JSON
+        ("data", pa.string()),
+        ("data_hash", pa.string()),
+        ("classes", pa.int32()),
+        ("patch", pa.int32()),
+        ("channels", pa.int32()),
+        ("blocks", pa.int32()),
+        ("layers", pa.int32()),
+        ("head_dim", pa.int32()),
+        ("lr", pa.float64()),
+        ("batch", pa.int32()),
+        ("noise_type", pa.string()),
+        ("noise_std", pa.float64()),  # [-1, 1] units
+        ("precision", pa.string()),
+        ("schedule", pa.string()),
+        ("seed", pa.int32()),
+        ("params", pa.int64()),  # matrix-product weights, N
+        ("params_total", pa.int64()),
+        ("images", pa.int64()),  # training images seen
+        ("unique_images", pa.int64()),
+        ("epochs", pa.float64()),
+        ("tokens", pa.int64()),  # images * T
+        ("flops", pa.float64()),  # training FLOPs by formula
+        ("flops_marginal", pa.float64()),  # less what a trunk already paid
+        ("wall_seconds", pa.float64()),  # training and evaluation
+        ("train_seconds", pa.float64()),
+        ("evaluate_seconds", pa.float64()),  # likelihood, samples and their scores
+        ("device_seconds", pa.float64()),  # wall_seconds * devices (CPU: threads)
+        ("mfu", pa.float64()),  # share of the measured matrix-product rate
+        ("loss", pa.float64()),  # held-out, nats per dimension without the Gaussian constant
+        ("train_loss", pa.float64()),  # the same quantity on training images
+        ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image
+        ("bpd_kind", pa.string()),  # dequantised or bound
+        ("bpd_se", pa.float64()),  # standard error over images
+        ("bpd_median", pa.float64()),
+        ("bpd_p99", pa.float64()),
+        ("bpd_max", pa.float64()),
+        ("bpd_train", pa.float64()),  # the same bound on training images, to see overfitting
+        ("split", pa.string()),  # validation, or test for the final run
+        ("started", pa.string()),  # ISO 8601, UTC
+        ("numerics_version", pa.int32()),
+        ("versions", pa.string()),  # packages, JSON
+        ("git", pa.string()),
+        ("host", pa.string()),
+        ("error", pa.string()),
+    ],
+    metadata=_METADATA,
+)
+
+EVALUATIONS = pa.schema(
+    [
+        pa.field("run_id", pa.string(), nullable=False),
+        ("guidance", pa.float64()),
+        ("part", pa.string()),  # both, scale or shift
+        ("annealed", pa.bool_()),
+        ("rule", pa.string()),
+        ("temperature", pa.float64()),
+        ("denoise", pa.float64()),
+        ("solver", pa.string()),
+        ("seed", pa.int32()),
+        ("half", pa.string()),  # all, or chosen (picked on) and scored (measured on)
+        ("n", pa.int64()),  # samples
+        ("n_reference", pa.int64()),
+        ("reference", pa.string()),  # which images, e.g. digits/validation
+        ("feature_extractor", pa.string()),
+        ("kid", pa.float64()),
+        ("kid_se", pa.float64()),
+        ("fid", pa.float64()),  # only with Inception features
+        ("fd", pa.float64()),  # Frechet distance with any other extractor
+        ("inception_score", pa.float64()),
+        ("precision", pa.float64()),
+        ("recall", pa.float64()),
+        ("seconds_per_image", pa.float64()),
+    ],
+    metadata=_METADATA,
+)
+
+CURVE = pa.schema(
+    [
+        pa.field("images", pa.int64(), nullable=False),
+        ("flops", pa.float64()),
+        ("loss", pa.float64()),  # mean training loss since the row before
+        ("lr", pa.float64()),
+        ("grad_norm", pa.float64()),
+        ("seconds", pa.float64()),  # since the run began, pauses left out
+    ],
+    metadata=_METADATA,
+)
+
+IMAGES = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),  # within the split
+        ("label", pa.int64()),
+        ("bpd", pa.float64()),
+        ("loss", pa.float64()),
+    ],
+    metadata=_METADATA,
+)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` and rename it there when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Write JSON whole or not at all; non-finite numbers become null."""
+    write_text(path, json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(plain: Any) -> Any:
+    if isinstance(plain, Mapping):
+        return {str(key): _finite(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_finite(value) for value in plain]
+    if isinstance(plain, float) and (plain != plain or plain in (float("inf"), float("-inf"))):
+        return None
+    return plain
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as Parquet, whole or not at all; keys that the schema lacks are an error."""
+    rows = list(rows)
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise ValueError(f"no such column: {', '.join(sorted(unknown))}")
+    table = pa.Table.from_pylist([_finite(row) for row in rows], schema=schema)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a table, refusing one of another schema version.
+
+    Raises:
+        ConfigError: if the file is missing, is not Parquet, or has another version.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+    found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if found != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} has schema version {found}, this program reads {SCHEMA_VERSION}; "
+            "rebuild it from its runs/ folder or read it with the release that wrote it"
+        )
+    return table
+
+
+def read_result(run_folder: Path) -> dict[str, Any] | None:
+    """Return `{"run": row, "evaluations": rows}` of a run's result.json; None if absent."""
+    try:
+        result: dict[str, Any] = json.loads((run_folder / "result.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return result
+
+
+def gather(study: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rebuild `runs.parquet` and `evaluations.parquet` of a study from its runs/ folder.
+
+    Returns:
+        The rows of both tables, ordered by run id.
+    """
+    results = [read_result(folder) for folder in sorted((study / "runs").glob("*"))]
+    runs = [result["run"] for result in results if result]
+    evaluations = [row for result in results if result for row in result["evaluations"]]
+    write_table(study / "runs.parquet", runs, RUNS)
+    write_table(study / "evaluations.parquet", evaluations, EVALUATIONS)
+    return runs, evaluations
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Describe where a run happens: package versions (JSON), git commit and host."""
+    versions = {"python": platform.python_version()}
+    for package in ("tarflow", "torch", "ray", "optuna", "numpy", "torch-fidelity"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "versions": json.dumps(versions),
+        "git": git.stdout.strip() or "unknown",
+        "host": socket.gethostname(),
+    }
