@@ -7,7 +7,6 @@ import hashlib
 import json
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -144,6 +143,18 @@ class SamplerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured of a finished run; reads the model, never changes it."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    split: Literal["validation", "test"] = "validation"  # test is read once, by the final run
+    draws: int = 1  # noise draws per held-out image
+    decoder_images: int = 1000  # training images that fit the decoder of the BPD bound
+    samples: int = 500  # generated images to compare with the held-out ones; 0 is none
+    features: str = "efficientnet-lite0"  # feature extractor of KID and its kin
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
     """How a run is carried out: changes its cost, never its meaning, so it is not hashed."""
 
@@ -171,6 +182,7 @@ class RunConfig:
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"  # arithmetic of training
     numerics_version: int = NUMERICS_VERSION  # of the code that gives the numbers
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
 
     def __post_init__(self) -> None:
@@ -184,7 +196,7 @@ class RunConfig:
             )
 
 
-NOT_HASHED = ("sampler", "execution")
+NOT_HASHED = ("sampler", "evaluation", "execution")
 
 
 def round_images(images: float, batch: int) -> int:
@@ -192,10 +204,14 @@ def round_images(images: float, batch: int) -> int:
     return max(1, round(images / batch)) * batch
 
 
-@cache
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+
+
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return the (cached) validator of a config class."""
-    return TypeAdapter(kind)
+    """Return the validator of a config class, built once."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

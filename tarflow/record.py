@@ -68,7 +68,6 @@ RUNS = pa.schema(
         ("bpd_median", pa.float64()),
         ("bpd_p99", pa.float64()),
         ("bpd_max", pa.float64()),
-        ("bpd_train", pa.float64()),  # the same bound on training images, to see overfitting
         ("split", pa.string()),  # validation, or test for the final run
         ("started", pa.string()),  # ISO 8601, UTC
         ("numerics_version", pa.int32()),
