@@ -1,0 +1,286 @@
+"""TarFlow (Zhai et al. 2025): a normalizing flow of causal Transformers over image patches.
+
+Legend: `B` batch, `T` tokens per image, `D` values per token, `C` channels, `H` heads,
+`K` channels of a head. Parameter names are those of the published weights.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tarflow.config import ConfigError, ModelConfig
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut (B, c, height, width) images into (B, T, D) tokens in raster order.
+
+    Inside a token the order is channel, row, column.
+
+    >>> patchify(torch.zeros(2, 3, 8, 8), patch=4).shape
+    torch.Size([2, 4, 48])
+    """
+    return F.pixel_unshuffle(images, patch).flatten(2).mT
+
+
+def unpatchify(tokens: Tensor, patch: int) -> Tensor:
+    """Put (B, T, D) tokens of a square image back together; the inverse of `patchify`."""
+    side = math.isqrt(tokens.shape[1])
+    return F.pixel_shuffle(tokens.mT.reshape(len(tokens), -1, side, side), patch)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Keys and values of one layer, (B, H, T, K) each; tokens before `start` are in place."""
+
+    keys: Tensor
+    values: Tensor
+    start: int
+
+
+class Attention(nn.Module):
+    """Causal self-attention after a layer norm."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        """Make the projections of `channels / head_dim` heads."""
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(
+        self, hidden: Tensor, past: Past | None = None, temperature: Tensor | None = None
+    ) -> Tensor:
+        """Mix (B, n, C) hidden states, after those kept in `past`.
+
+        The keys and values of the n tokens are written into `past` from its start on;
+        the logits of each image are divided by `temperature` (B,).
+        """
+        qkv = self.qkv(self.norm(hidden)).unflatten(2, (3, -1, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, n, K) each
+        if temperature is not None:
+            query = query / temperature.to(query.dtype)[:, None, None, None]
+        mask = None
+        tokens = query.shape[2]
+        if past is not None:
+            end = past.start + tokens
+            past.keys[:, :, past.start : end] = key
+            past.values[:, :, past.start : end] = value
+            if past.start:
+                key, value = past.keys[:, :, :end], past.values[:, :, :end]
+                if tokens > 1:
+                    mask = hidden.new_ones(tokens, end, dtype=torch.bool).tril(past.start)
+        causal = tokens > 1 and mask is None
+        mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
+        return projected
+
+
+class MLP(nn.Module):
+    """Two linear maps around an exact GELU, after a layer norm."""
+
+    def __init__(self, channels: int) -> None:
+        """Make the fourfold expansion."""
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.main = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Transform (B, n, C) hidden states one by one."""
+        transformed: Tensor = self.main(self.norm(hidden))
+        return transformed
+
+
+class Layer(nn.Module):
+    """A pre-norm Transformer layer."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        """Make attention and MLP."""
+        super().__init__()
+        self.attention = Attention(channels, head_dim)
+        self.mlp = MLP(channels)
+
+    def forward(
+        self, hidden: Tensor, past: Past | None = None, temperature: Tensor | None = None
+    ) -> Tensor:
+        """Transform (B, n, C) hidden states; see `Attention.forward` for the rest."""
+        hidden = hidden + self.attention(hidden, past, temperature)
+        return hidden + self.mlp(hidden)
+
+
+class FlowBlock(nn.Module):
+    """One autoregressive affine map; the odd blocks of a flow read the tokens backwards."""
+
+    def __init__(self, config: ModelConfig, backwards: bool) -> None:
+        """Make the block for tokens in raster order, or in the opposite order."""
+        super().__init__()
+        self.backwards = backwards
+        self.volume_preserving = config.volume_preserving
+        outputs = config.token_dim * (1 if config.volume_preserving else 2)
+        self.proj_in = nn.Linear(config.token_dim, config.channels)
+        self.pos_embed = nn.Parameter(torch.randn(config.tokens, config.channels) * 0.01)
+        self.class_embed = (
+            nn.Parameter(torch.randn(config.classes, 1, config.channels) * 0.01)
+            if config.classes
+            else None
+        )
+        self.attn_blocks = nn.ModuleList(
+            Layer(config.channels, config.head_dim) for _ in range(config.layers)
+        )
+        self.proj_out = nn.Linear(config.channels, outputs)
+        nn.init.zeros_(self.proj_out.weight)  # the bias is not zeroed, as published
+
+    def order(self, tokens: Tensor) -> Tensor:
+        """Take (B, T, ...) from raster order to the order of this block, or back."""
+        return tokens.flip(1) if self.backwards else tokens
+
+    def embedding(self, labels: Tensor | None) -> Tensor:
+        """Return what is added to the hidden states, (1 or B, T, C), in the block's order.
+
+        A dropped label (-1; `None` for the whole batch) is the mean of the class table.
+        """
+        position = self.order(self.pos_embed[None])
+        if self.class_embed is None:
+            return position
+        mean = self.class_embed.mean(0, keepdim=True)
+        if labels is None:
+            return position + mean
+        chosen = self.class_embed[labels.clamp(min=0)]
+        return position + torch.where((labels < 0)[:, None, None], mean, chosen)
+
+    def coefficients(
+        self,
+        tokens: Tensor,
+        embedding: Tensor,
+        past: list[Past] | None = None,
+        temperature: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-scale and shift for the successors of n tokens in the block's order.
+
+        Args:
+            tokens: (B, n, D).
+            embedding: (1 or B, n, C), the part of `self.embedding` at these tokens.
+            past: what each layer keeps of earlier tokens; the n tokens are written to it.
+            temperature: (B,), divides the attention logits of each image.
+
+        Returns:
+            Two (B, n, D) tensors in float32 or wider.
+        """
+        hidden = self.proj_in(tokens) + embedding
+        for index, layer in enumerate(self.attn_blocks):
+            hidden = layer(hidden, past and past[index], temperature)
+        output = self.proj_out(hidden)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if self.volume_preserving:
+            return torch.zeros_like(output), output
+        log_scale, shift = output.chunk(2, dim=2)
+        return log_scale, shift
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map (B, T, D) tokens one block towards the noise.
+
+        The first token in the block's order passes unchanged, each other one is shifted and
+        scaled by its predecessors.
+
+        Returns:
+            Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
+        """
+        tokens = self.order(tokens)
+        log_scale, shift = self.coefficients(tokens, self.embedding(labels))
+        log_scale, shift = log_scale[:, :-1], shift[:, :-1]
+        rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
+        logdet = -log_scale.sum((1, 2)) / tokens[0].numel()
+        return self.order(torch.cat([tokens[:, :1], rest], 1)), logdet
+
+
+class TarFlow(nn.Module):
+    """A stack of autoregressive blocks between images and Gaussian noise."""
+
+    var: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build the flow; its weights come from torch's generator until `initialise`."""
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(
+            FlowBlock(config, backwards=bool(index % 2)) for index in range(config.blocks)
+        )
+        self.register_buffer("var", torch.ones(config.tokens, config.token_dim))
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images to noise.
+
+        Args:
+            images: (B, c, height, width) in [-1, 1].
+            labels: (B,) int64, -1 where the label is dropped; `None` drops all. An unconditional
+                flow ignores them.
+
+        Returns:
+            Latents (B, T, D), log-determinant (B,) in nats per dimension (float32 or wider).
+        """
+        steps = self.trace(images, labels)
+        latents = steps[-1][0]
+        if self.config.volume_preserving and self.training:
+            with torch.no_grad():
+                self.var.lerp_(latents.square().mean(0).to(self.var.dtype), 0.1)
+        return latents, torch.stack([logdet for _, logdet in steps]).sum(0)
+
+    def trace(self, images: Tensor, labels: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Return tokens (B, T, D) and log-determinant (B,) after and of each block."""
+        tokens = patchify(images, self.config.patch)
+        steps = []
+        for block in self.blocks:
+            tokens, logdet = block(tokens, labels)
+            steps.append((tokens, logdet))
+        return steps
+
+    def log_prior(self, latents: Tensor) -> Tensor:
+        """Return the log-density (B,) of latents (B, T, D), in nats per dimension.
+
+        The prior is N(0, var); `var` stays 1 unless the flow preserves volume.
+        """
+        var = self.var.to(torch.promote_types(latents.dtype, torch.float32))
+        return -0.5 * (latents.square() / var + torch.log(2 * math.pi * var)).mean((1, 2))
+
+    def check_labels(self, labels: Tensor | None) -> None:
+        """Refuse labels (B,) that this flow has no class for; -1 stands for a dropped label.
+
+        Raises:
+            ConfigError: naming the first wrong label.
+        """
+        if labels is None:
+            return
+        classes = self.config.classes
+        wrong = labels[(labels < -1) | (labels >= classes)]
+        if len(wrong):
+            known = f"labels are 0 to {classes - 1}" if classes else "the model has no classes"
+            raise ConfigError(f"label {int(wrong[0])} is unknown: {known}")
+
+
+@torch.no_grad()
+def initialise(flow: TarFlow, seed: int) -> None:
+    """Draw fresh weights that depend on the seed only, not on device or torch's generator."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(parameter: Tensor, bound: float) -> None:
+        values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.copy_((2 * values - 1) * bound)
+
+    for name, module in flow.named_modules():
+        if isinstance(module, nn.Linear):
+            bound = module.in_features**-0.5
+            uniform(module.weight, 0.0 if name.endswith("proj_out") else bound)
+            uniform(module.bias, bound)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, FlowBlock):
+            for table in (module.pos_embed, module.class_embed):
+                if table is not None:
+                    normal = torch.randn(table.shape, generator=generator, dtype=torch.float64)
+                    table.copy_(0.01 * normal)
+    flow.var.fill_(1.0)
