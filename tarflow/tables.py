@@ -1,0 +1,287 @@
+"""Image tables: Parquet files in the Hugging Face image convention, read shard by shard.
+
+Columns: `image: struct<bytes: binary, path: string>`, `label: int64` (optional) and
+`split: string` (optional). Which split a row belongs to is a fact of the table:
+
+1. the `split` column, else the name of the file or its folder (`train-00000.parquet`,
+   `validation/0.parquet`), else everything is `train`;
+2. where that leaves `validation` or `test` empty, they are taken out of `train` by the hash of
+   the row number: one row in ten each.
+
+Legend: `N` images, `C` colour channels, `S` pixels along one side.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import fs
+
+from tarflow.config import ConfigError
+from tarflow.record import write_text
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+_ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
+_SPLIT_NAME = re.compile(r"(train|training|validation|valid|val|dev|test)(?![a-z])")
+_REMEMBER = 1 << 26  # bytes; smaller files are hashed anew each time, which takes milliseconds
+_ROWS = 1024  # decoded at a time
+
+
+@dataclass(frozen=True)
+class Table:
+    """The shards of one image table, in the order of their paths."""
+
+    filesystem: fs.FileSystem
+    root: str  # the folder, or the file itself
+    shards: tuple[fs.FileInfo, ...]
+    memory: Path  # where digests of large files are remembered
+    counts_by_index: tuple[int, int, int] | None = None  # fixed split sizes, in row order
+
+    @cached_property
+    def digest(self) -> str:
+        """Name the content: every byte of every shard, and how it is split."""
+        parts = [f"table, splits 1 {self.counts_by_index}"]  # 1 is the version of the split rule
+        for shard in self.shards:
+            parts += [shard.path.removeprefix(self.root), self._file_digest(shard)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, S, S)."""
+        return self._first.shape
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every row; zeros if the table has none."""
+        if not self._has("label"):
+            return np.zeros(len(self.codes), np.int64)
+        labels: NDArray[np.int64] = self._column("label").cast(pa.int64()).to_numpy()
+        if labels.min(initial=0) < 0:
+            raise ConfigError(f"{self.root}: label {labels.min()} is negative; drop those rows")
+        return labels
+
+    @cached_property
+    def classes(self) -> int:
+        """Number of classes: the names stored in the table, else the largest label + 1."""
+        if not self._has("label"):
+            return 0
+        stored = (self._schema.metadata or {}).get(b"huggingface", b"{}")
+        label = json.loads(stored).get("info", {}).get("features", {}).get("label", {})
+        return max(len(label.get("names", ())), int(self.labels.max(initial=0)) + 1)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Images in each split."""
+        return {split: int((self.codes == code).sum()) for code, split in enumerate(SPLITS)}
+
+    def fill(self, split: Split, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Decode a split into `pixels` (N, C, S, S) and `labels` (N,).
+
+        Raises:
+            ConfigError: naming the row that is no image, or not of the size of the first.
+        """
+        wanted = self.codes == SPLITS.index(split)
+        labels[:] = self.labels[wanted]
+        filled = 0
+        for start, batch in self._batches():
+            rows = np.flatnonzero(wanted[start : start + len(batch)])
+            for row, image in zip(rows, batch.take(rows).to_pylist(), strict=True):
+                pixels[filled] = self._decode(image, int(start + row), self.shape)
+                filled += 1
+
+    @cached_property
+    def codes(self) -> NDArray[np.int8]:
+        """Split of every row, as its position in `SPLITS`."""
+        rows = sum(file.metadata.num_rows for file in self._files())
+        if self.counts_by_index is not None:
+            return np.repeat(np.arange(3, dtype=np.int8), self.counts_by_index)
+        if self._has("split"):
+            column = self._column("split").fill_null("").combine_chunks().dictionary_encode()
+            names = [self._code(name) for name in column.dictionary.to_pylist()]
+            codes = np.array(names, np.int8)[column.indices.to_numpy()]
+        else:
+            sizes = [file.metadata.num_rows for file in self._files()]
+            codes = np.repeat(np.array(self._codes_of_shards(), np.int8), sizes)
+        bucket = hash64(np.arange(rows, dtype=np.uint64)) % np.uint64(10)
+        missing = [code for code in (1, 2) if not (codes == code).any()]
+        train = codes == 0
+        for code in missing:
+            codes[train & (bucket == code)] = code
+        return codes
+
+    def _codes_of_shards(self) -> list[int]:
+        """Split of each shard by its file or folder name."""
+        folder = self.root if len(self.shards) > 1 else str(Path(self.root).parent)
+        found = []
+        for shard in self.shards:
+            parts = Path(shard.path.removeprefix(folder)).parts
+            names = [match[1] for part in parts if (match := _SPLIT_NAME.match(part))]
+            found.append(self._code(names[-1]) if names else None)
+        named = [code for code in found if code is not None]
+        if not named or len(self.shards) == 1:
+            return [0] * len(found)
+        if len(named) < len(found):
+            odd = self.shards[found.index(None)].path
+            raise ConfigError(
+                f"{odd}: some shards are named after a split and this one is not; "
+                "begin its name with train, validation or test"
+            )
+        return named
+
+    def _code(self, name: str | None) -> int:
+        name = _ALIASES.get(str(name), str(name))
+        if name not in SPLITS:
+            raise ConfigError(f"{self.root}: split '{name}'; write train, validation or test")
+        return SPLITS.index(name)
+
+    def _files(self) -> Iterator[pq.ParquetFile]:
+        for shard in self.shards:
+            try:
+                yield pq.ParquetFile(shard.path, filesystem=self.filesystem)
+            except (OSError, pa.ArrowInvalid) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"{shard.path} is not a Parquet file: {reason}") from None
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        schema: pa.Schema = next(self._files()).schema_arrow
+        image = schema.field("image").type if "image" in schema.names else None
+        if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+            raise ConfigError(
+                f"{self.root} has the columns {', '.join(schema.names)}: an image table needs "
+                "'image' (struct of bytes and path); make one with: python -m tarflow data import"
+            )
+        return schema
+
+    def _has(self, column: str) -> bool:
+        return column in self._schema.names
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        try:
+            return pa.chunked_array(
+                [chunk for file in self._files() for chunk in file.read([name])[name].chunks]
+            )
+        except (pa.ArrowInvalid, KeyError):
+            raise ConfigError(f"{self.root}: the shards differ in their column '{name}'") from None
+
+    def _batches(self) -> Iterator[tuple[int, pa.Array]]:
+        """Yield the number of the first row and the images of every batch."""
+        start = 0
+        for file in self._files():
+            for batch in file.iter_batches(_ROWS, columns=["image"]):
+                yield start, batch.column("image")
+                start += len(batch)
+
+    @cached_property
+    def _first(self) -> NDArray[np.uint8]:
+        for _, batch in self._batches():
+            if len(batch):
+                return self._decode(batch[0].as_py(), 0, None)
+        raise ConfigError(f"{self.root} has no rows")
+
+    def _decode(
+        self, image: dict[str, bytes | None] | None, row: int, shape: tuple[int, ...] | None
+    ) -> NDArray[np.uint8]:
+        """Decode one image to (C, S, S), checking it against the shape of the first."""
+        where = f"row {row} of {self.root}"
+        data = (image or {}).get("bytes")
+        if not data:
+            raise ConfigError(f"{where} has no image bytes")
+        try:
+            with Image.open(BytesIO(data)) as opened:
+                grey = opened.mode in ("1", "L")
+                if not grey and opened.mode not in ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LA"):
+                    raise ConfigError(f"{where} is not an 8-bit image (mode {opened.mode})")
+                channels = shape[0] if shape else (1 if grey else 3)
+                if channels == 1 and not grey:
+                    raise ConfigError(f"{where} is in colour, row 0 is grey; {_REMAKE}")
+                array = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{where} cannot be decoded: {error}") from None
+        array = array[None] if channels == 1 else array.transpose(2, 0, 1)
+        if shape is None and array.shape[1] != array.shape[2]:
+            raise ConfigError(f"{where} is {_size(array)} pixels, not square; {_REMAKE}")
+        if shape is not None and array.shape != shape:
+            raise ConfigError(
+                f"{where} is {_size(array)} pixels, row 0 is {shape[2]}x{shape[1]}; {_REMAKE}"
+            )
+        return array
+
+    def _file_digest(self, shard: fs.FileInfo) -> str:
+        """Hash a file; the hash of a large one is remembered by its path, size and time."""
+        identity = f"{self.filesystem.type_name}:{shard.path}:{shard.size}:{shard.mtime_ns}"
+        memo = self.memory / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        if shard.size >= _REMEMBER and memo.exists():
+            return memo.read_text()
+        hashed = hashlib.sha256()
+        with self.filesystem.open_input_stream(shard.path) as stream:
+            while chunk := stream.read(1 << 22):
+                hashed.update(chunk)
+        if shard.size >= _REMEMBER:
+            write_text(memo, hashed.hexdigest())
+        return hashed.hexdigest()
+
+
+_REMAKE = "bring all to one form with: python -m tarflow data import"
+
+
+def _size(array: NDArray[np.uint8]) -> str:
+    return f"{array.shape[2]}x{array.shape[1]}"
+
+
+def find_table(
+    name: str, memory: Path, counts_by_index: tuple[int, int, int] | None = None
+) -> Table:
+    """Find the shards under a local path or a `pyarrow.fs` URI.
+
+    Raises:
+        ConfigError: if there is no such file, or the folder holds no Parquet file.
+    """
+    try:
+        if "://" in name:
+            filesystem, root = fs.FileSystem.from_uri(name)
+        else:
+            filesystem, root = fs.LocalFileSystem(), str(Path(name).expanduser().resolve())
+        root = root.rstrip("/")
+        info = filesystem.get_file_info(root)
+        found = [info]
+        if info.type == fs.FileType.Directory:
+            found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(f"cannot read {name}: {str(error).splitlines()[0]}") from None
+    if info.type == fs.FileType.NotFound:
+        raise ConfigError(
+            f"no data set '{name}': write digits, leaves, markov, or the path of a Parquet file "
+            "or folder"
+        )
+    if info.type == fs.FileType.Directory:
+        found = [each for each in found if each.path.endswith(".parquet")]
+        if not found:
+            raise ConfigError(
+                f"{name} holds no Parquet file; make one with: python -m tarflow data import"
+            )
+    shards = tuple(sorted(found, key=lambda each: each.path))
+    return Table(filesystem, root, shards, memory, counts_by_index)
+
+
+def hash64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit integers (the finaliser of SplitMix64, Steele et al. 2014)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
