@@ -28,7 +28,7 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 def unpatchify(tokens: Tensor, patch: int) -> Tensor:
     """Put (B, T, D) tokens of a square image back together; the inverse of `patchify`."""
     side = math.isqrt(tokens.shape[1])
-    return F.pixel_shuffle(tokens.mT.reshape(len(tokens), -1, side, side), patch)
+    return F.pixel_shuffle(tokens.mT.reshape(len(tokens), tokens.shape[2], side, side), patch)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(hidden)).unflatten(2, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, n, K) each
         if temperature is not None:
-            query = query / temperature.to(query.dtype)[:, None, None, None]
+            query = query / temperature[:, None, None, None]
         mask = None
         tokens = query.shape[2]
         if past is not None:
@@ -110,14 +110,15 @@ class Layer(nn.Module):
     ) -> Tensor:
         """Transform (B, n, C) hidden states; see `Attention.forward` for the rest."""
         hidden = hidden + self.attention(hidden, past, temperature)
-        return hidden + self.mlp(hidden)
+        transformed: Tensor = hidden + self.mlp(hidden)
+        return transformed
 
 
 class FlowBlock(nn.Module):
-    """One autoregressive affine map; the odd blocks of a flow read the tokens backwards."""
+    """One autoregressive affine map; it reads the tokens in raster order or `backwards`."""
 
     def __init__(self, config: ModelConfig, backwards: bool) -> None:
-        """Make the block for tokens in raster order, or in the opposite order."""
+        """Make the embeddings, the layers and a last projection that starts at zero."""
         super().__init__()
         self.backwards = backwards
         self.volume_preserving = config.volume_preserving
