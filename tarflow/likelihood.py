@@ -1,0 +1,262 @@
+"""Loss, bits per dimension (BPD) and the bound that makes noise levels comparable.
+
+Legend: `B` batch, `C` colour channels, `H` height and width, `T` tokens per image, `D` values per
+token, `N_dim = T * D`. Images are 8 bit; `x` in [-1, 1].
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tarflow import data, noise
+from tarflow.config import NoiseConfig, RunConfig
+from tarflow.model import TarFlow
+
+LEVELS = 256
+HALF_LN_2PI = 0.5 * math.log(2 * math.pi)
+BPD_OFFSET = (HALF_LN_2PI + math.log(LEVELS / 2)) / math.log(2)  # 8.325748: bins are 1/128 wide
+SMOOTHING = 1.0  # observations that the coarser table counts for in the finer one
+EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
+
+
+def negative_log_likelihood(latents: Tensor, logdet: Tensor) -> Tensor:
+    """Return the training loss per image, nats per dimension without the Gaussian constant.
+
+    Zhai et al. 2025, equation 6; reduced in float32 or wider.
+
+    Args:
+        latents: (B, T, D).
+        logdet: (B,), per dimension.
+
+    Returns:
+        (B,) losses.
+    """
+    wide = latents if latents.dtype == torch.float64 else latents.float()
+    loss: Tensor = 0.5 * wide.square().mean(dim=(1, 2)) - logdet
+    return loss
+
+
+def log_density(flow: TarFlow, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return the log density of continuous images in nats, (B,) for (B, C, H, H).
+
+    Volume-preserving models have a prior of variance `flow.var` instead of one.
+    """
+    latents, logdet = flow(images, labels)
+    per_dim: Tensor = flow.log_prior(latents) + logdet
+    return per_dim * latents[0].numel()
+
+
+def dequantised_bpd(loss: Tensor) -> Tensor:
+    """Turn the loss of uniformly dequantised images into bits per dimension."""
+    return loss / math.log(2) + BPD_OFFSET
+
+
+def denoised_mean(
+    flow: TarFlow, noised: Tensor, labels: Tensor | None, std: float
+) -> tuple[Tensor, Tensor]:
+    """Return the flow's own denoised mean and its log density.
+
+    `xhat = y + std^2 * grad log p(y)` (Tweedie; Zhai et al. 2025, section 3.4).
+
+    Args:
+        flow: its parameters get no gradient.
+        noised: (B, C, H, H), y.
+        labels: (B,) or None.
+        std: of the Gaussian noise in y.
+
+    Returns:
+        xhat (B, C, H, H) and log p(y) (B,) in nats, both detached.
+    """
+    with torch.enable_grad():
+        noised = noised.detach().requires_grad_()
+        density = log_density(flow, noised, labels)
+        (score,) = torch.autograd.grad(density.sum(), noised)
+    return (noised + std**2 * score).detach(), density.detach()
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A table of P(grey level | bin of the denoised value), shared by all pixels.
+
+    Bins are finest where denoised values are dense. A bin's counts are smoothed with a wider
+    neighbourhood's, and that with all pixels', so every probability is positive and rows sum
+    to one.
+    """
+
+    edges: Tensor  # (K - 1,) increasing inner edges of K bins
+    log_probability: Tensor  # (K, 256) nats
+
+    @classmethod
+    def fit(cls, denoised: Tensor, pixels: Tensor, bins: int = 512) -> "Decoder":
+        """Count grey levels of training pixels (uint8) in bins of their denoised values."""
+        values = denoised.flatten().double()
+        levels = pixels.flatten().long()
+        steps = torch.linspace(0, 1, bins // 2 + 1, dtype=torch.float64)[1:-1]
+        ordered = values.sort().values
+        quantiles = ordered[(steps * (len(ordered) - 1)).long()]
+        edges = torch.cat([quantiles, 2 * steps - 1]).unique()
+        counts = _counts(torch.bucketize(values, edges), levels, len(edges) + 1)
+        width = 8
+        groups = torch.arange(len(counts)) // width
+        coarse = torch.zeros(int(groups.max()) + 1, LEVELS, dtype=torch.float64)
+        coarse.index_add_(0, groups, counts)
+        marginal = _smoothed(counts.sum(0), torch.full((LEVELS,), 1 / LEVELS, dtype=counts.dtype))
+        probability = _smoothed(counts, _smoothed(coarse, marginal)[groups])
+        return cls(edges.to(denoised.dtype), probability.log().to(denoised.dtype))
+
+    def log_prob(self, denoised: Tensor, pixels: Tensor) -> Tensor:
+        """Return log P(pixels | denoised) in nats, summed over each image: (B,)."""
+        rows = torch.bucketize(denoised.contiguous(), self.edges.to(denoised))
+        picked = self.log_probability.to(denoised)[rows, pixels.long()]
+        return picked.flatten(1).sum(1)
+
+
+def _counts(bins: Tensor, levels: Tensor, size: int) -> Tensor:
+    flat = torch.bincount(bins * LEVELS + levels, minlength=size * LEVELS)
+    return flat.reshape(size, LEVELS).double()
+
+
+def _smoothed(counts: Tensor, towards: Tensor) -> Tensor:
+    """Return probabilities from counts, as if `SMOOTHING` more had been seen of `towards`."""
+    return (counts + SMOOTHING * towards) / (counts.sum(-1, keepdim=True) + SMOOTHING)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What held-out images cost a model; every array has one value per image."""
+
+    kind: str  # dequantised or bound
+    bpd: np.ndarray  # bits per dimension of the clean 8-bit image
+    loss: np.ndarray  # nats per dimension of the noisy image, the training loss
+    labels: np.ndarray
+    train_loss: float  # mean loss of training images under fresh noise
+
+    def columns(self) -> dict[str, float | str]:
+        """Summarise as the columns of a run's row."""
+        return {
+            "bpd": float(self.bpd.mean()),
+            "bpd_kind": self.kind,
+            "bpd_se": float(self.bpd.std(ddof=1) / math.sqrt(len(self.bpd))),
+            "bpd_median": float(np.median(self.bpd)),
+            "bpd_p99": float(np.quantile(self.bpd, 0.99)),
+            "bpd_max": float(self.bpd.max()),
+            "loss": float(self.loss.mean()),
+            "train_loss": self.train_loss,
+        }
+
+
+def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
+    """Score the held-out images of a run with its trained flow.
+
+    With Gaussian noise BPD is the bound
+    `E[-log p(y) - log P(x | xhat(y)) + log N(y; x, std^2)] / (N_dim ln 2)`, a code length of the
+    clean image at every noise level; with uniform noise it is the dequantised BPD, a bound by
+    Jensen's inequality. Conditional models are scored with the label given.
+
+    Args:
+        flow: the weights to score, on its device.
+        config: of the run; says which data, split, noise and how many draws.
+        batch: images at a time.
+
+    Returns:
+        Values per held-out image, averaged over the noise draws.
+    """
+    flow = flow.eval().requires_grad_(False)
+    held_out = data.open_split(config.data, config.evaluation.split)
+    train = data.open_split(config.data, "train")
+    count = min(config.evaluation.decoder_images, len(train.labels))
+    chosen = data.order(len(train.labels), EVALUATION_SEED, 0, count)
+    decoder = None
+    train_losses = []
+    if config.noise.type == "gaussian":
+        seen = []
+        for pixels, labels, noised in _noised(train, chosen, config, flow, "decoder", batch):
+            xhat, density = denoised_mean(flow, noised, labels, config.noise.std)
+            seen.append((xhat.cpu(), pixels.cpu()))
+            train_losses.append(_loss(density, noised).cpu())
+        decoder = Decoder.fit(torch.cat([a for a, _ in seen]), torch.cat([b for _, b in seen]))
+    else:
+        with torch.no_grad():
+            for _, labels, noised in _noised(train, chosen, config, flow, "decoder", batch):
+                train_losses.append(_loss(log_density(flow, noised, labels), noised).cpu())
+    everything = np.arange(len(held_out.labels))
+    bpd, loss = np.zeros(len(everything)), np.zeros(len(everything))
+    for draw in range(config.evaluation.draws):
+        rows = []
+        parts = _noised(held_out, everything, config, flow, f"held-out {draw}", batch)
+        for pixels, labels, noised in parts:
+            if decoder is None:
+                with torch.no_grad():
+                    losses = _loss(log_density(flow, noised, labels), noised)
+                rows.append((dequantised_bpd(losses), losses))
+            else:
+                bits, density = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
+                rows.append((bits, _loss(density, noised)))
+        bpd += torch.cat([a for a, _ in rows]).cpu().numpy() / config.evaluation.draws
+        loss += torch.cat([b for _, b in rows]).cpu().numpy() / config.evaluation.draws
+    kind = "dequantised" if decoder is None else "bound"
+    labels_seen = np.asarray(held_out.labels)
+    return Likelihood(kind, bpd, loss, labels_seen, float(torch.cat(train_losses).mean()))
+
+
+def bound_bpd(
+    flow: TarFlow,
+    decoder: Decoder,
+    pixels: Tensor,
+    noised: Tensor,
+    labels: Tensor | None,
+    noise_config: NoiseConfig,
+) -> tuple[Tensor, Tensor]:
+    """Return one draw of the BPD bound of clean images.
+
+    Args:
+        flow: prior of the noisy image.
+        decoder: fitted on training images.
+        pixels: (B, C, H, H) uint8.
+        noised: (B, C, H, H), `unit(pixels)` plus Gaussian noise.
+        labels: (B,) or None.
+        noise_config: of that noise.
+
+    Returns:
+        (B,) bits per dimension, and (B,) log p(y) in nats.
+    """
+    xhat, density = denoised_mean(flow, noised, labels, noise_config.std)
+    clean = noise.unit(pixels, noised.dtype)
+    drawn = (noised - clean) / noise_config.std
+    posterior = -(0.5 * drawn.square() + HALF_LN_2PI + math.log(noise_config.std))
+    nats = posterior.flatten(1).sum(1) - density - decoder.log_prob(xhat, pixels)
+    return nats / (pixels[0].numel() * math.log(2)), density
+
+
+def _loss(density: Tensor, images: Tensor) -> Tensor:
+    return -density / images[0].numel() - HALF_LN_2PI
+
+
+def _noised(
+    images: data.Images,
+    indices: np.ndarray,
+    config: RunConfig,
+    flow: TarFlow,
+    use: str,
+    batch: int,
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Yield pixels, labels and noisy images in batches, with noise fixed by image and use."""
+    device, dtype = flow.var.device, flow.var.dtype
+    for start in range(0, len(indices), batch):
+        part = indices[start : start + batch]
+        pixels = torch.from_numpy(data.batch(images, part))
+        drawn = noise.normal_per_image(
+            torch.from_numpy(part), tuple(pixels.shape[1:]), EVALUATION_SEED, use, dtype
+        )
+        if config.noise.type == "gaussian":
+            noised = noise.unit(pixels, dtype) + config.noise.std * drawn
+        else:
+            noised = (pixels.to(dtype) + torch.special.ndtr(drawn)) / 128 - 1
+        labels = None
+        if config.model.classes:
+            labels = torch.from_numpy(np.asarray(images.labels)[part]).to(device)
+        yield pixels.to(device), labels, noised.to(device)

@@ -1,0 +1,67 @@
+"""Optimizer, schedules and weight average; every horizon is counted in images seen."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from tarflow.config import OptimConfig
+
+FLOOR = 0.01  # the cosine ends at this share of the peak rate, as published (1e-6 of 1e-4)
+
+
+def learning_rate(optim: OptimConfig, images: float, total: int) -> float:
+    """Return the rate at `images` seen of `total`.
+
+    `wsd`: linear warm-up, constant, linear decay to zero over the last `cooldown` share. Until
+    the decay begins the rate does not depend on `total`, so runs of other lengths share it.
+    `cosine`: linear warm-up, then half a cosine.
+    """
+    warm = min(1.0, images / optim.warmup_images) if optim.warmup_images else 1.0
+    if optim.schedule == "wsd":
+        decay = min(1.0, (total - images) / (optim.cooldown * total)) if optim.cooldown else 1.0
+    else:
+        start = min(optim.warmup_images, total)
+        along = min(1.0, max(0.0, (images - start) / max(1, total - start)))
+        decay = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * along))
+    return optim.lr * max(0.0, min(warm, decay) if optim.schedule == "wsd" else warm * decay)
+
+
+def make_optimizer(flow: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW over all parameters with weight decay on all, as published."""
+    return torch.optim.AdamW(
+        flow.parameters(),
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+
+
+def ema_exponent(width: float) -> float:
+    """Return the exponent of the power-function average of a given relative width.
+
+    The average weights the model at `t` images by `t ** exponent`; the standard deviation of that
+    profile is `width` times the images seen (Karras et al. 2024, arXiv 2312.02696, equation 17).
+
+    >>> round(ema_exponent(0.05), 2)
+    16.97
+    """
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        spread = math.sqrt((middle + 1) / ((middle + 2) ** 2 * (middle + 3)))
+        low, high = (middle, high) if spread > width else (low, middle)
+    return (low + high) / 2
+
+
+def ema_decay(exponent: float, images: int, batch: int) -> float:
+    """Return how much of the average is kept when `images` have been seen after this batch."""
+    return float((1 - batch / images) ** (exponent + 1))
+
+
+@torch.no_grad()
+def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+    """Move an average towards the current weights, in place."""
+    torch._foreach_lerp_(list(average), list(current), 1 - decay)

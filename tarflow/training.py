@@ -1,0 +1,236 @@
+"""Training of one run: state, step, loop. The same function everywhere, from laptop to cluster.
+
+Legend: `B` batch, `T` tokens per image, `D` values per token.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarflow import cost, data, distributed, noise, optim
+from tarflow.config import RunConfig
+from tarflow.device import autocast, choose_device, master_dtype, synchronize
+from tarflow.likelihood import negative_log_likelihood
+from tarflow.model import TarFlow, initialise
+from tarflow.state import load_state, save_state
+
+Report = Callable[[dict[str, Any]], None]
+CURVE_POINTS = 200  # rows of the loss curve a run leaves
+
+
+class Diverged(RuntimeError):
+    """Training met a value that is not finite; the text names the block."""
+
+
+@dataclass
+class TrainState:
+    """What training owns and changes; the one thing that is saved and restored."""
+
+    flow: TarFlow
+    average: dict[str, Tensor]  # weight average (EMA), by name of the state dict
+    optimizer: torch.optim.AdamW
+    images: int = 0  # training images seen
+    seconds: float = 0.0  # spent in training, pauses left out
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def new_state(config: RunConfig, device: torch.device) -> TrainState:
+    """Return the state before the first step, a function of the config alone."""
+    flow = TarFlow(config.model)
+    initialise(flow, config.seed)
+    flow = flow.to(device, master_dtype(config)).train()
+    average = {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
+    return TrainState(flow, average, optim.make_optimizer(flow, config.optim))
+
+
+def train_step(
+    state: TrainState,
+    parallel: nn.Module,
+    pixels: Tensor,
+    labels: Tensor | None,
+    config: RunConfig,
+) -> tuple[Tensor, Tensor]:
+    """Update once on a global batch.
+
+    Noise, flips and dropped labels are drawn for the whole batch and each worker takes its share,
+    so the numbers do not depend on how many workers there are.
+
+    Args:
+        state: is changed.
+        parallel: the flow as the workers share it.
+        pixels: (B, C, H, H) uint8, the global batch, on the device.
+        labels: (B,) int64, or None for an unconditional model.
+        config: of the run.
+
+    Returns:
+        Mean loss of the global batch (nats per dimension) and the gradient norm before clipping.
+
+    Raises:
+        Diverged: if either is not finite; the weights are then still those before the step.
+    """
+    device, dtype = pixels.device, master_dtype(config)
+    rng = noise.generator(config.seed, "step", state.images, str(device))
+    if config.data.flip:
+        flipped = torch.rand(len(pixels), generator=rng, device=device) < 0.5
+        pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+    noised = noise.noisy(pixels, config.noise, rng, dtype)
+    if labels is not None:
+        dropped = torch.rand(len(labels), generator=rng, device=device) < config.optim.label_drop
+        labels = labels.masked_fill(dropped, -1)
+    mine = distributed.share(len(noised))
+    noised, labels = noised[mine], None if labels is None else labels[mine]
+    micro = config.execution.micro_batch or len(noised)
+    total = torch.zeros((), device=device, dtype=dtype)
+    state.optimizer.zero_grad(set_to_none=True)
+    for start in range(0, len(noised), micro):
+        part = noised[start : start + micro]
+        part_labels = None if labels is None else labels[start : start + micro]
+        last = start + micro >= len(noised)
+        with contextlib.nullcontext() if last else distributed.without_sync(parallel):
+            with autocast(config.precision, device):
+                latents, logdet = parallel(part, part_labels)
+            loss = negative_log_likelihood(latents, logdet).mean() * (len(part) / len(noised))
+            loss.backward()
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(state.flow.parameters(), config.optim.clip)
+    total = distributed.mean(total)
+    if not torch.isfinite(total + norm):
+        raise Diverged(describe_divergence(state, noised, labels))
+    rate = optim.learning_rate(config.optim, state.images + config.batch / 2, config.images)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.images += config.batch
+    return total, norm
+
+
+@torch.no_grad()
+def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None) -> str:
+    """Say at which images and in which block the numbers stopped being finite."""
+    for index, (latents, logdet) in enumerate(state.flow.trace(images, labels)):
+        if not (torch.isfinite(latents).all() and torch.isfinite(logdet).all()):
+            return f"block {index} gave values that are not finite after {state.images} images"
+    for index, block in enumerate(state.flow.blocks):
+        grads = [p.grad for p in block.parameters() if p.grad is not None]
+        if not all(torch.isfinite(grad).all() for grad in grads):
+            return f"the gradient of block {index} is not finite after {state.images} images"
+    return f"the loss is not finite after {state.images} images"
+
+
+def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> TrainState:
+    """Train a run to its last image, going on from the newest state in `folder` if there is one.
+
+    Args:
+        config: resolved; `config.images` is where it ends.
+        folder: of the run; states go to `folder/state`.
+        report: gets {"images", "loss", "seconds"} about every `execution.report_seconds`.
+
+    Returns:
+        The final state. `state.average` holds the weights to keep.
+
+    Raises:
+        Diverged: if the loss or the gradient stops being finite.
+    """
+    device = choose_device(config.execution, distributed.local_rank())
+    state = restore(new_state(config, device), folder / "state", config)
+    distributed.barrier()
+    parallel = distributed.parallel(state.flow, device)
+    exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else 0.0
+    parameters = dict(state.flow.named_parameters())
+    every = max(1, round(config.images / config.batch / CURVE_POINTS)) * config.batch
+    losses = torch.zeros((), device=device, dtype=torch.float64)
+    steps = 0
+    started = time.perf_counter() - state.seconds
+    saved = reported = state.seconds
+    for pixels, labels in batches(config, state.images, device):
+        loss, norm = train_step(state, parallel, pixels, labels, config)
+        decay = optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
+        average_parameters = [state.average[name] for name in parameters]
+        optim.update_average(average_parameters, parameters.values(), decay)
+        losses += loss
+        steps += 1
+        state.seconds = time.perf_counter() - started
+        if state.images % every == 0 or state.images == config.images:
+            state.curve.append(
+                {
+                    "images": state.images,
+                    "flops": float(cost.training_flops(config.model)) * state.images,
+                    "loss": losses.item() / steps,
+                    "lr": state.optimizer.param_groups[0]["lr"],
+                    "grad_norm": norm.item(),
+                    "seconds": state.seconds,
+                }
+            )
+            losses.zero_()
+            steps = 0
+        if state.seconds - reported > config.execution.report_seconds:
+            reported = state.seconds
+            report({"images": state.images, "loss": loss.item(), "seconds": state.seconds})
+        due = state.seconds - saved > config.execution.checkpoint_seconds
+        if due and steps == 0 and state.images < config.images:
+            saved = state.seconds
+            save(state, folder / "state")
+    for name, tensor in state.flow.named_buffers():
+        state.average[name] = tensor.detach().clone()
+    synchronize(device)
+    state.seconds = time.perf_counter() - started
+    return state
+
+
+def batches(
+    config: RunConfig, seen: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield global batches from image `seen` to the last, in the order that the seed fixes."""
+    images = data.open_split(config.data, "train")
+    for start in range(seen, config.images, config.batch):
+        indices = data.order(len(images.labels), config.seed, start, config.batch)
+        pixels = torch.from_numpy(data.batch(images, indices)).to(device, non_blocking=True)
+        labels = None
+        if config.model.classes:
+            labels = torch.from_numpy(images.labels[indices]).to(device, non_blocking=True)
+        yield pixels, labels
+
+
+def save(state: TrainState, folder: Path) -> None:
+    """Write the full training state (first worker only)."""
+    if distributed.rank():
+        return
+    tensors = {f"flow.{name}": tensor for name, tensor in state.flow.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
+    for name, parameter in state.flow.named_parameters():
+        for kind, value in state.optimizer.state[parameter].items():
+            tensors[f"optimizer.{kind}.{name}"] = value
+    facts = {"seconds": state.seconds, "curve": state.curve}
+    save_state(folder, state.images, tensors, facts)
+
+
+def restore(state: TrainState, folder: Path, config: RunConfig) -> TrainState:
+    """Fill a fresh state from the newest sound one on disk, if there is one."""
+    loaded = load_state(folder)
+    if loaded is None or loaded[1]["images"] > config.images:
+        return state
+    tensors, facts = loaded
+    flow = state.flow.state_dict()
+    state.flow.load_state_dict({name: tensors[f"flow.{name}"] for name in flow})
+    for name in state.average:
+        state.average[name].copy_(tensors[f"average.{name}"])
+    for name, parameter in state.flow.named_parameters():
+        state.optimizer.state[parameter] = {
+            kind: tensors[f"optimizer.{kind}.{name}"].to(parameter.device)
+            for kind in ("step", "exp_avg", "exp_avg_sq")
+        }
+    state.images, state.seconds = facts["images"], facts["seconds"]
+    state.curve = facts["curve"]
+    return state
+
+
+def forget_states(folder: Path) -> None:
+    """Remove the training states of a finished run."""
+    shutil.rmtree(folder / "state", ignore_errors=True)
