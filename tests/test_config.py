@@ -1,0 +1,191 @@
+"""A config is a value with a name: it survives YAML, and a mistake in it costs one clear line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tarflow.config import (
+    ConfigError,
+    DataConfig,
+    EvaluationConfig,
+    ExecutionConfig,
+    ModelConfig,
+    NoiseConfig,
+    OptimConfig,
+    RunConfig,
+    SamplerConfig,
+    from_dict,
+    read_yaml,
+    round_images,
+    run_id,
+    to_dict,
+    to_yaml,
+    with_hash,
+)
+
+PLAIN = RunConfig(data=DataConfig(hash="0123456789abcdef"), precision="float32")
+
+
+def test_plain_config_keeps_its_frozen_name():
+    """If this fails, every finished run would be trained again: see `run_id` before editing."""
+    assert run_id(PLAIN) == "4c8a6168d0"
+
+
+@given(
+    lr=st.floats(1e-9, 10, allow_nan=False),
+    std=st.floats(1e-6, 9.9),
+    heads=st.integers(1, 8),
+    steps=st.integers(1, 10**6),
+    schedule=st.sampled_from(["wsd", "cosine"]),
+    precision=st.sampled_from(["float32", "bfloat16", "float64"]),
+)
+def test_yaml_round_trip_keeps_config_and_name(lr, std, heads, steps, schedule, precision):
+    config = replace(
+        PLAIN,
+        model=ModelConfig(channels=16 * heads, head_dim=16),
+        noise=NoiseConfig(std=std),
+        optim=OptimConfig(lr=lr, schedule=schedule),
+        images=64 * steps,
+        precision=precision,
+    )
+    back = from_dict(RunConfig, yaml.safe_load(to_yaml(config, comment="what this is\nand why")))
+    assert back == config
+    assert run_id(back) == run_id(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampler": SamplerConfig(guidance=2.0, part="shift", temperature=0.9, denoise=0.5)},
+        {"execution": ExecutionConfig(device="cpu", workers=4, threads=3, micro_batch=8)},
+        {"evaluation": EvaluationConfig(split="test", draws=4, samples=0)},
+        {"execution": ExecutionConfig(checkpoint_seconds=1.0, report_seconds=9.0)},
+    ],
+)
+def test_how_a_run_is_carried_out_leaves_its_name_alone(change):
+    assert run_id(replace(PLAIN, **change)) == run_id(PLAIN)
+
+
+def variants():
+    """Every hashed field, moved off its value in PLAIN by the smallest valid change."""
+    others = {
+        "image_size": 32,
+        "image_channels": 3,
+        "classes": 10,
+        "patch": 7,
+        "channels": 128,
+        "blocks": 5,
+        "layers": 3,
+        "head_dim": 32,
+        "volume_preserving": True,
+        "name": "leaves",
+        "hash": "f" * 16,
+        "flip": True,
+        "type": "uniform",
+        "std": 0.2,
+        "lr": 2e-3,
+        "beta1": 0.8,
+        "beta2": 0.99,
+        "weight_decay": 0.0,
+        "clip": 2.0,
+        "schedule": "cosine",
+        "warmup_images": 2048,
+        "cooldown": 0.3,
+        "ema": 0.1,
+        "label_drop": 0.2,
+        "images": 8192,
+        "batch": 32,
+        "seed": 1,
+        "precision": "float64",
+        "numerics_version": 99,
+    }
+    for key, value in to_dict(PLAIN).items():
+        if key in ("sampler", "evaluation", "execution"):
+            continue
+        if not isinstance(value, dict):
+            yield key, replace(PLAIN, **{key: others[key]})
+            continue
+        for name in value:
+            part = replace(getattr(PLAIN, key), **{name: others[name]})
+            yield f"{key}.{name}", replace(PLAIN, **{key: part})
+
+
+def test_every_field_that_changes_the_numbers_changes_the_name():
+    names = {path: run_id(config) for path, config in variants()}
+    assert len(names) == 29
+    assert len({*names.values(), run_id(PLAIN)}) == 30, names
+
+
+def test_a_whole_number_names_the_same_run_as_its_float():
+    whole, point = (replace(PLAIN, optim=OptimConfig(lr=lr)) for lr in (1, 1.0))
+    assert run_id(whole) == run_id(point)
+
+
+def test_width_of_noise_that_is_not_used_leaves_the_name_alone():
+    first, second = (replace(PLAIN, noise=NoiseConfig(type="uniform", std=s)) for s in (0.1, 0.2))
+    assert run_id(first) == run_id(second)
+
+
+def test_a_run_has_no_name_before_it_is_resolved():
+    for config in (replace(PLAIN, precision="auto"), RunConfig(precision="float32")):
+        with pytest.raises(ConfigError, match="resolved"):
+            run_id(config)
+    assert run_id(with_hash(RunConfig(precision="float32"), PLAIN.data.hash)) == run_id(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("plain", "words"),
+    [
+        ({"modle": {}}, ["unknown key 'modle'", "did you mean 'model'?"]),
+        ({"model": {"chanels": 64}}, ["'model.chanels'", "did you mean 'channels'?"]),
+        ({"optim": {"learning_rate": 1}}, ["'optim.learning_rate'", "did you mean"]),
+        ({"model": {"channels": "wide"}}, ["model.channels", "integer"]),
+        ({"model": {"channels": 0}}, ["model.channels is 0", "at least 1"]),
+        ({"model": {"channels": 96}}, ["head_dim 64 does not divide", "96"]),
+        ({"model": {"patch": 5}}, ["model.patch 5 does not divide model.image_size 28"]),
+        ({"noise": {"type": "gauss"}}, ["noise.type", "'gaussian' or 'uniform'"]),
+        ({"noise": {"std": 0}}, ["noise.std is 0", "(0, 10)"]),
+        ({"optim": {"cooldown": 1.5}}, ["optim.cooldown is 1.5", "share"]),
+        ({"images": 1000}, ["images 1000 is not a multiple of batch 64", "write 1024"]),
+        ({"images": 0}, ["images and batch must be at least 1"]),
+        ([1, 2], ["RunConfig"]),
+    ],
+)
+def test_a_mistake_is_one_clear_line(plain, words):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(RunConfig, plain, where="run.yaml")
+    message = str(caught.value)
+    assert message.startswith("run.yaml: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [(None, "No such file"), ("a: [1", "not YAML"), ("images: ten", "images"), ("3", "run.yaml")],
+)
+def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, text, word):
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=word) as caught:
+        read_yaml(RunConfig, path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_yaml_numbers_written_without_a_point_are_read(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("optim:\n  lr: 1e-4\n")  # YAML itself reads 1e-4 as text
+    assert read_yaml(RunConfig, path).optim.lr == 1e-4
+    path.write_text("")
+    assert read_yaml(RunConfig, path) == RunConfig()
+
+
+def test_images_round_to_whole_steps_and_never_to_none():
+    assert [round_images(n, 64) for n in (1, 64, 95, 97, 1e4)] == [64, 64, 64, 128, 9984]
