@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarflow.config import ConfigError, DataConfig
+from tarflow.procedural import find_procedural
 from tarflow.tables import SPLITS, Split, find_table
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"
@@ -169,7 +170,7 @@ def _source(config: DataConfig) -> _Source:
     memory = cache_folder() / "digests"
     if config.name == "digits":
         return find_table(str(_DIGITS), memory, _DIGITS_COUNTS)
-    return find_table(config.name, memory)
+    return find_procedural(config.name) or find_table(config.name, memory)
 
 
 def _decode(source: _Source, split: Split, folder: Path) -> None:

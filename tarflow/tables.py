@@ -106,8 +106,10 @@ class Table:
     def codes(self) -> NDArray[np.int8]:
         """Split of every row, as its position in `SPLITS`."""
         rows = sum(file.metadata.num_rows for file in self._files())
+        codes: NDArray[np.int8]
         if self.counts_by_index is not None:
-            return np.repeat(np.arange(3, dtype=np.int8), self.counts_by_index)
+            codes = np.repeat(np.arange(3, dtype=np.int8), self.counts_by_index)
+            return codes
         if self._has("split"):
             column = self._column("split").fill_null("").combine_chunks().dictionary_encode()
             names = [self._code(name) for name in column.dictionary.to_pylist()]
