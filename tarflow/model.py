@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tarflow import noise
 from tarflow.config import ConfigError, ModelConfig
 
 
@@ -266,10 +267,10 @@ class TarFlow(nn.Module):
 @torch.no_grad()
 def initialise(flow: TarFlow, seed: int) -> None:
     """Draw fresh weights that depend on the seed only, not on device or torch's generator."""
-    generator = torch.Generator().manual_seed(seed)
+    rng = noise.generator(seed, "weights")
 
     def uniform(parameter: Tensor, bound: float) -> None:
-        values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+        values = torch.rand(parameter.shape, generator=rng, dtype=torch.float64)
         parameter.copy_((2 * values - 1) * bound)
 
     for name, module in flow.named_modules():
@@ -282,6 +283,6 @@ def initialise(flow: TarFlow, seed: int) -> None:
         elif isinstance(module, FlowBlock):
             for table in (module.pos_embed, module.class_embed):
                 if table is not None:
-                    normal = torch.randn(table.shape, generator=generator, dtype=torch.float64)
+                    normal = torch.randn(table.shape, generator=rng, dtype=torch.float64)
                     table.copy_(0.01 * normal)
     flow.var.fill_(1.0)

@@ -1,0 +1,164 @@
+"""From a trained flow to images: noise, inverse, one denoising step, picture.
+
+Legend: `N` images, `B` batch, `c` colour channels, `H` height and width, `T` tokens per image,
+`D` values per token, `N_dim = T * D`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.func import functional_call
+
+from tarflow.config import ConfigError, NoiseConfig, SamplerConfig
+from tarflow.cost import ACTIVATIONS_PER_LAYER
+from tarflow.model import TarFlow
+from tarflow.noise import normal_per_image, to_pixels
+from tarflow.solvers import invert
+
+REDRAWS = 3  # times an image that is not finite gets other noise before it is given up
+DENOISE_BYTES = 2**30  # of activations that a denoising step may keep at a time
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images drawn from a flow, and what went wrong on the way."""
+
+    images: Tensor  # (N, c, H, H) float32 in [-1, 1], on the CPU, without the lost ones
+    labels: Tensor | None  # (N,) int64
+    redrawn: int  # draws that were not finite and were repeated with other noise
+    lost: int  # images given up because `REDRAWS` repetitions were not finite either
+
+
+def sample(
+    flow: TarFlow,
+    count: int,
+    sampler: SamplerConfig,
+    noise: NoiseConfig,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    batch: int = 64,
+) -> Samples:
+    """Draw images; image i is a function of (seed, i, its label), whatever the batch size.
+
+    Args:
+        flow: the model in eval mode, on its device.
+        count: images wanted.
+        sampler: guidance and denoising.
+        noise: what the model was trained with; only Gaussian noise can be denoised.
+        labels: (count,) int64, -1 for no class; by default every class in turn.
+        seed: of the noise.
+        batch: images at a time.
+
+    Raises:
+        ConfigError: if `count` is not positive, or labels are unknown or of another number.
+    """
+    if count < 1:
+        raise ConfigError(f"cannot draw {count} images: ask for at least 1")
+    if labels is None and flow.config.classes:
+        labels = torch.arange(count) % flow.config.classes
+    if labels is not None and len(labels) != count:
+        raise ConfigError(f"{len(labels)} labels for {count} images: give one label per image")
+    images = torch.empty(
+        count, flow.config.image_channels, flow.config.image_size, flow.config.image_size
+    )
+    pending = torch.arange(count)
+    redrawn = 0
+    for attempt in range(1 + REDRAWS):
+        redrawn += len(pending) if attempt else 0
+        for part in pending.split(batch):
+            part_labels = None if labels is None else labels[part]
+            images[part] = _draw(flow, part, part_labels, sampler, noise, seed, attempt)
+        pending = pending[~images[pending].isfinite().flatten(1).all(1)]
+        if not len(pending):
+            break
+    kept = images.isfinite().flatten(1).all(1)
+    return Samples(
+        images[kept].clamp(-1, 1),
+        None if labels is None else labels[kept],
+        redrawn,
+        lost=len(pending),
+    )
+
+
+def _draw(
+    flow: TarFlow,
+    indices: Tensor,
+    labels: Tensor | None,
+    sampler: SamplerConfig,
+    noise: NoiseConfig,
+    seed: int,
+    attempt: int,
+) -> Tensor:
+    shape = (flow.config.tokens, flow.config.token_dim)
+    drawn = normal_per_image(indices, shape, seed, f"sample {attempt}", flow.var.dtype)
+    labels = None if labels is None else labels.to(flow.var.device)
+    images = invert(flow, drawn.to(flow.var.device) * flow.var.sqrt(), labels, sampler)
+    if noise.type == "gaussian" and sampler.denoise:
+        images = denoise(flow, images, labels, noise.std, sampler.denoise)
+    return images.float().cpu()
+
+
+def denoise(
+    flow: TarFlow,
+    images: Tensor,
+    labels: Tensor | None,
+    noise_std: float,
+    multiplier: float = 1.0,
+) -> Tensor:
+    """Move noisy images to their expected clean images (Zhai et al. 2025, section 3.4).
+
+    `x + multiplier * noise_std^2 * grad log p(x | label)` (Tweedie), with the standard normal
+    prior of the training loss also for volume-preserving flows, as published. Images go through
+    in as many parts as keep memory bounded; the parts do not change the result.
+
+    Args:
+        flow: the model in eval mode; its parameters get no gradient.
+        images: (N, c, H, H), not changed.
+        labels: (N,) int64, -1 where dropped; `None` drops all.
+        noise_std: of the training noise.
+        multiplier: of the step.
+
+    Raises:
+        ConfigError: if a label is unknown.
+    """
+    flow.check_labels(labels)
+    config = flow.config
+    constants = {name: weight.detach() for name, weight in flow.named_parameters()}
+    width = config.blocks * config.layers * ACTIVATIONS_PER_LAYER * config.channels
+    size = config.tokens * width * images.element_size()
+    parts = images.detach().split(max(1, DENOISE_BYTES // size))
+    cleaned = []
+    start = 0
+    for part in parts:
+        part_labels = None if labels is None else labels[start : start + len(part)]
+        start += len(part)
+        with torch.enable_grad():
+            point = part.clone().requires_grad_()
+            latents, logdet = functional_call(flow, constants, (point, part_labels))
+            per_dim = logdet - 0.5 * latents.square().mean((1, 2))
+            (score,) = torch.autograd.grad(per_dim.sum() * config.dims, point)
+        cleaned.append(part + multiplier * noise_std**2 * score)
+    return torch.cat(cleaned)
+
+
+def image_grid(images: Tensor, columns: int) -> Image.Image:
+    """Lay out (N, c, H, H) images in [-1, 1] as one picture, row by row, 2 pixels apart.
+
+    >>> image_grid(torch.zeros(5, 1, 8, 8), columns=3).size
+    (32, 22)
+    """
+    gap = 2
+    count, colours, height, width = images.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    canvas = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, colours), 255, dtype=np.uint8
+    )
+    for index, picture in enumerate(to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()):
+        row, column = divmod(index, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        canvas[top : top + height, left : left + width] = picture
+    return Image.fromarray(canvas[:, :, 0] if colours == 1 else canvas)
