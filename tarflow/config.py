@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -234,12 +234,15 @@ def from_dict(kind: type[Config], plain: Any, where: str = "config") -> Config:
 
 
 def _first_line(kind: type[Any], error: ValidationError) -> str:
-    first = error.errors()[0]
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    first = min(error.errors(), key=lambda each: each["type"] not in unknown)  # a typo comes first
     path = ".".join(str(part) for part in first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] in unknown:
         owner: Any = kind
         for part in first["loc"][:-1]:
-            owner = next((f.type for f in fields(owner) if f.name == part), owner)
+            if is_dataclass(owner):
+                owner = next((f.type for f in fields(owner) if f.name == part), owner)
+            owner = next((each for each in get_args(owner) if is_dataclass(each)), owner)
         names = [f.name for f in fields(owner)] if is_dataclass(owner) else []
         near = get_close_matches(str(first["loc"][-1]), names, n=1, cutoff=0.0)
         return f"unknown key '{path}'" + (f"; did you mean '{near[0]}'?" if near else "")

@@ -1,0 +1,178 @@
+"""How long a run should take on a device, before it is run.
+
+On a processor core:
+
+    effective FLOPs of an image = training FLOPs + VALUE_FLOPS * tokens * channels * layers
+    training   = images * effective FLOPs / rate + steps * layers * LAYER_SECONDS
+    evaluation = EVALUATION_SECONDS + scored * effective FLOPs / rate
+                 + batches sampled * tokens * layers * SAMPLING_SECONDS
+                 + samples * (effective FLOPs / 3 / rate + FEATURES_SECONDS)
+
+with `layers` counted over all blocks, `scored` the images that are scored or fit the decoder
+(forward, and backward to the image: as dear as a training image) and `rate` that of a short
+matrix-product probe with all cores busy. VALUE_FLOPS stands for all work that is no matrix
+product, which is most of it in small models. An accelerator is taken at its data-sheet peak times
+a share that grows with the width. Finished runs of the study then correct both parts by the
+median of their ratios.
+"""
+
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.study import unknown
+from tarflow import cost, record
+from tarflow.config import ConfigError, RunConfig, from_dict
+from tarflow.data import cache_folder
+
+# Measured on a Xeon core with AVX-512.
+VALUE_FLOPS = 17_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
+LAYER_SECONDS = 2e-3  # of a step, per Transformer layer, whatever the batch
+EVALUATION_SECONDS = 1.0  # files and tables
+SAMPLING_SECONDS = 5e-4  # per token, layer and batch of samples
+SAMPLING_BATCH = 250
+FEATURES_SECONDS = 0.01  # of an image in the feature extractor
+SPREAD = 0.3  # of an expectation that no finished run has corrected
+ACCELERATOR_SHARE = 0.45  # of the peak that a wide model reaches
+ACCELERATOR_WIDTH = 192  # channels at which half of that share is reached
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one device computes, and how that is known."""
+
+    flops: float  # matrix-product FLOPs per second of one device
+    source: str
+    accelerator: str = ""  # empty for a processor core
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Expected seconds of a run on its devices."""
+
+    train: float
+    evaluate: float
+
+    @property
+    def total(self) -> float:
+        """Both parts."""
+        return self.train + self.evaluate
+
+
+def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> Seconds:
+    """Return what a run should take before any correction; the module says how."""
+    model, evaluation = config.model, config.evaluation
+    layers = model.blocks * model.layers
+    flops = float(cost.training_flops(model))
+    if rate.accelerator:
+        share = ACCELERATOR_SHARE * model.channels / (model.channels + ACCELERATOR_WIDTH)
+        per_image, per_layer = flops / (rate.flops * share), 0.0
+    else:
+        values = model.tokens * model.channels * layers
+        per_image, per_layer = (flops + VALUE_FLOPS * values) / rate.flops, LAYER_SECONDS
+    train = config.images * per_image / config.execution.workers
+    train += config.images / config.batch * layers * per_layer
+    scored = evaluation.decoder_images + validation_images * evaluation.draws
+    batches = -(-evaluation.samples // SAMPLING_BATCH)
+    sampling = batches * model.tokens * layers * SAMPLING_SECONDS
+    sampling += evaluation.samples * (per_image / 3 + FEATURES_SECONDS)
+    return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
+
+
+def correction(
+    rows: Iterable[Mapping[str, Any]], validation_images: int, rate: Rate
+) -> tuple[float, float, float]:
+    """Compare finished runs with the expectation.
+
+    Returns:
+        Median ratios of measured to expected seconds of training and of evaluation, and the
+        relative spread that is left (median absolute deviation, as a standard deviation).
+    """
+    train, evaluate, total = [], [], []
+    for row in rows:
+        config = from_dict(RunConfig, json.loads(row["config"]))
+        expected = expected_seconds(config, validation_images, rate)
+        train.append(row["train_seconds"] / expected.train)
+        evaluate.append(row["evaluate_seconds"] / expected.evaluate)
+        total.append((row["train_seconds"] + row["evaluate_seconds"], expected))
+    if not total:
+        return 1.0, 1.0, SPREAD
+    by_train, by_evaluate = statistics.median(train), statistics.median(evaluate)
+    errors = [
+        abs(measured / (each.train * by_train + each.evaluate * by_evaluate) - 1)
+        for measured, each in total
+    ]
+    return by_train, by_evaluate, 1.48 * statistics.median(errors)
+
+
+def accelerator_rate(name: str, precision: str) -> Rate:
+    """Return the peak of an accelerator.
+
+    Raises:
+        ConfigError: if it is not known, naming the nearest.
+    """
+    if name not in cost.ACCELERATORS:
+        raise ConfigError(f"accelerator {unknown(name, cost.ACCELERATORS)}")
+    peaks = cost.ACCELERATORS[name].flops
+    flops = peaks.get(precision, peaks["float32"])
+    source = f"data-sheet peak of {name}, {flops / 1e12:.0f} TFLOP/s, at an assumed share"
+    return Rate(flops, source, name)
+
+
+def core_rate() -> Rate:
+    """Return the matrix-product rate of one core with all cores busy, from a cached probe."""
+    key = f"{socket.gethostname()}-{platform.machine()}-{cores()}"
+    path = cache_folder() / f"rate-{key}.json"
+    try:
+        flops = float(json.loads(path.read_text())["flops"])
+    except (OSError, ValueError, KeyError):
+        flops = probe()
+        record.write_json(path, {"flops": flops})
+    return Rate(flops, f"matrix-product probe, {flops / 1e9:.0f} GFLOP/s a core")
+
+
+def cores() -> int:
+    """Return the processor cores this process may use."""
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+
+
+PROBE = """
+import sys, time
+import numpy as np
+left, right = np.ones((2, 512, 512), np.float32)
+sys.stdin.readline()  # all probes start together
+best, end = 9e9, time.perf_counter() + 0.3
+while (start := time.perf_counter()) < end:
+    left @ right
+    best = min(best, time.perf_counter() - start)
+print(2 * 512**3 / best)
+"""
+
+
+def probe() -> float:
+    """Measure float32 matrix products per core, FLOPs per second, one thread on every core."""
+    single = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM")}
+    probes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROBE],
+            env=os.environ | single,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(cores())
+    ]
+    for each in probes:
+        if each.stdin:
+            each.stdin.write("\n")
+            each.stdin.flush()
+    return statistics.mean(float(each.communicate()[0]) for each in probes)

@@ -1,0 +1,204 @@
+"""The price of a study before launch: runs, FLOPs, memory, seconds, money, what is done."""
+
+import heapq
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from analysis import human
+from sweeps import expect
+from sweeps.expect import Rate, Seconds
+from sweeps.study import Planned, Study, grid, left_out
+from tarflow import cost, record
+from tarflow.config import ConfigError
+
+STARTING_SECONDS = 12.0  # Ray, imports and the report of a whole study
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run of the plan."""
+
+    run: Planned
+    state: str  # done, partly, failed or to do
+    seconds: Seconds  # of the whole run
+    left: float  # seconds still to spend
+    epochs: float
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds still to spend, times the devices that the run holds."""
+        return self.left * self.run.config.execution.workers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study will cost."""
+
+    lines: tuple[Line, ...]  # longest expected first
+    rate: Rate
+    devices: int  # that runs are spread over
+    price: float  # US dollars per device-hour; 0 is not priced
+    corrected_by: int  # finished runs that corrected the expectation
+    spread: float  # relative, of one run's expected seconds
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole study."""
+        return sum(cost.run_flops(line.run.config) for line in self.lines)
+
+    @property
+    def device_hours(self) -> float:
+        """Device-hours still to spend."""
+        return sum(line.device_seconds for line in self.lines) / 3600
+
+    @property
+    def money(self) -> float:
+        """US dollars still to spend."""
+        return self.device_hours * self.price
+
+    @property
+    def wall_seconds(self) -> float:
+        """Expected seconds from start to end on the devices."""
+        if not self.left:
+            return 0.0
+        return STARTING_SECONDS + wall_seconds(self.left, self.devices)
+
+    @property
+    def left(self) -> tuple[Line, ...]:
+        """The runs that are not done."""
+        return tuple(line for line in self.lines if line.state != "done")
+
+
+def make_plan(
+    study: Study,
+    out: Path,
+    devices: int | None = None,
+    accelerator: str | None = None,
+    price: float | None = None,
+) -> Plan:
+    """Price the runs of a study, given what its folder already holds.
+
+    Args:
+        study: resolved.
+        out: the folder of the study; it need not exist.
+        devices: to spread runs over; by default this machine's cores, or 8 accelerators.
+        accelerator: a name of `cost.ACCELERATORS`; by default the study's, or this machine.
+        price: US dollars per device-hour; by default the list price of the accelerator.
+
+    Raises:
+        ConfigError: if the accelerator is not known, or a number makes no sense.
+    """
+    if devices is not None and devices < 1:
+        raise ConfigError(f"devices is {devices}: it must be at least 1")
+    accelerator = accelerator or study.accelerator
+    rate = (
+        expect.accelerator_rate(accelerator, study.base.precision)
+        if accelerator
+        else expect.core_rate()
+    )
+    listed = cost.ACCELERATORS[accelerator].price if accelerator else 0.0
+    runs = grid(study)
+    rows = {run.run_id: row for run in runs if (row := finished(out, run.run_id))}
+    train, evaluate, spread = expect.correction(rows.values(), study.validation_images, rate)
+    lines = []
+    for run in runs:
+        raw = expect.expected_seconds(run.config, study.validation_images, rate)
+        seconds = Seconds(raw.train * train, raw.evaluate * evaluate)
+        state, share = progress(out, run, rows)
+        left = 0.0 if state == "done" else seconds.train * (1 - share) + seconds.evaluate
+        epochs = run.config.images / study.train_images
+        lines.append(Line(run, state, seconds, left, epochs))
+    return Plan(
+        lines=tuple(sorted(lines, key=lambda line: -line.seconds.total)),
+        rate=rate,
+        devices=devices or (8 if accelerator else expect.cores()),
+        price=listed if price is None else price,
+        corrected_by=len(rows),
+        spread=spread,
+    )
+
+
+def finished(out: Path, run_id: str) -> dict[str, Any] | None:
+    """Return the row of a run that is done, or None."""
+    result = record.read_result(out / "runs" / run_id)
+    return result["run"] if result and result["run"]["status"] == "done" else None
+
+
+def progress(out: Path, run: Planned, rows: Collection[str]) -> tuple[str, float]:
+    """Return the state of a run and the share of its images that need not be trained again."""
+    if run.run_id in rows:
+        return "done", 1.0
+    folder = out / "runs" / run.run_id
+    states = sorted((folder / "state").glob("*.json"))
+    if states:
+        return "partly", min(1.0, int(states[-1].stem) / run.config.images)
+    return ("failed" if record.read_result(folder) else "to do"), 0.0
+
+
+def wall_seconds(lines: Sequence[Line], devices: int) -> float:
+    """Return the end of the last run when each starts, longest first, as devices fall free.
+
+    >>> wall_seconds([], 2)
+    0.0
+    """
+    small = [line.left for line in lines if line.run.config.execution.workers == 1]
+    large = sum(line.left for line in lines if line.run.config.execution.workers > 1)
+    busy = [0.0] * devices
+    for seconds in sorted(small, reverse=True):
+        heapq.heappush(busy, heapq.heappop(busy) + seconds)
+    return max(busy) + large
+
+
+def table(plan: Plan) -> Table:
+    """Lay out every run of a plan for the terminal."""
+    columns = ("run", "id", "params", "images", "epochs", "FLOPs", "memory", "expected", "state")
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        shown.add_column(name, justify="left" if index in (0, 1, 8) else "right", no_wrap=True)
+    for line in plan.lines:
+        config = line.run.config
+        shown.add_row(
+            line.run.label,
+            line.run.run_id,
+            human.count(cost.params(config.model)),
+            human.count(config.images),
+            f"{line.epochs:.3g}",
+            f"{cost.run_flops(config):.2g}",
+            human.count(cost.memory(config).total) + "B",
+            human.seconds(line.seconds.total),
+            line.state,
+        )
+    return shown
+
+
+def summary(study: Study, plan: Plan) -> list[str]:
+    """Say in a few lines what a plan comes to."""
+    device = plan.rate.accelerator or "core"
+    done = len(plan.lines) - len(plan.left)
+    lines = [
+        f"{len(plan.lines)} runs ({done} done), {plan.flops:.2g} training FLOPs; to do: "
+        f"{plan.device_hours:.3g} {device}-hours"
+        + (f", about ${plan.money:,.2f} at ${plan.price:g} an hour" if plan.price else "")
+        + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s",
+        f"seconds from a {plan.rate.source}"
+        + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
+        + f"; a single run is within about {plan.spread:.0%}",
+    ]
+    if skipped := left_out(study):
+        lines.append(
+            f"{skipped} of the runs asked for are left out: fewer than {study.min_images} or more than "
+            f"{study.max_images} images"
+        )
+    if plan.rate.accelerator:
+        room = cost.ACCELERATORS[plan.rate.accelerator].memory
+        tight = [x.run.label for x in plan.left if cost.memory(x.run.config).total > room]
+        if tight:
+            lines.append(
+                f"{len(tight)} runs need more memory than one {device} has, {tight[0]} the first: "
+                "set base.execution.micro_batch lower"
+            )
+    return lines

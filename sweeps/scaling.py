@@ -1,0 +1,122 @@
+"""Train a scaling study of TarFlow on Ray, fit its laws and write the report.
+
+This file may be sent alone to a machine that has the package installed (`ray submit` does so).
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import arg
+
+from sweeps.plan import make_plan, summary, table
+from sweeps.study import Study, load, resolve
+from tarflow.config import ConfigError, with_hash
+
+EXPENSIVE_SECONDS = 1800.0  # of expected wall time: ask first
+EXPENSIVE_MONEY = 5.0  # US dollars: ask first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a scaling study of TarFlow on Ray, fit its laws and write the report.
+
+    The plan and its price come first. To resume after any interruption, run the same command
+    again: finished runs stay as they are. The study folder then holds report.html, the tables
+    runs.parquet and evaluations.parquet, and best.yaml, the next run to train.
+
+    Studies: digits (real MNIST, minutes on two cores), tiny (half a minute, for trying things
+    out), cifar10 and imagenet64 (accelerators); or a YAML file, such as study.yaml of a study.
+
+    Exit codes: 0 done, 1 some runs failed, 2 the command was wrong.
+    """
+
+    study: tyro.conf.Positional[str] = "digits"  # preset, YAML file or folder of a study
+    out: Annotated[Path | None, arg(metavar="DIR")] = None  # by default studies/<name>
+    dry_run: bool = False  # print the plan and stop
+    yes: bool = False  # do not ask before an expensive study
+    seeds: Annotated[int | None, arg(metavar="N")] = None  # of every point
+    max_hours: Annotated[float | None, arg(metavar="H")] = None  # stop then; resume as above
+    features: Annotated[str | None, arg(metavar="NAME")] = None  # feature extractor of KID
+    accelerator: Annotated[str | None, arg(metavar="NAME")] = None  # to price, such as H100
+    devices: Annotated[int | None, arg(metavar="N")] = None  # to plan with
+    price: Annotated[float | None, arg(metavar="USD")] = None  # of a device-hour
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one line and exit code 2."""
+    options = tyro.cli(
+        Options, prog="python sweeps/scaling.py", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    try:
+        code = scale(options)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def scale(options: Options) -> int:
+    """Plan, ask, run and report a study.
+
+    Returns:
+        The exit code: 0, or 1 if some runs failed.
+
+    Raises:
+        ConfigError: for a user's mistake.
+    """
+    study = chosen(options)
+    out = study_folder(options.out, study)
+    missing = ""
+    try:
+        study = resolve(study)
+    except ConfigError as error:
+        if not options.dry_run:
+            raise
+        missing = str(error)
+        study = replace(study, base=with_hash(study.base, "unknown"))
+    plan = make_plan(study, out, options.devices, options.accelerator, options.price)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console.print(table(plan))
+    for line in summary(study, plan):
+        console.print(line)
+    if missing:
+        console.print(f"the data are not here yet ({missing}), so run ids are provisional")
+    if options.dry_run:
+        return 0
+    return 0
+
+
+def chosen(options: Options) -> Study:
+    """Return the study that is asked for, with what the flags change."""
+    study = load(options.study)
+    if options.seeds is not None:
+        study = replace(study, seeds=options.seeds)
+    if options.features is not None:
+        evaluation = replace(study.base.evaluation, features=options.features)
+        study = replace(study, base=replace(study.base, evaluation=evaluation))
+    return study
+
+
+def study_folder(out: Path | None, study: Study) -> Path:
+    """Return the absolute folder of a study.
+
+    Raises:
+        ConfigError: if it is an address, or a file.
+    """
+    if out and ":/" in str(out):
+        raise ConfigError(f"--out {out}: write a folder that every machine of the cluster sees")
+    folder = (out or Path("studies") / study.name).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {folder} is a file; name a folder")
+    return folder
+
+
+if __name__ == "__main__":
+    main()
