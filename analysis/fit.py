@@ -111,6 +111,7 @@ def fit(
     clusters: Sequence[object] | None = None,
     space: Space = "log",
     noise: float | None = None,
+    delta: float | None = None,
     starts: int = 100,
     draws: int = 1000,
     seed: int = 0,
@@ -127,6 +128,9 @@ def fit(
         space: residuals of ln(values), whose floor is 0, or of the raw values.
         noise: known standard deviation between equal runs (relative in log space): the
             residual scale is not taken to be less.
+        delta: where Huber's loss turns linear, in residual units: 1e-3 in log space is the
+            published choice (Hoffmann et al. 2022), inf is least squares; by default 1.345
+            times the robust scale.
         starts: initial points of the search.
         draws: bootstrap draws.
         seed: of the bootstrap.
@@ -148,7 +152,7 @@ def fit(
     if not np.isfinite(costs.min()):
         return _not_finite(form, len(y), space, centre, float(logs.sum(axis=0).max()))
     free = float(count.sum()) - len(form.parameters)
-    problem, theta, scale = _rescale(problem, ends[costs.argmin()], free, noise)
+    problem, theta, scale = _rescale(problem, ends[costs.argmin()], free, noise, delta)
     ends, costs = minimise(problem, np.concatenate([theta[None], ends]))
     theta, cost = ends[costs.argmin()], float(costs.min())
     slack = 1e-4 * cost + 1e-12 * float(count.sum())
@@ -243,9 +247,10 @@ def robust_scale(residuals: Array, weights: Array, parameters: int) -> float:
 
 
 def _rescale(
-    problem: Problem, theta: Array, free: float, noise: float | None
+    problem: Problem, theta: Array, free: float, noise: float | None, delta: float | None
 ) -> tuple[Problem, Array, float]:
     """Settle the residual scale and Huber's delta around the least-squares fit."""
+    problem = replace(problem, delta=np.inf if delta is None else delta)
     theta = minimise(problem, theta[None])[0][0]
     residuals = problem.residuals(theta[None])[0]
     if free < ROBUST_FROM:
@@ -255,7 +260,7 @@ def _rescale(
         return problem, theta, max(known, default=float("nan"))
     scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
     for _ in range(10):
-        if scale < 1e-9:  # exact data: every residual is rounding
+        if delta is not None or scale < 1e-9:  # exact data: every residual is rounding
             return replace(problem, delta=np.inf), theta, scale
         problem = replace(problem, delta=HUBER * scale)
         theta = minimise(problem, theta[None])[0][0]

@@ -105,7 +105,7 @@ class Form:
     def _evaluate(self, theta: Array, logs: Array) -> tuple[Array, Array, list[Array]]:
         inner = self._columns(theta)
         terms = [
-            np.exp(np.clip(inner[name] - inner[self.exponent_of(name)] * log, -700, 300))
+            np.exp(np.clip(inner[name] - inner[self.exponent_of(name)] * log, -150, 150))
             for name, log in zip("AB", logs, strict=False)
         ]
         reducible: Array = terms[0] + terms[1] if len(terms) == 2 else terms[0]

@@ -1,6 +1,24 @@
-"""A law is believed only when it predicts: roll-outs, coverage, influence and choice of form."""
+"""A law is believed only when it predicts: roll-outs, coverage, influence and choice of form.
 
-from dataclasses import dataclass
+A roll-out fits a law to the cheaper (smaller, shorter) runs and predicts the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.fit import LEVEL, Fit, Space, fit
+from analysis.laws import Array, Form
+
+Interval = tuple[float, float]
+
+CUTOFFS = 4  # windows per axis
+NEAR = 0.2  # values of an axis within 20% of each other are one level
+SPARE = 2  # rows a window needs beyond the parameters of the largest form
+STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
+NORMAL_90 = 1.6449  # half width of a 90% interval in standard deviations
 
 
 @dataclass(frozen=True)
@@ -14,13 +32,18 @@ class Rollout:
     row: int  # position of the predicted row in the table
     distance: float  # ln(compute of the row / largest compute seen); 0 if not beyond
     predicted: float
-    interval: tuple[float, float]  # 90% band without the roll-outs' own discrepancy term
+    interval: Interval  # 90% band of parameters and noise, without a discrepancy term
     achieved: float
 
     @property
     def error(self) -> float:
         """Relative error, predicted / achieved - 1."""
         return self.predicted / self.achieved - 1
+
+    @property
+    def window(self) -> tuple[str, float]:
+        """What the fit has seen; roll-outs of one window share their fit."""
+        return self.axis, self.cutoff
 
 
 @dataclass(frozen=True)
@@ -30,9 +53,10 @@ class Score:
     form: str
     parameters: int
     rollouts: int
-    error: float  # root mean square of the relative roll-out errors
+    windows: int
+    error: float  # mean over windows of the mean absolute relative error; nan without windows
     error_se: float  # its standard error over windows
-    aicc: float  # shown, not decisive; nan if undefined
+    aicc: float  # shown, not decisive; nan where undefined
     bic: float
     chosen: bool
 
@@ -43,7 +67,7 @@ class Baseline:
 
     name: str  # "repeat the last value" or "log-linear"
     rollouts: int
-    error: float  # root mean square of the relative errors
+    error: float  # as in Score
 
 
 @dataclass(frozen=True)
@@ -65,8 +89,263 @@ class Coverage:
 class Influence:
     """What leaving one run out changes."""
 
-    row: int  # position in the table
     cluster: str  # the run that is left out
     change: float  # relative change of the prediction at the largest compute of the table
     parameter: str  # the parameter that moves most
-    parameter_change: float  # in units of half its interval
+    parameter_change: float  # in units of half its 90% interval
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to fit: inputs by name and values, (n,) each, and the run each row belongs to."""
+
+    inputs: Mapping[str, Array]
+    values: Array
+    clusters: Sequence[str]
+    noise: float | None = None  # known relative standard deviation between equal runs
+    space: Space = "log"
+
+    def take(self, rows: Array) -> "Table":
+        """Return the rows where the (n,) mask holds."""
+        return replace(
+            self,
+            inputs={name: column[rows] for name, column in self.inputs.items()},
+            values=self.values[rows],
+            clusters=[name for name, kept in zip(self.clusters, rows, strict=True) if kept],
+        )
+
+    def fit(self, form: Form, starts: int = 100, draws: int = 1000, seed: int = 0) -> Fit:
+        """Fit a form to all rows."""
+        return fit(
+            form, self.inputs, self.values, clusters=self.clusters, noise=self.noise,
+            space=self.space, starts=starts, draws=draws, seed=seed,
+        )  # fmt: skip
+
+    @property
+    def compute(self) -> Array:
+        """Product of the inputs, (n,): proportional to the compute."""
+        return np.prod([self.inputs[name] for name in self.inputs], axis=0)
+
+
+def roll_out(
+    forms: Sequence[Form], table: Table, axes: Mapping[str, Array], seed: int = 0
+) -> tuple[Rollout, ...]:
+    """Predict every run from windows that grow along each axis; all forms see the same windows.
+
+    Args:
+        forms: laws with the same inputs.
+        table: the rows.
+        axes: columns to cut along, (n,) each: flops, params, tokens.
+        seed: of the bootstrap.
+
+    Returns:
+        No roll-outs when every window has too few rows for the largest form.
+    """
+    need = max(len(form.parameters) for form in forms) + SPARE
+    found = []
+    for axis, column in axes.items():
+        for cutoff in _cutoffs(column, need):
+            seen = column <= cutoff
+            window = table.take(seen)
+            for form in forms:
+                law = window.fit(form, STARTS, DRAWS, seed)
+                if law.status in ("rank-deficient", "non-finite"):
+                    break  # a design that fails one form must not count for the others
+                found += _predicted(law, table, np.flatnonzero(~seen), axis, cutoff)
+    whole = {
+        window
+        for window in {rollout.window for rollout in found}
+        if {r.form for r in found if r.window == window} == {form.name for form in forms}
+    }
+    return tuple(rollout for rollout in found if rollout.window in whole)
+
+
+def _predicted(
+    law: Fit, table: Table, rows: Array, axis: str, cutoff: float
+) -> list[Rollout]:
+    inputs: dict[str, ArrayLike] = {name: col[rows] for name, col in table.inputs.items()}
+    value, (low, high), distance = law.predict(**inputs), law.band(**inputs), law.distance(**inputs)
+    return [
+        Rollout(
+            form=law.name,
+            axis=axis,
+            cutoff=float(cutoff),
+            rows=law.rows,
+            row=int(row),
+            distance=float(distance[i]),
+            predicted=float(value[i]),
+            interval=(float(low[i]), float(high[i])),
+            achieved=float(table.values[row]),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def levels(column: Array) -> list[Array]:
+    """Group the rows of nearly equal value, smallest value first; each group holds positions.
+
+    >>> [group.tolist() for group in levels(np.array([10.0, 1.0, 1.1, 9.5]))]
+    [[1, 2], [3, 0]]
+    """
+    order = np.argsort(column, kind="stable")
+    steps = np.diff(np.log(column[order]))
+    return np.split(order, np.flatnonzero(steps > np.log1p(NEAR)) + 1)
+
+
+def _cutoffs(column: Array, need: int) -> list[float]:
+    """Return level ends after at least `need` rows, thinned evenly, never the last one."""
+    ends = [float(column[group].max()) for group in levels(column)][:-1]
+    ends = [end for end in ends if np.sum(column <= end) >= need]
+    keep = np.unique(np.linspace(0, len(ends) - 1, CUTOFFS).round().astype(int)) if ends else []
+    return [ends[i] for i in keep]
+
+
+def window_errors(rollouts: Sequence[Rollout], form: str) -> Array:
+    """Return the mean absolute relative error of each window, in a fixed order."""
+    windows: dict[tuple[str, float], list[float]] = {}
+    for rollout in rollouts:
+        if rollout.form == form:
+            windows.setdefault(rollout.window, []).append(abs(rollout.error))
+    return np.array([np.mean(windows[key]) for key in sorted(windows)])
+
+
+def score(
+    forms: Sequence[Form], fits: Sequence[Fit], rollouts: Sequence[Rollout]
+) -> tuple[Score, ...]:
+    """Score forms and choose one: least pooled error, one-standard-error rule to fewer parameters.
+
+    A simpler form wins if its error exceeds the least by no more than the standard error of the
+    paired difference over windows. Without roll-outs the form with the fewest parameters wins.
+    """
+    errors = {form.name: window_errors(rollouts, form.name) for form in forms}
+    simple_first = sorted(forms, key=lambda form: len(form.parameters))
+    chosen = simple_first[0]
+    if rollouts:
+        best = errors[min(forms, key=lambda form: float(errors[form.name].mean())).name]
+        chosen = next(
+            form
+            for form in simple_first
+            if (errors[form.name] - best).mean() <= _standard_error(errors[form.name] - best)
+        )
+    scores = []
+    for form, law in zip(forms, fits, strict=True):
+        p, n = len(form.parameters), law.rows
+        free = n - p - 1
+        scores.append(
+            Score(
+                form=form.name,
+                parameters=p,
+                rollouts=sum(rollout.form == form.name for rollout in rollouts),
+                windows=len(errors[form.name]),
+                error=float(errors[form.name].mean()) if rollouts else float("nan"),
+                error_se=_standard_error(errors[form.name]) if rollouts else float("nan"),
+                aicc=_likelihood(law) + 2 * p * n / free if free > 0 else float("nan"),
+                bic=_likelihood(law) + p * float(np.log(n)),
+                chosen=form is chosen,
+            )
+        )
+    return tuple(scores)
+
+
+def _likelihood(law: Fit) -> float:
+    """Return -2 ln likelihood of normal residuals, up to a constant."""
+    return law.rows * float(np.log(max(float(np.mean(law.residuals**2)), 1e-30)))
+
+
+def _standard_error(values: Array) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def baselines(rollouts: Sequence[Rollout], table: Table, axes: Mapping[str, Array]) -> tuple[Baseline, ...]:  # noqa: E501
+    """Score guesses without a law on the windows of the roll-outs: last value, log-linear."""
+    guesses: dict[str, dict[tuple[str, float], list[float]]] = {
+        "repeat the last value": {},
+        "log-linear": {},
+    }
+    logs = np.log(np.stack([np.ones_like(table.values) * np.e, *table.inputs.values()]))
+    done = set()
+    for rollout in rollouts:
+        if (rollout.window, rollout.row) in done:
+            continue
+        done.add((rollout.window, rollout.row))
+        seen = axes[rollout.axis] <= rollout.cutoff
+        line = np.linalg.lstsq(logs[:, seen].T, np.log(table.values[seen]), rcond=None)[0]
+        for name, guess in (
+            ("repeat the last value", float(table.values[seen].min())),
+            ("log-linear", float(np.exp(line @ logs[:, rollout.row]))),
+        ):
+            error = abs(guess / rollout.achieved - 1)
+            guesses[name].setdefault(rollout.window, []).append(error)
+    return tuple(
+        Baseline(
+            name=name,
+            rollouts=len(done),
+            error=float(np.mean([np.mean(w) for w in windows.values()])) if windows else np.nan,
+        )
+        for name, windows in guesses.items()
+    )
+
+
+def discrepancy(rollouts: Sequence[Rollout]) -> float:
+    """Return the standard deviation a form misses per unit of ln(compute) of extrapolation.
+
+    Chosen so that 90% of the extrapolating roll-outs lie inside their widened 90% band; 0 without
+    any. Relative, as the band in log space.
+    """
+    needed = [
+        np.sqrt(max(0.0, (_log_error(r) / NORMAL_90) ** 2 - _spread(r) ** 2)) / r.distance
+        for r in rollouts
+        if r.distance > 0 and np.isfinite(_spread(r))
+    ]
+    return float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
+
+
+def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
+    """Count the extrapolating roll-outs of one form inside their bands.
+
+    For the widened band each window is judged with the discrepancy of the other windows.
+    """
+    beyond = [r for r in rollouts if r.distance > 0 and np.isfinite(_spread(r))]
+    plain = sum(r.interval[0] <= r.achieved <= r.interval[1] for r in beyond)
+    wide = 0
+    for rollout in beyond:
+        extra = discrepancy([r for r in beyond if r.window != rollout.window])
+        spread = np.hypot(_spread(rollout), extra * rollout.distance)
+        wide += bool(abs(_log_error(rollout)) <= NORMAL_90 * spread)
+    return (
+        Coverage("parameters and noise", LEVEL, plain, len(beyond)),
+        Coverage("with discrepancy", LEVEL, wide, len(beyond)),
+    )
+
+
+def _log_error(rollout: Rollout) -> float:
+    return float(np.log(rollout.achieved / rollout.predicted))
+
+
+def _spread(rollout: Rollout) -> float:
+    """Return the relative standard deviation its 90% band stands for."""
+    low, high = rollout.interval
+    return float(np.log(high / low) / 2 / NORMAL_90) if 0 < low <= high else float("inf")
+
+
+def influence(law: Fit, table: Table) -> tuple[Influence, ...]:
+    """Refit without each run in turn; the largest change of the prediction comes first.
+
+    The prediction is the one at the largest compute of the table.
+    """
+    at = {name: column[[table.compute.argmax()]] for name, column in table.inputs.items()}
+    found = []
+    for cluster in dict.fromkeys(table.clusters):
+        rest = table.take(np.array([name != cluster for name in table.clusters]))
+        other = rest.fit(law.form, STARTS, 0)
+        moves = {name: _move(law, other, name) for name in law.values}
+        most = max(moves, key=lambda name: moves[name])
+        change = float(other.predict(**at)[0] / law.predict(**at)[0] - 1)
+        found.append(Influence(cluster, change, most, moves[most]))
+    return tuple(sorted(found, key=lambda item: -abs(item.change)))
+
+
+def _move(law: Fit, other: Fit, name: str) -> float:
+    low, high = law.intervals[name]
+    half = (high - low) / 2
+    return abs(other.values[name] - law.values[name]) / half if 0 < half < np.inf else 0.0
