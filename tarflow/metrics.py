@@ -1,0 +1,165 @@
+"""Sample quality: KID with a real standard error, FID, Inception score, precision and recall.
+
+FID means Inception features. In any other features the same number is called FD, with the
+extractor's name beside it.
+
+Legend: `M`, `N` images of either side, `F` features.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from tarflow.config import ConfigError
+from tarflow.features import Extractor, Pixels, cached_features, features
+
+_ROWS = 1024  # of a kernel matrix held at once, which bounds the memory of KID
+_FD_SAMPLES = 5  # per feature dimension, or the Frechet distance is mostly bias
+_NEIGHBOURS = 3  # of precision and recall (Kynkaanniemi et al. 2019)
+
+Features = NDArray[np.float32] | NDArray[np.float64]
+
+
+def evaluate(
+    samples: Pixels, reference: Pixels, extractor: Extractor, reference_name: str, batch: int = 50
+) -> dict[str, Any]:
+    """Measure the quality of samples against reference images, both uint8 (N, C, H, W).
+
+    Returns:
+        The columns of `record.EVALUATIONS` that describe quality. `fid` and `inception_score`
+        are None outside Inception features, `fid` or `fd` also with too few images.
+
+    Raises:
+        ConfigError: with fewer than four images on a side.
+    """
+    a = features(samples, extractor, batch)
+    b = cached_features(reference, extractor, batch)
+    value, standard_error = kid(a, b)
+    distance = frechet_distance(a, b) if _enough_for_distance(a, b) else None
+    precision, recall = precision_and_recall(a, b)
+    inception = extractor.is_inception
+    return {
+        "n": len(a),
+        "n_reference": len(b),
+        "reference": reference_name,
+        "feature_extractor": extractor.name,
+        "kid": value,
+        "kid_se": standard_error,
+        "fid": distance if inception else None,
+        "fd": None if inception else distance,
+        "inception_score": inception_score(a, extractor) if inception else None,
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def kid(a: Features, b: Features) -> tuple[float, float]:
+    """Return the kernel distance of features (M, F) and (N, F), and its standard error.
+
+    The unbiased squared MMD over all pairs, kernel `(x . y / F + 1)^3` (Binkowski et al. 2018);
+    it can be negative. The variance is that of the two-sample U-statistic by its Hoeffding
+    decomposition: with `C_a`, `C_b` the covariance operators in kernel space and `d` the
+    difference of means,
+
+        4 <d, C_a d> / M + 4 <d, C_b d> / N
+        + 2 tr(C_a^2) / M(M-1) + 2 tr(C_b^2) / N(N-1) + 4 tr(C_a C_b) / MN,
+
+    every term estimated without bias. Only the first line may come out negative by chance, and is
+    then taken as zero, so the standard error is on the safe side when nothing differs.
+
+    Raises:
+        ConfigError: with fewer than four images on a side.
+    """
+    m, n = len(a), len(b)
+    if min(m, n) < 4:
+        raise ConfigError(f"KID of {m} against {n} images: at least 4 on each side are needed")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    within_a, _, squares_a = _kernel_sums(a, a, skip_diagonal=True)
+    within_b, _, squares_b = _kernel_sums(b, b, skip_diagonal=True)
+    across_a, across_b, squares = _kernel_sums(a, b)
+    total = across_a.sum()
+    value = within_a.sum() / (m * (m - 1)) + within_b.sum() / (n * (n - 1)) - 2 * total / (m * n)
+
+    trace_a, trace_b = _trace_of_square(within_a, squares_a), _trace_of_square(within_b, squares_b)
+    centred = squares - across_a @ across_a / n - across_b @ across_b / m + total**2 / (m * n)
+    trace_ab = centred / ((m - 1) * (n - 1))
+    # Sample variances of each image's pull on the distance, less what estimated means add to them.
+    first_a = np.var(within_a / (m - 2) - across_a / n, ddof=1) - trace_ab / n - trace_a / (m - 2)
+    first_b = np.var(within_b / (n - 2) - across_b / m, ddof=1) - trace_ab / m - trace_b / (n - 2)
+    second = 2 * trace_a / (m * (m - 1)) + 2 * trace_b / (n * (n - 1)) + 4 * trace_ab / (m * n)
+    variance = max(4 * first_a / m + 4 * first_b / n, 0.0) + max(second, 0.0)
+    return float(value), float(np.sqrt(variance))
+
+
+def frechet_distance(a: Features, b: Features) -> float:
+    """Return the squared Frechet distance of Gaussians fitted to features (M, F) and (N, F).
+
+    Raises:
+        ConfigError: with fewer than five images per feature on a side: the bias would rule.
+    """
+    if not _enough_for_distance(a, b):
+        raise ConfigError(
+            f"a Frechet distance in {a.shape[1]} features needs {_FD_SAMPLES * a.shape[1]} images "
+            f"on each side, not {len(a)} and {len(b)}: use KID"
+        )
+    statistics = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (a, b)]
+    distance: float = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    return distance
+
+
+def inception_score(a: NDArray[np.float32], extractor: Extractor) -> float:
+    """Return the Inception score of pooled Inception features (N, F), the mean of ten splits."""
+    score: float = isc_features_to_metric(extractor.logits(a))["inception_score_mean"]
+    return score
+
+
+def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
+    """Return improved precision and recall of samples (M, F) against reference (N, F).
+
+    Shares of samples among the reference's neighbourhoods and of the reference among the samples'
+    (Kynkaanniemi et al. 2019, three neighbours).
+
+    Raises:
+        ConfigError: with fewer than four images on a side.
+    """
+    if min(len(a), len(b)) <= _NEIGHBOURS:
+        raise ConfigError(f"precision and recall need at least {_NEIGHBOURS + 1} images on a side")
+    found = prc_features_to_metric(
+        torch.from_numpy(a).double(),
+        torch.from_numpy(b).double(),
+        prc_neighborhood=_NEIGHBOURS,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return found["precision"], found["recall"]
+
+
+def _enough_for_distance(a: Features, b: Features) -> bool:
+    return min(len(a), len(b)) >= _FD_SAMPLES * int(a.shape[1])
+
+
+def _kernel_sums(
+    x: NDArray[np.float64], y: NDArray[np.float64], skip_diagonal: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Return the row sums, column sums and sum of squares of the kernel matrix, in row blocks."""
+    rows, columns, squares = np.empty(len(x)), np.zeros(len(y)), 0.0
+    for start in range(0, len(x), _ROWS):
+        kernel = (x[start : start + _ROWS] @ y.T / x.shape[1] + 1) ** 3
+        if skip_diagonal:
+            kernel[np.arange(len(kernel)), start + np.arange(len(kernel))] = 0
+        rows[start : start + _ROWS] = kernel.sum(axis=1)
+        columns += kernel.sum(axis=0)
+        squares += float(np.vdot(kernel, kernel))
+    return rows, columns, squares
+
+
+def _trace_of_square(rows: NDArray[np.float64], squares: float) -> float:
+    """Estimate tr(C^2) without bias from a kernel without diagonal (U-centring, Szekely-Rizzo)."""
+    n = len(rows)
+    centred = squares - 2 / (n - 2) * (rows @ rows) + rows.sum() ** 2 / ((n - 1) * (n - 2))
+    return float(centred / (n * (n - 3)))
