@@ -6,7 +6,7 @@ Columns: `image: struct<bytes: binary, path: string>`, `label: int64` (optional)
 1. the `split` column, else the name of the file or its folder (`train-00000.parquet`,
    `validation/0.parquet`), else everything is `train`;
 2. where that leaves `validation` or `test` empty, they are taken out of `train` by the hash of
-   the row number: one row in ten each.
+   the row number: one row in ten each, in large tables about 10,000 rows each.
 
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
@@ -34,8 +34,15 @@ from tarflow.record import write_text
 Split: TypeAlias = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-_ALIASES = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation"}
-_SPLIT_NAME = re.compile(r"(train|training|validation|valid|val|dev|test)(?![a-z])")
+_ALIASES: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
 _REMEMBER = 1 << 26  # bytes; smaller files are hashed anew each time, which takes milliseconds
 _ROWS = 1024  # decoded at a time
 
@@ -105,7 +112,6 @@ class Table:
     @cached_property
     def codes(self) -> NDArray[np.int8]:
         """Split of every row, as its position in `SPLITS`."""
-        rows = sum(file.metadata.num_rows for file in self._files())
         codes: NDArray[np.int8]
         if self.counts_by_index is not None:
             codes = np.repeat(np.arange(3, dtype=np.int8), self.counts_by_index)
@@ -117,7 +123,7 @@ class Table:
         else:
             sizes = [file.metadata.num_rows for file in self._files()]
             codes = np.repeat(np.array(self._codes_of_shards(), np.int8), sizes)
-        bucket = hash64(np.arange(rows, dtype=np.uint64)) % np.uint64(10)
+        bucket = hash64(np.arange(len(codes), dtype=np.uint64)) % max(10, len(codes) // 10_000)
         missing = [code for code in (1, 2) if not (codes == code).any()]
         train = codes == 0
         for code in missing:
@@ -126,14 +132,12 @@ class Table:
 
     def _codes_of_shards(self) -> list[int]:
         """Split of each shard by its file or folder name."""
-        folder = self.root if len(self.shards) > 1 else str(Path(self.root).parent)
         found = []
         for shard in self.shards:
-            parts = Path(shard.path.removeprefix(folder)).parts
-            names = [match[1] for part in parts if (match := _SPLIT_NAME.match(part))]
-            found.append(self._code(names[-1]) if names else None)
-        named = [code for code in found if code is not None]
-        if not named or len(self.shards) == 1:
+            parts = Path(shard.path.removeprefix(self.root)).parts[::-1]  # the file's name first
+            found.append(next((split for part in parts if (split := split_of(part))), None))
+        named = [SPLITS.index(split) for split in found if split is not None]
+        if not named:
             return [0] * len(found)
         if len(named) < len(found):
             odd = self.shards[found.index(None)].path
@@ -143,30 +147,30 @@ class Table:
             )
         return named
 
-    def _code(self, name: str | None) -> int:
-        name = _ALIASES.get(str(name), str(name))
-        if name not in SPLITS:
+    def _code(self, name: str) -> int:
+        if name not in _ALIASES:
             raise ConfigError(f"{self.root}: split '{name}'; write train, validation or test")
-        return SPLITS.index(name)
+        return SPLITS.index(_ALIASES[name])
 
     def _files(self) -> Iterator[pq.ParquetFile]:
         for shard in self.shards:
             try:
-                yield pq.ParquetFile(shard.path, filesystem=self.filesystem)
+                file = pq.ParquetFile(shard.path, filesystem=self.filesystem)
             except (OSError, pa.ArrowInvalid) as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"{shard.path} is not a Parquet file: {reason}") from None
+            names = file.schema_arrow.names
+            image = file.schema_arrow.field("image").type if "image" in names else pa.null()
+            if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+                raise ConfigError(
+                    f"{shard.path} has the columns {', '.join(names)}: an image table needs 'image' "
+                    "(struct of bytes and path); make one with: python -m tarflow data import"
+                )
+            yield file
 
     @cached_property
     def _schema(self) -> pa.Schema:
-        schema: pa.Schema = next(self._files()).schema_arrow
-        image = schema.field("image").type if "image" in schema.names else None
-        if image is None or not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
-            raise ConfigError(
-                f"{self.root} has the columns {', '.join(schema.names)}: an image table needs "
-                "'image' (struct of bytes and path); make one with: python -m tarflow data import"
-            )
-        return schema
+        return next(self._files()).schema_arrow
 
     def _has(self, column: str) -> bool:
         return column in self._schema.names
@@ -279,6 +283,16 @@ def find_table(
             )
     shards = tuple(sorted(found, key=lambda each: each.path))
     return Table(filesystem, root, shards, memory, counts_by_index)
+
+
+def split_of(name: str) -> Split | None:
+    """Return the split a file or folder is named after, None if it is not.
+
+    >>> split_of("val-00000-of-00004.parquet"), split_of("trains")
+    ('validation', None)
+    """
+    word = re.match(r"[a-z]*", name.lower())
+    return _ALIASES.get(word[0]) if word else None
 
 
 def hash64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
