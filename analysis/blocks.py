@@ -1,0 +1,285 @@
+"""The blocks of the report in reading order: a title, how to read it, figures and tables."""
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis import checklist, plots, plots_estimates, plots_law, plots_quality
+from analysis.checklist import Table
+from analysis.findings import Findings
+from analysis.human import bits, count, interval, number, power
+from tarflow.record import read_table
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded image with the words under it."""
+
+    source: str  # data URI
+    title: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """One section of the page; a block without figures says what would fill it."""
+
+    key: str  # anchor and file name
+    title: str
+    aid: str  # how to read it, one or two sentences
+    figures: Mapping[str, go.Figure]  # by the name of the view
+    tabs: bool = False  # one view at a time; otherwise side by side
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    empty: str = ""  # shown when there is nothing to draw
+    command: str = ""  # that fills the block
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a study folder holds, read."""
+
+    study: Path
+    table: pd.DataFrame  # every run, failed ones too
+    scored: pd.DataFrame  # runs joined to their sample scores, one row per sampler setting
+    findings: Findings
+    seed: int
+
+
+def blocks(material: Material) -> list[Block]:
+    """Return every block of the page."""
+    makers: tuple[Callable[[Material], Block], ...] = (
+        _law,
+        _curves,
+        _isoflop,
+        _residuals,
+        _exponents,
+        _allocation,
+        _validation,
+        _quality,
+        _samples,
+        _images,
+        _search,
+        _cost,
+        _reproducibility,
+    )
+    return [make(material) for make in makers]
+
+
+def _some(**figures: go.Figure | None) -> dict[str, go.Figure]:
+    return {name.replace("_", " "): shown for name, shown in figures.items() if shown is not None}
+
+
+def _law(material: Material) -> Block:
+    return Block(
+        "law",
+        "Loss against compute",
+        "Each point is a finished run, each line one model size; rings mark the best run of a "
+        "budget. The law is fitted to the rings. The dotted law has not seen the held-out run, "
+        "the diamond is what it predicted there.",
+        _some(law=plots_law.runs_against_flops(material.findings)),
+        empty="No run has finished yet.",
+    )
+
+
+def _curves(material: Material) -> Block:
+    runs = material.findings.finished
+    curves = _tables(material.study, runs, "curve.parquet")
+    return Block(
+        "curves",
+        "Loss curves",
+        "Training loss of all runs, in nats per dimension without the Gaussian constant. Runs at "
+        "different noise levels are on different scales.",
+        _some(
+            FLOPs=plots.loss_curves(runs, curves, "flops"),
+            images=plots.loss_curves(runs, curves, "images"),
+        ),
+        tabs=True,
+        empty="No run has left a loss curve yet.",
+    )
+
+
+def _isoflop(material: Material) -> Block:
+    return Block(
+        "isoflop",
+        "IsoFLOP: the best size of each budget",
+        "Runs of one budget share a colour. The diamond is the minimum of the parabola with its "
+        "90% interval; an open diamond says that the best size lies beyond those tried. Where "
+        "the dotted surface leaves the parabola, one of the two is wrong.",
+        _some(isoflop=plots_law.isoflop(material.findings)),
+        empty="No budget has three sizes yet.",
+    )
+
+
+def _residuals(material: Material) -> Block:
+    return Block(
+        "residuals",
+        "What the law leaves over",
+        "Relative residuals of the surface law. A trend along an axis means that the form misses "
+        "something there; a lone point is worth a second look.",
+        plots_law.residuals(material.findings),
+        tables=(checklist.influence(material.findings),) if material.findings.influence else (),
+        empty="No surface law L(N, D) could be fitted: too few runs.",
+    )
+
+
+def _exponents(material: Material) -> Block:
+    return Block(
+        "exponents",
+        "Exponents and floor, with intervals",
+        "The same exponent across forms: believe it as far as the rows agree. Open grey marks are "
+        "not identified by these runs, their value is arbitrary.",
+        _some(
+            exponents=plots_estimates.exponents(material.findings),
+            floor=plots_estimates.floors(material.findings),
+        ),
+        empty="No law could be fitted: too few runs.",
+    )
+
+
+def _allocation(material: Material) -> Block:
+    return Block(
+        "allocation",
+        "Compute-optimal size and data",
+        "How a budget is best split between parameters N* and tokens D*. Diamonds are the IsoFLOP "
+        "minima, which do not depend on the law; beyond them everything is extrapolation.",
+        plots_estimates.allocation(material.findings),
+        tables=(checklist.sizes(material.findings),) if material.findings.allocation else (),
+        empty="Nothing to recommend yet: too few runs.",
+    )
+
+
+def _validation(material: Material) -> Block:
+    found = material.findings
+    tables = (checklist.model_choice(found), checklist.coverage(found)) if found.rollouts else ()
+    return Block(
+        "validation",
+        "Does it predict?",
+        "Every form is fitted to cheaper runs only and predicts the dearer ones; each mark is one "
+        "such prediction. A law is worth having if it stays below the grey lines, which need no "
+        "law.",
+        _some(validation=plots_estimates.validation(found)),
+        tables=tables,
+        empty="No roll-out was possible: too few runs.",
+    )
+
+
+def _quality(material: Material) -> Block:
+    one = plots_quality.one_setting(material.scored)
+    aid = "Sample quality (lower is better) against likelihood, one mark per run with its "
+    aid += "standard error over images."
+    if len(one):
+        first = one.iloc[0]
+        aid += f" All runs at {plots_quality.setting_in_words(first)}; {first['n']:.0f} samples "
+        aid += f"against {first['n_reference']:.0f} images of {first['reference']}."
+    found = material.findings.correlation
+    if found:
+        aid += f" Rank correlation: Spearman {number(found.spearman)} (95% interval "
+        aid += f"{interval(found.spearman_interval)}), Kendall {number(found.kendall)} "
+        aid += f"({interval(found.kendall_interval)}), {found.runs} runs."
+    return Block(
+        "quality",
+        "Sample quality against likelihood",
+        aid,
+        _some(quality=plots_quality.quality(one)),
+        empty="No run has sample scores yet.",
+    )
+
+
+def _samples(material: Material) -> Block:
+    pictures = []
+    runs = material.findings.finished
+    best = runs.sort_values("bpd").drop_duplicates("params").sort_values("params")
+    for _, run in best.iterrows():
+        path = material.study / "runs" / run["run_id"] / "samples.png"
+        if path.exists():
+            data = base64.b64encode(path.read_bytes()).decode()
+            pictures.append(
+                Picture(
+                    f"data:image/png;base64,{data}",
+                    f"{count(run['params'])} params",
+                    f"{bits(run['bpd'])} BPD · {power(run['flops'])} FLOPs · {run['run_id']}",
+                )
+            )
+    return Block(
+        "samples",
+        "Samples of each size",
+        "Drawn from the best run of every size, not picked.",
+        {},
+        pictures=tuple(pictures),
+        empty="No run has left samples yet.",
+    )
+
+
+def _images(material: Material) -> Block:
+    runs = material.findings.finished
+    best = material.findings.frontier_points["run_id"].tolist()
+    frontier = runs[runs["run_id"].isin(best)].sort_values("flops")
+    images = _tables(material.study, frontier, "images.parquet")
+    return Block(
+        "images",
+        "Bits per dimension of single images",
+        "The mean is what laws are fitted to; it is trusted only while no single image moves it. "
+        "The distributions are those of the best run of each budget.",
+        _some(
+            over_runs=plots.per_image(runs),
+            distribution=plots.image_distribution(frontier, images),
+        ),
+        empty="No run has per-image scores yet.",
+    )
+
+
+def _search(material: Material) -> Block:
+    scored = material.scored
+    found = scored[scored["role"] == "search"]
+    return Block(
+        "search",
+        "Search",
+        "Training choices are judged by likelihood and, at their best sampler setting, by sample "
+        "quality: the front holds the runs that nothing beats in both. The sampler surface needs "
+        "no training; larger marks denoise more."
+        if len(found)
+        else "Depth, channels, noise and learning rate are tuned at small size; guidance, "
+        "temperature and denoising only sample from what is trained.",
+        _some(
+            trade_off=plots_quality.trade_off(found),
+            hyperparameters=plots_quality.parallel_coordinates(found),
+            sampler=plots_quality.sampler_surface(found),
+        ),
+        empty="This study holds no search yet. This command fills the block:",
+        command=f"python sweeps/search.py {material.study.name} --out {material.study}",
+    )
+
+
+def _cost(material: Material) -> Block:
+    return Block(
+        "cost",
+        "What it cost",
+        "FLOPs are counted by formula; times are those of the runs themselves.",
+        _some(cost=plots.cost(material.findings.finished)),
+        tables=(checklist.cost(material.table),),
+        empty="No run has finished yet.",
+    )
+
+
+def _reproducibility(material: Material) -> Block:
+    return Block(
+        "checklist",
+        "Reproducibility",
+        "What one needs to know to judge or repeat this study.",
+        {},
+        tables=(checklist.reproducibility(material.findings, material.table, material.seed),),
+    )
+
+
+def _tables(study: Path, runs: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
+    found = {}
+    for run_id in runs["run_id"]:
+        path = study / "runs" / run_id / name
+        if path.exists():
+            found[run_id] = read_table(path).to_pandas()
+    return found

@@ -1,0 +1,185 @@
+"""Figures of what the laws say: parameters, compute-optimal sizes, and how well they predict.
+
+No statistics here: every number is read from `Findings`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from analysis import theme
+from analysis.allocate import IsoFlop
+from analysis.findings import Findings
+from analysis.human import bits, count, interval, number, power
+from analysis.theme import SOFT, around, band, figure, log_axis, marker
+
+
+def exponents(findings: Findings) -> go.Figure | None:
+    """Draw every exponent of every law with its interval; open and grey if not identified."""
+    return _forest(_estimates(findings, ("a", "b", "g")), "exponent", (0.0, 1.0))
+
+
+def floors(findings: Findings) -> go.Figure | None:
+    """Draw the floor E of every law with its interval."""
+    best = findings.runs["bpd"].min() if len(findings.runs) else 1.0
+    return _forest(_estimates(findings, ("E",)), "floor E, bits per dimension", (0.0, float(best)))
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    law: str
+    value: float
+    interval: tuple[float, float]
+    identified: bool
+    hover: str
+
+
+def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
+    fits = [(fit, f"{fit.name} L(N, D)") for fit in findings.surfaces]
+    if findings.frontier:
+        fits.append((findings.frontier, f"{findings.frontier.name} L(C)"))
+    fits += [(held.fit, f"{held.fit.name}, held out") for held in findings.held_out]
+    return [
+        _Estimate(
+            f"{name} · {label}",
+            fit.values[name],
+            fit.intervals[name],
+            fit.identified[name],
+            f"<b>{name} of {label}</b>, {fit.formula}<br>{number(fit.values[name])}, 90% interval "
+            f"{interval(fit.intervals[name])}<br>{fit.reasons[name]}",
+        )
+        for fit, label in fits
+        for name in names
+        if name in fit.values
+    ]
+
+
+def _forest(
+    rows: Sequence[_Estimate], label: str, window: tuple[float, float]
+) -> go.Figure | None:
+    """Draw estimates with intervals; what is not identified may run out of the window."""
+    if not rows:
+        return None
+    shown = figure(label, "", height=110 + 30 * len(rows))
+    for known, name in ((True, "identified"), (False, "not identified by these runs")):
+        part = [row for row in rows if row.identified == known]
+        if not part:
+            continue
+        colour = theme.LAW if known else SOFT
+        ends = [tuple(np.clip(row.interval, -1e3, 1e3).tolist()) for row in part]
+        shown.add_trace(
+            go.Scatter(
+                x=[row.value for row in part],
+                y=[row.law for row in part],
+                error_x=around([row.value for row in part], ends) | {"color": colour},
+                mode="markers",
+                marker=marker(colour, "circle" if known else "circle-open", 9),
+                name=name,
+                text=[row.hover for row in part],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    seen = [end for row in rows if row.identified for end in row.interval]
+    low, high = min(seen, default=window[0]), max(seen, default=window[1])
+    low, high = max(min(low, window[0]), -window[1]), min(max(high, window[1]), 3 * window[1])
+    shown.update_xaxes(range=[low - 0.03 * (high - low), high + 0.03 * (high - low)])
+    return shown.update_yaxes(
+        categoryorder="array", categoryarray=[row.law for row in rows][::-1], showgrid=False
+    )
+
+
+def allocation(findings: Findings) -> dict[str, go.Figure]:
+    """Draw the compute-optimal parameters and tokens against the budget."""
+    if not findings.allocation:
+        return {}
+    budgets = [item.flops for item in findings.allocation]
+    reach = budgets + [iso.flops for iso in findings.isoflops]
+    shown = {}
+    for name, label in (("params", "optimal parameters N*"), ("tokens", "optimal tokens D*")):
+        one = figure("training FLOPs", label, height=380)
+        centre = [getattr(item, name) for item in findings.allocation]
+        ends = [getattr(item, f"{name}_interval") for item in findings.allocation]
+        low, high = (np.array(side) for side in zip(*ends, strict=True))
+        one.add_trace(band(np.array(budgets), low, high, theme.BAND, "90% interval"))
+        one.add_trace(
+            go.Scatter(
+                x=budgets,
+                y=centre,
+                mode="lines+markers",
+                line={"color": theme.LAW, "width": 2, "dash": "dash"},
+                marker=marker(theme.LAW),
+                name=findings.allocation[0].source,
+                text=[
+                    f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(value)}"
+                    f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
+                    f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
+                    for item, value, end in zip(findings.allocation, centre, ends, strict=True)
+                ],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+        inside = [iso for iso in findings.isoflops if not iso.edge]
+        if inside:
+            one.add_trace(_minima(inside, name))
+        values = [*low, *high, *(getattr(iso, name) for iso in inside)]
+        one.update_xaxes(log_axis(reach)).update_yaxes(log_axis(values, count))
+        shown[label] = one
+    return shown
+
+
+def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
+    centre = [getattr(iso, name) for iso in inside]
+    ends = [iso.params_interval for iso in inside]
+    return go.Scatter(
+        x=[iso.flops for iso in inside],
+        y=centre,
+        error_y=around(centre, ends) | {"color": theme.HELD_OUT} if name == "params" else None,
+        mode="markers",
+        marker=marker(theme.HELD_OUT, "diamond", 11),
+        name="IsoFLOP minima",
+        hovertemplate="IsoFLOP minimum %{y:.3s} at %{x:.2e} FLOPs<extra></extra>",
+    )
+
+
+def validation(findings: Findings) -> go.Figure | None:
+    """Draw the roll-out error of every form against the distance of the extrapolation."""
+    if not findings.rollouts:
+        return None
+    chosen = {score.form for score in findings.scores if score.chosen}
+    shown = figure("compute of the predicted run / largest compute seen", "error, %", height=440)
+    distances = []
+    for index, form in enumerate(dict.fromkeys(item.form for item in findings.rollouts)):
+        items = [item for item in findings.rollouts if item.form == form]
+        ratios = [float(np.exp(item.distance)) for item in items]
+        distances += ratios
+        colour = theme.CATEGORIES[index % len(theme.CATEGORIES)]
+        shown.add_trace(
+            go.Scatter(
+                x=ratios,
+                y=[100 * abs(item.error) for item in items],
+                mode="markers",
+                marker=marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)])
+                | ({} if form in chosen else {"opacity": 0.55}),
+                name=form + (" (chosen)" if form in chosen else ""),
+                text=[
+                    f"<b>{form}</b> grown along {item.axis}, fitted to {item.rows} runs<br>"
+                    f"predicted {bits(item.predicted)}, achieved {bits(item.achieved)}"
+                    for item in items
+                ],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    for baseline, dash in zip(findings.baselines, ("dash", "dot"), strict=False):
+        shown.add_trace(
+            go.Scatter(
+                x=[min(distances), max(distances)],
+                y=[100 * baseline.error] * 2,
+                mode="lines",
+                line={"color": SOFT, "width": 1.5, "dash": dash},
+                name=f"{baseline.name} (typical error)",
+                hovertemplate="%{y:.2f}%<extra>" + baseline.name + "</extra>",
+            )
+        )
+    return shown.update_xaxes(log_axis(distances, lambda ratio: f"{ratio:g}×"))

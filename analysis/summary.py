@@ -1,0 +1,182 @@
+"""The words on top of the report: what was found, how sure it is, what to do next.
+
+Every number is read from `Findings`; nothing is estimated here.
+"""
+
+import re
+from dataclasses import dataclass
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from analysis.findings import Findings
+from analysis.fit import Fit
+from analysis.human import MISSING, bits, count, interval, number, percent, power
+
+NEXT = 4.0  # times the largest budget of the study: the run that is recommended
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number that matters, and what to know about it."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the top of the page says."""
+
+    facts: str  # one line under the title
+    lede: Markup
+    tiles: tuple[Tile, ...]
+    verdicts: tuple[str, ...]
+    advice: str
+    unknown: tuple[str, ...]  # what the runs do not identify
+    warnings: tuple[str, ...]
+
+
+def summarise(findings: Findings, table: pd.DataFrame) -> Summary:
+    """Put findings into words.
+
+    Args:
+        findings: of the study.
+        table: the whole run table, failed runs too.
+    """
+    return Summary(
+        facts=_facts(findings, table),
+        lede=_lede(findings),
+        tiles=tuple(_tiles(findings)),
+        verdicts=tuple(held.verdict for held in findings.held_out),
+        advice=_advice(findings),
+        unknown=tuple(_unknown(findings)),
+        warnings=findings.warnings,
+    )
+
+
+def typeset(formula: str) -> Markup:
+    """Write a formula with raised exponents.
+
+    >>> typeset("E + A / N^a")
+    Markup('E + A / N<sup>a</sup>')
+    """
+    return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", str(escape(formula))))
+
+
+def _facts(findings: Findings, table: pd.DataFrame) -> str:
+    done = int((table["status"] == "done").sum()) if len(table) else 0
+    parts = [f"{done} of {len(table)} runs finished"]
+    runs = findings.runs
+    if len(runs):
+        parts.append(f"{runs['params'].nunique()} sizes at {len(findings.budgets)} budgets")
+        low, high = runs["params"].min(), runs["params"].max()
+        parts.append(f"{count(low)} to {count(high)} params")
+        parts.append(f"{power(runs['flops'].min())} to {power(runs['flops'].max())} FLOPs")
+    return " · ".join(parts)
+
+
+def _lede(findings: Findings) -> Markup:
+    fit = findings.frontier
+    if fit is None:
+        return Markup(
+            "<b>Too few runs for a law.</b> A law of compute needs finished runs at three budgets "
+            "or more; what is there is shown below."
+        )
+    text = Markup("On the frontier, bits per dimension follow <b>L(C) = {}</b>").format(
+        typeset(fit.formula)
+    )
+    values = {name: _value(fit, name) for name in fit.values if name in ("E", "a")}
+    text += Markup(", with {}").format(Markup(" and ").join(values.values()))
+    if not fit.identified.get("a", False):
+        return text + Markup(
+            ". <b>These runs do not identify the exponent</b>: read the law as a description of "
+            "the runs, not as a forecast."
+        )
+    gain, share = 10 ** -fit.values["a"], [10**-end for end in fit.intervals["a"]]
+    above = "what lies above the floor" if "E" in fit.values else "bits per dimension"
+    return text + Markup(". Ten times the compute leaves {} of {} (90% interval {}).").format(
+        percent(gain), above, interval((share[1], share[0]), percent)
+    )
+
+
+def _value(fit: Fit, name: str) -> Markup:
+    written = bits if name == "E" else number
+    if not fit.identified[name]:
+        return Markup("{} not identified").format(name)
+    return Markup("{} = {} ({})").format(
+        name, written(fit.values[name]), interval(fit.intervals[name], written)
+    )
+
+
+def _tiles(findings: Findings) -> list[Tile]:
+    tiles = []
+    if len(findings.finished):
+        best = findings.finished.nsmallest(1, "bpd").iloc[0]
+        tiles.append(Tile("Best run, bits per dimension", bits(best["bpd"]), best["label"]))
+    fit = findings.frontier
+    if fit:
+        known = fit.identified["a"]
+        tiles.append(
+            Tile(
+                "Compute exponent",
+                number(fit.values["a"]) if known else "unknown",
+                f"90% interval {interval(fit.intervals['a'])}" if known else fit.reasons["a"],
+            )
+        )
+    if findings.held_out:
+        held = findings.held_out[0]
+        where = "inside" if held.inside else "outside"
+        tiles.append(
+            Tile(
+                "Held-out run, predicted / achieved",
+                f"{bits(held.predicted)} / {bits(held.achieved)}",
+                f"{percent(held.error, signed=True)}, {where} the {percent(held.level)} band "
+                f"{interval(held.interval, bits)}, {held.ratio:.2g}× beyond the data",
+            )
+        )
+    achieved = [item for item in findings.coverage if item.total]
+    if achieved:
+        last = achieved[-1]
+        tiles.append(
+            Tile(
+                "Coverage of the bands",
+                percent(last.achieved),
+                f"promised {percent(last.level)}: {last.inside} of {last.total} roll-outs inside",
+            )
+        )
+    return tiles
+
+
+def _advice(findings: Findings) -> str:
+    if not findings.allocation:
+        return "No recommendation yet: there is no finished run to grow from."
+    largest = max(budget.flops for budget in findings.budgets)
+    item = min(findings.allocation, key=lambda a: abs(a.flops / largest / NEXT - 1))
+    text = (
+        f"At {power(item.flops)} FLOPs ({item.flops / largest:.2g}× the largest budget), by "
+        f"{item.source}: channels {item.channels}, blocks {item.blocks}, layers {item.layers} "
+        f"({count(item.model_params)} params) on {count(item.images)} images."
+    )
+    if item.bpd is not None:
+        text += (
+            f" Predicted {bits(item.bpd)} bits per dimension, 90% interval "
+            f"{interval(item.bpd_interval, bits)}."
+        )
+    if item.edge:
+        text += f" {item.edge[0].upper()}{item.edge[1:].rstrip('.')}."
+    return text
+
+
+def _unknown(findings: Findings) -> list[str]:
+    lines = []
+    for fit, law in ((findings.frontier, "L(C)"), (findings.surface, "L(N, D)")):
+        if fit is None:
+            continue
+        lines += [
+            f"{name} of {law} ({fit.name}): {fit.reasons[name] or MISSING}"
+            for name, known in fit.identified.items()
+            if not known
+        ]
+    return lines

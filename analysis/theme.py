@@ -1,0 +1,191 @@
+"""How every figure looks: palette, axes, hover text. Colours that depend on light or dark are
+placeholders that the page swaps when it draws.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.human import bits, count, number, power
+
+# Placeholders: report.js replaces them by the colours of the scheme in use.
+INK, SOFT, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+
+# Okabe and Ito 2008: told apart by colour-blind readers, on light and on dark ground.
+BLUE, ORANGE, GREEN, PINK, SKY, AMBER = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+)
+CATEGORIES = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE)
+LAW, HELD_OUT = BLUE, ORANGE
+BAND = "rgba(0, 114, 178, 0.16)"
+HELD_OUT_BAND = "rgba(213, 94, 0, 0.16)"
+_RAMP = ("#5566b8", "#2d8fa6", "#55b185", "#e0a526")  # ordered, lightness rises
+RAMP = [[index / 3, colour] for index, colour in enumerate(_RAMP)]
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_AXIS = {
+    "gridcolor": GRID,
+    "linecolor": SOFT,
+    "tickcolor": SOFT,
+    "ticks": "outside",
+    "ticklen": 4,
+    "zeroline": False,
+    "showline": True,
+    "automargin": True,
+    "title": {"standoff": 10},
+}
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "colorway": list(CATEGORIES),
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 18, "t": 12, "b": 48},
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hovermode": "closest",
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": PAPER,
+            "bordercolor": SOFT,
+            "font": {"color": INK},
+        },
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "title": {"side": "left"},
+            "itemsizing": "constant",
+        },
+    }
+)
+
+
+def figure(x: str, y: str, height: int = 440) -> go.Figure:
+    """Return an empty figure with named axes."""
+    empty = go.Figure(layout={"template": TEMPLATE, "height": height})
+    return empty.update_xaxes(title_text=x).update_yaxes(title_text=y)
+
+
+def shade(position: int, total: int) -> str:
+    """Return the colour of one step of an ordered scale, as a hex triplet."""
+    at = 3 * position / max(1, total - 1)
+    low = min(int(at), 2)
+    ends = [[int(_RAMP[i][j : j + 2], 16) for j in (1, 3, 5)] for i in (low, low + 1)]
+    mixed = [round(a + (b - a) * (at - low)) for a, b in zip(*ends, strict=True)]
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def shades(values: Iterable[float]) -> dict[float, str]:
+    """Give each different value, in ascending order, its step of the ordered scale."""
+    ordered = sorted(set(values))
+    return {value: shade(position, len(ordered)) for position, value in enumerate(ordered)}
+
+
+def by_size(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:
+    """Return parameters, colour and runs of each model size, smallest first."""
+    sizes = shades(runs["params"])
+    return [(size, colour, runs[runs["params"] == size]) for size, colour in sizes.items()]
+
+
+def log_axis(values: Iterable[float], written: Callable[[float], str] = power) -> dict[str, Any]:
+    """Return a logarithmic axis whose ticks are round numbers, at most seven of them."""
+    finite = np.asarray(list(values), dtype=float)
+    finite = finite[np.isfinite(finite) & (finite > 0)]
+    if not finite.size:
+        return {"type": "log"}
+    low, high = np.log10(finite.min()), np.log10(finite.max())
+    pad = max(0.05 * (high - low), 0.08)
+    decades = np.arange(np.floor(low - pad), np.ceil(high + pad) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = np.array([digit * 10**decade for decade in decades for digit in digits])
+        logs = np.log10(ticks)
+        shown = ticks[(logs >= low - pad) & (logs <= high + pad)]
+        if len(shown) <= 7:
+            break
+    return {
+        "type": "log",
+        "range": [low - pad, high + pad],
+        "tickvals": shown.tolist(),
+        "ticktext": [written(tick) for tick in shown],
+    }
+
+
+def describe(run: pd.Series) -> str:
+    """Return what a pointer over a run shows: label, id, result and config."""
+    lines = [f"<b>{run['label'] or run['run_id']}</b>  {run['run_id']}"]
+    error = f" ± {run['bpd_se']:.3f}" if pd.notna(run.get("bpd_se")) else ""
+    lines.append(f"{bits(run['bpd'])}{error} bits per dimension")
+    lines.append(
+        f"{count(run['params'])} params · {count(run['images'])} images"
+        f" · {power(run['flops'])} FLOPs"
+    )
+    lines.append(
+        f"channels {run['channels']:.0f} · blocks {run['blocks']:.0f} · layers {run['layers']:.0f}"
+        f" · patch {run['patch']:.0f}"
+    )
+    lines.append(
+        f"lr {number(run['lr'])} · batch {run['batch']:.0f} · noise {number(run['noise_std'])}"
+        f" · seed {run['seed']:.0f}"
+    )
+    return "<br>".join(lines)
+
+
+def dots(runs: pd.DataFrame, x: str, y: str, **style: Any) -> go.Scatter:
+    """Return one marker per run with its description on hover; `ids` carry the run ids."""
+    return go.Scatter(
+        x=runs[x].tolist(),
+        y=runs[y].tolist(),
+        ids=runs["run_id"].tolist(),
+        text=[describe(run) for _, run in runs.iterrows()],
+        hovertemplate="%{text}<extra></extra>",
+        **{"mode": "markers"} | style,
+    )
+
+
+def marker(
+    colour: str, symbol: str = "circle", size: float | list[float] = 9, **more: Any
+) -> dict[str, Any]:
+    """Return a marker with a thin rim in the colour of the page."""
+    return {
+        "color": colour,
+        "symbol": symbol,
+        "size": size,
+        "line": {"color": PAPER, "width": 1},
+    } | more
+
+
+def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: str) -> go.Scatter:
+    """Return a shaded band as one closed outline."""
+    return go.Scatter(
+        x=np.concatenate([x, x[::-1]]).tolist(),
+        y=np.concatenate([low, high[::-1]]).tolist(),
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        name=name,
+    )
+
+
+def around(centre: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return asymmetric error bars from intervals."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(centre, ends, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(centre, ends, strict=True)],
+        "thickness": 1.5,
+        "width": 4,
+    }
