@@ -46,8 +46,8 @@ def log_density(flow: TarFlow, images: Tensor, labels: Tensor | None = None) -> 
     Volume-preserving models have a prior of variance `flow.var` instead of one.
     """
     latents, logdet = flow(images, labels)
-    per_dim: Tensor = flow.log_prior(latents) + logdet
-    return per_dim * latents[0].numel()
+    density: Tensor = (flow.log_prior(latents) + logdet) * flow.config.dims
+    return density
 
 
 def dequantised_bpd(loss: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""One run from its config to a complete folder: train, score, sample, compare, record.
+
+The same function for the command line, a Ray Tune trial and the workers of a Ray Train job.
+"""
+
+import json
+import time
+import traceback
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tarflow import cost, data, distributed, likelihood, metrics
+from tarflow.checkpoint import save_model
+from tarflow.config import ConfigError, RunConfig, run_id, to_dict, to_yaml
+from tarflow.device import choose_device, peak_flops, resolve_precision
+from tarflow.features import Extractor, find_extractor
+from tarflow.likelihood import Likelihood
+from tarflow.model import TarFlow
+from tarflow.noise import to_pixels
+from tarflow.record import (
+    CURVE,
+    IMAGES,
+    environment,
+    read_result,
+    write_json,
+    write_table,
+    write_text,
+)
+from tarflow.sampling import image_grid, sample
+from tarflow.training import Diverged, Report, forget_states, train
+
+GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in what depends on the data and the machine, so that the run has a name.
+
+    Raises:
+        ConfigError: if the images do not fit the model, or cannot be found.
+    """
+    found = data.describe(config.data)
+    model = config.model
+    if (found.image_size, found.channels) != (model.image_size, model.image_channels):
+        raise ConfigError(
+            f"{config.data.name} has images of {found.channels} x {found.image_size} pixels, "
+            f"but the model takes {model.image_channels} x {model.image_size}"
+        )
+    if model.classes and model.classes != found.classes:
+        raise ConfigError(
+            f"{config.data.name} has {found.classes} classes, but model.classes is {model.classes}"
+        )
+    precision: Any = resolve_precision(config.precision, choose_device(config.execution))
+    return replace(config, data=data.resolve(config.data), precision=precision)
+
+
+def run(
+    config: RunConfig,
+    folder: Path,
+    role: str = "grid",
+    label: str = "",
+    report: Report = lambda _: None,
+) -> dict[str, Any]:
+    """Carry out a run, or go on with it, and leave its folder complete.
+
+    A run that is already done is returned as it is. Every worker of a data-parallel job calls
+    this; the first one scores, samples and writes.
+
+    Args:
+        config: resolved.
+        folder: for everything the run leaves.
+        role: grid, branch, search or final.
+        label: what differs from its neighbours, for people.
+        report: gets progress; see `training.train`.
+
+    Returns:
+        The row of `runs.parquet`; its status is `failed` if training diverged.
+    """
+    result = read_result(folder)
+    if result and result["run"]["status"] == "done":
+        row: dict[str, Any] = result["run"]
+        return row
+    started = datetime.now(UTC)
+    first = distributed.rank() == 0
+    if first:
+        write_text(folder / "config.yaml", to_yaml(config))
+        (folder / "error.txt").unlink(missing_ok=True)
+    device = choose_device(config.execution)
+    wanted = config.evaluation
+    extractor = find_extractor(wanted.features, device=device.type) if wanted.samples else None
+    try:
+        state = train(config, folder, report)
+    except Diverged as error:
+        return record_failure(config, folder, role, label, error) if first else {}
+    if not first:
+        return {}
+    write_table(folder / "curve.parquet", state.curve, CURVE)
+    save_model(folder / "model.safetensors", state.average, config)
+    flow = state.flow
+    flow.load_state_dict(state.average)
+    flow.eval().requires_grad_(False)
+    evaluating = time.perf_counter()
+    scores = likelihood.evaluate(flow, config)
+    write_table(folder / "images.parquet", image_rows(scores), IMAGES)
+    evaluations = []
+    if extractor:
+        evaluations.append(evaluate_samples(flow, config, extractor, folder / "samples.png"))
+    evaluate_seconds = time.perf_counter() - evaluating
+    devices = distributed.world_size() * max(1, config.execution.threads)
+    peak = peak_flops(device, config.precision) * distributed.world_size()
+    row = row_of(config, role, label) | {
+        "status": "done",
+        "started": started.isoformat(timespec="seconds"),
+        "train_seconds": state.seconds,
+        "evaluate_seconds": evaluate_seconds,
+        "wall_seconds": state.seconds + evaluate_seconds,
+        "device_seconds": (state.seconds + evaluate_seconds) * devices,
+        "mfu": cost.run_flops(config) / state.seconds / peak,
+        **scores.columns(),
+    }
+    write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
+    forget_states(folder)
+    return row
+
+
+def evaluate_samples(
+    flow: TarFlow, config: RunConfig, extractor: Extractor, picture: Path | None, seed: int = 0
+) -> dict[str, Any]:
+    """Draw samples, save a picture of some, and compare all with the held-out images.
+
+    Args:
+        flow: the weights to sample from.
+        config: of the run; its sampler and evaluation say how and how many.
+        extractor: of the features to compare.
+        picture: file for a grid of the first samples, if it is wanted.
+        seed: of the noise.
+
+    Returns:
+        A row of `evaluations.parquet`.
+    """
+    evaluation = config.evaluation
+    start = time.perf_counter()
+    drawn = sample(flow, evaluation.samples, config.sampler, config.noise, seed=seed, batch=250)
+    seconds = time.perf_counter() - start
+    if picture:
+        image_grid(drawn.images[:GRID_IMAGES], GRID_COLUMNS).save(picture)
+    held_out = data.open_split(config.data, evaluation.split)
+    reference = f"{config.data.name}/{evaluation.split}"
+    return {
+        "run_id": run_id(config),
+        **asdict(config.sampler),
+        "rule": "log-scale",
+        "solver": "sequential",
+        "seed": seed,
+        "half": "all",
+        "seconds_per_image": seconds / evaluation.samples,
+        **metrics.evaluate(to_pixels(drawn.images), held_out.pixels, extractor, reference),
+    }
+
+
+def reference_quality(config: RunConfig) -> dict[str, Any]:
+    """Compare as many real training images with the held-out ones: what perfect samples score.
+
+    Returns:
+        The quality columns of `evaluations.parquet`, such as kid and kid_se.
+    """
+    evaluation = config.evaluation
+    train = data.open_split(config.data, "train")
+    chosen = data.order(len(train.labels), 0, 0, min(evaluation.samples, len(train.labels)))
+    held_out = data.open_split(config.data, evaluation.split)
+    extractor = find_extractor(evaluation.features, device=choose_device(config.execution).type)
+    reference = f"{config.data.name}/{evaluation.split}"
+    real = data.batch(train, chosen)
+    return metrics.evaluate(real, held_out.pixels, extractor, reference)
+
+
+def image_rows(scores: Likelihood) -> list[dict[str, Any]]:
+    """Return the rows of `images.parquet`."""
+    columns = zip(scores.labels, scores.bpd, scores.loss, strict=True)
+    return [
+        {"index": index, "label": int(label), "bpd": float(bpd), "loss": float(loss)}
+        for index, (label, bpd, loss) in enumerate(columns)
+    ]
+
+
+def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
+    """Return the columns of a run's row that follow from its config."""
+    model, unique = config.model, data.describe(config.data).train
+    flops = cost.run_flops(config)
+    return {
+        "run_id": run_id(config),
+        "label": label or f"c{model.channels}-b{model.blocks}-l{model.layers}",
+        "role": role,
+        "config": json.dumps(to_dict(config)),
+        "data": config.data.name,
+        "data_hash": config.data.hash,
+        "classes": model.classes,
+        "patch": model.patch,
+        "channels": model.channels,
+        "blocks": model.blocks,
+        "layers": model.layers,
+        "head_dim": model.head_dim,
+        "lr": config.optim.lr,
+        "batch": config.batch,
+        "noise_type": config.noise.type,
+        "noise_std": config.noise.std if config.noise.type == "gaussian" else None,
+        "precision": config.precision,
+        "schedule": config.optim.schedule,
+        "seed": config.seed,
+        "params": cost.params(model),
+        "params_total": cost.params_total(model),
+        "images": config.images,
+        "unique_images": min(unique, config.images),
+        "epochs": config.images / unique,
+        "tokens": config.images * model.tokens,
+        "flops": flops,
+        "flops_marginal": flops,
+        "split": config.evaluation.split,
+        "numerics_version": config.numerics_version,
+        **environment(),
+    }
+
+
+def record_failure(
+    config: RunConfig, folder: Path, role: str, label: str, error: BaseException
+) -> dict[str, Any]:
+    """Leave the row of a run that failed, and the whole error in `error.txt`."""
+    message = f"{type(error).__name__}: {error}".splitlines()[0]
+    row = row_of(config, role, label) | {"status": "failed", "error": message}
+    write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+    write_json(folder / "result.json", {"run": row, "evaluations": []})
+    return row
