@@ -106,10 +106,10 @@ def open_split(config: DataConfig, split: Split) -> Images:
             with _lock(folder.with_suffix(".lock")):
                 if not folder.exists():  # another process may just have made it
                     _decode(source, split, folder)
-    except PermissionError as error:
+    except OSError as error:
         raise ConfigError(
-            f"cannot write the decoded images to {folder}: {error.strerror}; "
-            "set TARFLOW_CACHE to a folder that can be written"
+            f"cannot decode {config.name} into {folder}: {error.strerror or error}; "
+            "TARFLOW_CACHE chooses another folder"
         ) from None
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     return Images(pixels.view(np.ndarray), np.load(folder / "labels.npy"), source.classes)
@@ -141,7 +141,8 @@ def order(n: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
 
 def batch(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Copy the images at `indices` into a new contiguous array, (B, C, S, S)."""
-    return images.pixels[indices]
+    copied: NDArray[np.uint8] = images.pixels.take(indices, axis=0)
+    return copied
 
 
 def cache_folder() -> Path:

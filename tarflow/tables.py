@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -163,8 +164,8 @@ class Table:
             image = file.schema_arrow.field("image").type if "image" in names else pa.null()
             if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
                 raise ConfigError(
-                    f"{shard.path} has the columns {', '.join(names)}: an image table needs 'image' "
-                    "(struct of bytes and path); make one with: python -m tarflow data import"
+                    f"{shard.path} has the columns {', '.join(names)}: an image table "
+                    "needs 'image' (struct of bytes and path); see: python -m tarflow data import"
                 )
             yield file
 
@@ -239,7 +240,8 @@ class Table:
             while chunk := stream.read(1 << 22):
                 hashed.update(chunk)
         if shard.size >= _REMEMBER:
-            write_text(memo, hashed.hexdigest())
+            with suppress(OSError):  # it is only saved time
+                write_text(memo, hashed.hexdigest())
         return hashed.hexdigest()
 
 

@@ -178,6 +178,13 @@ def test_failed_decoding_leaves_nothing(tmp_path, cache):
     assert not list(cache.rglob("*.npy"))
 
 
+def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="TARFLOW_CACHE chooses another folder"):
+        data.open_split(DataConfig(name="markov-4-50"), "train")
+
+
 def test_data_needs_no_torch():
     code = "import sys, tarflow.data, tarflow.imports; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code]).strip() == b"False"
@@ -495,6 +502,13 @@ def test_import_cifar_runs_no_code(tmp_path):
             imports.import_cifar(tmp_path / "cifar", tmp_path / "set")
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "set").exists()
+
+
+def test_example_prints_what_it_says():
+    script = Path(__file__).parents[1] / "examples" / "import_folder.py"
+    printed = subprocess.check_output([sys.executable, script], text=True)
+    assert printed.strip() in script.read_text()
+    assert "10 classes" in printed
 
 
 def test_import_hub_without_the_package(tmp_path, monkeypatch):
