@@ -190,8 +190,8 @@ def summary(study: Study, plan: Plan) -> list[str]:
     ]
     if skipped := left_out(study):
         lines.append(
-            f"{skipped} of the runs asked for are left out: fewer than {study.min_images} or more than "
-            f"{study.max_images} images"
+            f"{skipped} of the runs asked for are left out: fewer than {study.min_images} "
+            f"or more than {study.max_images} images"
         )
     if plan.rate.accelerator:
         room = cost.ACCELERATORS[plan.rate.accelerator].memory

@@ -4,17 +4,21 @@ This file may be sent alone to a machine that has the package installed (`ray su
 """
 
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from sweeps.plan import make_plan, summary, table
+from analysis import human
+from sweeps.lease import lease
+from sweeps.plan import Plan, make_plan, summary, table
 from sweeps.study import Study, load, resolve
-from tarflow.config import ConfigError, with_hash
+from tarflow import record
+from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
 
 EXPENSIVE_SECONDS = 1800.0  # of expected wall time: ask first
 EXPENSIVE_MONEY = 5.0  # US dollars: ask first
@@ -90,7 +94,112 @@ def scale(options: Options) -> int:
         console.print(f"the data are not here yet ({missing}), so run ids are provisional")
     if options.dry_run:
         return 0
+    if not options.yes and expensive(plan) and sys.stdin.isatty() and not confirmed():
+        return 0
+    return carry_out(study, plan, out, options.max_hours, console)
+
+
+def carry_out(
+    study: Study, plan: Plan, out: Path, max_hours: float | None, console: Console
+) -> int:
+    """Run what is not done yet, write the tables and the report, and say how it went.
+
+    Returns:
+        The exit code: 0, or 1 if some runs failed or are left.
+    """
+    from sweeps import machines, runner  # Ray is needed from here on only
+
+    started = time.monotonic()
+    with lease(out) as held:
+        declare(study, out)
+        outcome = None
+        if plan.left:
+            with machines.cluster() as where:
+                outcome = runner.run_all(
+                    [line.run for line in plan.lines],
+                    out,
+                    {line.run.run_id: line.left for line in plan.lines},
+                    where,
+                    held,
+                    console,
+                    max_hours,
+                )
+        record.gather(out)
+        report(study, out, console)
+    if outcome is None:
+        console.print("every run is done already")
+        return 0
+    wall = time.monotonic() - started
+    share = 1 - outcome.device_seconds / (wall * outcome.cpus)
+    console.print(
+        f"{human.seconds(wall)} in all; overhead {human.percent(share)} of {outcome.cpus} cores"
+    )
+    if outcome.stopped:
+        console.print(f"stopped early: {outcome.stopped}", style="red")
+    for row in outcome.failed:
+        where_to_look = out / "runs" / row["run_id"] / "error.txt"
+        console.print(f"failed: {row['label']}: {row['error']} ({where_to_look})", style="red")
+    if outcome.left or outcome.failed:
+        console.print(
+            f"{outcome.left + len(outcome.failed)} runs are not done; "
+            "the same command tries them again"
+        )
+        return 1
     return 0
+
+
+def report(study: Study, out: Path, console: Console) -> None:
+    """Write report.html and best.yaml, if there is anything to report."""
+
+
+def declare(study: Study, out: Path) -> None:
+    """Write study.yaml.
+
+    Raises:
+        ConfigError: if the folder holds a study whose runs could not be compared with these.
+    """
+    path = out / "study.yaml"
+    if path.exists():
+        there = read_yaml(Study, path)
+        if difference := differing(comparable(there), comparable(study)):
+            raise ConfigError(
+                f"{out} holds a study with other settings ({difference}); choose another --out"
+            )
+    comment = f"Run it again with: python sweeps/scaling.py {path}"
+    record.write_text(path, to_yaml(study, comment))
+
+
+def comparable(study: Study) -> dict[str, Any]:
+    """Return what all runs of a folder must share; sizes, budgets and seeds may grow."""
+    base = to_dict(study.base)
+    for name in ("execution", "evaluation", "sampler", "images", "seed"):
+        del base[name]
+    return {"base": base, "lr_power": study.lr_power}
+
+
+def differing(there: Any, here: Any, name: str = "") -> str:
+    """Name the first value in which two nested dictionaries differ.
+
+    >>> differing({"noise": {"std": 0.1}}, {"noise": {"std": 0.2}})
+    'noise.std is 0.1 there, 0.2 here'
+    """
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return "" if there == here else f"{name} is {there} there, {here} here"
+    inner = (
+        differing(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+        for key in sorted({*there, *here})
+    )
+    return next(filter(None, inner), "")
+
+
+def expensive(plan: Plan) -> bool:
+    """Say whether a plan is worth a question."""
+    return plan.wall_seconds > EXPENSIVE_SECONDS or plan.money > EXPENSIVE_MONEY
+
+
+def confirmed() -> bool:
+    """Ask whether to go on."""
+    return input("Start? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def chosen(options: Options) -> Study:

@@ -1,0 +1,87 @@
+"""The machines that runs are carried out on: joining a Ray cluster or starting a local one."""
+
+import contextlib
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tarflow.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray found or started."""
+
+    cpus: int
+    gpus: float
+    nodes: int
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Join the cluster of RAY_ADDRESS or of this machine's `ray start`, or start a local one."""
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    for name in ("ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Cluster(int(found.get("CPU", 0)), float(found.get("GPU", 0)), len(_nodes()))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def check_shared(out: Path, where: Cluster) -> None:
+    """Make sure that all machines of a cluster see the folder of the study.
+
+    Raises:
+        ConfigError: naming a machine that does not.
+    """
+    if where.nodes < 2:
+        return
+    token = out / f".token-{uuid.uuid4().hex}"
+    token.touch()
+
+    @ray.remote(num_cpus=0)
+    def sees(path: str) -> bool:
+        return Path(path).exists()
+
+    try:
+        for node in _nodes():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            if not ray.get(sees.options(scheduling_strategy=there).remote(str(token))):
+                raise ConfigError(
+                    f"{out} is not visible on {node['NodeManagerHostname']}; "
+                    "choose an --out on a disk that all machines share"
+                )
+    finally:
+        token.unlink()
+
+
+def slots(needs: Mapping[str, float], where: Cluster) -> int:
+    """Return how many small runs fit the cluster at a time.
+
+    Raises:
+        ConfigError: if not even one does.
+    """
+    count = int(where.cpus // needs["cpu"])
+    if "gpu" in needs:
+        count = min(count, int(where.gpus / needs["gpu"]))
+    if count < 1:
+        raise ConfigError(
+            f"a run needs {needs['cpu']:g} CPUs, the cluster has {where.cpus}: "
+            "lower base.execution.threads"
+        )
+    return count
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -1,0 +1,305 @@
+"""Carry out planned runs on a Ray cluster, so that every one of them ends as a row.
+
+What is done is decided by `runs/<run id>/result.json` and by nothing else: Ray's own state is
+thrown away. Small runs are Tune trials side by side, longest first, in processes that are used
+again; runs of several workers follow one after another, as Ray Train jobs.
+"""
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from sweeps.lease import Lease
+from sweeps.machines import Cluster, check_shared, slots
+from sweeps.progress import Progress
+from sweeps.study import Planned
+from sweeps.trainable import resources, single_threaded, train_large, trial
+from tarflow.config import ConfigError
+from tarflow.record import read_result
+
+Named = Callable[[dict[str, Any]], Planned]
+FIRST_FAILURES = 4  # so many failures before any success: the machine is sick, stop
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a batch of runs went."""
+
+    rows: tuple[Mapping[str, Any], ...]  # of the runs that ended here, done or failed
+    left: int  # runs that were not carried out to their end
+    stopped: str  # why the rest was not carried out; empty if all were
+    device_seconds: float  # that training and evaluation took here
+    cpus: int
+
+    @property
+    def failed(self) -> list[Mapping[str, Any]]:
+        """Rows of the runs that failed."""
+        return [row for row in self.rows if row["status"] == "failed"]
+
+
+def run_all(
+    runs: Sequence[Planned],
+    out: Path,
+    expected: Mapping[str, float],
+    where: Cluster,
+    held: Lease,
+    console: Console,
+    max_hours: float | None = None,
+) -> Outcome:
+    """Carry out the runs that are not done yet.
+
+    Args:
+        runs: resolved; those that are done are left alone.
+        out: folder of the study, absolute.
+        expected: seconds of each run, by run id; longest go first.
+        where: the cluster, inside `cluster()`.
+        held: the lease of `out`.
+        console: for progress.
+        max_hours: wall-clock limit; what has not ended then is stopped.
+
+    Raises:
+        ConfigError: if a run asks for more than the cluster has, or `out` is not shared by it.
+    """
+    results = {run.run_id: read_result(out / "runs" / run.run_id) for run in runs}
+    rows = [result["run"] for result in results.values() if result]
+    done = [row for row in rows if row["status"] == "done"]
+    finished = {row["run_id"] for row in done}
+    todo = [single_threaded(run) for run in runs if run.run_id not in finished]
+    todo.sort(key=lambda run: -expected[run.run_id])
+    small = [run for run in todo if run.config.execution.workers == 1]
+    large = [run for run in todo if run.config.execution.workers > 1]
+    needs = resources(small, where.gpus) if small else {"cpu": 1.0}
+    count = slots(needs, where)
+    _check_workers(large, where)
+    check_shared(out, where)
+    progress = Progress(
+        len(todo), {run.run_id: expected[run.run_id] for run in todo}, count, console, done
+    )
+    limit = time.monotonic() + max_hours * 3600 if max_hours is not None else None
+    watch = Watch(progress, held, limit)
+    with progress, scratch(out) as storage:
+        if small:
+            tune_trials(
+                tune.with_parameters(trial, runs=small, out=str(out), home=str(Path.cwd())),
+                {"index": tune.grid_search(list(range(len(small))))},
+                lambda config: small[config["index"]],
+                Session(out, storage, needs, count, watch),
+            )
+        for run in large:
+            if not watch.stop_all():
+                _run_large(run, out, where, storage, watch)
+    spent = sum(
+        min(row["device_seconds"], progress.seconds[run_id] * _devices(progress.runs[run_id]))
+        for run_id, row in progress.rows.items()
+        if row["status"] == "done"
+    )
+    return Outcome(
+        rows=tuple(progress.rows.values()),
+        left=len(todo) - len(progress.rows),
+        stopped=watch.reason,
+        device_seconds=spent,
+        cpus=where.cpus,
+    )
+
+
+class _Here:
+    """Lives in the driver: the copy that Tune pickles for a restore is empty, and never read."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Watch(_Here, tune.Stopper):
+    """When the rest of a batch is not worth starting: a sick machine, the hour, a lost lease."""
+
+    def __init__(self, progress: Progress, held: Lease, limit: float | None) -> None:
+        """Watch a batch; `limit` is on the monotonic clock."""
+        self.progress, self.held, self.limit = progress, held, limit
+        self.reason = ""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never end a single run: that would be a hole in the study."""
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether to stop, and remember why."""
+        failed = len(self.progress.failed)
+        if self.held.lost:
+            self.reason = "another driver has taken the folder over"
+        elif self.limit is not None and time.monotonic() > self.limit:
+            self.reason = "the hours are used up"
+        elif failed == len(self.progress.rows) >= FIRST_FAILURES:
+            self.reason = f"the first {failed} runs all failed"
+        return bool(self.reason)
+
+
+class Teller(_Here, tune.Callback):
+    """Tells the progress what happens to Tune's trials, and makes rows of those that died."""
+
+    def __init__(self, planned: Named, out: Path, progress: Progress) -> None:
+        """Serve trials; `planned` says which run a trial's config stands for."""
+        self.planned, self.out, self.progress = planned, out, progress
+
+    def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the start."""
+        self.progress.start(self.planned(trial.config))
+
+    def on_trial_result(  # type: ignore[override]
+        self, *, trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """Note how far it has come."""
+        if "images" in result:
+            self.progress.report(self.planned(trial.config), result)
+
+    def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the row that the run left; without one it was stopped."""
+        run = self.planned(trial.config)
+        if result := read_result(self.out / "runs" / run.run_id):
+            self.progress.end(run, result["run"])
+
+    def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Write the row that the run could not."""
+        run = self.planned(trial.config)
+        error = trial.get_pickled_error() or RuntimeError("the run ended without an error message")
+        self.progress.end(run, failure(run, self.out, error))
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all trials of a batch share."""
+
+    out: Path  # folder of the study
+    storage: Path  # for Ray's own state
+    needs: Mapping[str, float]  # that one trial holds
+    slots: int  # trials that go on at a time
+    watch: Watch
+
+
+def tune_trials(
+    work: Callable[[dict[str, Any]], None],
+    space: Mapping[str, Any],
+    planned: Named,
+    session: Session,
+    search: Searcher | None = None,
+    samples: int = 1,
+) -> None:
+    """Carry out small runs as Tune trials, quietly, each ending as a row.
+
+    Args:
+        work: function trainable; it leaves the folder of the run, and reports.
+        space: of `work`'s config.
+        planned: says which run a config stands for.
+        session: of the batch.
+        search: suggests configs; without it `space` is walked through in order.
+        samples: trials, or repeats of the whole space.
+    """
+    tune.Tuner(
+        tune.with_resources(work, dict(session.needs)),
+        param_space=dict(space),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=samples,
+            max_concurrent_trials=session.slots,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(session.storage),
+            stop=session.watch,
+            callbacks=[Teller(planned, session.out, session.watch.progress)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+class Mailbox:
+    """Holds the last report of a Ray Train job for the driver to fetch."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.latest: dict[str, Any] = {}
+
+    def put(self, latest: dict[str, Any]) -> None:
+        """Replace the report."""
+        self.latest = latest
+
+    def get(self) -> dict[str, Any]:
+        """Return the report."""
+        return self.latest
+
+
+def _run_large(run: Planned, out: Path, where: Cluster, storage: Path, watch: Watch) -> None:
+    """Carry out one run of several workers, unless there is a reason to stop meanwhile."""
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    failures: list[Exception] = []
+
+    def report(latest: dict[str, Any]) -> None:
+        mailbox.put.remote(latest)
+
+    def job() -> None:  # not in the main thread, where Ray Train would take Ctrl-C for itself
+        try:
+            train_large(run, str(out), str(Path.cwd()), storage, where.gpus, report)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=job, daemon=True)
+    watch.progress.start(run)
+    thread.start()
+    while thread.is_alive() and not watch.stop_all():
+        thread.join(0.5)
+        if latest := ray.get(mailbox.get.remote()):
+            watch.progress.report(run, latest)
+    if failures:
+        watch.progress.end(run, failure(run, out, failures[0]))
+    elif not thread.is_alive() and (result := read_result(out / "runs" / run.run_id)):
+        watch.progress.end(run, result["run"])
+
+
+def failure(run: Planned, out: Path, error: Exception) -> dict[str, Any]:
+    """Leave the row and error.txt of a run whose process could not."""
+    from tarflow.run import record_failure  # imports torch, which the driver rarely needs
+
+    cause = getattr(error, "cause", None)
+    if not isinstance(cause, Exception):
+        cause = RuntimeError("the process died (out of memory?)")
+    cause.add_note(str(error))
+    return record_failure(run.config, out / "runs" / run.run_id, run.role, run.label, cause)
+
+
+@contextlib.contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """Give a folder for Ray's own state, that every machine sees and nobody reads again."""
+    folder = out / ".ray"
+    shutil.rmtree(folder, ignore_errors=True)  # of a driver that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_workers(runs: Sequence[Planned], where: Cluster) -> None:
+    """Refuse a run that waits for ever."""
+    for run in runs:
+        workers = run.config.execution.workers
+        if workers * run.config.execution.threads > where.cpus:
+            raise ConfigError(
+                f"{run.label} asks for {workers} workers, the cluster has {where.cpus} CPUs: "
+                "lower base.execution.workers, or join a larger cluster through RAY_ADDRESS"
+            )
+
+
+def _devices(run: Planned) -> int:
+    return run.config.execution.workers * run.config.execution.threads
