@@ -48,6 +48,15 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path):
     assert path.read_text() == "new"
 
 
+def test_a_reader_of_the_old_file_never_sees_part_of_the_new(tmp_path: Path):
+    path = tmp_path / "result.json"
+    record.write_text(path, "old")
+    with path.open() as reader:
+        record.write_text(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_numbers_json_lacks_become_null(tmp_path: Path):
     path = tmp_path / "deep" / "result.json"
     record.write_json(path, {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": (1, 2.5, "x")})
