@@ -21,6 +21,7 @@ Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non
 LEVEL = 0.9  # of every interval of a parameter
 ROBUST_FROM = 5  # degrees of freedom below which an outlier cannot be told from a misfit
 CASES_FROM = 6  # runs per parameter from which runs are resampled; below, noise is
+DRAW_STEPS = 60  # of the solver; a draw needs no more digits than its noise
 SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 
 
@@ -251,7 +252,7 @@ def _rescale(
 ) -> tuple[Problem, Array, float]:
     """Settle the residual scale and Huber's delta around the least-squares fit."""
     problem = replace(problem, delta=np.inf if delta is None else delta)
-    theta = minimise(problem, theta[None])[0][0]
+    theta = minimise(problem, theta[None], 1e-7)[0][0]
     residuals = problem.residuals(theta[None])[0]
     if free < ROBUST_FROM:
         square = float(np.sum(problem.weights * residuals**2))
@@ -263,7 +264,7 @@ def _rescale(
         if delta is not None or scale < 1e-9:  # exact data: every residual is rounding
             return replace(problem, delta=np.inf), theta, scale
         problem = replace(problem, delta=HUBER * scale)
-        theta = minimise(problem, theta[None])[0][0]
+        theta = minimise(problem, theta[None], 1e-7)[0][0]
         residuals = problem.residuals(theta[None])[0]
         before = scale
         scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
@@ -296,13 +297,14 @@ def _bootstrap(
         trial = replace(problem, targets=fitted + error / np.sqrt(problem.weights))
     if not draws:
         return np.empty((0, len(theta))), resampled
-    if len(clusters) > SEVERAL_STARTS_TO:
-        return minimise(trial, np.repeat(theta[None], draws, axis=0), 1e-6)[0], resampled
     shrink = np.array([1.0 if name in "AB" else 0.6 for name in problem.form.parameters])
-    both = [minimise(trial, np.repeat(t[None], draws, axis=0), 1e-6) for t in
-            (theta, theta * shrink, theta / shrink)]  # fmt: skip
-    best = np.argmin([costs for _, costs in both], axis=0)
-    return np.stack([ends for ends, _ in both])[best, np.arange(draws)], resampled
+    begin = [theta, theta * shrink, theta / shrink]
+    if len(clusters) > SEVERAL_STARTS_TO:
+        begin = [theta]
+    which = np.tile(np.arange(draws), len(begin))
+    ends, costs = minimise(trial.take(which), np.repeat(begin, draws, axis=0), 1e-5, DRAW_STEPS)
+    best = costs.reshape(len(begin), draws).argmin(axis=0)
+    return ends.reshape(len(begin), draws, -1)[best, np.arange(draws)], resampled
 
 
 def _singular_values(problem: Problem, theta: Array) -> Array:

@@ -65,7 +65,7 @@ class Problem:
 
 
 def minimise(
-    problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 200
+    problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 120
 ) -> tuple[Array, Array]:
     """Descend from every start of theta (S, p).
 
