@@ -76,7 +76,16 @@ class Table:
         """Label of every row; zeros if the table has none."""
         if not self._has("label"):
             return np.zeros(len(self.codes), np.int64)
-        labels: NDArray[np.int64] = self._column("label").cast(pa.int64()).to_numpy()
+        column = self._column("label")
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise ConfigError(
+                f"{self.root}: labels are {column.type}; write integers, none missing"
+            )
+        # Through DLPack, as to_numpy would import pandas.
+        chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
+        labels: NDArray[np.int64] = np.concatenate(
+            [np.empty(0, np.int64), *chunks], dtype=np.int64
+        )
         if labels.min(initial=0) < 0:
             raise ConfigError(f"{self.root}: label {labels.min()} is negative; drop those rows")
         return labels
@@ -118,9 +127,9 @@ class Table:
             codes = np.repeat(np.arange(3, dtype=np.int8), self.counts_by_index)
             return codes
         if self._has("split"):
-            column = self._column("split").fill_null("").combine_chunks().dictionary_encode()
-            names = [self._code(name) for name in column.dictionary.to_pylist()]
-            codes = np.array(names, np.int8)[column.indices.to_numpy()]
+            codes = np.array(
+                [self._code(name) for name in self._column("split").to_pylist()], np.int8
+            )
         else:
             sizes = [file.metadata.num_rows for file in self._files()]
             codes = np.repeat(np.array(self._codes_of_shards(), np.int8), sizes)
@@ -148,8 +157,8 @@ class Table:
             )
         return named
 
-    def _code(self, name: str) -> int:
-        if name not in _ALIASES:
+    def _code(self, name: str | None) -> int:
+        if name is None or name not in _ALIASES:
             raise ConfigError(f"{self.root}: split '{name}'; write train, validation or test")
         return SPLITS.index(_ALIASES[name])
 

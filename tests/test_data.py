@@ -129,7 +129,7 @@ def test_hash_follows_content(tmp_path):
     assert first.hash == moved.hash
     with pytest.raises(ConfigError, match="has changed"):
         data.open_split(
-            DataConfig(name=write(tmp_path / "a.parquet", blobs[1:]).name, hash=first.hash),
+            DataConfig(name=write(tmp_path / "a.parquet", blobs[::-1]).name, hash=first.hash),
             "train",
         )
     names = ["digits", "leaves", "leaves-16", "leaves-32-7", "markov", "markov-8"]
@@ -218,6 +218,7 @@ def test_errors_say_what_to_do(tmp_path):
     blob = png(noise_images(1)[0])
     write(tmp_path / "split.parquet", [blob], split=["traim"])
     write(tmp_path / "negative.parquet", [blob], label=[-1])
+    write(tmp_path / "words.parquet", [blob], label=["cat"])
     write(tmp_path / "rows.parquet", [])
     for name, message in {
         "digit": "no data set 'digit'",
@@ -227,6 +228,7 @@ def test_errors_say_what_to_do(tmp_path):
         f"{tmp_path}/other.parquet": "has the columns img",
         f"{tmp_path}/split.parquet": "split 'traim'",
         f"{tmp_path}/negative.parquet": "label -1 is negative",
+        f"{tmp_path}/words.parquet": "labels are string",
         f"{tmp_path}/rows.parquet": "has no rows",
     }.items():
         with pytest.raises(ConfigError, match=message) as caught:
