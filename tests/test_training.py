@@ -1,0 +1,166 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tarflow import data, optim, training
+from tarflow.config import (
+    DataConfig,
+    EvaluationConfig,
+    ExecutionConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
+from tarflow.record import CURVE, RUNS, read_result, read_table
+from tarflow.run import run
+from tarflow.state import load_state
+from tarflow.training import Diverged, train
+
+
+FROZEN = [0.5277317599358383, 0.1798776064813063, 0.05658603548699295, -0.01013602491922055]
+
+
+def config(**changes):
+    plain = RunConfig(
+        model=ModelConfig(patch=7, channels=16, head_dim=8, blocks=2, layers=1, classes=10),
+        data=data.resolve(DataConfig()),
+        optim=OptimConfig(lr=5e-3, warmup_images=64),
+        images=320,
+        batch=16,
+        precision="float64",
+        evaluation=EvaluationConfig(decoder_images=50, samples=0),
+        execution=ExecutionConfig(threads=1, checkpoint_seconds=0, report_seconds=0),
+    )
+    return replace(plain, **changes)
+
+
+def losses(state):
+    return [row["loss"] for row in state.curve]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(images):
+    def report(progress):
+        if progress["images"] == images:
+            raise Stop
+
+    return report
+
+
+def test_twenty_steps_give_the_losses_they_gave_before(tmp_path):
+    """A change that should not alter the numbers must not alter these."""
+    found = losses(train(config(), tmp_path))
+    assert len(found) == 20
+    assert found[::5] == pytest.approx(FROZEN, rel=1e-7)
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
+    whole = train(config(), tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(config(), tmp_path / "cut", stop_at(160))
+    reached = load_state(tmp_path / "cut/state")[1]["images"]
+    assert 0 < reached < 320
+    resumed = train(config(), tmp_path / "cut")
+    assert losses(resumed) == losses(whole)
+    for name, tensor in whole.average.items():
+        assert torch.equal(resumed.average[name], tensor), name
+
+
+def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path):
+    with pytest.raises(Stop):
+        train(config(), tmp_path, stop_at(160))
+    states = sorted((tmp_path / "state").glob("*.safetensors"))
+    assert len(states) == 2
+    before = load_state(tmp_path / "state")[1]["images"]
+    states[-1].write_bytes(states[-1].read_bytes()[:-1000])
+    assert load_state(tmp_path / "state")[1]["images"] < before
+    states[0].write_bytes(b"x")
+    assert load_state(tmp_path / "state") is None
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    small = config(execution=ExecutionConfig(threads=1, micro_batch=5))
+    expected = losses(train(config(), tmp_path / "a"))
+    assert losses(train(small, tmp_path / "b")) == pytest.approx(expected, rel=1e-11)
+
+
+def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):
+    short, long = config(), config(images=640)
+    both = [train(c, tmp_path / str(c.images)) for c in (short, long)]
+    rows = [{row["images"]: row["lr"] for row in state.curve} for state in both]
+    shared = [images for images in rows[0] if images in rows[1] and images <= 0.8 * 320]
+    assert len(shared) > 5
+    assert all(rows[0][images] == rows[1][images] for images in shared)
+    assert both[0].curve[-1]["lr"] < 0.2 * short.optim.lr
+
+
+def test_divergence_is_a_failed_row_that_names_the_block(tmp_path, monkeypatch):
+    step = training.train_step
+
+    def poisoned(state, *rest):
+        if state.images == 160:
+            state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)
+        return step(state, *rest)
+
+    monkeypatch.setattr(training, "train_step", poisoned)
+    with pytest.raises(Diverged, match="block 1 .* after 160 images"):
+        train(config(), tmp_path / "a")
+    row = run(config(), tmp_path / "b", label="poisoned")
+    assert row["status"] == "failed"
+    assert "block 1" in row["error"]
+    assert "block 1" in (tmp_path / "b/error.txt").read_text()
+    monkeypatch.undo()
+    assert run(config(), tmp_path / "b")["status"] == "done"
+
+
+def test_a_run_leaves_a_complete_folder_and_is_not_trained_twice(tmp_path):
+    row = run(config(precision="float32"), tmp_path, label="c16")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {
+        "config.yaml",
+        "curve.parquet",
+        "images.parquet",
+        "model.safetensors",
+        "result.json",
+    }
+    assert set(row) <= set(RUNS.names)
+    missing = set(RUNS.names) - set(row) - {"parent_id", "error"}
+    assert not missing
+    assert read_table(tmp_path / "curve.parquet").schema.equals(CURVE)
+    pixels = read_table(tmp_path / "images.parquet").to_pandas()
+    assert len(pixels) == 500
+    assert pixels.bpd.mean() == pytest.approx(row["bpd"])
+    written = (tmp_path / "result.json").stat().st_mtime_ns
+    assert json.dumps(run(config(precision="float32"), tmp_path)) == json.dumps(
+        read_result(tmp_path)["run"]
+    )
+    assert (tmp_path / "result.json").stat().st_mtime_ns == written
+
+
+def test_the_average_weighs_the_past_by_a_power_of_the_images_seen():
+    width, batch, steps = 0.1, 8, 4000
+    exponent = optim.ema_exponent(width)
+    average = torch.zeros(1, dtype=torch.float64)
+    square = torch.zeros(1, dtype=torch.float64)
+    for step in range(1, steps + 1):
+        decay = optim.ema_decay(exponent, step * batch, batch)
+        now = torch.tensor([step / steps], dtype=torch.float64)
+        optim.update_average([average, square], [now, now**2], decay)
+    spread = (square - average**2).sqrt().item()
+    assert spread == pytest.approx(width, rel=0.01)
+
+
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_rates_rise_to_the_peak_and_end_near_zero(schedule):
+    choice = OptimConfig(lr=1.0, schedule=schedule, warmup_images=100)
+    rates = [optim.learning_rate(choice, images, 1000) for images in range(0, 1001, 10)]
+    assert rates[0] == 0
+    assert max(rates) == rates[10] == 1
+    assert rates[-1] <= 0.01
+    assert all(a <= b for a, b in zip(rates[:10], rates[1:11], strict=True))
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
