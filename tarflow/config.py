@@ -285,6 +285,7 @@ def run_id(config: RunConfig) -> str:
     if config.precision == "auto" or not config.data.hash:
         raise ConfigError("a run has a name only after its precision and data hash are resolved")
     plain = {key: value for key, value in to_dict(config).items() if key not in NOT_HASHED}
+    plain["data"].pop("name")  # where the images lie; the hash says which they are
     if config.noise.type == "uniform":
         plain["noise"].pop("std")
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
