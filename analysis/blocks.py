@@ -4,6 +4,7 @@ import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 from analysis import checklist, plots, plots_estimates, plots_law, plots_quality
 from analysis.checklist import Table
 from analysis.findings import Findings
-from analysis.human import bits, count, interval, number, power
+from analysis.human import bits, count, interval, number, percent, power, seconds
 from tarflow.record import read_table
 
 
@@ -32,7 +33,8 @@ class Block:
     title: str
     aid: str  # how to read it, one or two sentences
     figures: Mapping[str, go.Figure]  # by the name of the view
-    tabs: bool = False  # one view at a time; otherwise side by side
+    columns: int = 2  # figures side by side where there is room
+    tabs: bool = False  # one view at a time
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     empty: str = ""  # shown when there is nothing to draw
@@ -47,6 +49,8 @@ class Material:
     table: pd.DataFrame  # every run, failed ones too
     scored: pd.DataFrame  # runs joined to their sample scores, one row per sampler setting
     findings: Findings
+    reference: Mapping[str, Any]  # kid, kid_se of real training images; may be empty
+    outcome: Mapping[str, float]  # wall_seconds, device_seconds, cpus of the sweep; or empty
     seed: int
 
 
@@ -122,6 +126,7 @@ def _residuals(material: Material) -> Block:
         "Relative residuals of the surface law. A trend along an axis means that the form misses "
         "something there; a lone point is worth a second look.",
         plots_law.residuals(material.findings),
+        columns=3,
         tables=(checklist.influence(material.findings),) if material.findings.influence else (),
         empty="No surface law L(N, D) could be fitted: too few runs.",
     )
@@ -158,7 +163,7 @@ def _validation(material: Material) -> Block:
     tables = (checklist.model_choice(found), checklist.coverage(found)) if found.rollouts else ()
     return Block(
         "validation",
-        "Does it predict?",
+        "Validation: errors on runs not seen",
         "Every form is fitted to cheaper runs only and predicts the dearer ones; each mark is one "
         "such prediction. A law is worth having if it stays below the grey lines, which need no "
         "law.",
@@ -185,14 +190,14 @@ def _quality(material: Material) -> Block:
         "quality",
         "Sample quality against likelihood",
         aid,
-        _some(quality=plots_quality.quality(one)),
+        _some(quality=plots_quality.quality(one, material.reference)),
         empty="No run has sample scores yet.",
     )
 
 
 def _samples(material: Material) -> Block:
     pictures = []
-    runs = material.findings.finished
+    runs = material.findings.runs if len(material.findings.runs) else material.findings.finished
     best = runs.sort_values("bpd").drop_duplicates("params").sort_values("params")
     for _, run in best.iterrows():
         path = material.study / "runs" / run["run_id"] / "samples.png"
@@ -247,8 +252,8 @@ def _search(material: Material) -> Block:
         "temperature and denoising only sample from what is trained.",
         _some(
             trade_off=plots_quality.trade_off(found),
-            hyperparameters=plots_quality.parallel_coordinates(found),
             sampler=plots_quality.sampler_surface(found),
+            hyperparameters=plots_quality.parallel_coordinates(found),
         ),
         empty="This study holds no search yet. This command fills the block:",
         command=f"python sweeps/search.py {material.study.name} --out {material.study}",
@@ -259,10 +264,21 @@ def _cost(material: Material) -> Block:
     return Block(
         "cost",
         "What it cost",
-        "FLOPs are counted by formula; times are those of the runs themselves.",
+        "FLOPs are counted by formula; times are those of the runs themselves."
+        + _overhead(material.outcome),
         _some(cost=plots.cost(material.findings.finished)),
         tables=(checklist.cost(material.table),),
         empty="No run has finished yet.",
+    )
+
+
+def _overhead(outcome: Mapping[str, float]) -> str:
+    if not outcome:
+        return ""
+    held = outcome["wall_seconds"] * outcome["cpus"]
+    return (
+        f" The sweep took {seconds(outcome['wall_seconds'])} on {outcome['cpus']:.0f} cores; "
+        f"{percent(1 - outcome['device_seconds'] / held)} of that was not spent in a run."
     )
 
 

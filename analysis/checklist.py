@@ -1,14 +1,14 @@
 """What a reader needs to judge or repeat a study: price paid, conventions, versions, seeds."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.findings import Findings
-from analysis.human import MISSING, count, interval, number, percent, power, seconds
+from analysis.human import MISSING, bits, count, missing, number, percent, power, seconds
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def model_choice(findings: Findings) -> Table:
             (item.name, MISSING, str(item.rollouts), percent(item.error), "", "", "", "baseline")
             for item in findings.baselines
         ),
-        "Forms and baselines by roll-out error (root mean square)",
+        "Forms and baselines by roll-out error",
     )
 
 
@@ -112,25 +112,37 @@ def influence(findings: Findings) -> Table:
 def sizes(findings: Findings) -> Table:
     """List the compute-optimal model of each budget."""
     return Table(
-        ("FLOPs", "N*", "90% interval", "D*", "90% interval", "model", "images", "BPD", "source"),
+        (
+            "FLOPs",
+            "parameters N*",
+            "tokens D*",
+            "nearest model",
+            "images",
+            "BPD",
+            "beyond the runs",
+        ),
         tuple(
             (
                 power(item.flops),
-                count(item.params),
-                interval(item.params_interval, count),
-                count(item.tokens),
-                interval(item.tokens_interval, count),
+                _with_interval(item.params, item.params_interval, count),
+                _with_interval(item.tokens, item.tokens_interval, count),
                 f"c{item.channels}-b{item.blocks}-l{item.layers}",
                 count(item.images),
-                MISSING
-                if item.bpd is None
-                else f"{item.bpd:.3f} ({interval(item.bpd_interval, lambda x: f'{x:.3f}')})",
-                item.source + (", extrapolated" if item.extrapolated else ""),
+                _with_interval(item.bpd, item.bpd_interval, bits),
+                "yes" if item.extrapolated else "no",
             )
             for item in findings.allocation
         ),
-        "Buildable models nearest to the optimum",
+        "Compute-optimal sizes, 90% intervals, and the nearest model that can be built",
     )
+
+
+def _with_interval(
+    value: float | None, ends: tuple[float, float] | None, write: Callable[[float | None], str]
+) -> str:
+    if ends is None or any(missing(end) for end in ends):
+        return write(value)
+    return f"{write(value)} ({write(ends[0])} – {write(ends[1])})"
 
 
 def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table:

@@ -32,7 +32,7 @@ def _points(trace: dict[str, Any], x: str, y: str) -> pd.DataFrame:
     size = len(xs)
     columns: dict[str, Any] = {
         "series": trace.get("name") or "",
-        "run_id": trace.get("ids") or trace.get("meta") or "",
+        "run_id": trace.get("meta") or "",
         x: xs,
         y: trace.get("y") or [trace.get("name")] * size,
     }

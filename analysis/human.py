@@ -71,9 +71,11 @@ def interval(ends: tuple[float, float] | None, write: Callable[[float], str] = n
 
     >>> interval((0.31, 0.52)), interval((2.1e5, 4.4e5), count)
     ('0.31 to 0.52', '210k to 440k')
+    >>> interval((0.0, float("inf")))
+    'unknown'
     """
-    if ends is None or all(missing(end) for end in ends):
-        return MISSING
+    if ends is None or any(missing(end) for end in ends):
+        return "unknown"
     return f"{write(ends[0])} to {write(ends[1])}"
 
 
@@ -85,7 +87,7 @@ def percent(value: float | None, signed: bool = False) -> str:
     """
     if value is None or missing(value):
         return MISSING
-    digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00095 else 2
+    digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00995 else 2
     return f"{100 * value:{'+' if signed else ''}.{digits}f}%"
 
 

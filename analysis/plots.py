@@ -29,31 +29,33 @@ def loss_curves(
         return None
     label = {"flops": "training FLOPs", "images": "training images seen"}[against]
     shown = figure(label, "training loss, nats per dimension", height=480)
-    colours = theme.shades(known["params"])
     reach: list[float] = []
     losses: list[float] = []
-    named: set[float] = set()
-    for _, run in known.iterrows():
-        curve = curves[run["run_id"]].dropna(subset=["loss", against])
-        curve = curve.iloc[:: -(-len(curve) // CURVE_POINTS) or 1]
-        if curve.empty:
-            continue
-        reach += [curve[against].iloc[0], curve[against].iloc[-1]]
-        losses += curve["loss"].tolist()
-        shown.add_trace(
-            go.Scatter(
-                x=curve[against].tolist(),
-                y=curve["loss"].round(5).tolist(),
-                mode="lines",
-                line={"color": colours[run["params"]], "width": 1.4},
-                name=count(run["params"]),
-                meta=run["run_id"],
-                legendgroup=count(run["params"]),
-                showlegend=run["params"] not in named,
-                hovertemplate="loss %{y:.4f}<br>" + describe(run) + "<extra></extra>",
+    sizes = theme.by_size(known)
+    # An ordered scale is read from some of its steps: the legend names eight at most.
+    named = {sizes[i][0] for i in np.linspace(0, len(sizes) - 1, min(len(sizes), 8)).astype(int)}
+    for size, colour, group in sizes:
+        for _, run in group.iterrows():
+            curve = curves[run["run_id"]].dropna(subset=["loss", against])
+            curve = curve.iloc[:: -(-len(curve) // CURVE_POINTS) or 1]
+            if curve.empty:
+                continue
+            reach += [curve[against].iloc[0], curve[against].iloc[-1]]
+            losses += curve["loss"].tolist()
+            shown.add_trace(
+                go.Scatter(
+                    x=curve[against].tolist(),
+                    y=curve["loss"].round(5).tolist(),
+                    mode="lines",
+                    line={"color": colour, "width": 1.4},
+                    name=count(size),
+                    meta=run["run_id"],
+                    legendgroup=count(size),
+                    showlegend=size in named,
+                    hovertemplate="loss %{y:.4f}<br>" + describe(run) + "<extra></extra>",
+                )
             )
-        )
-        named.add(run["params"])
+            named.discard(size)
     if not losses:
         return None
     # The first steps fall from far above; the window shows where the runs differ.
@@ -103,7 +105,7 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
                 side="positive",
                 width=1.5,
                 points=False,
-                box={"visible": True, "width": 0.12},
+                meanline={"visible": True},
                 line={"color": theme.shade(position, len(known)), "width": 1.5},
                 spanmode="hard",
                 showlegend=False,

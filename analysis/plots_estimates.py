@@ -13,7 +13,9 @@ from analysis import theme
 from analysis.allocate import IsoFlop
 from analysis.findings import Findings
 from analysis.human import bits, count, interval, number, power
-from analysis.theme import SOFT, around, band, figure, log_axis, marker
+from analysis.theme import LAW, SOFT, around, band, figure, log_axis, marker
+
+SMALLEST = 0.01  # percent: smaller errors are drawn here, the axis is logarithmic
 
 
 def exponents(findings: Findings) -> go.Figure | None:
@@ -67,7 +69,7 @@ def _forest(
         part = [row for row in rows if row.identified == known]
         if not part:
             continue
-        colour = theme.LAW if known else SOFT
+        colour = LAW if known else SOFT
         ends = [tuple(np.clip(row.interval, -1e3, 1e3).tolist()) for row in part]
         shown.add_trace(
             go.Scatter(
@@ -101,15 +103,18 @@ def allocation(findings: Findings) -> dict[str, go.Figure]:
         one = figure("training FLOPs", label, height=380)
         centre = [getattr(item, name) for item in findings.allocation]
         ends = [getattr(item, f"{name}_interval") for item in findings.allocation]
-        low, high = (np.array(side) for side in zip(*ends, strict=True))
-        one.add_trace(band(np.array(budgets), low, high, theme.BAND, "90% interval"))
+        known = [i for i, (low, high) in enumerate(ends) if 0 < low <= high < np.inf]
+        low, high = (np.array([ends[i][side] for i in known]) for side in (0, 1))
+        if known:
+            at = np.array(budgets)[known]
+            one.add_trace(band(at, low, high, theme.BAND, "90% interval"))
         one.add_trace(
             go.Scatter(
                 x=budgets,
                 y=centre,
                 mode="lines+markers",
-                line={"color": theme.LAW, "width": 2, "dash": "dash"},
-                marker=marker(theme.LAW),
+                line={"color": LAW, "width": 2, "dash": "dash"},
+                marker=marker(LAW),
                 name=findings.allocation[0].source,
                 text=[
                     f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(value)}"
@@ -123,7 +128,7 @@ def allocation(findings: Findings) -> dict[str, go.Figure]:
         inside = [iso for iso in findings.isoflops if not iso.edge]
         if inside:
             one.add_trace(_minima(inside, name))
-        values = [*low, *high, *(getattr(iso, name) for iso in inside)]
+        values = [*centre, *low, *high, *(getattr(iso, name) for iso in inside)]
         one.update_xaxes(log_axis(reach)).update_yaxes(log_axis(values, count))
         shown[label] = one
     return shown
@@ -148,7 +153,7 @@ def validation(findings: Findings) -> go.Figure | None:
     if not findings.rollouts:
         return None
     chosen = {score.form for score in findings.scores if score.chosen}
-    shown = figure("compute of the predicted run / largest compute seen", "error, %", height=440)
+    shown = figure("compute of the predicted run / largest compute seen", "error, %", height=460)
     distances = []
     for index, form in enumerate(dict.fromkeys(item.form for item in findings.rollouts)):
         items = [item for item in findings.rollouts if item.form == form]
@@ -158,7 +163,7 @@ def validation(findings: Findings) -> go.Figure | None:
         shown.add_trace(
             go.Scatter(
                 x=ratios,
-                y=[100 * abs(item.error) for item in items],
+                y=[max(100 * abs(item.error), SMALLEST) for item in items],
                 mode="markers",
                 marker=marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)])
                 | ({} if form in chosen else {"opacity": 0.55}),
@@ -178,8 +183,10 @@ def validation(findings: Findings) -> go.Figure | None:
                 y=[100 * baseline.error] * 2,
                 mode="lines",
                 line={"color": SOFT, "width": 1.5, "dash": dash},
-                name=f"{baseline.name} (typical error)",
+                name=baseline.name,
                 hovertemplate="%{y:.2f}%<extra>" + baseline.name + "</extra>",
             )
         )
+    errors = [value for trace in shown.data for value in trace.y]
+    shown.update_yaxes(log_axis(errors, lambda error: f"{error:g}"))
     return shown.update_xaxes(log_axis(distances, lambda ratio: f"{ratio:g}×"))

@@ -12,7 +12,7 @@ from analysis.allocate import IsoFlop
 from analysis.findings import Findings, HeldOut
 from analysis.fit import Fit
 from analysis.human import bits, count, interval, percent, power
-from analysis.theme import INK, SOFT, around, band, dots, figure, log_axis, marker
+from analysis.theme import INK, LAW, SOFT, around, band, dots, figure, log_axis, marker
 
 BPD = "bits per dimension"
 FLOPS = "training FLOPs"
@@ -34,7 +34,7 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
     runs = findings.runs if len(findings.runs) else findings.finished
     if runs.empty:
         return None
-    shown = figure(FLOPS, BPD, height=500)
+    shown = figure(FLOPS, BPD, height=520)
     reach = [runs["flops"].min(), runs["flops"].max()]
     if findings.frontier:
         reach[1] *= EXTRAPOLATE
@@ -49,9 +49,7 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
                 mode="lines+markers",
                 line={"color": colour, "width": 1},
                 marker=marker(colour),
-                name=f"{count(params)}",
-                legendgroup="runs",
-                legendgrouptitle={"text": "params"},
+                name=f"{count(params)} params",
             )
         )
     if len(findings.frontier_points) > 1:
@@ -79,14 +77,14 @@ def _frontier_law(shown: go.Figure, fit: Fit, flops: pd.Series) -> None:
     beyond = np.geomspace(flops.max(), EXTRAPOLATE * flops.max(), 40)
     low, high = fit.band(flops=beyond)
     if np.isfinite(low).all():
-        shown.add_trace(band(beyond, low, high, theme.BAND, "90% band of the extrapolation"))
-    for grid, dash, name in ((inside, "solid", f"law, {fit.formula}"), (beyond, "dash", "")):
+        shown.add_trace(band(beyond, low, high, theme.BAND, "90% band"))
+    for grid, dash, name in ((inside, "solid", "law"), (beyond, "dash", "")):
         shown.add_trace(
             go.Scatter(
                 x=grid.tolist(),
                 y=fit.predict(flops=grid).tolist(),
                 mode="lines",
-                line={"color": theme.LAW, "width": 2, "dash": dash},
+                line={"color": LAW, "width": 2, "dash": dash},
                 name=name or "law, extrapolated",
                 showlegend=bool(name),
                 hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>law</extra>",
@@ -103,7 +101,7 @@ def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
             y=held.fit.predict(flops=grid).tolist(),
             mode="lines",
             line={"color": theme.HELD_OUT, "width": 1.5, "dash": "dot"},
-            name="law without the held-out run",
+            name="law, largest run held out",
             hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>",
         )
     )
@@ -113,9 +111,14 @@ def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
             y=[held.predicted],
             error_y=around([held.predicted], [held.interval]) | {"color": theme.HELD_OUT},
             mode="markers",
-            marker=marker(theme.HELD_OUT, "diamond", 10),
-            name="held-out run, predicted",
-            ids=[held.run_id],
+            marker={
+                "color": theme.HELD_OUT,
+                "symbol": "diamond-open",
+                "size": 11,
+                "line": {"width": 2},
+            },
+            name="its prediction",
+            meta=[held.run_id],
             text=[
                 f"<b>predicted {bits(held.predicted)}</b><br>{percent(held.level)} band "
                 f"{interval(held.interval, bits)}<br>achieved {bits(held.achieved)}"
@@ -155,8 +158,9 @@ def isoflop(findings: Findings) -> go.Figure | None:
             values = findings.surface.predict(params=grid, tokens=tokens)
             shown.add_trace(_line(grid, values, colour, "dot", f"surface {group}", group))
         shown.add_trace(_minimum(iso, colour, group))
-    for dash, name in (("solid", "parabola"), ("dot", "surface law")):
-        key = _line(np.array([np.nan]), np.array([np.nan]), SOFT, dash, name, "key")
+    kinds = [("solid", "parabola")] + [("dot", "surface law")] * bool(findings.surface)
+    for dash, name in kinds:
+        key = _line(np.array([np.nan]), np.array([np.nan]), SOFT, dash, name, name)
         shown.add_trace(key.update(showlegend=True))
     return shown.update_xaxes(log_axis(findings.runs["params"], count))
 
@@ -192,7 +196,7 @@ def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
         mode="markers+text" if iso.edge else "markers",
         marker=marker(colour, "diamond-open" if iso.edge else "diamond", 13),
         text=["at the edge"] if iso.edge else None,
-        textposition="bottom center",
+        textposition="middle left" if iso.edge == "largest" else "middle right",
         name=f"minimum {group}",
         legendgroup=group,
         showlegend=False,
@@ -217,5 +221,5 @@ def residuals(findings: Findings) -> dict[str, go.Figure]:
         one.add_hline(y=0, line={"color": SOFT, "width": 1})
         colour = [colours[params] for params in runs["params"]]
         one.add_trace(dots(runs, column, "residual", marker=marker(INK, color=colour)))
-        shown[label] = one.update_xaxes(log_axis(runs[column], written))
+        shown[label] = one.update_xaxes(log_axis(runs[column], written, most=4))
     return shown

@@ -4,6 +4,7 @@ A table here is one row per run and sampler setting: columns of `evaluations.par
 of its run (`record.RUNS`); `kid` is the kernel inception distance of the named extractor.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,13 @@ def setting_in_words(row: pd.Series) -> str:
     )
 
 
-def quality(scored: pd.DataFrame, reference: dict[str, Any] | None = None) -> go.Figure | None:
+def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | None:
     """Draw KID against BPD with standard errors.
 
     Args:
         scored: one row per run, all at one sampler setting and one extractor.
-        reference: `kid` and `kid_se` of real training images, drawn as a line.
+        reference: `kid`, `kid_se` and `feature_extractor` of real training images, drawn as a
+            line; empty if not measured.
     """
     known = scored.dropna(subset=["kid", "bpd"])
     if known.empty:
@@ -42,7 +44,7 @@ def quality(scored: pd.DataFrame, reference: dict[str, Any] | None = None) -> go
             go.Scatter(
                 x=group["bpd"].tolist(),
                 y=group["kid"].tolist(),
-                ids=group["run_id"].tolist(),
+                meta=group["run_id"].tolist(),
                 error_y=_standard_error(group, colour),
                 mode="markers",
                 marker=marker(colour),
@@ -51,7 +53,7 @@ def quality(scored: pd.DataFrame, reference: dict[str, Any] | None = None) -> go
                 hovertemplate="%{text}<extra></extra>",
             )
         )
-    if reference:
+    if reference.get("feature_extractor") == extractor:
         reach = [known["bpd"].min(), known["bpd"].max()]
         shown.add_trace(
             go.Scatter(
@@ -86,8 +88,9 @@ def trade_off(scored: pd.DataFrame) -> go.Figure | None:
         go.Scatter(
             x=front["bpd"].tolist(),
             y=front["kid"].tolist(),
-            mode="lines",
+            mode="lines+markers",
             line={"color": ORANGE, "width": 2, "shape": "hv"},
+            marker={"symbol": "circle-open", "size": 15, "color": ORANGE, "line": {"width": 2}},
             name="Pareto front",
             hoverinfo="skip",
         )
@@ -96,14 +99,14 @@ def trade_off(scored: pd.DataFrame) -> go.Figure | None:
         go.Scatter(
             x=best["bpd"].tolist(),
             y=best["kid"].tolist(),
-            ids=best["run_id"].tolist(),
+            meta=best["run_id"].tolist(),
             error_y=_standard_error(best, SOFT),
             mode="markers",
             marker=marker(
                 INK,
                 color=best["noise_std"].astype(float).tolist(),
                 colorscale=theme.RAMP,
-                colorbar={"title": {"text": "noise"}, "thickness": 12, "outlinewidth": 0},
+                colorbar=theme.colour_bar("noise"),
             ),
             text=[_described(row) for _, row in best.iterrows()],
             hovertemplate="%{text}<extra></extra>",
@@ -122,7 +125,7 @@ def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
             ("blocks", "blocks"),
             ("layers", "layers"),
             ("channels", "channels"),
-            ("lr", "learning rate"),
+            ("lr", "learning<br>rate"),
             ("noise_std", "noise"),
             ("bpd", "BPD"),
             ("kid", "KID"),
@@ -156,7 +159,7 @@ def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
         for at, value in ((-0.06, best[column].min()), (1.06, best[column].max())):
             text = bits(value) if column == "bpd" else number(value)
             shown.add_annotation(x=name, y=at, text=text, showarrow=False, font={"color": SOFT})
-    shown.update_xaxes(showgrid=True, showline=False, ticks="", side="bottom")
+    shown.update_xaxes(showline=False, ticks="", tickangle=0)
     return shown.update_yaxes(visible=False, range=[-0.12, 1.12])
 
 
@@ -183,9 +186,9 @@ def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
                 reversescale=True,
                 size=(10 + 10 * _unit(known["denoise"])).tolist(),
                 opacity=0.9,
-                colorbar={"title": {"text": "KID"}, "thickness": 12, "outlinewidth": 0},
+                colorbar=theme.colour_bar("KID"),
             ),
-            ids=known["run_id"].tolist(),
+            meta=known["run_id"].tolist(),
             text=[_described(row) for _, row in known.iterrows()],
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,

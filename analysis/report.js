@@ -5,7 +5,7 @@ const narrow = () => window.innerWidth < 600;
 function colours() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
-  return { "#010101": read("--ink"), "#020202": read("--soft"), "#030303": read("--line"), "#040404": read("--paper") };
+  return { "#010101": read("--ink"), "#020202": read("--soft"), "#030303": read("--line"), "#040404": read("--paper"), "#050505": read("--law") };
 }
 
 function draw(figure) {

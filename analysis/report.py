@@ -1,7 +1,9 @@
 """One self-contained HTML page for a study: it opens offline and asks nothing of any server."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -85,11 +87,27 @@ def render(
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         study=study,
         summary=summarise(findings, table),
-        blocks=blocks(Material(study, table, scored, findings, seed)),
+        blocks=blocks(
+            Material(
+                study=study,
+                table=table,
+                scored=scored,
+                findings=findings,
+                reference=read_json(study / "reference.json"),
+                outcome=read_json(study / "outcome.json"),
+                seed=seed,
+            )
+        ),
         runs=run_rows(table, scored, findings),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
         plotly=Markup(get_plotlyjs()),
     )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a small file of the study says; nothing if the study has none."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def csv_uri(table: pd.DataFrame) -> str:

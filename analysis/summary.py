@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup, escape
 
+from analysis.allocate import recommend
 from analysis.findings import Findings
 from analysis.fit import Fit
-from analysis.human import MISSING, bits, count, interval, number, percent, power
-
-NEXT = 4.0  # times the largest budget of the study: the run that is recommended
+from analysis.human import bits, count, interval, number, percent, power
+from tarflow.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,11 @@ def _tiles(findings: Findings) -> list[Tile]:
         where = "inside" if held.inside else "outside"
         tiles.append(
             Tile(
-                "Held-out run, predicted / achieved",
-                f"{bits(held.predicted)} / {bits(held.achieved)}",
-                f"{percent(held.error, signed=True)}, {where} the {percent(held.level)} band "
-                f"{interval(held.interval, bits)}, {held.ratio:.2g}× beyond the data",
+                "Held-out run, predicted",
+                bits(held.predicted),
+                f"achieved {bits(held.achieved)} ({percent(held.error, signed=True)}), {where} "
+                f"the {percent(held.level)} band {interval(held.interval, bits)}; "
+                f"{held.ratio:.2g}× the compute of the fit",
             )
         )
     achieved = [item for item in findings.coverage if item.total]
@@ -150,14 +151,17 @@ def _tiles(findings: Findings) -> list[Tile]:
 
 
 def _advice(findings: Findings) -> str:
-    if not findings.allocation:
-        return "No recommendation yet: there is no finished run to grow from."
-    largest = max(budget.flops for budget in findings.budgets)
-    item = min(findings.allocation, key=lambda a: abs(a.flops / largest / NEXT - 1))
+    try:
+        found = recommend(findings)
+    except ConfigError as error:
+        return f"{str(error)[0].upper()}{str(error)[1:]}."
+    item, model = found.allocation, found.config.model
+    ratio = item.flops / findings.budgets[-1].flops
     text = (
-        f"At {power(item.flops)} FLOPs ({item.flops / largest:.2g}× the largest budget), by "
-        f"{item.source}: channels {item.channels}, blocks {item.blocks}, layers {item.layers} "
-        f"({count(item.model_params)} params) on {count(item.images)} images."
+        f"At {power(item.flops)} FLOPs, {ratio:.2g}× the largest budget: channels "
+        f"{model.channels}, blocks {model.blocks}, layers {model.layers} "
+        f"({count(item.model_params)} params) on {count(found.config.images)} images. "
+        f"The size is that of the {item.source}."
     )
     if item.bpd is not None:
         text += (
@@ -175,7 +179,7 @@ def _unknown(findings: Findings) -> list[str]:
         if fit is None:
             continue
         lines += [
-            f"{name} of {law} ({fit.name}): {fit.reasons[name] or MISSING}"
+            f"{law}, {fit.name}: {fit.reasons[name]}"
             for name, known in fit.identified.items()
             if not known
         ]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from analysis.human import bits, count, number, power
 
 # Placeholders: report.js replaces them by the colours of the scheme in use.
-INK, SOFT, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
+INK, SOFT, GRID, PAPER, LAW = "#010101", "#020202", "#030303", "#040404", "#050505"
 
 # Okabe and Ito 2008: told apart by colour-blind readers, on light and on dark ground.
 BLUE, ORANGE, GREEN, PINK, SKY, AMBER = (
@@ -24,9 +24,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, AMBER = (
     "#E69F00",
 )
 CATEGORIES = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE)
-LAW, HELD_OUT = BLUE, ORANGE
-BAND = "rgba(0, 114, 178, 0.16)"
-HELD_OUT_BAND = "rgba(213, 94, 0, 0.16)"
+HELD_OUT = ORANGE
+BAND = "rgba(60, 140, 200, 0.22)"
 _RAMP = ("#5566b8", "#2d8fa6", "#55b185", "#e0a526")  # ordered, lightness rises
 RAMP = [[index / 3, colour] for index, colour in enumerate(_RAMP)]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
@@ -41,7 +40,7 @@ _AXIS = {
     "zeroline": False,
     "showline": True,
     "automargin": True,
-    "title": {"standoff": 10},
+    "title": {"standoff": 10, "font": {"size": 13}},
 }
 TEMPLATE = go.layout.Template(
     layout={
@@ -64,7 +63,7 @@ TEMPLATE = go.layout.Template(
             "x": 0,
             "y": 1.02,
             "yanchor": "bottom",
-            "title": {"side": "left"},
+            "title": {"side": "left", "font": {"size": 13}},
             "itemsizing": "constant",
         },
     }
@@ -98,8 +97,10 @@ def by_size(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:
     return [(size, colour, runs[runs["params"] == size]) for size, colour in sizes.items()]
 
 
-def log_axis(values: Iterable[float], written: Callable[[float], str] = power) -> dict[str, Any]:
-    """Return a logarithmic axis whose ticks are round numbers, at most seven of them."""
+def log_axis(
+    values: Iterable[float], written: Callable[[float], str] = power, most: int = 6
+) -> dict[str, Any]:
+    """Return a logarithmic axis whose ticks are round numbers, at most so many of them."""
     finite = np.asarray(list(values), dtype=float)
     finite = finite[np.isfinite(finite) & (finite > 0)]
     if not finite.size:
@@ -111,10 +112,11 @@ def log_axis(values: Iterable[float], written: Callable[[float], str] = power) -
         ticks = np.array([digit * 10**decade for decade in decades for digit in digits])
         logs = np.log10(ticks)
         shown = ticks[(logs >= low - pad) & (logs <= high + pad)]
-        if len(shown) <= 7:
+        if len(shown) <= most:
             break
     return {
         "type": "log",
+        "tickangle": 0,
         "range": [low - pad, high + pad],
         "tickvals": shown.tolist(),
         "ticktext": [written(tick) for tick in shown],
@@ -142,15 +144,26 @@ def describe(run: pd.Series) -> str:
 
 
 def dots(runs: pd.DataFrame, x: str, y: str, **style: Any) -> go.Scatter:
-    """Return one marker per run with its description on hover; `ids` carry the run ids."""
+    """Return one marker per run with its description on hover; `meta` carries the run ids."""
     return go.Scatter(
         x=runs[x].tolist(),
         y=runs[y].tolist(),
-        ids=runs["run_id"].tolist(),
+        meta=runs["run_id"].tolist(),
         text=[describe(run) for _, run in runs.iterrows()],
         hovertemplate="%{text}<extra></extra>",
         **{"mode": "markers"} | style,
     )
+
+
+def colour_bar(title: str) -> dict[str, Any]:
+    """Return a slim colour bar."""
+    return {
+        "title": {"text": title, "font": {"size": 13}},
+        "thickness": 10,
+        "outlinewidth": 0,
+        "ticklen": 3,
+        "nticks": 6,
+    }
 
 
 def marker(

@@ -95,6 +95,11 @@ def plant(
         _run(folder, config, "search", law, rng)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     record.gather(folder)
+    reference = {"kid": 0.004, "kid_se": 0.003, "n": 500, "feature_extractor": EXTRACTOR}
+    record.write_json(folder / "reference.json", reference)
+    record.write_json(
+        folder / "outcome.json", {"wall_seconds": 300.0, "device_seconds": 540.0, "cpus": 2}
+    )
     (folder / "study.yaml").write_text(yaml.safe_dump({"name": "digits", "seed": seed}))
     return folder
 

@@ -1,0 +1,187 @@
+"""The command line of the analysis: `python -m analysis report / best / fit / compare`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from tarflow.config import ConfigError
+
+
+def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
+    """Fit the laws of a study and write its report.html.
+
+    The page needs no network and no server: open it in a browser or send it by mail.
+    Example: python -m analysis report studies/digits
+
+    Args:
+        study: folder of a study.
+        seed: of the bootstrap.
+    """
+    from analysis.report import write_report
+
+    page = write_report(study, seed)
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def best(
+    study: Annotated[Path, Positional],
+    /,
+    flops: float | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+) -> int:
+    """Write the config of the run to train next; its comments say where each number is from.
+
+    Size and images follow the laws of the study, the rest its best run. It is a run that has not
+    been trained yet. Example: python -m analysis best studies/digits --flops 1e15
+
+    Args:
+        study: folder of a study.
+        flops: budget of the run; by default 4 times the largest of the study.
+        out: file to write; by default best.yaml in the study.
+        seed: of the bootstrap.
+    """
+    from analysis.allocate import recommend
+    from analysis.findings import find
+    from analysis.report import read_study
+    from tarflow.config import to_yaml
+    from tarflow.record import write_text
+
+    found = recommend(find(*read_study(study), seed=seed), flops)
+    path = out or study / "best.yaml"
+    write_text(
+        path,
+        to_yaml(found.config, f"{found.explanation}\nTrain it: python -m tarflow train {path}"),
+    )
+    print(found.explanation)
+    print(f"{path} is written: python -m tarflow train {path}")
+    return 0
+
+
+def fit(
+    table: Annotated[Path, Positional],
+    /,
+    loss: str,
+    params: str = "",
+    tokens: str = "",
+    flops: str = "",
+    json: Path | None = None,
+    seed: int = 0,
+) -> int:
+    """Fit scaling laws to any table, CSV or Parquet, one row per run.
+
+    With --params and --tokens: E + A / N^a + B / D^b and its kin. With --flops alone: E + A / C^a.
+    Rows with an empty cell are left out. Losses must be positive, such as bits per dimension.
+    Example: python -m analysis fit runs.csv --loss bpd --params N --tokens D --json fit.json
+
+    Args:
+        table: the file.
+        loss: column to explain.
+        params: column of model sizes.
+        tokens: column of data sizes.
+        flops: column of training FLOPs, for a law of compute alone.
+        json: write the fits there.
+        seed: of the bootstrap.
+    """
+    from analysis.tables import fit_table, read_columns, to_plain
+    from tarflow.record import write_json
+
+    if flops and (params or tokens):
+        raise ConfigError("give --flops alone, or --params with --tokens")
+    named = {"flops": flops} if flops else {"params": params, "tokens": tokens}
+    if not all(named.values()):
+        raise ConfigError("name the inputs: --params COLUMN --tokens COLUMN, or --flops COLUMN")
+    columns = read_columns(table, named | {"loss": loss})
+    fits = fit_table(columns, tuple(named), seed)
+    for law in fits:
+        _print(_fit_table(law))
+    if json:
+        write_json(json, [to_plain(law) for law in fits])
+        print(f"{json}: {len(fits)} fits")
+    return 0
+
+
+def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -> int:
+    """Compare the runs that two studies share: same data, same label, same seed.
+
+    Differences are paired image by image, so they are far sharper than two separate errors.
+    Example: python -m analysis compare studies/digits studies/digits-wide
+
+    Args:
+        a: folder of a study.
+        b: folder of another study; a difference is b - a.
+    """
+    from rich.table import Table
+
+    from analysis import human
+    from analysis.tables import paired
+
+    pairs = paired(a, b)
+    shown = Table("run", "seed", f"BPD {a.name}", f"BPD {b.name}", "difference", "± (paired)")
+    for pair in pairs:
+        shown.add_row(
+            pair.label,
+            str(pair.seed),
+            human.bits(pair.bpd_a),
+            human.bits(pair.bpd_b),
+            f"{pair.difference:+.4f}",
+            human.MISSING if human.missing(pair.error) else f"{pair.error:.4f}",
+        )
+    _print(shown)
+    better = sum(pair.difference < 0 for pair in pairs)
+    print(f"{len(pairs)} runs in both studies; {b} is better in {better}")
+    return 0
+
+
+def _fit_table(law: Any) -> Any:
+    from rich.table import Table
+
+    from analysis import human
+
+    shown = Table("parameter", "value", "90% interval", "")
+    shown.title = f"{law.name}: {law.formula}"
+    shown.caption = f"{law.status}, {law.rows} rows, residual scale {human.percent(law.scale)}"
+    for name, value in law.values.items():
+        shown.add_row(
+            name, human.number(value), human.interval(law.intervals[name]), law.reasons[name]
+        )
+    return shown
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "report": report,
+    "best": best,
+    "fit": fit,
+    "compare": compare,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    try:
+        code: int = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="python -m analysis",
+            description="From the tables of a study to laws, a report and the next run.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        return code
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The command line of the analysis, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import Law, plant
+
+from analysis.__main__ import main
+from tarflow.config import RunConfig, read_yaml, run_id
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return plant(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table without noise from a planted law."""
+    law, path = Law(), tmp_path / "runs.csv"
+    grid = [(n, d) for n in np.geomspace(1e4, 1e7, 6) for d in np.geomspace(1e5, 1e8, 6)]
+    rows = [{"size": n, "data": d, "bpd": law(n, d)} for n, d in grid]
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def test_fit_recovers_a_planted_law(table, tmp_path, capsys):
+    out = tmp_path / "fit.json"
+    columns = ["--loss", "bpd", "--params", "size", "--tokens", "data"]
+    assert main(["fit", str(table), *columns, "--json", str(out)]) == 0
+    found = {law["name"]: law["parameters"] for law in json.loads(out.read_text())}
+    planted = Law()
+    assert found["chinchilla"]["E"]["value"] == pytest.approx(planted.E, rel=1e-4)
+    assert found["chinchilla"]["a"]["value"] == pytest.approx(planted.a, rel=1e-4)
+    assert found["tied"]["A"]["value"] == pytest.approx(planted.A, rel=1e-3)
+    assert "E + A / N^a + B / D^b" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (["--loss", "bdp", "--flops", "data"], "did you mean 'bpd'?"),
+        (["--loss", "bpd", "--params", "size"], "--tokens COLUMN"),
+        (["--loss", "bpd", "--params", "size", "--flops", "data"], "--flops alone"),
+    ],
+)
+def test_fit_mistakes_are_one_line(table, capsys, columns, message):
+    assert main(["fit", str(table), *columns]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_report_of_nothing_is_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no study" in capsys.readouterr().err
+
+
+def test_best_writes_a_run_that_is_not_done(study, tmp_path, capsys):
+    out = tmp_path / "best.yaml"
+    assert main(["best", str(study), "--flops", "2e13", "--out", str(out)]) == 0
+    config = read_yaml(RunConfig, out)
+    assert not (study / "runs" / run_id(config)).exists()
+    assert out.read_text().startswith("#")
+    from tarflow.cost import run_flops
+
+    assert run_flops(config) == pytest.approx(2e13, rel=0.1)
+    assert str(out) in capsys.readouterr().out
+
+
+def test_compare_pairs_the_same_runs(study, tmp_path, capsys):
+    worse = plant(tmp_path / "worse", law=Law(E=1.47))
+    assert main(["compare", str(study), str(worse)]) == 0
+    shown = capsys.readouterr().out
+    assert "21 runs in both studies" in shown
+    assert shown.count("+0.05") == 21
+
+
+def test_help_is_fast_and_light():
+    start = time.perf_counter()
+    code = (
+        "import sys, contextlib; sys.argv = ['analysis', '--help']\n"
+        "from analysis.__main__ import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "heavy = {'pandas', 'plotly', 'scipy', 'pyarrow', 'torch', 'ray'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "report" in done.stdout
+    assert time.perf_counter() - start < 5  # under one on an idle machine
