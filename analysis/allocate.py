@@ -1,11 +1,32 @@
-"""How to spend a budget: compute-optimal sizes, IsoFLOP minima and the next run."""
+"""How to spend a budget: compute-optimal sizes, IsoFLOP minima and the next run.
 
-from dataclasses import dataclass
+Legend: `R` draws, `G` sizes looked at, `T` tokens per image.
+FLOPs are counted (`tarflow.cost`), not 6ND: attention is up to a quarter of a small model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.fit import LEVEL, Fit
+from analysis.laws import Array
+from tarflow import cost
+from tarflow.config import ConfigError, ModelConfig, RunConfig, from_dict, round_images, run_id
+
+if TYPE_CHECKING:
+    from analysis.findings import Findings
+
 Interval = tuple[float, float]
+
+NEXT = 4.0  # times the largest budget of a study
+TRUSTED = 10.0  # ends of an interval of the optimal size may differ by this factor, not more
+SIZES = 300  # points on which the best size is looked for
+DRAWS = 1000  # of an IsoFLOP minimum
 
 
 @dataclass(frozen=True)
@@ -18,7 +39,7 @@ class IsoFlop:
     coefficients: tuple[float, float, float]  # bpd = c0 + c1 x + c2 x^2, x = ln(params / centre)
     centre: float  # params at x = 0
     params: float  # at the minimum; the best size tried when `edge` is set
-    params_interval: Interval  # 90%
+    params_interval: Interval  # 90%; (0, inf) if the noise is unknown
     tokens: float  # at the minimum
     bpd: float  # at the minimum
     edge: str  # "" inside the range; "smallest" or "largest": the minimum is not bracketed
@@ -27,7 +48,7 @@ class IsoFlop:
         """Return the parabola's bits per dimension."""
         x = np.log(np.asarray(params, dtype=float) / self.centre)
         c0, c1, c2 = self.coefficients
-        return c0 + c1 * x + c2 * x * x
+        return np.asarray(c0 + c1 * x + c2 * x * x, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -40,12 +61,311 @@ class Allocation:
     params_interval: Interval
     tokens: float
     tokens_interval: Interval
-    bpd: float | None  # predicted; None without a law
+    bpd: float | None  # predicted for the buildable model; None without a surface law
     bpd_interval: Interval | None
-    channels: int  # nearest buildable model by counted FLOPs
+    channels: int  # nearest buildable model by parameters
     blocks: int
     layers: int
     model_params: int  # of the buildable model
     images: int  # of the buildable model, whole batches
-    extrapolated: bool  # params or FLOPs beyond the runs of the study
+    extrapolated: bool  # size or FLOPs beyond the runs of the study
     edge: str  # "" or why the optimum is only a bound
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The run to train next, and why in plain sentences."""
+
+    config: RunConfig
+    explanation: str
+    allocation: Allocation
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Models that can be built: one model at every width that is a multiple of its head width."""
+
+    model: ModelConfig
+
+    def widths(self, params: float) -> NDArray[np.int_]:
+        """Return all widths up to the first one with at least `params` parameters."""
+        count = 1
+        while cost.params(self.build(count * self.model.head_dim)) < params:
+            count *= 2
+        return np.arange(1, count + 1) * self.model.head_dim
+
+    def build(self, channels: int) -> ModelConfig:
+        """Return the model of a width."""
+        return replace(self.model, channels=int(channels))
+
+    def nearest(self, params: float) -> ModelConfig:
+        """Return the model whose parameters are nearest by ratio."""
+        models = [self.build(width) for width in self.widths(params)]
+        return min(models, key=lambda model: abs(np.log(cost.params(model) / params)))
+
+    def flops_per_token(self, params: Array) -> Array:
+        """Return training FLOPs per token at any size, between buildable ones by interpolation."""
+        widths = np.unique(np.geomspace(1, self.widths(params.max())[-1], 60).round().astype(int))
+        # Widths between multiples of the head width cannot be built; their cost is still a number.
+        models = [replace(self.model, channels=int(width), head_dim=1) for width in widths]
+        x = np.log([cost.params(model) for model in models])
+        y = np.log([cost.training_flops(model) / model.tokens for model in models])
+        return np.exp(np.interp(np.log(params), x, y))
+
+
+def isoflop(runs: pd.DataFrame, noise: float | None = None, seed: int = 0) -> IsoFlop | None:
+    """Fit a parabola through the runs of one budget; None with fewer than three sizes.
+
+    Args:
+        runs: rows with run_id, params, tokens, flops and bpd.
+        noise: known standard deviation between equal runs, bits per dimension.
+        seed: of the interval's draws.
+    """
+    runs = runs.sort_values(["params", "run_id"])
+    params, bpd = runs["params"].to_numpy(float), runs["bpd"].to_numpy(float)
+    sizes = np.unique(params)
+    if len(sizes) < 3:
+        return None
+    centre = float(np.exp(np.log(sizes).mean()))
+    x = np.log(params / centre)
+    design = np.stack([np.ones_like(x), x, x * x], axis=1)
+    solve = np.linalg.pinv(design)
+    coefficients = solve @ bpd
+    means = [float(bpd[params == size].mean()) for size in sizes]
+    best = int(np.argmin(means))
+    free = len(bpd) - 3
+    scale = noise or 0.0
+    if free > 0:
+        scale = max(scale, float(np.sqrt(np.sum((bpd - design @ coefficients) ** 2) / free)))
+    edge = {0: "smallest", len(sizes) - 1: "largest"}.get(best, "")
+    low, high = float(np.log(sizes[0] / centre)), float(np.log(sizes[-1] / centre))
+    vertex = _vertex(coefficients[:, None], low, high)[0]
+    if not edge and vertex in (low, high):
+        edge = "smallest" if vertex == low else "largest"
+    at = float(np.log(sizes[best] / centre)) if edge else vertex
+    interval = (0.0, float("inf"))
+    if scale > 0:
+        error = np.random.default_rng(seed).standard_normal((len(bpd), DRAWS)) * scale
+        drawn = _vertex(solve @ ((design @ coefficients)[:, None] + error), low, high)
+        ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        interval = (float(centre * np.exp(ends[0])), float(centre * np.exp(ends[1])))
+    flops = float(np.exp(np.log(runs["flops"].to_numpy(float)).mean()))
+    per_token = np.log(runs["flops"].to_numpy(float) / runs["tokens"].to_numpy(float))
+    size = centre * np.exp(at)
+    return IsoFlop(
+        flops=flops,
+        run_ids=tuple(runs["run_id"]),
+        sizes=len(sizes),
+        coefficients=(float(coefficients[0]), float(coefficients[1]), float(coefficients[2])),
+        centre=centre,
+        params=float(size),
+        params_interval=interval,
+        tokens=float(flops / np.exp(np.interp(at, x, per_token))),
+        bpd=means[best] if edge else float(coefficients @ [1, at, at * at]),
+        edge=edge,
+    )
+
+
+def _vertex(coefficients: Array, low: float, high: float) -> Array:
+    """Return where parabolas (3, R) are least within [low, high], (R,)."""
+    c0, c1, c2 = coefficients
+    inside = np.clip(-c1 / (2 * np.where(c2 > 0, c2, np.inf)), low, high)
+    falling = (c0 + c1 * high + c2 * high**2) < (c0 + c1 * low + c2 * low**2)
+    return np.asarray(np.where(c2 > 0, inside, np.where(falling, high, low)), dtype=float)
+
+
+def allocate(
+    flops: float,
+    runs: pd.DataFrame,
+    template: RunConfig,
+    surface: Fit | None,
+    isoflops: Sequence[IsoFlop],
+    seed: int = 0,
+) -> Allocation:
+    """Choose size and images for a budget by the best source the study allows.
+
+    The surface law where its optimum is known within a factor of ten; else the power law
+    through the IsoFLOP minima that lie inside their range (two at least); else the best size of
+    the largest budget.
+
+    Args:
+        flops: the budget, training FLOPs.
+        runs: rows with run_id, params, flops, bpd and `budget`.
+        template: run whose model is widened or narrowed, and whose batch is kept.
+        surface: L(N, D).
+        isoflops: minima of the study.
+        seed: of the draws.
+    """
+    sizes = Sizes(template.model)
+    draws = None if surface is None else _law_draws(surface, flops, sizes)
+    source, edge = "surface law", ""
+    if draws is None or not _trusted(draws[1:]):
+        source = "IsoFLOP minima"
+        draws = _minima_draws(flops, isoflops, seed)
+    if draws is None:
+        source = "best run"
+        best = best_run(runs)
+        draws = np.array([float(best["params"])])
+        edge = next((i.edge for i in isoflops if str(best["run_id"]) in i.run_ids), "")
+        edge = edge and f"the best size tried is the {edge}: the optimum may lie beyond it"
+    params = draws[0]
+    tokens = flops / sizes.flops_per_token(draws)
+    model = sizes.nearest(params)
+    images = round_images(flops / cost.training_flops(model), template.batch)
+    bpd, interval = None, None
+    if surface is not None:
+        at = {"params": [cost.params(model)], "tokens": [images * model.tokens]}
+        low, high = surface.band(LEVEL, **at)
+        bpd, interval = float(surface.predict(**at)[0]), (float(low[0]), float(high[0]))
+    return Allocation(
+        flops=flops,
+        source=source,
+        params=float(params),
+        params_interval=_ends(draws[1:]),
+        tokens=float(tokens[0]),
+        tokens_interval=_ends(tokens[1:]),
+        bpd=bpd,
+        bpd_interval=interval,
+        channels=model.channels,
+        blocks=model.blocks,
+        layers=model.layers,
+        model_params=cost.params(model),
+        images=images,
+        extrapolated=bool(
+            flops > 1.2 * runs["flops"].max()
+            or not 0.99 * runs["params"].min() <= params <= 1.01 * runs["params"].max()
+        ),
+        edge=edge,
+    )
+
+
+def best_run(runs: pd.DataFrame) -> pd.Series:
+    """Return the row with the lowest BPD of the largest budget."""
+    largest = runs[runs["budget"] == runs["budget"].max()]
+    return largest.sort_values(["bpd", "run_id"]).iloc[0]
+
+
+def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
+    """Return the best size at a budget, (1 + R,): of the law, then of each of its draws.
+
+    Numeric, on counted FLOPs; the closed form in `laws.optimum` holds for 6ND only.
+    """
+    middle = law.centre[law.form.inputs.index("params")]
+    grid = np.linspace(middle - np.log(1e4), middle + np.log(1e4), SIZES)
+    tokens = np.log(flops / sizes.flops_per_token(np.exp(grid)))
+    logs = np.stack([grid, tokens]) - law.centre[:, None]
+    value = law.form.predict(np.concatenate([law.theta[None], law.draws]), logs)
+    best = np.clip(value.argmin(axis=1), 1, SIZES - 2)
+    rows = np.arange(len(value))
+    left, mid, right = (value[rows, best + step] for step in (-1, 0, 1))
+    bend = left - 2 * mid + right
+    shift = np.where(bend > 0, (left - right) / 2 / np.where(bend > 0, bend, 1.0), 0.0)
+    return np.exp(grid[best] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
+
+
+def _law_draws(law: Fit, flops: float, sizes: Sizes) -> Array | None:
+    if law.status in ("rank-deficient", "non-finite") or not len(law.draws):
+        return None
+    return optimal_params(law, flops, sizes)
+
+
+def _trusted(draws: Array) -> bool:
+    low, high = _ends(draws)
+    return high <= TRUSTED * low
+
+
+def _minima_draws(flops: float, isoflops: Sequence[IsoFlop], seed: int) -> Array | None:
+    """Return sizes from ln N = c + s ln C through the bracketed minima, (1 + R,)."""
+    inside = [item for item in isoflops if not item.edge]
+    if len(inside) < 2:
+        return None
+    x = np.log([item.flops for item in inside])
+    y = np.log([item.params for item in inside])
+    ends = np.log([np.clip(i.params_interval, i.params / 10, i.params * 10) for i in inside])
+    spread = (ends[:, 1] - ends[:, 0]) / 2 / 1.645
+    error = np.random.default_rng(seed).standard_normal((DRAWS, len(x))) * spread
+    drawn = np.concatenate([y[None], y + error])
+    slope = (
+        (drawn - drawn.mean(axis=1, keepdims=True)) @ (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    )
+    slope = np.clip(slope, 0, 1)  # more compute never asks for fewer parameters or fewer tokens
+    return np.exp(drawn.mean(axis=1) + slope * (np.log(flops) - x.mean()))
+
+
+def _ends(draws: Array) -> Interval:
+    if not len(draws):
+        return 0.0, float("inf")
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def read_config(row: Mapping[str, object] | pd.Series) -> RunConfig:
+    """Return the config a row of the runs table holds as JSON."""
+    try:
+        plain = json.loads(str(row["config"]))
+    except json.JSONDecodeError:
+        raise ConfigError(f"run {row['run_id']} has no readable config in the table") from None
+    return from_dict(RunConfig, plain, where=f"config of run {row['run_id']}")
+
+
+def learning_rate(runs: pd.DataFrame, params: float) -> float:
+    """Return the rate for a size: log-log between the study's own sizes, flat beyond them.
+
+    Each size counts with its best run of the largest budget it was trained at.
+    """
+    best = runs.sort_values(["budget", "bpd", "run_id"], ascending=[False, True, True])
+    best = best.drop_duplicates("params").sort_values("params")
+    x, y = best["params"].to_numpy(float), best["lr"].to_numpy(float)
+    return float(np.exp(np.interp(np.log(params), np.log(x), np.log(y))))
+
+
+def recommend(findings: "Findings", flops: float | None = None) -> Recommendation:
+    """Write the config of the next budget, 4 times the study's largest by default.
+
+    Size and images come from the laws; everything else from the best run of the largest budget,
+    but the learning rate, which follows the size as it did in the study.
+
+    Raises:
+        ConfigError: if no finished run is left to start from, or the budget is not positive.
+    """
+    runs = findings.runs
+    if not len(runs):
+        raise ConfigError("nothing to recommend: no finished grid run in this study")
+    flops = NEXT * float(findings.budgets[-1].flops) if flops is None else flops
+    if not 0 < flops < float("inf"):
+        raise ConfigError(f"flops is {flops:g}: a budget must be positive")
+    best = best_run(runs)
+    template = read_config(best)
+    found = allocate(flops, runs, template, findings.surface, findings.isoflops)
+    model = replace(template.model, channels=found.channels)
+    rate = template.optim.lr
+    if runs["lr"].nunique() > 1:
+        rate = float(f"{learning_rate(runs, found.model_params):.4g}")
+    config = replace(
+        template, model=model, images=found.images, optim=replace(template.optim, lr=rate)
+    )
+    trained = set(findings.finished["run_id"])
+    while run_id(config) in trained:
+        config = replace(config, images=config.images + config.batch)
+    ratio = cost.run_flops(config) / findings.budgets[-1].flops
+    why = {
+        "surface law": f"the {findings.surface.name} law L(N, D)" if findings.surface else "",
+        "IsoFLOP minima": "the power law through the IsoFLOP minima, for the surface law does "
+        "not pin down the best size",
+        "best run": "the best run of the largest budget, for neither the surface law nor the "
+        "IsoFLOP minima pin down how the best size grows",
+    }[found.source]
+    lines = [
+        f"{cost.run_flops(config):.3g} FLOPs, {ratio:.3g} times the largest budget of the study.",
+        f"Size from {why}: {cost.params(model):,} parameters ({model.channels} channels), "
+        f"{config.images:,} images.",
+    ]
+    if found.bpd is not None and found.bpd_interval is not None:
+        low, high = found.bpd_interval
+        lines.append(f"Expected BPD {found.bpd:.4g} (90%: {low:.4g} to {high:.4g}).")
+    if found.edge:
+        lines.append(f"At the edge: {found.edge}.")
+    if rate != template.optim.lr:
+        lines.append(f"Learning rate {rate:g}, interpolated over the sizes of the study.")
+    lines.append(f"Everything else is as in run {best['run_id']}, the best of the largest budget.")
+    return Recommendation(config, "\n".join(lines), found)

@@ -80,9 +80,7 @@ def minimise(
     return np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
 
 
-def _descend(
-    problem: Problem, theta: Array, tolerance: float, steps: int
-) -> tuple[Array, Array]:
+def _descend(problem: Problem, theta: Array, tolerance: float, steps: int) -> tuple[Array, Array]:
     best = np.clip(theta, problem.low, problem.high)
     cost = problem.cost(problem.residuals(best))
     cost[~np.isfinite(cost)] = np.inf
@@ -98,9 +96,7 @@ def _descend(
             break
         if len(moved):
             part = problem.take(moved)
-            matrix[moved], descent[moved] = part.normal(
-                best[moved], part.residuals(best[moved])
-            )
+            matrix[moved], descent[moved] = part.normal(best[moved], part.residuals(best[moved]))
         step = _step(
             matrix[live], descent[live], damping[live], best[live], problem.low, problem.high
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from analysis.fit import LEVEL, Fit, Space, fit
 from analysis.laws import Array, Form
@@ -151,7 +151,7 @@ def roll_out(
                 law = window.fit(form, STARTS, DRAWS, seed)
                 if law.status in ("rank-deficient", "non-finite"):
                     break  # a design that fails one form must not count for the others
-                found += _predicted(law, table, np.flatnonzero(~seen), axis, cutoff)
+                found += predict_rows(law, table, np.flatnonzero(~seen), axis, cutoff)
     whole = {
         window
         for window in {rollout.window for rollout in found}
@@ -160,11 +160,16 @@ def roll_out(
     return tuple(rollout for rollout in found if rollout.window in whole)
 
 
-def _predicted(
-    law: Fit, table: Table, rows: Array, axis: str, cutoff: float
+def predict_rows(
+    law: Fit, table: Table, rows: NDArray[np.intp], axis: str, cutoff: float
 ) -> list[Rollout]:
+    """Predict rows of a table, given by position, by a law fitted up to a cutoff of an axis."""
     inputs: dict[str, ArrayLike] = {name: col[rows] for name, col in table.inputs.items()}
-    value, (low, high), distance = law.predict(**inputs), law.band(**inputs), law.distance(**inputs)
+    value, (low, high), distance = (
+        law.predict(**inputs),
+        law.band(**inputs),
+        law.distance(**inputs),
+    )
     return [
         Rollout(
             form=law.name,
@@ -256,7 +261,9 @@ def _standard_error(values: Array) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
-def baselines(rollouts: Sequence[Rollout], table: Table, axes: Mapping[str, Array]) -> tuple[Baseline, ...]:  # noqa: E501
+def baselines(
+    rollouts: Sequence[Rollout], table: Table, axes: Mapping[str, Array]
+) -> tuple[Baseline, ...]:  # noqa: E501
     """Score guesses without a law on the windows of the roll-outs: last value, log-linear."""
     guesses: dict[str, dict[tuple[str, float], list[float]]] = {
         "repeat the last value": {},
