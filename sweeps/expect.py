@@ -6,7 +6,7 @@ On a processor core:
     training   = images * effective FLOPs / rate + steps * layers * LAYER_SECONDS
     evaluation = EVALUATION_SECONDS + scored * effective FLOPs / rate
                  + batches sampled * tokens * layers * SAMPLING_SECONDS
-                 + samples * (effective FLOPs / 3 / rate + FEATURES_SECONDS)
+                 + samples * (SAMPLING_IMAGES * effective FLOPs / rate + FEATURES_SECONDS)
 
 with `layers` counted over all blocks, `scored` the images that are scored or fit the decoder
 (forward, and backward to the image: as dear as a training image) and `rate` that of a short
@@ -16,6 +16,7 @@ a share that grows with the width. Finished runs of the study then correct both 
 median of their ratios.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -25,6 +26,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sweeps.study import unknown
@@ -33,12 +35,13 @@ from tarflow.config import ConfigError, RunConfig, from_dict
 from tarflow.data import cache_folder
 
 # Measured on a Xeon core with AVX-512.
-VALUE_FLOPS = 17_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
-LAYER_SECONDS = 2e-3  # of a step, per Transformer layer, whatever the batch
-EVALUATION_SECONDS = 1.0  # files and tables
-SAMPLING_SECONDS = 5e-4  # per token, layer and batch of samples
+VALUE_FLOPS = 15_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
+LAYER_SECONDS = 2.6e-3  # of a step, per Transformer layer, whatever the batch
+EVALUATION_SECONDS = 0.6  # files, tables and the comparison of features
+SAMPLING_SECONDS = 1.3e-3  # per token, layer and batch of samples
 SAMPLING_BATCH = 250
-FEATURES_SECONDS = 0.01  # of an image in the feature extractor
+SAMPLING_IMAGES = 1.2  # a sample costs as much as so many training images, beside that
+FEATURES_SECONDS = 3e-3  # of an image in the feature extractor
 SPREAD = 0.3  # of an expectation that no finished run has corrected
 ACCELERATOR_SHARE = 0.45  # of the peak that a wide model reaches
 ACCELERATOR_WIDTH = 192  # channels at which half of that share is reached
@@ -82,7 +85,7 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     scored = evaluation.decoder_images + validation_images * evaluation.draws
     batches = -(-evaluation.samples // SAMPLING_BATCH)
     sampling = batches * model.tokens * layers * SAMPLING_SECONDS
-    sampling += evaluation.samples * (per_image / 3 + FEATURES_SECONDS)
+    sampling += evaluation.samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
     return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
 
 
@@ -93,7 +96,8 @@ def correction(
 
     Returns:
         Median ratios of measured to expected seconds of training and of evaluation, and the
-        relative spread that is left (median absolute deviation, as a standard deviation).
+        relative spread that is left (median absolute deviation, as a standard deviation; with
+        few runs no less than they can tell).
     """
     train, evaluate, total = [], [], []
     for row in rows:
@@ -109,7 +113,8 @@ def correction(
         abs(measured / (each.train * by_train + each.evaluate * by_evaluate) - 1)
         for measured, each in total
     ]
-    return by_train, by_evaluate, 1.48 * statistics.median(errors)
+    spread = max(1.48 * statistics.median(errors), SPREAD / len(errors) ** 0.5 / 2)
+    return by_train, by_evaluate, spread
 
 
 def accelerator_rate(name: str, precision: str) -> Rate:
@@ -139,10 +144,12 @@ def core_rate() -> Rate:
 
 
 def cores() -> int:
-    """Return the processor cores this process may use."""
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    """Return the processor cores this process may use, as its affinity and container allow."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed or 1, int(quota) // int(period)))
+    return allowed or 1
 
 
 PROBE = """

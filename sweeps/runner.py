@@ -16,6 +16,8 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from rich.console import Console
@@ -69,7 +71,8 @@ def run_all(
         max_hours: wall-clock limit; what has not ended then is stopped.
 
     Raises:
-        ConfigError: if a run asks for more than the cluster has, or `out` is not shared by it.
+        ConfigError: if a run asks for more than the cluster has, `out` is not shared by it, or
+            a worker finds a mistake in the config.
     """
     results = {run.run_id: read_result(out / "runs" / run.run_id) for run in runs}
     rows = [result["run"] for result in results.values() if result]
@@ -99,6 +102,8 @@ def run_all(
         for run in large:
             if not watch.stop_all():
                 _run_large(run, out, where, storage, watch)
+    if watch.mistake:
+        raise watch.mistake
     spent = sum(
         min(row["device_seconds"], progress.seconds[run_id] * _devices(progress.runs[run_id]))
         for run_id, row in progress.rows.items()
@@ -127,6 +132,7 @@ class Watch(_Here, tune.Stopper):
         """Watch a batch; `limit` is on the monotonic clock."""
         self.progress, self.held, self.limit = progress, held, limit
         self.reason = ""
+        self.mistake: ConfigError | None = None  # that only a worker could find
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never end a single run: that would be a hole in the study."""
@@ -136,7 +142,9 @@ class Watch(_Here, tune.Stopper):
     def stop_all(self) -> bool:
         """Return whether to stop, and remember why."""
         failed = len(self.progress.failed)
-        if self.held.lost:
+        if self.mistake:
+            self.reason = str(self.mistake)
+        elif self.held.lost:
             self.reason = "another driver has taken the folder over"
         elif self.limit is not None and time.monotonic() > self.limit:
             self.reason = "the hours are used up"
@@ -148,9 +156,10 @@ class Watch(_Here, tune.Stopper):
 class Teller(_Here, tune.Callback):
     """Tells the progress what happens to Tune's trials, and makes rows of those that died."""
 
-    def __init__(self, planned: Named, out: Path, progress: Progress) -> None:
+    def __init__(self, planned: Named, out: Path, watch: Watch) -> None:
         """Serve trials; `planned` says which run a trial's config stands for."""
-        self.planned, self.out, self.progress = planned, out, progress
+        self.planned, self.out, self.watch = planned, out, watch
+        self.progress = watch.progress
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the start."""
@@ -171,9 +180,8 @@ class Teller(_Here, tune.Callback):
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Write the row that the run could not."""
-        run = self.planned(trial.config)
         error = trial.get_pickled_error() or RuntimeError("the run ended without an error message")
-        self.progress.end(run, failure(run, self.out, error))
+        end_failed(self.planned(trial.config), self.out, error, self.watch)
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ def tune_trials(
             name="trials",
             storage_path=str(session.storage),
             stop=session.watch,
-            callbacks=[Teller(planned, session.out, session.watch.progress)],
+            callbacks=[Teller(planned, session.out, session.watch)],
             verbose=0,
         ),
     ).fit()
@@ -262,20 +270,37 @@ def _run_large(run: Planned, out: Path, where: Cluster, storage: Path, watch: Wa
         if latest := ray.get(mailbox.get.remote()):
             watch.progress.report(run, latest)
     if failures:
-        watch.progress.end(run, failure(run, out, failures[0]))
+        end_failed(run, out, failures[0], watch)
     elif not thread.is_alive() and (result := read_result(out / "runs" / run.run_id)):
         watch.progress.end(run, result["run"])
 
 
-def failure(run: Planned, out: Path, error: Exception) -> dict[str, Any]:
-    """Leave the row and error.txt of a run whose process could not."""
+def end_failed(run: Planned, out: Path, error: Exception, watch: Watch) -> None:
+    """Leave the row and error.txt of a run whose process could not.
+
+    A user's mistake is no failed run: it is kept for `run_all` to raise.
+    """
     from tarflow.run import record_failure  # imports torch, which the driver rarely needs
 
-    cause = getattr(error, "cause", None)
-    if not isinstance(cause, Exception):
-        cause = RuntimeError("the process died (out of memory?)")
+    cause = cause_of(error)
+    if isinstance(cause, ConfigError):
+        watch.mistake = cause
+        return
     cause.add_note(str(error))
-    return record_failure(run.config, out / "runs" / run.run_id, run.role, run.label, cause)
+    row = record_failure(run.config, out / "runs" / run.run_id, run.role, run.label, cause)
+    watch.progress.end(run, row)
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return what a run itself raised, out of what Ray wrapped around it."""
+    if isinstance(error, WorkerGroupError):
+        return cause_of(error.worker_failures[min(error.worker_failures)])
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return cause
+    if isinstance(error, RayError):
+        return RuntimeError("the process died (out of memory?)")
+    return error
 
 
 @contextlib.contextmanager

@@ -75,6 +75,8 @@ def scale(options: Options) -> int:
     Raises:
         ConfigError: for a user's mistake.
     """
+    if options.max_hours is not None and options.max_hours <= 0:
+        raise ConfigError(f"max-hours is {options.max_hours:g}: it must be positive")
     study = chosen(options)
     out = study_folder(options.out, study)
     missing = ""

@@ -1,0 +1,141 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from sweeps import expect
+from sweeps.expect import Rate
+from sweeps.plan import make_plan, summary, wall_seconds
+from sweeps.study import grid, load, resolve
+from tarflow import cost
+from tarflow.config import ConfigError, ExecutionConfig, to_dict
+from tarflow.record import write_json
+
+RATE = Rate(1e11, "test")
+
+
+@pytest.fixture(autouse=True)
+def probed(monkeypatch, tmp_path):
+    """Give every test a cache of its own and a rate without a probe."""
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(expect, "probe", lambda: RATE.flops)
+
+
+def finish(out, run, slower=1.0, status="done"):
+    """Leave what a run that took `slower` times the expected seconds leaves."""
+    seconds = expect.expected_seconds(run.config, 500, RATE)
+    row = {
+        "run_id": run.run_id,
+        "status": status,
+        "config": json.dumps(to_dict(run.config)),
+        "train_seconds": slower * seconds.train,
+        "evaluate_seconds": seconds.evaluate,
+    }
+    write_json(out / "runs" / run.run_id / "result.json", {"run": row, "evaluations": []})
+
+
+def test_states_are_read_from_the_folder(tmp_path):
+    study = resolve(load("tiny"))
+    done, failed, partly, *_ = grid(study)
+    finish(tmp_path, done)
+    finish(tmp_path, failed, status="failed")
+    half = partly.config.images // 2
+    write_json(tmp_path / "runs" / partly.run_id / "state" / f"{half:015d}.json", {})
+    plan = make_plan(study, tmp_path)
+    lines = {line.run.run_id: line for line in plan.lines}
+    states = [lines[run.run_id].state for run in (done, failed, partly)]
+    assert states == ["done", "failed", "partly"]
+    assert [line.state for line in plan.lines].count("to do") == len(plan.lines) - 3
+    assert lines[done.run_id].left == 0
+    whole = lines[partly.run_id].seconds
+    assert lines[partly.run_id].left == pytest.approx(whole.train / 2 + whole.evaluate, rel=0.02)
+
+
+def test_finished_runs_correct_the_expectation(tmp_path):
+    study = resolve(load("tiny"))
+    before = {line.run.run_id: line.seconds for line in make_plan(study, tmp_path).lines}
+    for run, slower in zip(grid(study), (3.0, 3.0, 3.3), strict=False):
+        finish(tmp_path, run, slower)
+    plan = make_plan(study, tmp_path)
+    assert plan.corrected_by == 3
+    assert "corrected by 3 finished runs" in " ".join(summary(study, plan))
+    assert 0 < plan.spread < expect.SPREAD
+    for line in plan.lines:
+        assert line.seconds.train == pytest.approx(3 * before[line.run.run_id].train)
+        assert line.seconds.evaluate == pytest.approx(before[line.run.run_id].evaluate)
+
+
+def test_more_work_is_expected_to_take_longer():
+    run = grid(resolve(load("tiny")))[0].config
+    once = expect.expected_seconds(run, 500, RATE)
+    twice = expect.expected_seconds(replace(run, images=2 * run.images), 500, RATE)
+    assert twice.train == pytest.approx(2 * once.train)
+    assert twice.evaluate == once.evaluate
+    assert expect.expected_seconds(run, 1000, RATE).evaluate > once.evaluate
+    fewer_steps = expect.expected_seconds(replace(run, batch=2 * run.batch), 500, RATE)
+    assert fewer_steps.train < once.train
+
+
+def test_longest_run_comes_first_and_totals_add_up(tmp_path):
+    study = resolve(load("digits"))
+    plan = make_plan(study, tmp_path, devices=2, price=0.5)
+    seconds = [line.seconds.total for line in plan.lines]
+    assert seconds == sorted(seconds, reverse=True)
+    assert plan.device_hours == pytest.approx(sum(seconds) / 3600)
+    assert plan.money == pytest.approx(0.5 * plan.device_hours)
+    assert plan.flops == sum(cost.run_flops(line.run.config) for line in plan.lines)
+    assert plan.wall_seconds >= max(sum(seconds) / 2, seconds[0])
+
+
+def test_wall_time_packs_small_runs_and_queues_large_ones(tmp_path):
+    study = resolve(load("tiny"))
+    lines = [
+        replace(line, left=seconds)
+        for line, seconds in zip(make_plan(study, tmp_path).lines, (4, 3, 3, 2), strict=False)
+    ]
+    assert wall_seconds(lines, 2) == 6
+    assert wall_seconds(lines, 1) == 12
+    assert wall_seconds(lines, 100) == 4
+    run = lines[0].run
+    large = replace(run, config=replace(run.config, execution=ExecutionConfig(workers=2)))
+    assert wall_seconds([replace(lines[0], run=large), *lines[1:]], 2) == 4 + 5
+
+
+def test_accelerators_are_priced(tmp_path):
+    study = load("cifar10")
+    study = replace(study, base=replace(study.base, data=replace(study.base.data, hash="0")))
+    listed = make_plan(study, tmp_path)
+    assert listed.price == cost.ACCELERATORS["A100"].price
+    assert listed.money == pytest.approx(listed.device_hours * listed.price)
+    faster = make_plan(study, tmp_path, accelerator="H100", price=9.0)
+    assert faster.device_hours < listed.device_hours
+    assert faster.price == 9.0
+    with pytest.raises(ConfigError, match="accelerator 'H10' is not known; did you mean 'H100'"):
+        make_plan(study, tmp_path, accelerator="H10")
+
+
+def test_runs_that_do_not_fit_the_accelerator_are_named(tmp_path):
+    study = load("cifar10")
+    base = replace(
+        study.base,
+        data=replace(study.base.data, hash="0"),
+        execution=ExecutionConfig(micro_batch=0),
+    )
+    study = replace(study, base=base)
+    assert "micro_batch" in summary(study, make_plan(study, tmp_path))[-1]
+    assert "micro_batch" not in " ".join(
+        summary(study, make_plan(study, tmp_path, accelerator="H200"))
+    )
+
+
+def test_the_probe_runs_once_per_machine(monkeypatch):
+    calls = []
+    monkeypatch.setattr(expect, "probe", lambda: calls.append(1) or 5e10)
+    assert expect.core_rate() == expect.core_rate()
+    assert calls == [1]
+    assert expect.core_rate().flops == 5e10
+
+
+def test_the_probe_measures_this_machine(monkeypatch):
+    monkeypatch.undo()
+    assert 1e8 < expect.probe() < 1e13

@@ -1,0 +1,130 @@
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sweeps import scaling
+from sweeps.study import grid, load, resolve
+from tarflow.config import ConfigError, NoiseConfig, read_yaml, to_yaml
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Run the command line in this process; return its exit code and what it printed."""
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        scaling.main()
+    return ended.value.code, capsys.readouterr()
+
+
+def test_dry_run_lists_every_run_and_starts_nothing(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "study"
+    code, printed = call(monkeypatch, capsys, "tiny", "--dry-run", "--out", out)
+    assert code == 0
+    for run in grid(resolve(load("tiny"))):
+        assert run.label in printed.out
+        assert run.run_id in printed.out
+    assert "matrix-product probe" in printed.out
+    assert not out.exists()
+
+
+def test_dry_run_is_fast_and_needs_neither_torch_nor_ray(tmp_path):
+    program = (
+        "import sys, runpy; sys.argv = ['scaling.py', 'digits', '--dry-run']\n"
+        f"try: runpy.run_path({scaling.__file__!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert not {'torch', 'ray', 'pandas'} & set(sys.modules)"
+    )
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=60)
+    assert time.perf_counter() - start < 15  # 3 on an idle machine: benchmarks/startup.py
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_plan_needs_no_data_but_a_run_does(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(monkeypatch, capsys, "cifar10", "--dry-run", "--accelerator", "H100")
+    assert code == 0
+    assert "about $" in printed.out
+    assert "ids are provisional" in printed.out
+    code, printed = call(monkeypatch, capsys, "cifar10", "--yes")
+    assert code == 2
+    assert "data/cifar10" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digts"], "did you mean 'digits'?"),
+        (["tiny", "--dry-runn"], "--dry-run"),
+        (["tiny", "--seeds", "0"], "seeds is 0"),
+        (["tiny", "--seeds", "many"], "many"),
+        (["tiny", "--devices", "0"], "devices is 0"),
+        (["tiny", "--max-hours", "-1"], "max-hours is -1"),
+        (["tiny", "--out", "s3://bucket/study"], "write a folder"),
+        (["tiny", "--accelerator", "H10"], "did you mean 'H100'?"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_out_that_is_a_file_is_refused(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    assert call(monkeypatch, capsys, "tiny", "--out", path)[0] == 2
+
+
+def test_flags_change_the_study():
+    options = scaling.Options(study="tiny", seeds=3, features="inception")
+    study = scaling.chosen(options)
+    assert study.seeds == 3
+    assert study.base.evaluation.features == "inception"
+
+
+def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
+    study = resolve(load("tiny"))
+    scaling.declare(study, tmp_path)
+    assert read_yaml(type(study), tmp_path / "study.yaml") == study
+    more = replace(study, seeds=2, budgets=(*study.budgets, 5e9))
+    scaling.declare(more, tmp_path)
+    assert read_yaml(type(study), tmp_path / "study.yaml") == more
+    noisier = replace(study, base=replace(study.base, noise=NoiseConfig(std=0.3)))
+    with pytest.raises(ConfigError, match=r"noise.std is 0.2 there, 0.3 here"):
+        scaling.declare(noisier, tmp_path)
+    assert read_yaml(type(study), tmp_path / "study.yaml") == more
+
+
+def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(scaling, "confirmed", lambda: asked.append(1) and False)
+    monkeypatch.setattr(scaling, "carry_out", lambda *_: 0)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    call(monkeypatch, capsys, "digits")
+    assert not asked
+    call(monkeypatch, capsys, "digits", "--price", "1000")
+    assert asked == [1]
+    call(monkeypatch, capsys, "digits", "--price", "1000", "--yes")
+    assert asked == [1]
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    call(monkeypatch, capsys, "digits", "--price", "1000")
+    assert asked == [1]
+
+
+def test_the_script_works_alone_in_an_empty_folder(tmp_path):
+    script = Path(shutil.copy(scaling.__file__, tmp_path))
+    (tmp_path / "mine.yaml").write_text(to_yaml(replace(load("tiny"), name="mine", seeds=2)))
+    command = [sys.executable, script.name, "mine.yaml", "--dry-run"]
+    printed = subprocess.run(
+        command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    assert "13 runs (0 done)" in printed

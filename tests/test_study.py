@@ -1,0 +1,157 @@
+import hashlib
+import re
+from dataclasses import replace
+
+import pytest
+
+from sweeps import study as studies
+from sweeps.study import PRESETS, Point, Size, Study, grid, load, resolve
+from tarflow import cost
+from tarflow.config import ConfigError, RunConfig, to_yaml, with_hash
+
+# Changed on purpose only: other ids mean that finished runs of the preset are trained again.
+FROZEN = {
+    "digits": "1fc15ae613",
+    "tiny": "7a212a7f25",
+    "cifar10": "dbcbcf19b3",
+    "imagenet64": "6d4ad7deab",
+}
+
+
+def named(study):
+    """Give the runs names without having the data."""
+    return replace(study, base=with_hash(study.base, "0"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_keep_their_run_ids(name):
+    ids = " ".join(run.run_id for run in grid(named(load(name))))
+    assert hashlib.sha256(ids.encode()).hexdigest()[:10] == FROZEN[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_run_spends_its_budget_and_no_two_are_the_same(name):
+    runs = grid(named(load(name)))
+    for run in runs:
+        per_batch = cost.training_flops(run.config.model) * run.config.batch
+        assert abs(cost.run_flops(run.config) - run.budget) <= per_batch / 2
+    assert len({run.run_id for run in runs}) == len({run.label for run in runs}) == len(runs)
+
+
+def test_digits_is_the_isoflop_grid_that_is_promised():
+    study = load("digits")
+    runs = grid(named(study))
+    held_out = max(runs, key=lambda run: run.budget)
+    inside = [run for run in runs if run is not held_out]
+    sizes = {run.config.model.channels for run in inside}
+    budgets = {run.budget for run in inside}
+    assert len(sizes) >= 5
+    assert len(budgets) >= 3
+    assert {(run.config.model.channels, run.budget) for run in inside} == {
+        (channels, budget) for channels in sizes for budget in budgets
+    }
+    assert max(budgets) >= 10 * min(budgets)
+    assert held_out.budget >= 30 * min(budgets)
+    seeds = [run.config.seed for run in runs if run.label.startswith(study.replicated.size)]
+    assert {0, 1, 2} <= set(seeds)
+
+
+def test_seeds_apply_to_every_point():
+    study = replace(load("tiny"), seeds=2, held_out=None)
+    assert len(grid(named(study))) == 2 * len(study.sizes) * len(study.budgets)
+
+
+def test_learning_rate_is_a_power_of_the_width_and_the_base_is_on_it():
+    study = replace(load("tiny"), lr_power=-1.0)
+    base = study.base.model.channels, study.base.optim.lr
+    assert studies.learning_rate(study, base[0]) == base[1]
+    assert studies.learning_rate(study, 2 * base[0]) == base[1] / 2
+
+
+def test_points_outside_the_image_limits_are_left_out_and_counted():
+    study = named(load("tiny"))
+    images = sorted(run.config.images for run in grid(study))
+    limited = replace(study, min_images=images[0] + 1, max_images=images[-1] - 1)
+    assert sorted(run.config.images for run in grid(limited)) == images[1:-1]
+    assert studies.left_out(limited) == 2
+
+
+def test_a_study_survives_its_file_and_can_be_loaded_from_its_folder(tmp_path):
+    study = named(load("digits"))
+    (tmp_path / "study.yaml").write_text(to_yaml(study))
+    assert load(str(tmp_path)) == load(str(tmp_path / "study.yaml")) == study
+
+
+def test_resolving_fills_in_what_the_data_know():
+    study = resolve(replace(load("tiny"), train_images=1, validation_images=1))
+    assert study.base.data.hash
+    assert (study.train_images, study.validation_images) == (4000, 500)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 32, "patch": 8}, "base.model.image_size is 32.*digits has 28; write 28"),
+        ({"image_channels": 3}, "base.model.image_channels is 3.*has 1"),
+        ({"classes": 7}, "base.model.classes is 7.*has 10"),
+    ],
+)
+def test_images_that_do_not_fit_the_model_are_refused(change, message):
+    study = load("tiny")
+    base = replace(study.base, model=replace(study.base.model, **change))
+    with pytest.raises(ConfigError, match=message):
+        resolve(replace(study, base=base))
+
+
+def test_automatic_precision_is_settled_before_runs_are_named():
+    base = replace(load("tiny").base, precision="auto")
+    base = replace(base, execution=replace(base.execution, device="cpu"))
+    assert resolve(replace(load("tiny"), base=base)).base.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digts", "study 'digts' is not known; did you mean 'digits'?"),
+        ("FOLDER/stdy.yaml", "did you mean 'FOLDER/study.yaml'?"),
+    ],
+)
+def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
+    (tmp_path / "study.yaml").write_text(to_yaml(load("tiny")))
+    with pytest.raises(ConfigError, match=re.escape(message.replace("FOLDER", str(tmp_path)))):
+        load(name.replace("FOLDER", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("channels: 16\n  blocks", "chanels: 16\n  blocks", "'sizes.1.chanels'; did you mean 'c"),
+        ("lr_power", "lr_powr", "unknown key 'lr_powr'; did you mean 'lr_power'?"),
+        ("size: c16-b2-l1", "size: c17-b2-l1", "'c17-b2-l1' is not known; did you mean 'c16-b2"),
+        ("- 1000000000.0", "- much", "budgets.0: "),
+        ("seeds: 1", "seeds: 0", "seeds is 0: it must be at least 1"),
+    ],
+)
+def test_a_mistake_in_a_study_file_is_one_clear_line(tmp_path, old, new, message):
+    text = to_yaml(load("tiny"))
+    assert old in text
+    path = tmp_path / "study.yaml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_cannot_be_built_is_refused():
+    with pytest.raises(ConfigError, match="head_dim 64 does not divide"):
+        Study(
+            name="x",
+            base=RunConfig(),
+            sizes=(Size(channels=80, blocks=1, layers=1),),
+            budgets=(1,),
+        )
+
+
+def test_a_point_may_only_name_a_size_of_the_study():
+    with pytest.raises(ConfigError, match=r"held_out.size 'c9-b2-l1' is not known"):
+        replace(load("tiny"), held_out=Point(size="c9-b2-l1", budget=1e9))
