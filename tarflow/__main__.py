@@ -140,7 +140,7 @@ def evaluate(
     extractor = find_extractor(features, weights) if count else None
     scores = likelihood.evaluate(flow, config).columns()
     if extractor:
-        drawn = evaluate_samples(flow, config, extractor, None, seed)
+        (drawn,) = evaluate_samples(flow, config, extractor, None, seed)
         scores |= {key: value for key, value in drawn.items() if value is not None}
     table = Table("measure", "value", title=f"{checkpoint} on {config.data.name}/{split}")
     for name, value in scores.items():

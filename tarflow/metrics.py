@@ -39,6 +39,13 @@ def evaluate(
     """
     a = features(samples, extractor, batch)
     b = cached_features(reference, extractor, batch)
+    return compare(a, b, extractor, reference_name)
+
+
+def compare(
+    a: NDArray[np.float32], b: NDArray[np.float32], extractor: Extractor, reference_name: str
+) -> dict[str, Any]:
+    """Measure what `evaluate` does from features of samples (M, F) and of the reference (N, F)."""
     value, standard_error = kid(a, b)
     distance = frechet_distance(a, b) if _enough_for_distance(a, b) else None
     precision, recall = precision_and_recall(a, b)

@@ -197,22 +197,33 @@ def read_table(path: Path) -> pa.Table:
 
 def read_result(run_folder: Path) -> dict[str, Any] | None:
     """Return `{"run": row, "evaluations": rows}` of a run's result.json; None if absent."""
+    result: dict[str, Any] | None = read_json(run_folder / "result.json")
+    return result
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; None if it is absent or was cut off."""
     try:
-        result: dict[str, Any] = json.loads((run_folder / "result.json").read_text())
+        return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return None
-    return result
 
 
 def gather(study: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rebuild `runs.parquet` and `evaluations.parquet` of a study from its runs/ folder.
 
+    What was sampled of a run later lies in its evaluations/ folder, a file per setting.
+
     Returns:
         The rows of both tables, ordered by run id.
     """
-    results = [read_result(folder) for folder in sorted((study / "runs").glob("*"))]
-    runs = [result["run"] for result in results if result]
-    evaluations = [row for result in results if result for row in result["evaluations"]]
+    runs, evaluations = [], []
+    for folder in sorted((study / "runs").glob("*")):
+        if result := read_result(folder):
+            runs.append(result["run"])
+            evaluations += result["evaluations"]
+            for path in sorted((folder / "evaluations").glob("*.json")):
+                evaluations += read_json(path) or []
     write_table(study / "runs.parquet", runs, RUNS)
     write_table(study / "evaluations.parquet", evaluations, EVALUATIONS)
     return runs, evaluations

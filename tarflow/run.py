@@ -3,19 +3,23 @@
 The same function for the command line, a Ray Tune trial and the workers of a Ray Train job.
 """
 
+import hashlib
 import json
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tarflow import cost, data, distributed, likelihood, metrics
-from tarflow.checkpoint import save_model
-from tarflow.config import ConfigError, RunConfig, run_id, to_dict, to_yaml
+from tarflow.checkpoint import load_model, save_model
+from tarflow.config import ConfigError, RunConfig, SamplerConfig, run_id, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
-from tarflow.features import Extractor, find_extractor
+from tarflow.features import Extractor, cached_features, features, find_extractor
 from tarflow.likelihood import Likelihood
 from tarflow.model import TarFlow
 from tarflow.noise import to_pixels
@@ -23,6 +27,7 @@ from tarflow.record import (
     CURVE,
     IMAGES,
     environment,
+    read_json,
     read_result,
     write_json,
     write_table,
@@ -32,6 +37,7 @@ from tarflow.sampling import image_grid, sample
 from tarflow.training import Diverged, Report, forget_states, train
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
+HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -105,7 +111,7 @@ def run(
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluations = []
     if extractor:
-        evaluations.append(evaluate_samples(flow, config, extractor, folder / "samples.png"))
+        evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
     evaluate_seconds = time.perf_counter() - evaluating
     devices = distributed.world_size() * max(1, config.execution.threads)
     peak = peak_flops(device, config.precision) * distributed.world_size()
@@ -124,10 +130,48 @@ def run(
     return row
 
 
+def evaluate_setting(folder: Path, sampler: SamplerConfig, seed: int) -> list[dict[str, Any]]:
+    """Sample from a finished run in another way, and keep the scores beside the run.
+
+    A setting that was sampled before is returned as it is.
+
+    Args:
+        folder: of the run.
+        sampler: the setting.
+        seed: of the noise: the same for all settings that are to be compared.
+
+    Returns:
+        Rows of `evaluations.parquet`, one for each of `HALVES`.
+    """
+    flow, config = load_model(folder / "model.safetensors")
+    config = replace(config, sampler=sampler)
+    path = folder / "evaluations" / f"{setting_id(config, seed)}.json"
+    if rows := read_json(path):
+        return list(rows)
+    device = choose_device(config.execution)
+    extractor = find_extractor(config.evaluation.features, device=device.type)
+    made = evaluate_samples(flow.to(device), config, extractor, None, seed, HALVES)
+    write_json(path, made)
+    return made
+
+
+def setting_id(config: RunConfig, seed: int) -> str:
+    """Name a way to sample from a run by the hash of all that shapes its scores."""
+    evaluation = config.evaluation
+    named = (evaluation.split, evaluation.samples, evaluation.features, seed)
+    text = json.dumps([to_dict(config.sampler), *named], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
 def evaluate_samples(
-    flow: TarFlow, config: RunConfig, extractor: Extractor, picture: Path | None, seed: int = 0
-) -> dict[str, Any]:
-    """Draw samples, save a picture of some, and compare all with the held-out images.
+    flow: TarFlow,
+    config: RunConfig,
+    extractor: Extractor,
+    picture: Path | None,
+    seed: int = 0,
+    halves: Sequence[str] = ("all",),
+) -> list[dict[str, Any]]:
+    """Draw samples, save a picture of some, and compare them with the held-out images.
 
     Args:
         flow: the weights to sample from.
@@ -135,9 +179,10 @@ def evaluate_samples(
         extractor: of the features to compare.
         picture: file for a grid of the first samples, if it is wanted.
         seed: of the noise.
+        halves: names of the equal parts that the draws are cut into, to be scored apart.
 
     Returns:
-        A row of `evaluations.parquet`.
+        Rows of `evaluations.parquet`, one for each part.
     """
     evaluation = config.evaluation
     start = time.perf_counter()
@@ -147,16 +192,21 @@ def evaluate_samples(
         image_grid(drawn.images[:GRID_IMAGES], GRID_COLUMNS).save(picture)
     held_out = data.open_split(config.data, evaluation.split)
     reference = f"{config.data.name}/{evaluation.split}"
-    return {
-        "run_id": run_id(config),
-        **asdict(config.sampler),
-        "rule": "log-scale",
-        "solver": "sequential",
-        "seed": seed,
-        "half": "all",
-        "seconds_per_image": seconds / evaluation.samples,
-        **metrics.evaluate(to_pixels(drawn.images), held_out.pixels, extractor, reference),
-    }
+    made = features(to_pixels(drawn.images), extractor)
+    real = cached_features(held_out.pixels, extractor)
+    return [
+        {
+            "run_id": run_id(config),
+            **asdict(config.sampler),
+            "rule": "log-scale",
+            "solver": "sequential",
+            "seed": seed,
+            "half": half,
+            "seconds_per_image": seconds / evaluation.samples,
+            **metrics.compare(part, real, extractor, reference),
+        }
+        for half, part in zip(halves, np.array_split(made, len(halves)), strict=True)
+    ]
 
 
 def reference_quality(config: RunConfig) -> dict[str, Any]:

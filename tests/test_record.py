@@ -136,6 +136,21 @@ def test_gather_rebuilds_both_tables_from_the_runs(tmp_path: Path):
     assert record.read_table(tmp_path / "evaluations.parquet").num_rows == 3
 
 
+def test_gather_adds_what_was_sampled_later(tmp_path: Path):
+    folder = tmp_path / "runs" / "a"
+    record.write_json(
+        folder / "result.json",
+        {"run": {**ROW, "run_id": "a"}, "evaluations": [{"run_id": "a", "half": "all"}]},
+    )
+    halves = [{"run_id": "a", "half": "chosen"}, {"run_id": "a", "half": "scored"}]
+    record.write_json(folder / "evaluations" / "0123.json", halves)
+    (folder / "evaluations" / "4567.json").write_text('[{"run_id": "a", "ha')
+    record.write_json(tmp_path / "runs" / "b" / "evaluations" / "0123.json", halves)  # no result
+    _, evaluations = record.gather(tmp_path)
+    assert [row["half"] for row in evaluations] == ["all", "chosen", "scored"]
+    assert record.read_table(tmp_path / "evaluations.parquet").num_rows == 3
+
+
 def test_a_study_without_runs_has_empty_tables(tmp_path: Path):
     assert record.gather(tmp_path) == ([], [])
     assert record.read_table(tmp_path / "runs.parquet").num_rows == 0
