@@ -174,7 +174,8 @@ def _validation(material: Material) -> Block:
 
 
 def _quality(material: Material) -> Block:
-    one = plots_quality.one_setting(material.scored)
+    in_laws = material.scored["run_id"].isin(material.findings.runs["run_id"])
+    one = plots_quality.one_setting(material.scored[in_laws])
     aid = "Sample quality (lower is better) against likelihood, one mark per run with its "
     aid += "standard error over images."
     if len(one):

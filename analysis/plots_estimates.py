@@ -153,7 +153,7 @@ def validation(findings: Findings) -> go.Figure | None:
     if not findings.rollouts:
         return None
     chosen = {score.form for score in findings.scores if score.chosen}
-    shown = figure("compute of the predicted run / largest compute seen", "error, %", height=460)
+    shown = figure("times the largest compute seen", "error, %", height=460)
     distances = []
     for index, form in enumerate(dict.fromkeys(item.form for item in findings.rollouts)):
         items = [item for item in findings.rollouts if item.form == form]

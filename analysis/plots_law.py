@@ -21,7 +21,7 @@ EXTRAPOLATE = 10.0  # times the largest budget: how far the frontier law is draw
 
 def on_compute(fit: Fit) -> bool:
     """Tell a law of compute alone from a law of size and data."""
-    return fit.name.startswith("power")
+    return fit.form.inputs == ("flops",)
 
 
 def held_out_on_compute(findings: Findings) -> HeldOut | None:

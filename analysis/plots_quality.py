@@ -12,10 +12,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import theme
+from analysis.correlation import SETTING
 from analysis.human import bits, count, number
+from analysis.rows import commonest
 from analysis.theme import AMBER, INK, ORANGE, SOFT, describe, figure, marker
-
-SETTING = ["guidance", "part", "annealed", "temperature", "denoise", "solver"]
 
 
 def setting_in_words(row: pd.Series) -> str:
@@ -61,7 +61,7 @@ def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | N
                 y=[reference["kid"]] * 2,
                 mode="lines",
                 line={"color": SOFT, "dash": "dash", "width": 1.5},
-                name="real training images",
+                name="real images",
                 hovertemplate=f"real training images: {number(reference['kid'])} ± "
                 f"{number(reference['kid_se'])}<extra></extra>",
             )
@@ -213,13 +213,12 @@ def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
 
 
 def one_setting(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the sampler setting, extractor and role group that most runs share."""
-    known = scored[scored["role"].isin(["grid", "branch"])].dropna(subset=["kid", "bpd"])
+    """Return one row per run, all at the sampler setting most runs share; as `correlate` does."""
+    known = scored[scored["kid"].notna() & (scored["half"] != "chosen")]
     if known.empty:
         return known
-    groups = known.groupby([*SETTING, "feature_extractor", "n"], dropna=False, sort=False)
-    most = max(groups, key=lambda group: group[1]["run_id"].nunique())[1]
-    return most.drop_duplicates("run_id")
+    setting = known[SETTING].astype(str)
+    return known[(setting == list(commonest(setting))).all(axis=1)].drop_duplicates("run_id")
 
 
 def best_setting(scored: pd.DataFrame) -> pd.DataFrame:

@@ -32,8 +32,9 @@ class Summary:
     facts: str  # one line under the title
     lede: Markup
     tiles: tuple[Tile, ...]
-    verdicts: tuple[str, ...]
-    advice: str
+    verdicts: tuple[tuple[str, str], ...]  # the law, and how it predicted the held-out run
+    advice: str  # what to train next
+    trainable: bool  # whether there is such a run
     unknown: tuple[str, ...]  # what the runs do not identify
     warnings: tuple[str, ...]
 
@@ -49,10 +50,11 @@ def summarise(findings: Findings, table: pd.DataFrame) -> Summary:
         facts=_facts(findings, table),
         lede=_lede(findings),
         tiles=tuple(_tiles(findings)),
-        verdicts=tuple(held.verdict for held in findings.held_out),
+        verdicts=tuple((_named(held.fit), held.verdict) for held in findings.held_out),
         advice=_advice(findings),
+        trainable=bool(len(findings.runs)),
         unknown=tuple(_unknown(findings)),
-        warnings=findings.warnings,
+        warnings=tuple(_warnings(findings)),
     )
 
 
@@ -67,14 +69,19 @@ def typeset(formula: str) -> Markup:
 
 def _facts(findings: Findings, table: pd.DataFrame) -> str:
     done = int((table["status"] == "done").sum()) if len(table) else 0
-    parts = [f"{done} of {len(table)} runs finished"]
+    parts = [f"{done} of {_several(len(table), 'run')} finished"]
     runs = findings.runs
     if len(runs):
-        parts.append(f"{runs['params'].nunique()} sizes at {len(findings.budgets)} budgets")
-        low, high = runs["params"].min(), runs["params"].max()
-        parts.append(f"{count(low)} to {count(high)} params")
-        parts.append(f"{power(runs['flops'].min())} to {power(runs['flops'].max())} FLOPs")
+        sizes, budgets = runs["params"].nunique(), len(findings.budgets)
+        parts.append(f"{_several(sizes, 'size')} at {_several(budgets, 'budget')}")
+        for column, write, unit in (("params", count, "params"), ("flops", power, "FLOPs")):
+            ends = dict.fromkeys([write(runs[column].min()), write(runs[column].max())])
+            parts.append(f"{' to '.join(ends)} {unit}")
     return " · ".join(parts)
+
+
+def _several(number: int, word: str) -> str:
+    return f"{number} {word}" + "s" * (number != 1)
 
 
 def _lede(findings: Findings) -> Markup:
@@ -173,13 +180,30 @@ def _advice(findings: Findings) -> str:
     return text
 
 
+def _named(fit: Fit) -> str:
+    inputs = "compute" if fit.form.inputs == ("flops",) else "size and data"
+    return f"Law of {inputs} ({fit.name})"
+
+
+def _warnings(findings: Findings) -> list[str]:
+    """Return the warnings that the rest of the summary does not say already."""
+    said = [
+        reason.rstrip(".")
+        for fit in (findings.frontier, findings.surface)
+        if fit
+        for name, reason in fit.reasons.items()
+        if not fit.identified[name]
+    ]
+    return [line for line in findings.warnings if not any(reason in line for reason in said)]
+
+
 def _unknown(findings: Findings) -> list[str]:
     lines = []
-    for fit, law in ((findings.frontier, "L(C)"), (findings.surface, "L(N, D)")):
+    for fit in (findings.frontier, findings.surface):
         if fit is None:
             continue
         lines += [
-            f"{law}, {fit.name}: {fit.reasons[name]}"
+            f"{_named(fit)}: {fit.reasons[name]}"
             for name, known in fit.identified.items()
             if not known
         ]
