@@ -180,7 +180,8 @@ class Teller(_Here, tune.Callback):
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Write the row that the run could not."""
-        error = trial.get_pickled_error() or RuntimeError("the run ended without an error message")
+        path = trial.pickled_error_file  # get_pickled_error looks where it is copied only later
+        error = ray.cloudpickle.loads(Path(path).read_bytes()) if path else RuntimeError("unknown")
         end_failed(self.planned(trial.config), self.out, error, self.watch)
 
 

@@ -1,0 +1,272 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+from rich.console import Console
+
+from sweeps import scaling
+from sweeps.lease import FILE, STALE_SECONDS, lease
+from sweeps.progress import Progress
+from sweeps.study import Point, Size, grid, load, resolve
+from tarflow.config import ConfigError, to_yaml
+from tarflow.record import read_table
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+def wee(name, **changes):
+    """Return a study of four runs, each a second or so."""
+    study = load("tiny")
+    base = replace(
+        study.base,
+        model=replace(study.base.model, patch=14, channels=8),
+        evaluation=replace(study.base.evaluation, decoder_images=64, samples=0),
+        execution=replace(study.base.execution, checkpoint_seconds=0.2, report_seconds=0.2),
+    )
+    return replace(
+        study,
+        name=name,
+        base=base,
+        sizes=(Size(channels=8, blocks=2, layers=1), Size(channels=16, blocks=2, layers=1)),
+        budgets=(2e8,),
+        held_out=Point(size="c8-b2-l1", budget=4e9),
+        replicated=Point(size="c8-b2-l1", budget=2e8),
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """Share one local Ray by all tests and the processes they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        context = ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
+        yield
+        ray.shutdown()
+
+
+def with_ray(test):
+    return pytest.mark.ray(pytest.mark.usefixtures("local_ray")(test))
+
+
+def write_study(folder, study):
+    path = folder / f"{study.name}.yaml"
+    path.write_text(to_yaml(study))
+    return path
+
+
+def rows(out):
+    return {row["run_id"]: row for row in read_table(out / "runs.parquet").to_pylist()}
+
+
+def stamps(out):
+    """Return what changes if a finished run is touched: inode and time of its files."""
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns)
+        for result in out.glob("runs/*/result.json")
+        for path in result.parent.iterdir()
+    }
+
+
+def start(script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, script.name, *map(str, arguments)],
+        cwd=script.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@with_ray
+def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
+    """With the script alone in an empty folder, and the default study folder."""
+    script = Path(shutil.copy(scaling.__file__, tmp_path))
+    study = wee("wee")
+    write_study(tmp_path, study)
+    out = tmp_path / "studies" / "wee"
+    longest = out / "runs" / grid(resolve(study))[-1].run_id
+    driver = start(script, "wee.yaml")
+    try:
+        deadline = time.monotonic() + 120
+        while not (list(out.glob("runs/*/result.json")) and list(longest.glob("state/*.json"))):
+            assert driver.poll() is None, driver.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        second = start(script, "wee.yaml")  # while the first one is alive
+        said = second.communicate(timeout=60)[0]
+        assert second.returncode == 2
+        assert f"in use by process {driver.pid}" in said
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+    wait_until_quiet(out)
+    finished = stamps(out)
+    assert finished
+    assert not (longest / "result.json").exists()
+    assert list(longest.glob("state/*.json"))
+
+    again = start(script, "wee.yaml")
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, said
+    assert finished.items() <= stamps(out).items()
+    assert "partly" in said
+
+    whole = tmp_path / "whole"
+    assert scaling.scale(scaling.Options(study=str(tmp_path / "wee.yaml"), out=whole)) == 0
+    assert {key: row["bpd"] for key, row in rows(out).items()} == {
+        key: row["bpd"] for key, row in rows(whole).items()
+    }
+    assert set(rows(out)) == {run.run_id for run in grid(resolve(study))}
+    assert not (out / ".ray").exists()
+
+    unchanged = stamps(whole)
+    assert scaling.scale(scaling.Options(study=str(tmp_path / "wee.yaml"), out=whole)) == 0
+    assert stamps(whole) == unchanged
+
+
+def wait_until_quiet(out):
+    """Wait until the workers of a killed driver are gone, too."""
+    before = None
+    while (now := sorted((str(p), p.stat().st_mtime_ns) for p in out.glob("runs/*/*"))) != before:
+        before = now
+        time.sleep(3)
+
+
+@with_ray
+def test_a_failed_run_is_a_row_a_message_and_exit_code_1(tmp_path, capsys):
+    """The wide model gets a rate at which it must diverge; the narrow one is sound."""
+    study = wee("bad", lr_power=40.0)
+    path, out = write_study(tmp_path, study), tmp_path / "out"
+    code = scaling.scale(scaling.Options(study=str(path), out=out))
+    said = capsys.readouterr().out
+    assert code == 1
+    failed = [row for row in rows(out).values() if row["status"] == "failed"]
+    assert [row["channels"] for row in failed] == [16]
+    assert "Diverged" in failed[0]["error"]
+    assert f"failed: {failed[0]['label']}: Diverged" in said
+    assert "1 runs are not done" in said
+    assert (out / "runs" / failed[0]["run_id"] / "error.txt").exists()
+    finished = stamps(out)
+    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1  # it is tried again
+    changed = {path.parent.name for path, stamp in stamps(out).items() if finished[path] != stamp}
+    assert changed == {failed[0]["run_id"]}
+
+
+@with_ray
+def test_a_process_that_dies_is_a_row_and_a_sick_machine_stops(tmp_path, capsys, monkeypatch):
+    """Every process dies at once; after the first few the rest is not tried."""
+    monkeypatch.setattr("sweeps.runner.trial", lambda config, **_: os._exit(config["index"] + 1))
+    study = wee("sick", seeds=3)
+    path, out = write_study(tmp_path, study), tmp_path / "out"
+    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stopped early: the first 4 runs all failed" in said
+    errors = [row["error"] for row in rows(out).values()]
+    assert 4 <= len(errors) < len(grid(resolve(study)))
+    assert all("the process died" in error for error in errors)
+
+
+@with_ray
+def test_a_mistake_that_only_a_worker_finds_ends_the_study(tmp_path):
+    study, out = wee("typo"), tmp_path / "out"
+    evaluation = replace(study.base.evaluation, samples=8, features="efficientnt")
+    path = write_study(tmp_path, replace(study, base=replace(study.base, evaluation=evaluation)))
+    with pytest.raises(ConfigError, match="no features 'efficientnt'"):
+        scaling.scale(scaling.Options(study=str(path), out=out))
+    assert not list(out.glob("runs/*/result.json"))
+
+
+@with_ray
+def test_two_workers_train_what_one_does(tmp_path):
+    """One run through Ray Train, float64, against the same run as a trial."""
+    study = wee("pair")
+    base = replace(study.base, precision="float64")
+    one = replace(
+        study, base=base, sizes=study.sizes[:1], held_out=None, replicated=None, budgets=(1e8,)
+    )
+    execution = replace(base.execution, workers=2)
+    two = replace(one, name="two", base=replace(base, execution=execution))
+    for each in (one, two):
+        path = write_study(tmp_path, each)
+        options = scaling.Options(study=str(path), out=tmp_path / each.name)
+        assert scaling.scale(options) == 0
+    (alone,), (together,) = (rows(tmp_path / each.name).values() for each in (one, two))
+    assert together["run_id"] == alone["run_id"]
+    assert together["bpd"] == pytest.approx(alone["bpd"], rel=1e-9)
+    assert together["device_seconds"] == pytest.approx(2 * together["wall_seconds"])
+
+
+@with_ray
+def test_more_workers_than_the_cluster_has_are_refused(tmp_path):
+    study = wee("big")
+    execution = replace(study.base.execution, workers=64)
+    path = write_study(tmp_path, replace(study, base=replace(study.base, execution=execution)))
+    with pytest.raises(ConfigError, match="asks for 64 workers, the cluster has 2 CPUs"):
+        scaling.scale(scaling.Options(study=str(path), out=tmp_path / "out"))
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    with lease(tmp_path) as first:
+        with (
+            pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"),
+            lease(tmp_path),
+        ):
+            pass
+        first.beat()
+        assert not first.lost
+    with lease(tmp_path):
+        pass
+
+
+def test_a_dead_or_silent_owner_is_replaced(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with lease(tmp_path) as held:
+        pass
+    path = tmp_path / FILE
+    path.write_text(json.dumps(held.owner | {"pid": gone.pid}))
+    with lease(tmp_path):  # dead on this host
+        pass
+    path.write_text(json.dumps(held.owner | {"host": "elsewhere", "pid": 1}))
+    with pytest.raises(ConfigError, match="process 1 on elsewhere"), lease(tmp_path):
+        pass
+    long_ago = time.time() - STALE_SECONDS - 1
+    os.utime(path, (long_ago, long_ago))
+    with lease(tmp_path) as second:
+        assert not second.lost
+        path.write_text(json.dumps(held.owner | {"host": "elsewhere"}))  # taken over
+        second.beat()
+        assert second.lost
+    assert "elsewhere" in path.read_text()
+
+
+def test_time_left_follows_the_pace_of_what_has_ended(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    runs = grid(resolve(wee("x")))
+    expected = {run.run_id: 10.0 for run in runs}
+    progress = Progress(len(runs), expected, 2, Console(quiet=True))
+    assert progress.seconds_left() == 10.0 * len(runs) / 2
+    progress.start(runs[0])
+    now[0] = 20.0  # twice as long as expected
+    progress.end(runs[0], {"status": "done", "bpd": 2.0})
+    assert progress.seconds_left() == 20.0 * (len(runs) - 1) / 2
+    progress.start(runs[1])
+    now[0] = 35.0
+    assert progress.seconds_left() == (5.0 + 20.0 * (len(runs) - 2)) / 2
+    assert progress.counts().startswith(f"1 of {len(runs)} done · 1 running · best 2.000")
