@@ -5,9 +5,9 @@ FLOPs are counted (`tarflow.cost`), not 6ND: attention is up to a quarter of a s
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -239,10 +239,11 @@ def allocate(
     )
 
 
-def best_run(runs: pd.DataFrame) -> pd.Series:
+def best_run(runs: pd.DataFrame) -> "pd.Series[Any]":
     """Return the row with the lowest BPD of the largest budget."""
     largest = runs[runs["budget"] == runs["budget"].max()]
-    return largest.sort_values(["bpd", "run_id"]).iloc[0]
+    best: pd.Series[Any] = largest.sort_values(["bpd", "run_id"]).iloc[0]
+    return best
 
 
 def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
@@ -260,7 +261,8 @@ def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
     left, mid, right = (value[rows, best + step] for step in (-1, 0, 1))
     bend = left - 2 * mid + right
     shift = np.where(bend > 0, (left - right) / 2 / np.where(bend > 0, bend, 1.0), 0.0)
-    return np.exp(grid[best] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
+    optimum: Array = np.exp(grid[best] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
+    return optimum
 
 
 def _law_draws(law: Fit, flops: float, sizes: Sizes) -> Array | None:
@@ -289,7 +291,8 @@ def _minima_draws(flops: float, isoflops: Sequence[IsoFlop], seed: int) -> Array
         (drawn - drawn.mean(axis=1, keepdims=True)) @ (x - x.mean()) / np.sum((x - x.mean()) ** 2)
     )
     slope = np.clip(slope, 0, 1)  # more compute never asks for fewer parameters or fewer tokens
-    return np.exp(drawn.mean(axis=1) + slope * (np.log(flops) - x.mean()))
+    sizes: Array = np.exp(drawn.mean(axis=1) + slope * (np.log(flops) - x.mean()))
+    return sizes
 
 
 def _ends(draws: Array) -> Interval:
@@ -299,7 +302,7 @@ def _ends(draws: Array) -> Interval:
     return float(low), float(high)
 
 
-def read_config(row: Mapping[str, object] | pd.Series) -> RunConfig:
+def read_config(row: "pd.Series[Any]") -> RunConfig:
     """Return the config a row of the runs table holds as JSON."""
     try:
         plain = json.loads(str(row["config"]))

@@ -10,10 +10,12 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from analysis.laws import Array
+from analysis.rows import commonest
 
 Interval = tuple[float, float]
 
 SETTING = ["feature_extractor", "guidance", "part", "annealed", "temperature", "denoise", "solver"]
+WORDS = ("guidance", "temperature", "denoise", "solver")  # of the setting, that people are told
 FEWEST = 5  # runs
 
 
@@ -43,8 +45,7 @@ def correlate(
     if rows.empty:
         return None
     setting = rows[SETTING].astype(str)
-    counts = setting.value_counts()
-    shared = min(key for key, value in counts.items() if value == counts.max())
+    shared = commonest(setting)
     rows = rows[(setting == list(shared)).all(axis=1)]
     kid = rows.groupby("run_id")["kid"].mean()
     table = runs.set_index("run_id").loc[sorted(kid.index), "bpd"].to_frame().join(kid)
@@ -65,9 +66,6 @@ def correlate(
         kendall=float(kendall[0]),
         kendall_interval=_interval(kendall[1:]),
     )
-
-
-WORDS = ("guidance", "temperature", "denoise", "solver")
 
 
 def _spearman(x: Array, y: Array) -> Array:

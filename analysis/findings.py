@@ -13,13 +13,14 @@ import pandas as pd
 from analysis.allocate import Allocation, IsoFlop, allocate, best_run, isoflop, read_config
 from analysis.correlation import Correlation, correlate
 from analysis.fit import LEVEL, Fit
-from analysis.laws import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS, Array, Form
+from analysis.laws import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS, Form
 from analysis.rows import LeftOut, choose, configs_but_seed
 from analysis.validate import (
     SPARE,
     Baseline,
     Coverage,
     Influence,
+    Mask,
     Rollout,
     Score,
     Table,
@@ -126,7 +127,7 @@ def find(
     table = _table(rows, relative)
     before = _earlier(rows)
     earlier, axes = table.take(before), {
-        name: rows.loc[before, name].to_numpy(float) for name in ("flops", "params", "tokens")
+        name: rows[name].to_numpy(float)[before] for name in ("flops", "params", "tokens")
     }  # fmt: skip
     forms = _fitting(SURFACE_FORMS, earlier)
     rollouts = roll_out(forms, earlier, axes, seed) if forms else ()
@@ -146,7 +147,7 @@ def find(
         if len(budgets) > 1:
             held_out.append(_held_out(replace(blind, discrepancy=miss), rows, before))
             # What the largest budget taught about the form widens the bands beyond it.
-            cutoff = float(rows.loc[before, "flops"].max())
+            cutoff = float(rows[before]["flops"].max())
             last = predict_rows(blind, table, np.flatnonzero(~before), "flops", cutoff)
             miss = discrepancy((*chosen, *last))
     surfaces = [replace(law, discrepancy=miss) for law in surfaces]
@@ -220,7 +221,7 @@ def _table(rows: pd.DataFrame, noise: float | None) -> Table:
     return Table(inputs, rows["bpd"].to_numpy(float), clusters, noise)
 
 
-def _earlier(rows: pd.DataFrame) -> Array:
+def _earlier(rows: pd.DataFrame) -> Mask:
     """Return the mask of rows below the largest budget; all rows when there is one budget."""
     before = (rows["budget"] < rows["budget"].max()).to_numpy()
     return before if before.any() else np.ones(len(rows), dtype=bool)
@@ -260,15 +261,15 @@ def _frontier(
     return replace(table.fit(form, draws=draws, seed=seed), discrepancy=miss)
 
 
-def _held_out(law: Fit, rows: pd.DataFrame, before: Array) -> HeldOut:
+def _held_out(law: Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
     best = _frontier_points(rows[~before]).iloc[0]
     at = {name: float(best[name]) for name in law.form.inputs}
     predicted, achieved = float(law.predict(**at)), float(best["bpd"])
     low, high = (float(end) for end in law.band(LEVEL, **at))
     inside = low <= achieved <= high
     error = predicted / achieved - 1
-    last = float(rows.loc[before, "bpd"].min()) / achieved - 1
-    ratio = float(best["flops"]) / float(rows.loc[before, "flops"].max())
+    last = float(rows[before]["bpd"].min()) / achieved - 1
+    ratio = float(best["flops"]) / float(rows[before]["flops"].max())
     verdict = (
         f"Predicted {predicted:.4g} bits ({LEVEL:.0%}: {low:.4g} to {high:.4g}) from runs "
         f"{ratio:.2g} times smaller, achieved {achieved:.4g}: "

@@ -21,6 +21,7 @@ Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non
 LEVEL = 0.9  # of every interval of a parameter
 ROBUST_FROM = 5  # degrees of freedom below which an outlier cannot be told from a misfit
 CASES_FROM = 6  # runs per parameter from which runs are resampled; below, noise is
+SCOUTS = 16  # starts of the least-squares fit around which the residual scale is settled
 DRAW_STEPS = 60  # of the solver; a draw needs no more digits than its noise
 SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 
@@ -62,7 +63,8 @@ class Fit:
     def predict(self, **inputs: ArrayLike) -> Array:
         """Return the law's values: predict(flops=...) or predict(params=..., tokens=...)."""
         logs, shape = self._logs(inputs)
-        return self.form.predict(self.theta[None], logs)[0].reshape(shape)
+        value: Array = self.form.predict(self.theta[None], logs)[0].reshape(shape)
+        return value
 
     def predict_draws(self, **inputs: ArrayLike) -> Array:
         """Return the values of every bootstrap draw, (R, m)."""
@@ -76,7 +78,8 @@ class Fit:
     def distance(self, **inputs: ArrayLike) -> Array:
         """Return ln(compute / largest compute of the data), 0 inside, for m points."""
         logs, _ = self._logs(inputs)
-        return np.maximum(0.0, logs.sum(axis=0) + self.centre.sum() - self.reach)
+        beyond: Array = np.maximum(0.0, logs.sum(axis=0) + self.centre.sum() - self.reach)
+        return beyond
 
     def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
         """Return the ends of the band in which one new run falls with probability `level`.
@@ -149,12 +152,13 @@ def fit(
     problem = Problem(
         form, logs - centre[:, None], targets, count, error, np.inf, space == "log", low, high
     )
-    ends, costs = minimise(problem, form.starts(y, floor, starts), tolerance=1e-6, steps=60)
+    begin = form.starts(y, floor, starts)
+    ends, costs = minimise(problem, begin[:SCOUTS], tolerance=1e-6, steps=60)
     if not np.isfinite(costs.min()):
         return _not_finite(form, len(y), space, centre, float(logs.sum(axis=0).max()))
     free = float(count.sum()) - len(form.parameters)
     problem, theta, scale = _rescale(problem, ends[costs.argmin()], free, noise, delta)
-    ends, costs = minimise(problem, np.concatenate([theta[None], ends]))
+    ends, costs = minimise(problem, np.concatenate([theta[None], begin]))
     theta, cost = ends[costs.argmin()], float(costs.min())
     slack = 1e-4 * cost + 1e-12 * float(count.sum())
     agreement = float(np.mean(costs[1:] <= cost + slack))
@@ -261,7 +265,9 @@ def _rescale(
         return problem, theta, max(known, default=float("nan"))
     scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
     for _ in range(10):
-        if delta is not None or scale < 1e-9:  # exact data: every residual is rounding
+        if delta is not None:
+            break
+        if scale < 1e-9:  # exact data: every residual is rounding
             return replace(problem, delta=np.inf), theta, scale
         problem = replace(problem, delta=HUBER * scale)
         theta = minimise(problem, theta[None], 1e-7)[0][0]

@@ -1,6 +1,7 @@
 """Which rows of the runs table the laws read, and why the others are left out."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,22 +44,24 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     open_rows = reasons == ""
     # Missing values are one group of their own; the fullest group is the study.
     kinds = runs[list(GROUP)].astype(str)
-    main = kinds[open_rows].value_counts(sort=True)
-    if len(main):
-        most = main.max()
-        group = min(key for key, rows in main.items() if rows == most)
+    if open_rows.any():
+        group = commonest(kinds[open_rows])
         for column, value in zip(GROUP, group, strict=True):
             differs = (reasons == "") & (kinds[column] != value)
-            reasons[differs] = [
-                f"{GROUP[column]} ({column} {other}, not {value})"
-                for other in kinds.loc[differs, column]
-            ]
+            other = f"{GROUP[column]} ({column} " + kinds[column] + f", not {value})"
+            reasons = reasons.mask(differs, other)
     left = tuple(
         LeftOut(str(row["run_id"]), str(row["label"]), str(reason))
         for (_, row), reason in zip(runs.iterrows(), reasons, strict=True)
         if reason
     )
     return runs[reasons == ""].reset_index(drop=True), left
+
+
+def commonest(kinds: pd.DataFrame) -> tuple[str, ...]:
+    """Return the most frequent row of a frame of strings, the first in order among equals."""
+    counts = Counter(kinds.itertuples(index=False, name=None))
+    return min(key for key, times in counts.items() if times == max(counts.values()))
 
 
 def _own_reason(row: pd.Series) -> str:

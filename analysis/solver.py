@@ -47,10 +47,12 @@ class Problem:
     def cost(self, residuals: Array) -> Array:
         """Return the (S,) sums of Huber terms."""
         if not np.isfinite(self.delta):
-            return np.sum(self.weights * residuals * residuals, axis=1) / 2
+            squares: Array = np.sum(self.weights * residuals * residuals, axis=1) / 2
+            return squares
         size = np.abs(residuals)
         inner = np.minimum(size, self.delta)
-        return np.sum(self.weights * inner * (size - inner / 2), axis=1)
+        terms: Array = np.sum(self.weights * inner * (size - inner / 2), axis=1)
+        return terms
 
     def normal(self, theta: Array, residuals: Array) -> tuple[Array, Array]:
         """Return the (S, p, p) Gauss-Newton matrices and (S, p) descent directions."""
@@ -65,7 +67,7 @@ class Problem:
 
 
 def minimise(
-    problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 120
+    problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 200
 ) -> tuple[Array, Array]:
     """Descend from every start of theta (S, p).
 
@@ -133,4 +135,5 @@ def _step(
     system = system / root[:, :, None] / root[:, None, :]
     right = np.where(held, 0.0, descent) / root
     system[:, index, index] += 1e-14
-    return np.linalg.solve(system, right[:, :, None])[:, :, 0] / root
+    step: Array = np.linalg.solve(system, right[:, :, None])[:, :, 0] / root
+    return step

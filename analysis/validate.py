@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from analysis.fit import LEVEL, Fit, Space, fit
 from analysis.laws import Array, Form
 
 Interval = tuple[float, float]
+Mask = NDArray[np.bool_]
 
 CUTOFFS = 4  # windows per axis
 NEAR = 0.2  # values of an axis within 20% of each other are one level
@@ -105,7 +106,7 @@ class Table:
     noise: float | None = None  # known relative standard deviation between equal runs
     space: Space = "log"
 
-    def take(self, rows: Array) -> "Table":
+    def take(self, rows: Mask) -> "Table":
         """Return the rows where the (n,) mask holds."""
         return replace(
             self,
@@ -124,7 +125,8 @@ class Table:
     @property
     def compute(self) -> Array:
         """Product of the inputs, (n,): proportional to the compute."""
-        return np.prod([self.inputs[name] for name in self.inputs], axis=0)
+        product: Array = np.prod(np.stack(list(self.inputs.values())), axis=0)
+        return product
 
 
 def roll_out(
@@ -164,12 +166,9 @@ def predict_rows(
     law: Fit, table: Table, rows: NDArray[np.intp], axis: str, cutoff: float
 ) -> list[Rollout]:
     """Predict rows of a table, given by position, by a law fitted up to a cutoff of an axis."""
-    inputs: dict[str, ArrayLike] = {name: col[rows] for name, col in table.inputs.items()}
-    value, (low, high), distance = (
-        law.predict(**inputs),
-        law.band(**inputs),
-        law.distance(**inputs),
-    )
+    inputs = {name: column[rows] for name, column in table.inputs.items()}
+    value, distance = law.predict(**inputs), law.distance(**inputs)
+    low, high = law.band(LEVEL, **inputs)
     return [
         Rollout(
             form=law.name,
@@ -201,8 +200,9 @@ def _cutoffs(column: Array, need: int) -> list[float]:
     """Return level ends after at least `need` rows, thinned evenly, never the last one."""
     ends = [float(column[group].max()) for group in levels(column)][:-1]
     ends = [end for end in ends if np.sum(column <= end) >= need]
-    keep = np.unique(np.linspace(0, len(ends) - 1, CUTOFFS).round().astype(int)) if ends else []
-    return [ends[i] for i in keep]
+    if not ends:
+        return []
+    return [ends[i] for i in np.unique(np.linspace(0, len(ends) - 1, CUTOFFS).round().astype(int))]
 
 
 def window_errors(rollouts: Sequence[Rollout], form: str) -> Array:
@@ -263,7 +263,7 @@ def _standard_error(values: Array) -> float:
 
 def baselines(
     rollouts: Sequence[Rollout], table: Table, axes: Mapping[str, Array]
-) -> tuple[Baseline, ...]:  # noqa: E501
+) -> tuple[Baseline, ...]:
     """Score guesses without a law on the windows of the roll-outs: last value, log-linear."""
     guesses: dict[str, dict[tuple[str, float], list[float]]] = {
         "repeat the last value": {},

@@ -88,11 +88,11 @@ def _tests(findings: "Findings") -> list[str]:
             "Too few runs for roll-outs: the form with the fewest parameters was taken, and the "
             "bands do not know how wrong the form may be."
         )
-    for item in findings.coverage:
-        if item.band == "with discrepancy" and item.achieved < item.level - SHORT:
-            lines.append(
-                f"The {item.level:.0%} bands held {item.inside} of {item.total} roll-outs only."
-            )
+    lines += [
+        f"The {item.level:.0%} bands held {item.inside} of {item.total} roll-outs only."
+        for item in findings.coverage
+        if item.band == "with discrepancy" and item.achieved < item.level - SHORT
+    ]
     guess = min((item.error for item in findings.baselines), default=float("inf"))
     chosen = next((item for item in findings.scores if item.chosen), None)
     if chosen is not None and chosen.error > guess:
