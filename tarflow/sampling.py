@@ -152,7 +152,7 @@ def image_grid(images: Tensor, columns: int) -> Image.Image:
     """
     gap = 2
     count, colours, height, width = images.shape
-    columns = min(columns, count)
+    columns = max(1, min(columns, count))
     rows = -(-count // columns)
     canvas = np.full(
         (rows * (height + gap) + gap, columns * (width + gap) + gap, colours), 255, dtype=np.uint8

@@ -1,5 +1,11 @@
 from pathlib import Path
 
+import pytest
+import torch
+
+from tarflow.config import ModelConfig
+from tarflow.model import TarFlow, initialise
+
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
@@ -12,3 +18,25 @@ def pytest_generate_tests(metafunc):
         given = metafunc.config.getoption("--golden")
         files = [given] if given else sorted(GOLDEN.glob("*.safetensors"))
         metafunc.parametrize("golden", files, ids=[file.stem for file in files], scope="module")
+
+
+@pytest.fixture(scope="session")
+def random_flow():
+    """Make flows far from the identity: every weight, bias, norm and table is random."""
+
+    def make(dtype=torch.float64, seed=0, **fields):
+        sizes = {"image_size": 8, "image_channels": 2, "patch": 2, "channels": 16, "head_dim": 8}
+        sizes |= {"blocks": 3, "layers": 1}
+        flow = TarFlow(ModelConfig(**{**sizes, **fields}))
+        initialise(flow, seed)
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in flow.named_parameters():
+                noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
+                # log-scales are linear in the hidden state: wider weights would overflow
+                parameter += (0.03 if "proj" in name else 0.3) * noise
+            if flow.config.volume_preserving:
+                flow.var.uniform_(0.5, 2.0, generator=rng)
+        return flow.to(dtype).eval()
+
+    return make
