@@ -151,7 +151,22 @@ def carry_out(
 
 
 def report(study: Study, out: Path, console: Console) -> None:
-    """Write report.html and best.yaml, if there is anything to report."""
+    """Fit the laws of what has been run, and write report.html and best.yaml."""
+    from analysis.allocate import recommend  # pandas and Plotly are needed from here on only
+    from analysis.findings import find
+    from analysis.report import read_study, render
+
+    table, evaluations = read_study(out)
+    findings = find(table, evaluations)
+    page, best = out / "report.html", out / "best.yaml"
+    record.write_text(page, render(out, table, evaluations, findings, seed=0))
+    console.print(f"report: {page}", soft_wrap=True)
+    if len(findings.runs):
+        found = recommend(findings)
+        config = replace(found.config, execution=study.base.execution)
+        train = f"python -m tarflow train {best}"
+        record.write_text(best, to_yaml(config, f"{found.explanation}\nTrain it: {train}"))
+        console.print(f"train next: {train}", soft_wrap=True)
 
 
 def declare(study: Study, out: Path) -> None:
