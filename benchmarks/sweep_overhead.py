@@ -1,0 +1,64 @@
+"""What a sweep costs on top of its runs: seconds between one small run and the next.
+
+Run it on an idle machine: python benchmarks/sweep_overhead.py
+The bar: a median under 0.3 s. Exits with 1 if it is not met.
+
+A run writes config.yaml when it begins and result.json when it ends. A slot that is free takes
+the next run, so the gap of the k-th end is the begin number k + slots.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from sweeps import machines, runner
+from sweeps.lease import lease
+from sweeps.study import Planned, grid, load, resolve
+from tarflow.config import EvaluationConfig
+
+RUNS = 24
+BAR = 0.3  # seconds
+
+
+def small_runs() -> list[Planned]:
+    """Return runs that take a fraction of a second each."""
+    study = load("tiny")
+    base = replace(study.base, evaluation=EvaluationConfig(decoder_images=64, samples=0))
+    study = replace(study, base=base, budgets=(4e8,), sizes=study.sizes[:1], held_out=None)
+    return grid(resolve(replace(study, replicated=None, seeds=RUNS)))
+
+
+def main() -> int:
+    """Carry out the runs and print what lies between them."""
+    runs = small_runs()
+    with tempfile.TemporaryDirectory() as folder, lease(out := Path(folder)) as held:
+        start = time.time()
+        with machines.cluster() as where:
+            begun = time.time()
+            expected = {run.run_id: 1.0 for run in runs}
+            outcome = runner.run_all(runs, out, expected, where, held, Console(quiet=True))
+            ended = time.time()
+        begins = sorted(path.stat().st_mtime for path in out.glob("runs/*/config.yaml"))
+        ends = sorted(path.stat().st_mtime for path in out.glob("runs/*/result.json"))
+    if outcome.left or outcome.failed:
+        print(f"{outcome.left} runs left, {len(outcome.failed)} failed: nothing was measured")
+        return 1
+    gaps = [begin - end for begin, end in zip(begins[where.cpus :], ends, strict=False)]
+    median = statistics.median(gaps)
+    ninth = statistics.quantiles(gaps, n=10)[-1]
+    each = outcome.device_seconds / len(runs)
+    print(f"{len(runs)} runs of {each:.2f} s on {where.cpus} cores")
+    print(f"Ray is up after          {begun - start:6.2f} s")
+    print(f"first run begins after   {begins[0] - begun:6.2f} s more (processes, imports)")
+    print(f"between two runs, median {median:6.3f} s   bar {BAR} s; 90% below {ninth:.3f} s")
+    print(f"after the last run       {ended - ends[-1]:6.2f} s")
+    return int(median > BAR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
