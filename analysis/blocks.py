@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 from analysis import checklist, plots, plots_estimates, plots_law, plots_quality
 from analysis.checklist import Table
 from analysis.findings import Findings
-from analysis.human import bits, count, interval, number, percent, power, seconds
+from analysis.fit import LEVEL
+from analysis.human import bits, count, interval, number, percent, power
 from tarflow.record import read_table
 
 
@@ -79,13 +80,18 @@ def _some(**figures: go.Figure | None) -> dict[str, go.Figure]:
 
 
 def _law(material: Material) -> Block:
+    found = material.findings
+    aid = "Each point is a finished run, each line one model size."
+    if found.frontier:
+        aid += " The law is fitted to the ringed runs, the best of each budget."
+    if plots_law.held_out_on_compute(found):
+        aid += " The dotted law has not seen the largest budget; the diamond is its prediction "
+        aid += f"there, with the {percent(LEVEL)} band."
     return Block(
         "law",
         "Loss against compute",
-        "Each point is a finished run, each line one model size; rings mark the best run of a "
-        "budget. The law is fitted to the rings. The dotted law has not seen the held-out run, "
-        "the diamond is what it predicted there.",
-        _some(law=plots_law.runs_against_flops(material.findings)),
+        aid,
+        _some(law=plots_law.runs_against_flops(found)),
         empty="No run has finished yet.",
     )
 
@@ -151,7 +157,8 @@ def _allocation(material: Material) -> Block:
         "allocation",
         "Compute-optimal size and data",
         "How a budget is best split between parameters N* and tokens D*. Diamonds are the IsoFLOP "
-        "minima, which do not depend on the law; beyond them everything is extrapolation.",
+        "minima, which need no law. Where the law leaves the size open, the minima or the best "
+        "run take its place.",
         plots_estimates.allocation(material.findings),
         tables=(checklist.sizes(material.findings),) if material.findings.allocation else (),
         empty="Nothing to recommend yet: too few runs.",
@@ -266,20 +273,10 @@ def _cost(material: Material) -> Block:
         "cost",
         "What it cost",
         "FLOPs are counted by formula; times are those of the runs themselves."
-        + _overhead(material.outcome),
+        + checklist.overhead(material.outcome),
         _some(cost=plots.cost(material.findings.finished)),
         tables=(checklist.cost(material.table),),
         empty="No run has finished yet.",
-    )
-
-
-def _overhead(outcome: Mapping[str, float]) -> str:
-    if not outcome:
-        return ""
-    held = outcome["wall_seconds"] * outcome["cpus"]
-    return (
-        f" The sweep took {seconds(outcome['wall_seconds'])} on {outcome['cpus']:.0f} cores; "
-        f"{percent(1 - outcome['device_seconds'] / held)} of that was not spent in a run."
     )
 
 

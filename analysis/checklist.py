@@ -1,7 +1,7 @@
 """What a reader needs to judge or repeat a study: price paid, conventions, versions, seeds."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,21 @@ def cost(table: pd.DataFrame) -> Table:
         "median MFU",
     )
     return Table(columns, tuple(rows))
+
+
+def overhead(outcome: Mapping[str, float]) -> str:
+    """Say in a sentence what the sweep cost on top of its runs; empty if it was not recorded.
+
+    Args:
+        outcome: wall_seconds of the sweep, device_seconds inside runs, cpus held.
+    """
+    if not outcome:
+        return ""
+    held = outcome["wall_seconds"] * outcome["cpus"]
+    return (
+        f" The sweep took {seconds(outcome['wall_seconds'])} on {outcome['cpus']:.0f} cores; "
+        f"{percent(1 - outcome['device_seconds'] / held)} of that was not spent in a run."
+    )
 
 
 def model_choice(findings: Findings) -> Table:
@@ -119,6 +134,7 @@ def sizes(findings: Findings) -> Table:
             "nearest model",
             "images",
             "BPD",
+            "by",
             "beyond the runs",
         ),
         tuple(
@@ -129,6 +145,7 @@ def sizes(findings: Findings) -> Table:
                 f"c{item.channels}-b{item.blocks}-l{item.layers}",
                 count(item.images),
                 _with_interval(item.bpd, item.bpd_interval, bits),
+                item.source,
                 "yes" if item.extrapolated else "no",
             )
             for item in findings.allocation
@@ -142,7 +159,7 @@ def _with_interval(
 ) -> str:
     if ends is None or any(missing(end) for end in ends):
         return write(value)
-    return f"{write(value)} ({write(ends[0])} – {write(ends[1])})"
+    return f"{write(value)} ({write(ends[0])}–{write(ends[1])})"
 
 
 def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analysis import theme
-from analysis.allocate import IsoFlop
+from analysis.allocate import Allocation, IsoFlop
 from analysis.findings import Findings
 from analysis.human import bits, count, interval, number, power
 from analysis.theme import LAW, SOFT, around, band, figure, log_axis, marker
@@ -92,46 +92,57 @@ def _forest(
     )
 
 
+SOURCES = {  # of an allocation: colour and line
+    "surface law": (LAW, "dash"),
+    "IsoFLOP minima": (theme.HELD_OUT, "dot"),
+    "best run": (SOFT, "dot"),
+}
+
+
 def allocation(findings: Findings) -> dict[str, go.Figure]:
     """Draw the compute-optimal parameters and tokens against the budget."""
     if not findings.allocation:
         return {}
-    budgets = [item.flops for item in findings.allocation]
-    reach = budgets + [iso.flops for iso in findings.isoflops]
+    inside = [iso for iso in findings.isoflops if not iso.edge]
     shown = {}
     for name, label in (("params", "optimal parameters N*"), ("tokens", "optimal tokens D*")):
         one = figure("training FLOPs", label, height=380)
-        centre = [getattr(item, name) for item in findings.allocation]
-        ends = [getattr(item, f"{name}_interval") for item in findings.allocation]
-        known = [i for i, (low, high) in enumerate(ends) if 0 < low <= high < np.inf]
-        low, high = (np.array([ends[i][side] for i in known]) for side in (0, 1))
-        if known:
-            at = np.array(budgets)[known]
-            one.add_trace(band(at, low, high, theme.BAND, "90% interval"))
-        one.add_trace(
-            go.Scatter(
-                x=budgets,
-                y=centre,
-                mode="lines+markers",
-                line={"color": LAW, "width": 2, "dash": "dash"},
-                marker=marker(LAW),
-                name=findings.allocation[0].source,
-                text=[
-                    f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(value)}"
-                    f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
-                    f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
-                    for item, value, end in zip(findings.allocation, centre, ends, strict=True)
-                ],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-        inside = [iso for iso in findings.isoflops if not iso.edge]
+        for source in dict.fromkeys(item.source for item in findings.allocation):
+            items = [item for item in findings.allocation if item.source == source]
+            _allocated(one, items, name, label)
         if inside:
             one.add_trace(_minima(inside, name))
-        values = [*centre, *low, *high, *(getattr(iso, name) for iso in inside)]
-        one.update_xaxes(log_axis(reach)).update_yaxes(log_axis(values, count))
-        shown[label] = one
+        values = [value for trace in one.data for value in trace.y]
+        reach = [value for trace in one.data for value in trace.x]
+        shown[label] = one.update_xaxes(log_axis(reach)).update_yaxes(log_axis(values, count))
     return shown
+
+
+def _allocated(shown: go.Figure, items: Sequence[Allocation], name: str, label: str) -> None:
+    colour, dash = SOURCES[items[0].source]
+    ends = [getattr(item, f"{name}_interval") for item in items]
+    known = [i for i, (low, high) in enumerate(ends) if 0 < low <= high < np.inf]
+    if len(known) > 1:
+        at = np.array([items[i].flops for i in known])
+        low, high = (np.array([ends[i][side] for i in known]) for side in (0, 1))
+        shown.add_trace(band(at, low, high, theme.BAND, "90% interval"))
+    shown.add_trace(
+        go.Scatter(
+            x=[item.flops for item in items],
+            y=[getattr(item, name) for item in items],
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker=marker(colour),
+            name=f"by the {items[0].source}",
+            text=[
+                f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(getattr(item, name))}"
+                f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
+                f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
+                for item, end in zip(items, ends, strict=True)
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
 
 
 def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:

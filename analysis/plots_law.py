@@ -101,7 +101,7 @@ def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
             y=held.fit.predict(flops=grid).tolist(),
             mode="lines",
             line={"color": theme.HELD_OUT, "width": 1.5, "dash": "dot"},
-            name="law, largest run held out",
+            name="held-out law",
             hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>",
         )
     )
@@ -117,7 +117,7 @@ def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
                 "size": 11,
                 "line": {"width": 2},
             },
-            name="its prediction",
+            name="prediction",
             meta=[held.run_id],
             text=[
                 f"<b>predicted {bits(held.predicted)}</b><br>{percent(held.level)} band "
@@ -196,7 +196,8 @@ def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
         mode="markers+text" if iso.edge else "markers",
         marker=marker(colour, "diamond-open" if iso.edge else "diamond", 13),
         text=["at the edge"] if iso.edge else None,
-        textposition="middle left" if iso.edge == "largest" else "middle right",
+        textposition="bottom left" if iso.edge == "largest" else "bottom right",
+        cliponaxis=False,
         name=f"minimum {group}",
         legendgroup=group,
         showlegend=False,
