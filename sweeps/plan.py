@@ -79,6 +79,7 @@ def make_plan(
     devices: int | None = None,
     accelerator: str | None = None,
     price: float | None = None,
+    runs: Sequence[Planned] | None = None,
 ) -> Plan:
     """Price the runs of a study, given what its folder already holds.
 
@@ -88,6 +89,7 @@ def make_plan(
         devices: to spread runs over; by default this machine's cores, or 8 accelerators.
         accelerator: a name of `cost.ACCELERATORS`; by default the study's, or this machine.
         price: US dollars per device-hour; by default the list price of the accelerator.
+        runs: to price; by default the grid of the study.
 
     Raises:
         ConfigError: if the accelerator is not known, or a number makes no sense.
@@ -101,8 +103,9 @@ def make_plan(
         else expect.core_rate()
     )
     listed = cost.ACCELERATORS[accelerator].price if accelerator else 0.0
-    runs = grid(study)
-    rows = {run.run_id: row for run in runs if (row := finished(out, run.run_id))}
+    runs = grid(study) if runs is None else runs
+    folders = [path.name for path in (out / "runs").glob("*")]
+    rows = {name: row for name in sorted(folders) if (row := finished(out, name))}
     train, evaluate, spread = expect.correction(rows.values(), study.validation_images, rate)
     lines = []
     for run in runs:
@@ -176,7 +179,19 @@ def table(plan: Plan) -> Table:
 
 
 def summary(study: Study, plan: Plan) -> list[str]:
-    """Say in a few lines what a plan comes to."""
+    """Say in a few lines what the grid of a study comes to."""
+    lines = comes_to(plan)
+    if skipped := left_out(study):
+        lines.insert(
+            2,
+            f"{skipped} of the runs asked for are left out: fewer than {study.min_images} "
+            f"or more than {study.max_images} images",
+        )
+    return lines
+
+
+def comes_to(plan: Plan) -> list[str]:
+    """Say in a few lines what the runs of a plan cost."""
     device = plan.rate.accelerator or "core"
     done = len(plan.lines) - len(plan.left)
     lines = [
@@ -188,11 +203,6 @@ def summary(study: Study, plan: Plan) -> list[str]:
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
         + f"; a single run is within about {plan.spread:.0%}",
     ]
-    if skipped := left_out(study):
-        lines.append(
-            f"{skipped} of the runs asked for are left out: fewer than {study.min_images} "
-            f"or more than {study.max_images} images"
-        )
     if plan.rate.accelerator:
         room = cost.ACCELERATORS[plan.rate.accelerator].memory
         tight = [x.run.label for x in plan.left if cost.memory(x.run.config).total > room]

@@ -2,16 +2,37 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from analysis import human
-from sweeps.study import Planned
+from tarflow.config import RunConfig
+
+
+class Task(Protocol):
+    """What goes on: a planned run, or the sampling of one."""
+
+    @property
+    def run_id(self) -> str:
+        """Name within the batch."""
+
+    @property
+    def label(self) -> str:
+        """Name for people."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+
+
+def in_bits(row: Mapping[str, Any]) -> str:
+    """Say how good a run is."""
+    return f"{human.bits(row['bpd'])} bits per dimension"
 
 
 class Progress:
@@ -24,6 +45,8 @@ class Progress:
         slots: int,
         console: Console,
         done: Sequence[Mapping[str, Any]] = (),
+        objective: str = "bpd",
+        in_words: Callable[[Mapping[str, Any]], str] = in_bits,
     ) -> None:
         """Begin with nothing running.
 
@@ -33,10 +56,13 @@ class Progress:
             slots: runs that go on at a time.
             console: to show progress on.
             done: rows of runs that were finished before.
+            objective: column of a row that is best when lowest.
+            in_words: says how good a row is.
         """
         self.total, self.expected = total, dict(expected)
         self.slots, self.console = slots, console
-        self.runs: dict[str, Planned] = {}  # that have begun
+        self.objective, self.in_words = objective, in_words
+        self.runs: dict[str, Task] = {}  # that have begun
         self.before = list(done)
         self.running: dict[str, float] = {}  # when each began
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
@@ -64,18 +90,18 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def start(self, run: Planned) -> None:
+    def start(self, run: Task) -> None:
         """Note that a run has begun."""
         with self._lock:
             self.runs[run.run_id] = run
             self.running[run.run_id] = time.monotonic()
 
-    def report(self, run: Planned, latest: Mapping[str, Any]) -> None:
+    def report(self, run: Task, latest: Mapping[str, Any]) -> None:
         """Note how far a run has come: {"images", "loss", "seconds"}."""
         with self._lock:
             self.latest[run.run_id] = latest
 
-    def end(self, run: Planned, row: Mapping[str, Any]) -> None:
+    def end(self, run: Task, row: Mapping[str, Any]) -> None:
         """Note the row of a run that is over, and say so."""
         with self._lock:
             run_id = run.run_id
@@ -88,7 +114,7 @@ class Progress:
                 )
             elif not self._live:
                 self.console.print(
-                    f"{self.counts()} · {run.label} {human.bits(row['bpd'])} bits per dimension, "
+                    f"{self.counts()} · {run.label} {self.in_words(row)}, "
                     f"{human.seconds(self.seconds[run_id])}",
                     soft_wrap=True,
                 )
@@ -123,8 +149,8 @@ class Progress:
             parts = [f"{len(done)} of {total} done", f"{len(self.running)} running"]
             parts += [f"{len(self.failed)} failed"] if self.failed else []
             if done:
-                best = min(done, key=lambda row: float(row["bpd"]))
-                parts.append(f"best {human.bits(best['bpd'])} bits per dimension")
+                best = min(done, key=lambda row: float(row[self.objective]))
+                parts.append(f"best {self.in_words(best)}")
             if len(self.rows) < self.total:
                 parts.append(f"{human.seconds(self.seconds_left())} left")
             return " · ".join(parts)

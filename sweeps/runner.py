@@ -24,7 +24,7 @@ from rich.console import Console
 
 from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
-from sweeps.progress import Progress
+from sweeps.progress import Progress, Task
 from sweeps.study import Planned
 from sweeps.trainable import resources, single_threaded, train_large, trial
 from tarflow.config import ConfigError
@@ -96,8 +96,8 @@ def run_all(
             tune_trials(
                 tune.with_parameters(trial, runs=small, out=str(out), home=str(Path.cwd())),
                 {"index": tune.grid_search(list(range(len(small))))},
-                lambda config: small[config["index"]],
-                Session(out, storage, needs, count, watch),
+                Teller(lambda config: small[config["index"]], out, watch),
+                Session(storage, needs, count, watch),
             )
         for run in large:
             if not watch.stop_all():
@@ -118,14 +118,15 @@ def run_all(
     )
 
 
-class _Here:
+class Here:
     """Lives in the driver: the copy that Tune pickles for a restore is empty, and never read."""
 
     def __getstate__(self) -> dict[str, Any]:
+        """Leave nothing to a pickle."""
         return {}
 
 
-class Watch(_Here, tune.Stopper):
+class Watch(Here, tune.Stopper):
     """When the rest of a batch is not worth starting: a sick machine, the hour, a lost lease."""
 
     def __init__(self, progress: Progress, held: Lease, limit: float | None) -> None:
@@ -153,7 +154,7 @@ class Watch(_Here, tune.Stopper):
         return bool(self.reason)
 
 
-class Teller(_Here, tune.Callback):
+class Teller(Here, tune.Callback):
     """Tells the progress what happens to Tune's trials, and makes rows of those that died."""
 
     def __init__(self, planned: Named, out: Path, watch: Watch) -> None:
@@ -189,7 +190,6 @@ class Teller(_Here, tune.Callback):
 class Session:
     """What all trials of a batch share."""
 
-    out: Path  # folder of the study
     storage: Path  # for Ray's own state
     needs: Mapping[str, float]  # that one trial holds
     slots: int  # trials that go on at a time
@@ -199,7 +199,7 @@ class Session:
 def tune_trials(
     work: Callable[[dict[str, Any]], None],
     space: Mapping[str, Any],
-    planned: Named,
+    teller: tune.Callback,
     session: Session,
     search: Searcher | None = None,
     samples: int = 1,
@@ -209,7 +209,7 @@ def tune_trials(
     Args:
         work: function trainable; it leaves the folder of the run, and reports.
         space: of `work`'s config.
-        planned: says which run a config stands for.
+        teller: hears what happens to each trial.
         session: of the batch.
         search: suggests configs; without it `space` is walked through in order.
         samples: trials, or repeats of the whole space.
@@ -227,7 +227,7 @@ def tune_trials(
             name="trials",
             storage_path=str(session.storage),
             stop=session.watch,
-            callbacks=[Teller(planned, session.out, session.watch)],
+            callbacks=[teller],
             verbose=0,
         ),
     ).fit()
@@ -327,5 +327,5 @@ def _check_workers(runs: Sequence[Planned], where: Cluster) -> None:
             )
 
 
-def _devices(run: Planned) -> int:
+def _devices(run: Task) -> int:
     return run.config.execution.workers * run.config.execution.threads

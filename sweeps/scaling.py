@@ -5,9 +5,10 @@ This file may be sent alone to a machine that has the package installed (`ray su
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -19,6 +20,11 @@ from sweeps.plan import Plan, make_plan, summary, table
 from sweeps.study import Study, load, resolve
 from tarflow import record
 from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
+
+if TYPE_CHECKING:
+    from sweeps.runner import Outcome
+
+Asked = TypeVar("Asked")
 
 EXPENSIVE_SECONDS = 1800.0  # of expected wall time: ask first
 EXPENSIVE_MONEY = 5.0  # US dollars: ask first
@@ -52,11 +58,14 @@ class Options:
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    options = tyro.cli(
-        Options, prog="python sweeps/scaling.py", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    command(Options, "python sweeps/scaling.py", scale)
+
+
+def command(kind: type[Asked], name: str, act: Callable[[Asked], int]) -> NoReturn:
+    """Read options, act on them, and exit as every command here does."""
+    options = tyro.cli(kind, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
     try:
-        code = scale(options)
+        code = act(options)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -79,14 +88,7 @@ def scale(options: Options) -> int:
         raise ConfigError(f"max-hours is {options.max_hours:g}: it must be positive")
     study = chosen(options)
     out = study_folder(options.out, study)
-    missing = ""
-    try:
-        study = resolve(study)
-    except ConfigError as error:
-        if not options.dry_run:
-            raise
-        missing = str(error)
-        study = replace(study, base=with_hash(study.base, "unknown"))
+    study, missing = resolved(study, options.dry_run)
     plan = make_plan(study, out, options.devices, options.accelerator, options.price)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table(plan))
@@ -99,6 +101,16 @@ def scale(options: Options) -> int:
     if not options.yes and expensive(plan) and sys.stdin.isatty() and not confirmed():
         return 0
     return carry_out(study, plan, out, options.max_hours, console)
+
+
+def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
+    """Return the study with all that its data decide; in a dry run, else what is missing."""
+    try:
+        return resolve(study), ""
+    except ConfigError as error:
+        if not dry_run:
+            raise
+        return replace(study, base=with_hash(study.base, "unknown")), str(error)
 
 
 def carry_out(
@@ -131,7 +143,11 @@ def carry_out(
     if outcome is None:
         console.print("every run is done already")
         return 0
-    wall = time.monotonic() - started
+    return tell(outcome, time.monotonic() - started, out, console)
+
+
+def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
+    """Say how a batch of runs went, and return the exit code."""
     share = 1 - outcome.device_seconds / (wall * outcome.cpus)
     console.print(
         f"{human.seconds(wall)} in all; overhead {human.percent(share)} of {outcome.cpus} cores"
@@ -176,14 +192,24 @@ def declare(study: Study, out: Path) -> None:
         ConfigError: if the folder holds a study whose runs could not be compared with these.
     """
     path = out / "study.yaml"
-    if path.exists():
-        there = read_yaml(Study, path)
-        if difference := differing(comparable(there), comparable(study)):
-            raise ConfigError(
-                f"{out} holds a study with other settings ({difference}); choose another --out"
-            )
+    check_comparable(study, out)
     comment = f"Run it again with: python sweeps/scaling.py {path}"
     record.write_text(path, to_yaml(study, comment))
+
+
+def check_comparable(study: Study, out: Path) -> None:
+    """Make sure that a folder, if it holds a study, holds one whose runs compare with these.
+
+    Raises:
+        ConfigError: naming a setting in which they differ.
+    """
+    path = out / "study.yaml"
+    if not path.exists():
+        return
+    if difference := differing(comparable(read_yaml(Study, path)), comparable(study)):
+        raise ConfigError(
+            f"{out} holds a study with other settings ({difference}); choose another --out"
+        )
 
 
 def comparable(study: Study) -> dict[str, Any]:

@@ -7,11 +7,13 @@ travels to the driver, which makes a row of it.
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from sweeps.space import SEED, SamplingSpace, Space, TrainingSpace
 from sweeps.study import Planned
 
 SMALL_GPU_BYTES = 4e9  # runs that need less share a GPU
@@ -29,19 +31,25 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
         home: working folder of the driver, from which relative data paths are read.
         report: gets progress; see `tarflow.training.train`.
     """
-    import torch
-
     from tarflow.run import run as carry
 
     folder = Path(out) / "runs" / run.run_id
+    with workplace(home):
+        return carry(run.config, folder, run.role, run.label, report)
+
+
+@contextlib.contextmanager
+def workplace(home: str) -> Iterator[None]:
+    """Work where relative data paths are right, and leave a process that can be used again."""
+    import torch
+
     if not gc.get_freeze_count():
         gc.freeze()  # what is imported by now stays: looking through it costs 0.2 s a run
     with contextlib.chdir(home if Path(home).is_dir() else os.curdir):
-        row = carry(run.config, folder, run.role, run.label, report)
-    gc.collect()  # the process is used again
+        yield
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return row
 
 
 def trial(config: Mapping[str, Any], runs: Sequence[Planned], out: str, home: str) -> None:
@@ -51,6 +59,35 @@ def trial(config: Mapping[str, Any], runs: Sequence[Planned], out: str, home: st
     run = runs[config["index"]]
     row = carry_out(run, out, home, tune.report)
     tune.report({"run_id": run.run_id, "status": row["status"], "bpd": row.get("bpd")})
+
+
+def train_candidate(config: Mapping[str, Any], space: TrainingSpace, out: str, home: str) -> None:
+    """Carry out the run that a search suggests: a Tune function trainable."""
+    from ray import tune
+
+    run = single_threaded(space.planned(config))
+    row = carry_out(run, out, home, tune.report)
+    tune.report({"status": row["status"], **scores(space, config, out)})
+
+
+def sample_setting(
+    config: Mapping[str, Any], spaces: Mapping[str, SamplingSpace], out: str, home: str
+) -> None:
+    """Sample from a finished run as a search suggests: a Tune function trainable."""
+    from ray import tune
+
+    from tarflow.run import evaluate_setting
+
+    space = spaces[config["run_id"]]
+    with workplace(home):
+        evaluate_setting(Path(out) / "runs" / space.run_id, space.sampler(config), SEED)
+    tune.report(scores(space, config, out))
+
+
+def scores(space: Space, config: Mapping[str, Any], out: str) -> dict[str, float | None]:
+    """Return the objectives of a trial that has ended, by name; None where it failed."""
+    found = space.values(config, Path(out)) or []
+    return dict(zip_longest(space.objectives, found))
 
 
 def single_threaded(run: Planned) -> Planned:

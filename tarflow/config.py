@@ -292,6 +292,19 @@ def run_id(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def setting_id(config: RunConfig, seed: int) -> str:
+    """Name a way to sample from a run by the hash of all that shapes its scores.
+
+    Args:
+        config: of the run, with the sampler in question.
+        seed: of the samples' noise.
+    """
+    evaluation = config.evaluation
+    named = (evaluation.split, evaluation.samples, evaluation.features, seed)
+    text = json.dumps([to_dict(config.sampler), *named], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
 def with_hash(config: RunConfig, data_hash: str) -> RunConfig:
     """Return the config with the content hash of its data filled in."""
     return replace(config, data=replace(config.data, hash=data_hash))

@@ -3,7 +3,6 @@
 The same function for the command line, a Ray Tune trial and the workers of a Ray Train job.
 """
 
-import hashlib
 import json
 import time
 import traceback
@@ -17,7 +16,7 @@ import numpy as np
 
 from tarflow import cost, data, distributed, likelihood, metrics
 from tarflow.checkpoint import load_model, save_model
-from tarflow.config import ConfigError, RunConfig, SamplerConfig, run_id, to_dict, to_yaml
+from tarflow.config import ConfigError, RunConfig, SamplerConfig, run_id, setting_id, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
 from tarflow.features import Extractor, cached_features, features, find_extractor
 from tarflow.likelihood import Likelihood
@@ -153,14 +152,6 @@ def evaluate_setting(folder: Path, sampler: SamplerConfig, seed: int) -> list[di
     made = evaluate_samples(flow.to(device), config, extractor, None, seed, HALVES)
     write_json(path, made)
     return made
-
-
-def setting_id(config: RunConfig, seed: int) -> str:
-    """Name a way to sample from a run by the hash of all that shapes its scores."""
-    evaluation = config.evaluation
-    named = (evaluation.split, evaluation.samples, evaluation.features, seed)
-    text = json.dumps([to_dict(config.sampler), *named], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def evaluate_samples(

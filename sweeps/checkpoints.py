@@ -1,0 +1,115 @@
+"""The checkpoints that a search goes on to sample from, and the best way to sample from each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ray import tune
+from ray.tune.experiment import Trial
+
+from analysis import human
+from analysis.plots_quality import best_setting, pareto_front
+from sweeps.runner import Here, Watch, cause_of
+from sweeps.space import SamplingSpace
+from tarflow import record
+from tarflow.config import ConfigError, RunConfig, SamplerConfig
+
+BANDS = 3  # of noise levels, equally wide in the logarithm; the best run of each is sampled from
+
+
+def scored_runs(out: Path, run_ids: Sequence[str]) -> pd.DataFrame:
+    """Return one row per run: its columns beside those of its best sampler setting."""
+    runs, evaluations = record.gather(out)
+    table = pd.DataFrame(runs, columns=record.RUNS.names)
+    table = table[(table["status"] == "done") & table["run_id"].isin(run_ids)]
+    scores = pd.DataFrame(evaluations, columns=record.EVALUATIONS.names)
+    joined = table.merge(scores, on="run_id", suffixes=("", "_sampling"), validate="one_to_many")
+    return best_setting(joined)
+
+
+def that_matter(found: pd.DataFrame) -> pd.DataFrame:
+    """Return the Pareto front and the run of lowest BPD in each band of noise."""
+    noise = np.log(found["noise_std"].astype(float).fillna(1.0).to_numpy())
+    edges = np.linspace(noise.min(), noise.max(), BANDS + 1)[1:-1]
+    best = found.assign(band=np.digitize(noise, edges)).sort_values("bpd").drop_duplicates("band")
+    chosen = [*pareto_front(found)["run_id"], *best["run_id"]]
+    return found[found["run_id"].isin(chosen)].sort_values("bpd")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to sample from one run, as the progress knows it."""
+
+    space: SamplingSpace
+    params: Mapping[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """Name within the batch."""
+        return f"{self.space.run_id}/{self.space.name(self.params)}"
+
+    @property
+    def label(self) -> str:
+        """Name for people."""
+        return f"{self.space.label} at {in_words(self.space.sampler(self.params))}"
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return self.space.config
+
+
+class SettingTeller(Here, tune.Callback):
+    """Tells the progress what happens to the trials that sample."""
+
+    def __init__(self, spaces: Mapping[str, SamplingSpace], watch: Watch) -> None:
+        """Serve the trials of some spaces, by run id."""
+        self.spaces, self.watch = spaces, watch
+
+    def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the start."""
+        self.watch.progress.start(self._setting(trial))
+
+    def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the score; without one it was stopped."""
+        kid = trial.last_result.get("kid")
+        if kid is not None:
+            self.watch.progress.end(self._setting(trial), {"status": "done", "kid": kid})
+
+    def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the failure; a user's mistake ends the search."""
+        error = cause_of(trial.get_pickled_error() or RuntimeError("it ended without a message"))
+        if isinstance(error, ConfigError):
+            self.watch.mistake = error
+            return
+        row = {"status": "failed", "error": str(error).splitlines()[0] if str(error) else "died"}
+        self.watch.progress.end(self._setting(trial), row)
+
+    def _setting(self, trial: Trial) -> Setting:
+        return Setting(self.spaces[trial.config["run_id"]], trial.config)
+
+
+def sampler_of(row: pd.Series) -> SamplerConfig:
+    """Return the sampler setting of a row."""
+    return SamplerConfig(
+        guidance=float(row["guidance"]),
+        part=row["part"],
+        annealed=bool(row["annealed"]),
+        temperature=float(row["temperature"]),
+        denoise=float(row["denoise"]),
+    )
+
+
+def in_words(sampler: SamplerConfig) -> str:
+    """Name a sampler setting.
+
+    >>> in_words(SamplerConfig(guidance=0.5, temperature=0.3)), in_words(SamplerConfig(denoise=0))
+    ('guidance 0.5, temperature 0.3, denoising 1', 'no guidance, denoising 0')
+    """
+    guided = f"guidance {human.number(sampler.guidance)}"
+    guided += f", temperature {human.number(sampler.temperature)}"
+    guided = guided if sampler.guidance else "no guidance"
+    return f"{guided}, denoising {human.number(sampler.denoise)}"

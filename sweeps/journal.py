@@ -1,0 +1,99 @@
+"""A search's memory: an Optuna journal that optuna-dashboard and optuna.load_study open.
+
+The runs on disk are the truth. What a search that was killed left open in the journal is closed
+from there: told if it ended, else failed and put first in line.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.space import Space
+
+FILE = "search.journal"
+
+
+def open_journal(out: Path) -> JournalStorage:
+    """Return the journal of a folder, a new one if it has none."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return JournalStorage(JournalFileBackend(str(out / FILE)))
+
+
+def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
+    """Return the Optuna study of a space; a new one begins with the base."""
+    study = optuna.create_study(
+        storage=journal,
+        study_name=space.title,
+        directions=["minimize"] * len(space.objectives),
+        load_if_exists=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names(list(space.objectives))  # for the dashboard
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(space.base)
+    return study
+
+
+def settle(study: optuna.Study, space: Space, out: Path) -> None:
+    """Close every trial that is open, for nobody works on it any more."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        values = _values(trial.params, space, out)
+        if values:
+            study.tell(trial.number, values)
+            continue
+        study.tell(trial.number, state=TrialState.FAIL)
+        if values is None and trial.params:
+            study.enqueue_trial(trial.params)
+
+
+def ended(study: optuna.Study, space: Space, out: Path) -> list[dict[str, Any]]:
+    """Return the parameters of the trials that count: all that ended by themselves."""
+    lost = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = [trial.params for trial in lost if _values(trial.params, space, out) == []]
+    unlike = {space.name(params): params for params in failed}
+    return [trial.params for trial in completed(study)] + list(unlike.values())
+
+
+def begun(space: Space, out: Path) -> list[dict[str, Any]]:
+    """Return the same without leaving anything in a folder that has no search yet."""
+    if not (out / FILE).exists():
+        return []
+    journal = open_journal(out)
+    if space.title not in optuna.get_all_study_names(journal):
+        return []
+    return ended(open_study(space, journal), space, out)
+
+
+def completed(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that have values."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def draws(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return random parameters, to price a search that has not chosen any yet."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        directions=["minimize"] * len(space.objectives),
+        sampler=optuna.samplers.RandomSampler(seed=seed),
+    )
+    trials = [study.ask() for _ in range(count)]
+    for trial in trials:
+        space(trial)
+    return [trial.params for trial in trials]
+
+
+def fresh_seed(seed: int, trials: int) -> int:
+    """Return a seed that a search which goes on has not used before."""
+    return int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
+
+
+def _values(params: dict[str, Any], space: Space, out: Path) -> list[float] | None:
+    whole = space.base.keys() <= params.keys()  # it may have been killed while suggesting
+    return space.values(params, out) if whole else None

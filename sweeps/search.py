@@ -1,0 +1,353 @@
+"""Search for hyperparameters of TarFlow with Optuna on Ray: what trains, then what only samples.
+
+This file may be sent alone to a machine that has the package installed (`ray submit` does so).
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import arg
+
+from analysis import human
+from sweeps import expect, scaling
+from sweeps.journal import begun, completed, draws, open_journal, open_study
+from sweeps.lease import lease
+from sweeps.plan import STARTING_SECONDS, Plan, comes_to, make_plan
+from sweeps.space import SamplingSpace, TrainingSpace
+from sweeps.study import load
+from sweeps.trainable import resources, sample_setting, single_threaded, train_candidate
+from tarflow import record
+from tarflow.config import ConfigError, RunConfig, from_dict, run_id, to_yaml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sweeps.explore import Place
+    from sweeps.runner import Watch
+
+CHECKPOINTS = 6  # that a plan assumes will be sampled from
+WITHIN = 0.01  # of the best BPD: runs among which sample quality decides
+LONGER = 4  # times the images of a candidate that best.yaml trains for
+FEWEST_SAMPLES = 8  # that can be cut into halves and compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Search for hyperparameters of TarFlow with Optuna on Ray.
+
+    Two levels. The outer one trains: depth, channels, noise and learning rate around the base of
+    a study, every candidate at the same training FLOPs, judged by bits per dimension (BPD) and by
+    sample quality (KID), both to be small. The inner one trains nothing: it samples from the
+    checkpoints that matter (the Pareto front, and the best of three noise bands) with other
+    guidance, attention temperature and denoising; KID picks a setting on one half of the draws
+    and is reported on the other half.
+
+    The plan and its price come first. To resume, or to go on with more trials, run the command
+    again: nothing is trained or sampled twice. The study folder then holds search.journal (open
+    it with optuna-dashboard), report.html with the search in it, and best.yaml.
+
+    Exit codes: 0 done, 1 some runs failed, 2 the command was wrong.
+    """
+
+    study: tyro.conf.Positional[str] = "digits"  # preset, YAML file or folder of a study
+    trials: Annotated[int, arg(metavar="N")] = 40  # trained candidates, earlier ones included
+    sampler_trials: Annotated[int, arg(metavar="M")] = 12  # sampler settings of each checkpoint
+    budget: Annotated[float | None, arg(metavar="FLOPS")] = None  # by default the study's middle
+    seed: int = 0  # of the suggestions
+    out: Annotated[Path | None, arg(metavar="DIR")] = None  # by default studies/<name>
+    dry_run: bool = False  # print the plan and stop
+    yes: bool = False  # do not ask before an expensive search
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one line and exit code 2."""
+    scaling.command(Options, "python sweeps/search.py", search)
+
+
+def search(options: Options) -> int:
+    """Plan, ask, search and report.
+
+    Returns:
+        The exit code: 0, or 1 if some runs failed.
+
+    Raises:
+        ConfigError: for a user's mistake.
+    """
+    study = load(options.study)
+    out = scaling.study_folder(options.out, study)
+    study, missing = scaling.resolved(study, options.dry_run)
+    space = TrainingSpace(study, options.budget or middle(study.budgets))
+    check(options, space)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    plan = make_search_plan(options, space, out)
+    seconds = sampling_seconds(plan, options.sampler_trials)
+    for line in in_words(options, space, plan, seconds):
+        console.print(line, soft_wrap=True)
+    if missing:
+        console.print(f"the data are not here yet ({missing})")
+    if options.dry_run:
+        return 0
+    dear = scaling.expensive(plan) or plan.wall_seconds + seconds > scaling.EXPENSIVE_SECONDS
+    if not options.yes and dear and sys.stdin.isatty() and not scaling.confirmed():
+        return 0
+    return carry_out(options, space, plan, out, console)
+
+
+def middle(budgets: Sequence[float]) -> float:
+    """Return the middle budget, the lower one of two: small, but not the smallest of all.
+
+    >>> middle((6e10, 2e11, 6e11)), middle((3e9, 1e9))
+    (200000000000.0, 1000000000.0)
+    """
+    return sorted(budgets)[(len(budgets) - 1) // 2]
+
+
+def check(options: Options, space: TrainingSpace) -> None:
+    """Refuse a search that makes no sense.
+
+    Raises:
+        ConfigError: saying what to change.
+    """
+    if options.trials < 1 or options.sampler_trials < 0:
+        raise ConfigError("--trials must be at least 1, --sampler-trials at least 0")
+    if options.seed < 0:
+        raise ConfigError(f"seed is {options.seed}: it must be 0 or more")
+    if not 0 < space.budget < math.inf:
+        raise ConfigError(f"budget is {space.budget:g}: it must be positive")
+    samples = space.study.base.evaluation.samples
+    if samples < FEWEST_SAMPLES:
+        raise ConfigError(
+            f"base.evaluation.samples is {samples}: a search compares samples, "
+            f"ask for at least {FEWEST_SAMPLES}"
+        )
+
+
+def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
+    """Price the candidates: those that are done, and random ones for those to come."""
+    ended = begun(space, out)[: options.trials]
+    coming = draws(space, options.trials - len(ended), options.seed)
+    runs = [space.planned(params) for params in ended + coming]
+    return make_plan(space.study, out, runs=runs)
+
+
+def sampling_seconds(plan: Plan, trials: int) -> float:
+    """Expect the wall time of the inner search: samples only, with and without guidance alike."""
+    if not trials:
+        return 0.0
+    seconds = 0.0
+    for line in plan.lines:
+        evaluation = replace(line.run.config.evaluation, decoder_images=0)
+        config = replace(line.run.config, evaluation=evaluation)
+        seconds += 2 * expect.expected_seconds(config, 0, plan.rate).evaluate / len(plan.lines)
+    return STARTING_SECONDS / 2 + seconds * CHECKPOINTS * trials / plan.devices
+
+
+def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float) -> list[str]:
+    """Say what a search goes through and what it costs."""
+    model, evaluation = space.study.base.model, space.study.base.evaluation
+    sizes = [size.channels for size in space.study.sizes]
+    ranges = {
+        "blocks": space.blocks,
+        "layers": space.layers,
+        "channels": (min(sizes), max(sizes)),
+        "learning rate": space.rates,
+        "noise": space.noises,
+    }
+    outer = [f"{key} {human.interval(ends)}" for key, ends in ranges.items() if ends]
+    lines = [
+        f"{space.study.name}: {options.trials} candidates of {space.budget:.3g} training FLOPs, "
+        f"{model.patch}x{model.patch} patches",
+        "  " + " · ".join(outer),
+        *(f"  {line}" for line in comes_to(plan)),
+    ]
+    if options.trials and options.sampler_trials:
+        example = SamplingSpace("", "", space.study.base)
+        inner = [f"{key} {human.interval(ends[:2])}" for key, ends in example.ranges.items()]
+        lines += [
+            f"then {options.sampler_trials} sampler settings of each checkpoint that matters, "
+            f"{evaluation.samples} samples each",
+            "  " + " · ".join(inner),
+            f"  no training; with {CHECKPOINTS} checkpoints about {human.seconds(seconds)}",
+        ]
+    return lines
+
+
+def carry_out(
+    options: Options, space: TrainingSpace, plan: Plan, out: Path, console: Console
+) -> int:
+    """Search on both levels, write the tables, the report and best.yaml.
+
+    Returns:
+        The exit code: 0, or 1 if some runs failed.
+    """
+    from sweeps import machines  # Ray is needed from here on only
+    from sweeps.explore import Place
+
+    with lease(out) as held:
+        scaling.check_comparable(space.study, out)
+        if not (out / "study.yaml").exists():
+            scaling.declare(space.study, out)
+        with machines.cluster() as where:
+            place = Place(out, where, held, console, options.seed)
+            ends = [train(space, options.trials, plan, place)]
+            found = trained(space, out)
+            if options.sampler_trials and len(found):
+                ends.append(sample(found, options.sampler_trials, plan, place))
+                found = trained(space, out)
+        record.gather(out)
+        if len(found):
+            conclude(found, space, out, console)
+    failed = [row for end in ends for row in end.progress.failed]
+    for end in ends:
+        if end.reason:
+            console.print(f"stopped early: {end.reason}", style="red")
+    if failed:
+        console.print(f"{len(failed)} trials failed; their errors stand in {out}/runs/*/error.txt")
+    return 1 if failed or any(end.reason for end in ends) or not len(found) else 0
+
+
+def train(space: TrainingSpace, trials: int, plan: Plan, place: "Place") -> "Watch":
+    """Carry out the outer search."""
+    from ray import tune
+
+    from sweeps.explore import explore
+    from sweeps.progress import in_bits
+    from sweeps.runner import Teller
+
+    work = tune.with_parameters(
+        train_candidate, space=space, out=str(place.out), home=str(Path.cwd())
+    )
+    return explore(
+        place,
+        [space],
+        trials,
+        work,
+        needs(plan, place),
+        lambda watch: Teller(space.planned, place.out, watch),
+        in_bits,
+    )
+
+
+def sample(found: "pd.DataFrame", trials: int, plan: Plan, place: "Place") -> "Watch":
+    """Carry out the inner search on the checkpoints that matter."""
+    from ray import tune
+
+    from sweeps.checkpoints import SettingTeller, that_matter
+    from sweeps.explore import explore
+
+    columns = that_matter(found)[["run_id", "label", "config"]]
+    spaces = {row[0]: SamplingSpace.of(*row) for row in columns.itertuples(index=False)}
+    place.console.print(f"{len(spaces)} checkpoints to sample from", soft_wrap=True)
+    work = tune.with_parameters(
+        sample_setting, spaces=spaces, out=str(place.out), home=str(Path.cwd())
+    )
+    return explore(
+        place,
+        list(spaces.values()),
+        trials,
+        work,
+        needs(plan, place),
+        lambda watch: SettingTeller(spaces, watch),
+        lambda row: f"KID {human.number(row['kid'])}",
+    )
+
+
+def needs(plan: Plan, place: "Place") -> dict[str, float]:
+    """Return what one trial holds."""
+    return resources([single_threaded(line.run) for line in plan.lines], place.where.gpus)
+
+
+def trained(space: TrainingSpace, out: Path) -> "pd.DataFrame":
+    """Return the finished candidates, each at its best sampler setting."""
+    from sweeps.checkpoints import scored_runs
+
+    study = open_study(space, open_journal(out))
+    return scored_runs(out, [space.name(trial.params) for trial in completed(study)])
+
+
+def conclude(found: "pd.DataFrame", space: TrainingSpace, out: Path, console: Console) -> None:
+    """Print the Pareto front, and write best.yaml and the report."""
+    from analysis.plots_quality import pareto_front
+    from analysis.report import write_report
+
+    front = pareto_front(found)
+    chosen = choose(front)
+    console.print(front_table(front, str(chosen["run_id"])))
+    best = out / "best.yaml"
+    config = next_run(chosen, space, out)
+    train_it = f"python -m tarflow train {best}"
+    record.write_text(best, to_yaml(config, f"{rule(chosen, len(found))}\nTrain it: {train_it}"))
+    console.print(rule(chosen, len(found)), soft_wrap=True)
+    console.print(f"report: {write_report(out)}", soft_wrap=True)
+    console.print(f"train next: {train_it}", soft_wrap=True)
+
+
+def choose(front: "pd.DataFrame") -> "pd.Series[Any]":
+    """Return the run of lowest KID among those whose BPD is near the best."""
+    near = front[front["bpd"] <= (1 + WITHIN) * front["bpd"].min()]
+    best: pd.Series[Any] = near.sort_values("kid").iloc[0]
+    return best
+
+
+def rule(chosen: "pd.Series[Any]", runs: int) -> str:
+    """Say how the best was chosen, and what it is."""
+    from sweeps.checkpoints import in_words, sampler_of
+
+    return (
+        f"Of {runs} runs, the one of lowest KID within {human.percent(WITHIN)} of the lowest "
+        f"BPD: {chosen['label']} ({chosen['run_id']}),\n"
+        f"BPD {human.bits(chosen['bpd'])}, KID {human.number(chosen['kid'])} "
+        f"± {human.number(chosen['kid_se'])} at {in_words(sampler_of(chosen))}.\n"
+        f"Its hyperparameters and sampler setting, at {LONGER} times its images."
+    )
+
+
+def next_run(chosen: "pd.Series[Any]", space: TrainingSpace, out: Path) -> RunConfig:
+    """Return a run like the chosen one, but longer, that has not been trained yet."""
+    from sweeps.checkpoints import sampler_of
+
+    base = space.study.base
+    config = from_dict(RunConfig, json.loads(chosen["config"]))
+    config = replace(
+        config,
+        images=LONGER * config.images,
+        sampler=sampler_of(chosen),
+        evaluation=base.evaluation,
+        execution=base.execution,
+    )
+    while record.read_result(out / "runs" / run_id(config)):
+        config = replace(config, images=config.images + config.batch)
+    return config
+
+
+def front_table(front: "pd.DataFrame", chosen: str) -> Table:
+    """Lay out the Pareto front for the terminal."""
+    from sweeps.checkpoints import in_words, sampler_of
+
+    shown = Table(title="Pareto front", box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "id", "params", "BPD", "KID", "±", "sampled with", ""):
+        shown.add_column(name, no_wrap=True)
+    for _, row in front.iterrows():
+        shown.add_row(
+            row["label"],
+            row["run_id"],
+            human.count(row["params"]),
+            human.bits(row["bpd"]),
+            human.number(row["kid"]),
+            human.number(row["kid_se"]),
+            in_words(sampler_of(row)),
+            "chosen" if row["run_id"] == chosen else "",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""What a search may change, as Optuna define-by-run spaces.
+
+The outer space trains, at one budget, so that all candidates cost the same; the inner one only
+samples from a finished run. A space also says which run or sampler setting its parameters stand
+for, and what is known of it already: what lies on disk is the truth, the journal a mirror.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from sweeps.study import Planned, Point, Size, Study, learning_rate, planned, short, sized_model
+from tarflow import cost
+from tarflow.config import RunConfig, SamplerConfig, from_dict, setting_id
+from tarflow.record import read_json, read_result
+
+SEED = 1  # of all noise in the inner search: not that of the runs, which picked the checkpoints
+NOISE_REACH = 4.0  # the noise is looked for from the base's, divided by this, to times this
+RATE_REACH = 4.0  # likewise, beyond the lowest and highest rate of the study's widths
+
+Params = Mapping[str, Any]
+Range = tuple[float, float]
+
+
+class Trial(Protocol):
+    """What a space asks of Optuna's trial."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        """Suggest a whole number."""
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Suggest a number."""
+
+
+class Space(Protocol):
+    """What a search goes through."""
+
+    @property
+    def title(self) -> str:
+        """Name of its study in the journal."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is to be small."""
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Where a search begins: what it has to beat."""
+
+    def __call__(self, trial: Trial) -> dict[str, Any] | None:
+        """Suggest parameters; what is returned goes with them."""
+
+    def name(self, params: Params) -> str:
+        """Return what two suggestions of the same thing share."""
+
+    def values(self, params: Params, out: Path) -> list[float] | None:
+        """Return the objectives from disk, [] if the trial failed, None if it has not ended."""
+
+
+@dataclass(frozen=True)
+class TrainingSpace:
+    """Depth, channels, noise and learning rate around a study's base, at one budget."""
+
+    study: Study
+    budget: float  # training FLOPs of every candidate
+    objectives: ClassVar = ("bpd", "kid")
+
+    def __call__(self, trial: Trial) -> dict[str, Any]:
+        """Suggest a candidate that sees a sensible number of images."""
+        blocks = trial.suggest_int("blocks", *self.blocks)
+        layers = trial.suggest_int("layers", *self.layers)
+        low, high = self.widths(blocks, layers)
+        trial.suggest_int("channels", low, high, step=self.study.base.model.head_dim)
+        trial.suggest_float("lr", *self.rates, log=True)
+        if self.noises:
+            trial.suggest_float("noise_std", *self.noises, log=True)
+        return {}
+
+    @property
+    def title(self) -> str:
+        """Name of its study in the journal, such as training-2e11."""
+        return f"training-{short(self.budget)}"
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """The range of flow blocks: half to twice the base's, both directions at least."""
+        base = self.study.base.model.blocks
+        return max(base // 2, min(base, 2)), 2 * base
+
+    @property
+    def layers(self) -> tuple[int, int]:
+        """The range of layers per block: half to twice the base's."""
+        base = self.study.base.model.layers
+        return max(base // 2, 1), 2 * base
+
+    def widths(self, blocks: int, layers: int) -> tuple[int, int]:
+        """Return the range of channels within the study's sizes and its numbers of images."""
+        sizes = [size.channels for size in self.study.sizes]
+        step = self.study.base.model.head_dim
+        widths = range(min(sizes), max(sizes) + 1, step)
+        images = {width: self._images(width, blocks, layers) for width in widths}
+        good = [
+            width
+            for width in widths
+            if self.study.min_images <= images[width] <= self.study.max_images
+        ]
+        if not good:  # all too dear, or all too cheap: the nearest
+            good = [widths[0] if images[widths[0]] < self.study.min_images else widths[-1]]
+        return good[0], good[-1]
+
+    def _images(self, channels: int, blocks: int, layers: int) -> float:
+        size = Size(channels=channels, blocks=blocks, layers=layers)
+        return self.budget / cost.training_flops(sized_model(self.study.base.model, size))
+
+    @property
+    def rates(self) -> Range:
+        """The range of the learning rate."""
+        rates = [learning_rate(self.study, size.channels) for size in self.study.sizes]
+        return min(rates) / RATE_REACH, max(rates) * RATE_REACH
+
+    @property
+    def noises(self) -> Range | None:
+        """The range of the Gaussian noise; None if the noise is uniform."""
+        noise = self.study.base.noise
+        if noise.type == "uniform":
+            return None
+        return noise.std / NOISE_REACH, min(noise.std * NOISE_REACH, 5.0)
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The candidate that the study itself stands for."""
+        base = self.study.base
+        params = {name: getattr(base.model, name) for name in ("blocks", "layers", "channels")}
+        low, high = self.widths(params["blocks"], params["layers"])
+        params["channels"] = min(max(params["channels"], low), high)
+        params["lr"] = learning_rate(self.study, params["channels"])
+        return {**params, "noise_std": base.noise.std} if self.noises else params
+
+    def planned(self, params: Params) -> Planned:
+        """Return the run that parameters stand for, on one device; numbers get three digits."""
+        size = Size(**{name: params[name] for name in ("channels", "blocks", "layers")})
+        alone = replace(self.study, sizes=(size,), replicated=None, held_out=None)
+        run = planned(alone, Point(size=size.label, budget=self.budget), self.study.base.seed)
+        rate = float(f"{params['lr']:.3g}")
+        noise, label = run.config.noise, f"{size.label}-lr{rate:g}"
+        if self.noises:
+            noise = replace(noise, std=float(f"{params['noise_std']:.3g}"))
+            label += f"-n{noise.std:g}"
+        config = replace(
+            run.config,
+            noise=noise,
+            optim=replace(run.config.optim, lr=rate),
+            execution=replace(run.config.execution, workers=1),
+        )
+        return replace(run, config=config, label=label, role="search")
+
+    def name(self, params: Params) -> str:
+        """Return what two suggestions of the same run share."""
+        return self.planned(params).run_id
+
+    def values(self, params: Params, out: Path) -> list[float] | None:
+        """Return the objectives of a run, [] if it failed, None if it has not ended."""
+        result = read_result(out / "runs" / self.name(params))
+        if result is None:
+            return None
+        row = next(iter(result["evaluations"]), {}) | result["run"]
+        found = [row.get(name) for name in self.objectives]
+        return [] if None in found or row["status"] != "done" else found
+
+
+@dataclass(frozen=True)
+class SamplingSpace:
+    """Guidance, attention temperature and denoising of one finished run."""
+
+    run_id: str
+    label: str
+    config: RunConfig
+    objectives: ClassVar = ("kid",)
+
+    @classmethod
+    def of(cls, run_id: str, label: str, config: str) -> "SamplingSpace":
+        """Return the space of these columns of `runs.parquet`."""
+        return cls(run_id, label, from_dict(RunConfig, json.loads(config)))
+
+    @property
+    def title(self) -> str:
+        """Name of its study in the journal, such as sampling-0123456789."""
+        return f"sampling-{self.run_id}"
+
+    def __call__(self, trial: Trial) -> dict[str, Any]:
+        """Suggest a setting."""
+        for name, (low, high, step) in self.ranges.items():
+            trial.suggest_float(name, low, high, step=step)
+        return {"run_id": self.run_id}
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float, float]]:
+        """Lowest, highest and step of each dimension.
+
+        With classes, guidance leads away from the mean class; without, it leads away from the
+        same network at another attention temperature (Zhai et al. 2025, section 3.5).
+        """
+        conditional = self.config.model.classes > 0
+        ranges = {
+            "guidance": (0.0, 3.0, 0.1) if conditional else (0.0, 1.0, 0.05),
+            "temperature": (0.5, 1.5, 0.1) if conditional else (0.2, 2.0, 0.1),
+        }
+        if self.config.noise.type == "gaussian":
+            ranges["denoise"] = (0.5, 1.5, 0.05)
+        return ranges
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The setting without guidance."""
+        return {name: float(name != "guidance") for name in self.ranges}
+
+    def sampler(self, params: Params) -> SamplerConfig:
+        """Return the setting that parameters stand for; settings that do the same are equal."""
+        found = {name: round(params[name], 4) for name in self.ranges}
+        unguided = not self.config.model.classes and found["temperature"] == 1.0
+        if unguided or not found["guidance"]:  # both branches are the same, or one is not used
+            found |= {"guidance": 0.0, "temperature": 1.0}
+        return replace(self.config.sampler, **found)
+
+    def name(self, params: Params) -> str:
+        """Return what two suggestions of the same setting share."""
+        return setting_id(replace(self.config, sampler=self.sampler(params)), SEED)
+
+    def values(self, params: Params, out: Path) -> list[float] | None:
+        """Return the KID on the draws that settings are chosen by, None if not sampled yet."""
+        path = out / "runs" / self.run_id / "evaluations" / f"{self.name(params)}.json"
+        rows = read_json(path)
+        if rows is None:
+            return None
+        found = [row["kid"] for row in rows if row["half"] == "chosen"]
+        return [] if None in found else found
