@@ -249,6 +249,7 @@ def _images(material: Material) -> Block:
 def _search(material: Material) -> Block:
     scored = material.scored
     found = scored[scored["role"] == "search"]
+    front = plots_quality.pareto_front(plots_quality.best_setting(found))
     return Block(
         "search",
         "Search",
@@ -263,6 +264,7 @@ def _search(material: Material) -> Block:
             sampler=plots_quality.sampler_surface(found),
             hyperparameters=plots_quality.parallel_coordinates(found),
         ),
+        tables=(checklist.front(front),) if len(front) else (),
         empty="This study holds no search yet. This command fills the block:",
         command=f"python sweeps/search.py {material.study.name} --out {material.study}",
     )

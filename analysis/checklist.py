@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis.findings import Findings
 from analysis.human import MISSING, bits, count, missing, number, percent, power, seconds
+from analysis.plots_quality import setting_in_words
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,30 @@ def influence(findings: Findings) -> Table:
             for item in findings.influence[:5]
         ),
         "Runs that move the surface law most",
+    )
+
+
+def front(best: pd.DataFrame) -> Table:
+    """List the Pareto front of a search.
+
+    Args:
+        best: rows of `plots_quality.pareto_front`, each at its best sampler setting.
+    """
+    return Table(
+        ("run", "id", "parameters", "BPD", "KID", "±", "sampled with"),
+        tuple(
+            (
+                row["label"],
+                row["run_id"],
+                count(row["params"]),
+                bits(row["bpd"]),
+                number(row["kid"]),
+                number(row["kid_se"]),
+                setting_in_words(row),
+            )
+            for _, row in best.iterrows()
+        ),
+        "The Pareto front. KID is that of draws by which the sampler setting was not chosen.",
     )
 
 

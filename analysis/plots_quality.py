@@ -18,12 +18,16 @@ from analysis.rows import commonest
 from analysis.theme import AMBER, INK, ORANGE, SOFT, describe, figure, marker
 
 
-def setting_in_words(row: pd.Series) -> str:
-    """Name a sampler setting."""
-    return (
-        f"guidance {number(row['guidance'])}, temperature {number(row['temperature'])}, "
-        f"denoising {number(row['denoise'])}"
-    )
+def setting_in_words(row: pd.Series | Mapping[str, Any]) -> str:
+    """Name a sampler setting.
+
+    >>> setting_in_words({"guidance": 0.5, "temperature": 0.3, "denoise": 1.0})
+    'guidance 0.5, temperature 0.3, denoising 1'
+    >>> setting_in_words({"guidance": 0.0, "temperature": 1.0, "denoise": 0.0})
+    'no guidance, denoising 0'
+    """
+    guided = f"guidance {number(row['guidance'])}, temperature {number(row['temperature'])}"
+    return f"{guided if row['guidance'] else 'no guidance'}, denoising {number(row['denoise'])}"
 
 
 def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | None:
@@ -169,10 +173,11 @@ def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
     if known.empty:
         return None
     known = known[known["run_id"] == known["run_id"].value_counts().index[0]]
+    fresh = known[known["half"] == "scored"]
+    known = (fresh if len(fresh) else known).sort_values("kid", ascending=False)
     if len(known) < 4:
         return None
-    known = known.sort_values("kid", ascending=False)
-    best = known.iloc[-1]
+    best = best_setting(scored[scored["run_id"] == known["run_id"].iloc[0]]).iloc[0]
     shown = figure("guidance", "attention temperature", height=420)
     shown.add_trace(
         go.Scatter(
@@ -222,12 +227,16 @@ def one_setting(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_setting(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run: the sampler setting with the lowest KID."""
-    known = scored.dropna(subset=["kid", "bpd"])
-    # Rows that were scored on images the choice has not seen say more than those it has.
-    fresh = known[known["half"] == "scored"]
+    """Return one row per run: its best sampler setting, as scored on draws it was not chosen by.
+
+    A run that was sampled in one way only is shown as it is.
+    """
+    known = scored.dropna(subset=["kid", "bpd"]).sort_values("kid")
+    best = known[known["half"] == "chosen"].drop_duplicates("run_id")
+    key = ["run_id", *SETTING]
+    fresh = known[known["half"] == "scored"].merge(best[key], on=key)
     known = pd.concat([fresh, known[~known["run_id"].isin(fresh["run_id"])]])
-    return known.sort_values("kid").drop_duplicates("run_id")
+    return known.drop_duplicates("run_id")
 
 
 def _described(row: pd.Series) -> str:

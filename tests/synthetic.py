@@ -227,16 +227,17 @@ def _curve(
 
 
 def _evaluations(row: dict[str, Any], role: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    settings = [(0.0, 1.0, 1.0)]
+    settings = [(0.0, 1.0, 1.0, "all")]
     if role == "search":
         settings += [
-            (guidance, temperature, denoise)
+            (guidance, temperature, denoise, half)
             for guidance in (0.0, 1.0, 2.0, 3.0)
             for temperature in (0.9, 1.0, 1.1)
             for denoise in (0.8, 1.0)
+            for half in ("chosen", "scored")
         ]
     rows = []
-    for guidance, temperature, denoise in settings:
+    for guidance, temperature, denoise, half in settings:
         kid = 0.05 + 0.4 * (row["bpd"] - 1.5) + 0.01 * (guidance - 1.5) ** 2
         kid += 0.8 * (temperature - 0.97) ** 2 + 0.02 * (denoise - 1) ** 2
         rows.append(
@@ -249,7 +250,7 @@ def _evaluations(row: dict[str, Any], role: str, rng: np.random.Generator) -> li
                 "denoise": denoise,
                 "solver": "sequential",
                 "seed": 0,
-                "half": "all",
+                "half": half,
                 "n": 500,
                 "n_reference": 500,
                 "reference": "digits/validation",

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import plant
 
+from analysis.plots_quality import best_setting, pareto_front
 from analysis.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -158,6 +159,20 @@ def test_too_few_runs_still_give_a_page(browser, tmp_path, finished):
     assert not page.complaints + page.outside
     assert "sweeps/search.py" in page.locator("#search").inner_text()
     page.close()
+
+
+def test_best_setting_is_scored_on_draws_it_was_not_chosen_by():
+    rows = [(0.0, "chosen", 0.3), (0.0, "scored", 0.1), (2.0, "chosen", 0.1), (2.0, "scored", 0.2)]
+    scored = pd.DataFrame(rows, columns=["guidance", "half", "kid"]).assign(run_id="a", bpd=1.0)
+    for name in ("feature_extractor", "part", "annealed", "temperature", "denoise", "solver"):
+        scored[name] = "same"
+    best = best_setting(scored)
+    assert best[["guidance", "half", "kid"]].to_numpy().tolist() == [[2.0, "scored", 0.2]]
+
+
+def test_pareto_front_holds_what_nothing_beats():
+    scored = pd.DataFrame({"bpd": [1.0, 2.0, 3.0, 3.0], "kid": [5.0, 6.0, 4.0, 3.0]})
+    assert pareto_front(scored).index.tolist() == [0, 3]
 
 
 def test_newer_results_are_read(tmp_path):
