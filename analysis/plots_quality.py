@@ -174,7 +174,8 @@ def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
         return None
     known = known[known["run_id"] == known["run_id"].value_counts().index[0]]
     fresh = known[known["half"] == "scored"]
-    known = (fresh if len(fresh) else known).sort_values("kid", ascending=False)
+    # Larger marks first, or they would hide the others.
+    known = (fresh if len(fresh) else known).sort_values(["denoise", "kid"], ascending=False)
     if len(known) < 4:
         return None
     best = best_setting(scored[scored["run_id"] == known["run_id"].iloc[0]]).iloc[0]
