@@ -63,7 +63,7 @@ def check_shared(out: Path, where: Cluster) -> None:
                     "choose an --out on a disk that all machines share"
                 )
     finally:
-        token.unlink()
+        token.unlink(missing_ok=True)
 
 
 def slots(needs: Mapping[str, float], where: Cluster) -> int:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sweeps import scaling
 from sweeps.lease import FILE, STALE_SECONDS, lease
+from sweeps.machines import Cluster, check_shared
 from sweeps.progress import Progress
 from sweeps.study import Point, Size, grid, load, resolve
 from tarflow.config import ConfigError, to_yaml
@@ -218,6 +219,17 @@ def test_more_workers_than_the_cluster_has_are_refused(tmp_path):
     path = write_study(tmp_path, replace(study, base=replace(study.base, execution=execution)))
     with pytest.raises(ConfigError, match="asks for 64 workers, the cluster has 2 CPUs"):
         scaling.scale(scaling.Options(study=str(path), out=tmp_path / "out"))
+
+
+@with_ray
+def test_a_folder_that_a_machine_does_not_see_is_refused(tmp_path, monkeypatch):
+    """The local Ray stands for a cluster of two; what the driver writes must be seen there."""
+    where = Cluster(cpus=2, gpus=0.0, nodes=2)
+    check_shared(tmp_path, where)
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "touch", lambda _: None)
+    with pytest.raises(ConfigError, match="is not visible on"):
+        check_shared(tmp_path, where)
 
 
 def test_a_folder_has_one_owner(tmp_path):
