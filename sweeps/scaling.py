@@ -139,11 +139,23 @@ def carry_out(
                     max_hours,
                 )
         record.gather(out)
+        if outcome:
+            note_overhead(outcome, time.monotonic() - started, out)
         report(study, out, console)
     if outcome is None:
         console.print("every run is done already")
         return 0
     return tell(outcome, time.monotonic() - started, out, console)
+
+
+def note_overhead(outcome: "Outcome", wall: float, out: Path) -> None:
+    """Write how much of the cores' time was spent in runs, for the report."""
+    spent = {
+        "wall_seconds": wall,
+        "device_seconds": outcome.device_seconds,
+        "cpus": outcome.cpus,
+    }
+    record.write_json(out / "outcome.json", spent)
 
 
 def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:

@@ -223,13 +223,13 @@ def unknown(name: str, valid: object) -> str:
 
 # ---------------------------------------------------------------------------------------- presets
 
-DIGITS_NOISE = 0.2  # standard deviation in [-1, 1] units
-DIGITS_LR = 4e-3  # at 64 channels
-DIGITS_LR_POWER = -0.5
-DIGITS_CHANNELS = (16, 24, 32, 48, 64)
-DIGITS_BUDGETS = (6e10, 2e11, 6e11)  # training FLOPs
-DIGITS_REPLICATED = Point(size="c24-b4-l2", budget=2e11)
-DIGITS_HELD_OUT = Point(size="c32-b4-l2", budget=1.8e12)
+DIGITS_NOISE = 0.25  # standard deviation in [-1, 1] units
+DIGITS_LR = 1e-2  # at 32 channels
+DIGITS_LR_POWER = -0.6
+DIGITS_CHANNELS = (8, 16, 24, 32, 48, 64)
+DIGITS_BUDGETS = (5e10, 1.6e11, 5e11)  # training FLOPs
+DIGITS_REPLICATED = Point(size="c16-b4-l1", budget=1.6e11)
+DIGITS_HELD_OUT = Point(size="c32-b4-l1", budget=1.5e12)
 
 
 def _sizes(channels: tuple[int, ...], blocks: int, layers: int) -> tuple[Size, ...]:
@@ -241,20 +241,20 @@ def digits() -> Study:
     return Study(
         name="digits",
         base=RunConfig(
-            model=ModelConfig(image_size=28, patch=4, channels=64, head_dim=8),
+            model=ModelConfig(image_size=28, patch=4, channels=32, classes=10, head_dim=8),
             data=DataConfig(name="digits"),
             noise=NoiseConfig(std=DIGITS_NOISE),
             optim=OptimConfig(lr=DIGITS_LR, warmup_images=256),
-            batch=32,
+            batch=16,
             precision="float32",
         ),
-        sizes=_sizes(DIGITS_CHANNELS, blocks=4, layers=2),
+        sizes=_sizes(DIGITS_CHANNELS, blocks=4, layers=1),
         budgets=DIGITS_BUDGETS,
         replicated=DIGITS_REPLICATED,
         held_out=DIGITS_HELD_OUT,
         lr_power=DIGITS_LR_POWER,
         min_images=256,
-        max_images=40 * 4000,
+        max_images=60 * 4000,
         train_images=4000,
     )
 

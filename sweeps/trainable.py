@@ -15,6 +15,7 @@ from typing import Any
 
 from sweeps.space import SEED, SamplingSpace, Space, TrainingSpace
 from sweeps.study import Planned
+from tarflow import record
 
 SMALL_GPU_BYTES = 4e9  # runs that need less share a GPU
 SHARING = 4  # such runs per GPU
@@ -31,11 +32,16 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
         home: working folder of the driver, from which relative data paths are read.
         report: gets progress; see `tarflow.training.train`.
     """
+    from tarflow.run import reference_quality
     from tarflow.run import run as carry
 
     folder = Path(out) / "runs" / run.run_id
+    reference = Path(out) / "reference.json"  # what real images score, once for a study
     with workplace(home):
-        return carry(run.config, folder, run.role, run.label, report)
+        row = carry(run.config, folder, run.role, run.label, report)
+        if row and run.config.evaluation.samples and not reference.exists():
+            record.write_json(reference, reference_quality(run.config))
+    return row
 
 
 @contextlib.contextmanager
