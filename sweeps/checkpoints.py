@@ -10,12 +10,11 @@ import pandas as pd
 from ray import tune
 from ray.tune.experiment import Trial
 
-from analysis import human
-from analysis.plots_quality import best_setting, pareto_front
+from analysis.plots_quality import best_setting, pareto_front, setting_in_words
 from sweeps.runner import Here, Watch, cause_of
 from sweeps.space import SamplingSpace
 from tarflow import record
-from tarflow.config import ConfigError, RunConfig, SamplerConfig
+from tarflow.config import ConfigError, RunConfig, SamplerConfig, to_dict
 
 BANDS = 3  # of noise levels, equally wide in the logarithm; the best run of each is sampled from
 
@@ -54,7 +53,8 @@ class Setting:
     @property
     def label(self) -> str:
         """Name for people."""
-        return f"{self.space.label} at {in_words(self.space.sampler(self.params))}"
+        sampler = self.space.sampler(self.params)
+        return f"{self.space.label} at {setting_in_words(to_dict(sampler))}"
 
     @property
     def config(self) -> RunConfig:
@@ -101,15 +101,3 @@ def sampler_of(row: pd.Series) -> SamplerConfig:
         temperature=float(row["temperature"]),
         denoise=float(row["denoise"]),
     )
-
-
-def in_words(sampler: SamplerConfig) -> str:
-    """Name a sampler setting.
-
-    >>> in_words(SamplerConfig(guidance=0.5, temperature=0.3)), in_words(SamplerConfig(denoise=0))
-    ('guidance 0.5, temperature 0.3, denoising 1', 'no guidance, denoising 0')
-    """
-    guided = f"guidance {human.number(sampler.guidance)}"
-    guided += f", temperature {human.number(sampler.temperature)}"
-    guided = guided if sampler.guidance else "no guidance"
-    return f"{guided}, denoising {human.number(sampler.denoise)}"

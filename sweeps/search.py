@@ -3,17 +3,15 @@
 This file may be sent alone to a machine that has the package installed (`ray submit` does so).
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from tyro.conf import arg
 
 from analysis import human
@@ -25,7 +23,7 @@ from sweeps.space import SamplingSpace, TrainingSpace
 from sweeps.study import load
 from sweeps.trainable import resources, sample_setting, single_threaded, train_candidate
 from tarflow import record
-from tarflow.config import ConfigError, RunConfig, from_dict, run_id, to_yaml
+from tarflow.config import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from sweeps.runner import Watch
 
 CHECKPOINTS = 6  # that a plan assumes will be sampled from
-WITHIN = 0.01  # of the best BPD: runs among which sample quality decides
-LONGER = 4  # times the images of a candidate that best.yaml trains for
 FEWEST_SAMPLES = 8  # that can be cut into halves and compared
 
 
@@ -189,6 +185,7 @@ def carry_out(
         The exit code: 0, or 1 if some runs failed.
     """
     from sweeps import machines  # Ray is needed from here on only
+    from sweeps.choice import conclude
     from sweeps.explore import Place
 
     with lease(out) as held:
@@ -204,7 +201,7 @@ def carry_out(
                 found = trained(space, out)
         record.gather(out)
         if len(found):
-            conclude(found, space, out, console)
+            conclude(found, space.study, out, console)
     failed = [row for end in ends for row in end.progress.failed]
     for end in ends:
         if end.reason:
@@ -271,82 +268,6 @@ def trained(space: TrainingSpace, out: Path) -> "pd.DataFrame":
 
     study = open_study(space, open_journal(out))
     return scored_runs(out, [space.name(trial.params) for trial in completed(study)])
-
-
-def conclude(found: "pd.DataFrame", space: TrainingSpace, out: Path, console: Console) -> None:
-    """Print the Pareto front, and write best.yaml and the report."""
-    from analysis.plots_quality import pareto_front
-    from analysis.report import write_report
-
-    front = pareto_front(found)
-    chosen = choose(front)
-    console.print(front_table(front, str(chosen["run_id"])))
-    best = out / "best.yaml"
-    config = next_run(chosen, space, out)
-    train_it = f"python -m tarflow train {best}"
-    record.write_text(best, to_yaml(config, f"{rule(chosen, len(found))}\nTrain it: {train_it}"))
-    console.print(rule(chosen, len(found)), soft_wrap=True)
-    console.print(f"report: {write_report(out)}", soft_wrap=True)
-    console.print(f"train next: {train_it}", soft_wrap=True)
-
-
-def choose(front: "pd.DataFrame") -> "pd.Series[Any]":
-    """Return the run of lowest KID among those whose BPD is near the best."""
-    near = front[front["bpd"] <= (1 + WITHIN) * front["bpd"].min()]
-    best: pd.Series[Any] = near.sort_values("kid").iloc[0]
-    return best
-
-
-def rule(chosen: "pd.Series[Any]", runs: int) -> str:
-    """Say how the best was chosen, and what it is."""
-    from sweeps.checkpoints import in_words, sampler_of
-
-    return (
-        f"Of {runs} runs, the one of lowest KID within {human.percent(WITHIN)} of the lowest "
-        f"BPD: {chosen['label']} ({chosen['run_id']}),\n"
-        f"BPD {human.bits(chosen['bpd'])}, KID {human.number(chosen['kid'])} "
-        f"± {human.number(chosen['kid_se'])} at {in_words(sampler_of(chosen))}.\n"
-        f"Its hyperparameters and sampler setting, at {LONGER} times its images."
-    )
-
-
-def next_run(chosen: "pd.Series[Any]", space: TrainingSpace, out: Path) -> RunConfig:
-    """Return a run like the chosen one, but longer, that has not been trained yet."""
-    from sweeps.checkpoints import sampler_of
-
-    base = space.study.base
-    config = from_dict(RunConfig, json.loads(chosen["config"]))
-    config = replace(
-        config,
-        images=LONGER * config.images,
-        sampler=sampler_of(chosen),
-        evaluation=base.evaluation,
-        execution=base.execution,
-    )
-    while record.read_result(out / "runs" / run_id(config)):
-        config = replace(config, images=config.images + config.batch)
-    return config
-
-
-def front_table(front: "pd.DataFrame", chosen: str) -> Table:
-    """Lay out the Pareto front for the terminal."""
-    from sweeps.checkpoints import in_words, sampler_of
-
-    shown = Table(title="Pareto front", box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "id", "params", "BPD", "KID", "±", "sampled with", ""):
-        shown.add_column(name, no_wrap=True)
-    for _, row in front.iterrows():
-        shown.add_row(
-            row["label"],
-            row["run_id"],
-            human.count(row["params"]),
-            human.bits(row["bpd"]),
-            human.number(row["kid"]),
-            human.number(row["kid_se"]),
-            in_words(sampler_of(row)),
-            "chosen" if row["run_id"] == chosen else "",
-        )
-    return shown
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from sweeps.study import Planned, Point, Size, Study, learning_rate, planned, short, sized_model
 from tarflow import cost
-from tarflow.config import RunConfig, SamplerConfig, from_dict, setting_id
+from tarflow.config import ModelConfig, RunConfig, SamplerConfig, from_dict, setting_id
 from tarflow.record import read_json, read_result
 
 SEED = 1  # of all noise in the inner search: not that of the runs, which picked the checkpoints
@@ -87,22 +87,24 @@ class TrainingSpace:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """The range of flow blocks: half to twice the base's, both directions at least."""
-        base = self.study.base.model.blocks
-        return max(base // 2, min(base, 2)), 2 * base
+        """The range of flow blocks: half to twice the study's, both directions at least."""
+        found = [size.blocks for size in self.study.sizes]
+        return max(min(found) // 2, min(*found, 2)), 2 * max(found)
 
     @property
     def layers(self) -> tuple[int, int]:
-        """The range of layers per block: half to twice the base's."""
-        base = self.study.base.model.layers
-        return max(base // 2, 1), 2 * base
+        """The range of layers per block: half to twice the study's."""
+        found = [size.layers for size in self.study.sizes]
+        return max(min(found) // 2, 1), 2 * max(found)
 
     def widths(self, blocks: int, layers: int) -> tuple[int, int]:
         """Return the range of channels within the study's sizes and its numbers of images."""
         sizes = [size.channels for size in self.study.sizes]
         step = self.study.base.model.head_dim
         widths = range(min(sizes), max(sizes) + 1, step)
-        images = {width: self._images(width, blocks, layers) for width in widths}
+        shapes = (Size(channels=width, blocks=blocks, layers=layers) for width in widths)
+        dear = {size.channels: cost.training_flops(self._model(size)) for size in shapes}
+        images = {width: self.budget / flops for width, flops in dear.items()}
         good = [
             width
             for width in widths
@@ -112,9 +114,8 @@ class TrainingSpace:
             good = [widths[0] if images[widths[0]] < self.study.min_images else widths[-1]]
         return good[0], good[-1]
 
-    def _images(self, channels: int, blocks: int, layers: int) -> float:
-        size = Size(channels=channels, blocks=blocks, layers=layers)
-        return self.budget / cost.training_flops(sized_model(self.study.base.model, size))
+    def _model(self, size: Size) -> ModelConfig:
+        return sized_model(self.study.base.model, size)
 
     @property
     def rates(self) -> Range:
@@ -132,13 +133,15 @@ class TrainingSpace:
 
     @property
     def base(self) -> dict[str, Any]:
-        """The candidate that the study itself stands for."""
-        base = self.study.base
-        params = {name: getattr(base.model, name) for name in ("blocks", "layers", "channels")}
-        low, high = self.widths(params["blocks"], params["layers"])
-        params["channels"] = min(max(params["channels"], low), high)
-        params["lr"] = learning_rate(self.study, params["channels"])
-        return {**params, "noise_std": base.noise.std} if self.noises else params
+        """The study's own choice at its middle size: where it ran the grid, that run."""
+        sizes = sorted(self.study.sizes, key=lambda size: cost.params(self._model(size)))
+        size = sizes[(len(sizes) - 1) // 2]
+        low, high = self.widths(size.blocks, size.layers)
+        channels = min(max(size.channels, low), high)
+        rate = learning_rate(self.study, channels)
+        params = {"blocks": size.blocks, "layers": size.layers, "channels": channels, "lr": rate}
+        noise = {"noise_std": self.study.base.noise.std} if self.noises else {}
+        return params | noise
 
     def planned(self, params: Params) -> Planned:
         """Return the run that parameters stand for, on one device; numbers get three digits."""

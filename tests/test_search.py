@@ -1,0 +1,426 @@
+import json
+import math
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+import ray
+import torch
+from optuna.trial import TrialState
+
+from analysis.plots_quality import best_setting, pareto_front
+from sweeps import search
+from sweeps.checkpoints import that_matter
+from sweeps.choice import choose
+from sweeps.explore import Suggester
+from sweeps.journal import draws, ended, open_journal, open_study, settle
+from sweeps.search import Options
+from sweeps.space import SEED, SamplingSpace, TrainingSpace
+from sweeps.study import Size, grid, load, resolve
+from tarflow import cost
+from tarflow.checkpoint import save_model
+from tarflow.config import (
+    ConfigError,
+    NoiseConfig,
+    RunConfig,
+    SamplerConfig,
+    read_yaml,
+    run_id,
+    to_yaml,
+)
+from tarflow.data import open_split
+from tarflow.features import cached_features, features, find_extractor
+from tarflow.metrics import kid
+from tarflow.noise import to_pixels
+from tarflow.record import read_table, write_json
+from tarflow.run import evaluate_setting
+from tarflow.run import resolve as resolve_run
+from tarflow.sampling import sample
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+BUDGET = 2e8
+
+
+def wee(name="wee", budget=BUDGET):
+    """Return a study whose candidates take a second or two each."""
+    study = load("tiny")
+    evaluation = replace(study.base.evaluation, decoder_images=64, samples=24)
+    return replace(
+        study,
+        name=name,
+        base=replace(
+            study.base,
+            model=replace(study.base.model, patch=14, channels=8),
+            evaluation=evaluation,
+            execution=replace(study.base.execution, checkpoint_seconds=0.2, report_seconds=0.2),
+        ),
+        sizes=tuple(Size(channels=width, blocks=2, layers=1) for width in (8, 16)),
+        budgets=(budget,),
+        held_out=None,
+        replicated=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """Share one local Ray by all tests and the processes they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        context = ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
+        yield
+        ray.shutdown()
+
+
+def on_ray(test):
+    return pytest.mark.ray(pytest.mark.usefixtures("local_ray")(test))
+
+
+def written(folder, study):
+    path = folder / f"{study.name}.yaml"
+    path.write_text(to_yaml(study))
+    return str(path)
+
+
+def stamps(out, pattern="runs/*/result.json"):
+    return {path: path.stat().st_mtime_ns for path in out.glob(pattern)}
+
+
+def journal_of(out, title):
+    return optuna.load_study(study_name=title, storage=open_journal(out))
+
+
+def check_journal(out, trials):
+    """Every trial is closed, no config was tried twice, and the values are those of the table."""
+    space = TrainingSpace(resolve(wee()), BUDGET)
+    study = journal_of(out, space.title)
+    assert all(trial.state.is_finished() for trial in study.trials)
+    done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert len(done) == len({space.name(trial.params) for trial in done}) == trials
+    runs = {row["run_id"]: row for row in read_table(out / "runs.parquet").to_pylist()}
+    scores = [r for r in read_table(out / "evaluations.parquet").to_pylist() if r["half"] == "all"]
+    found = {row["run_id"]: row["kid"] for row in scores}
+    for trial in done:
+        name = space.name(trial.params)
+        assert trial.values == [runs[name]["bpd"], found[name]]
+    return runs
+
+
+@on_ray
+def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
+    path, out = written(tmp_path, wee()), tmp_path / "out"
+    options = Options(study=path, trials=4, sampler_trials=3, out=out)
+    assert search.search(options) == 0
+    said = capsys.readouterr().out
+    runs = check_journal(out, 4)
+    assert {row["role"] for row in runs.values()} == {"search"}
+    assert all(abs(row["flops"] / BUDGET - 1) < 0.1 for row in runs.values())
+    sampled = {}
+    for file in out.glob("runs/*/evaluations/*.json"):
+        rows = json.loads(file.read_text())
+        assert [row["half"] for row in rows] == ["chosen", "scored"]
+        assert [row["n"] for row in rows] == [12, 12]
+        assert {row["seed"] for row in rows} == {SEED}
+        sampled.setdefault(file.parts[-3], []).append(rows[0]["kid"])
+    assert sampled
+    for name, kids in sampled.items():
+        inner = journal_of(out, f"sampling-{name}")
+        values = [trial.value for trial in inner.trials if trial.state == TrialState.COMPLETE]
+        assert len(values) == 3
+        assert set(values) == set(kids)
+
+    best = resolve_run(read_yaml(RunConfig, out / "best.yaml"))
+    assert run_id(best) not in runs
+    assert best.images in {4 * row["images"] for row in runs.values()}
+    words = (out / "best.yaml").read_text()
+    assert "lowest KID within 1.0% of the lowest BPD" in words.replace("\n# ", " ")
+    assert "Pareto front" in said
+    assert "Pareto front" in (out / "report.html").read_text()
+
+    before = stamps(out), stamps(out, "runs/*/evaluations/*.json")
+    assert search.search(replace(options, trials=6)) == 0
+    check_journal(out, 6)
+    assert before[0].items() < stamps(out).items()
+    assert before[1].items() <= stamps(out, "runs/*/evaluations/*.json").items()
+    assert "(4 done)" in capsys.readouterr().out
+
+    space = TrainingSpace(resolve(wee()), BUDGET)
+    study = journal_of(out, space.title)  # a repeated suggestion takes what is there
+    study.enqueue_trial(study.trials[0].params)
+    before = stamps(out)
+    assert search.search(replace(options, trials=7, sampler_trials=0)) == 0
+    assert stamps(out) == before
+    study = journal_of(out, space.title)
+    assert study.trials[-1].values == study.trials[0].values
+
+
+@on_ray
+def test_a_killed_search_goes_on_from_a_script_that_lies_alone(tmp_path):
+    script, out = shutil.copy(search.__file__, tmp_path), tmp_path / "out"
+    written(tmp_path, wee())
+    command = [sys.executable, script, "wee.yaml", "--out", "out", "--trials", "4"]
+    command += ["--sampler-trials", "1", "--yes"]
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not stamps(out) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = stamps(out)
+    assert done
+    assert len(done) < 4
+    again = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    check_journal(out, 4)
+    kept = stamps(out)
+    assert all(kept[path] == stamp for path, stamp in done.items())
+    assert not (out / ".ray").exists()
+
+
+@on_ray
+def test_a_mistake_that_only_a_worker_finds_ends_the_search(tmp_path):
+    study = wee()
+    evaluation = replace(study.base.evaluation, features="efficientnt")
+    path = written(tmp_path, replace(study, base=replace(study.base, evaluation=evaluation)))
+    with pytest.raises(ConfigError, match="no features 'efficientnt'"):
+        search.search(Options(study=path, trials=2, out=tmp_path / "out"))
+
+
+@on_ray
+def test_example_searches(capsys):
+    path = Path(__file__).parents[1] / "examples" / "search_digits.py"
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "trials, lowest" in line]
+    assert lines[0].startswith("training-1e09: 3 trials, lowest BPD ")
+    assert all(line.startswith("sampling-") for line in lines[1:])
+    assert len(lines) > 1
+
+
+# ------------------------------------------------------------------------------------ the journal
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Return a space, its new Optuna study, and a way to make a searcher of it."""
+    space = TrainingSpace(resolve(wee()), BUDGET)
+    journal = open_journal(tmp_path)
+    study = open_study(space, journal)
+    return space, study, lambda seed: Suggester(space, study, journal, seed)
+
+
+def test_no_trial_stays_open(begun, tmp_path):
+    space, study, searcher = begun
+    asked = searcher(0)
+    for name in "abcde":
+        asked.suggest(name)
+    asked.on_trial_complete("a", {"bpd": 2.0, "kid": 1.0})
+    asked.on_trial_complete("b", {"bpd": None, "kid": None, "status": "failed"})
+    asked.on_trial_complete("c", {"bpd": math.nan, "kid": 1.0})
+    asked.on_trial_complete("d", error=True)
+    asked.on_trial_complete("e", {"images": 32})  # stopped on the way
+    states = [trial.state for trial in study.trials]
+    fail = TrialState.FAIL
+    assert states == [TrialState.COMPLETE, fail, fail, fail, TrialState.RUNNING]
+    settle(study, space, tmp_path)
+    stopped = study.trials[4]
+    assert stopped.state == fail
+    assert space.name(searcher(1).suggest("f")) == space.name(stopped.params)  # first in line
+
+
+def test_a_run_that_ended_unheard_is_told_and_a_failed_one_counts(begun, tmp_path):
+    space, study, searcher = begun
+    asked = searcher(0)
+    names = [space.name(asked.suggest(name)) for name in "abc"]
+    done, failed = {"status": "done", "bpd": 2.5}, {"status": "failed"}
+    for name, row in zip(names[:2], (done, failed), strict=True):
+        scores = [{"half": "all", "kid": 1.5}] if row is done else []
+        write_json(
+            tmp_path / "runs" / name / "result.json",
+            {"run": {"run_id": name, **row}, "evaluations": scores},
+        )
+    settle(study, space, tmp_path)
+    assert study.trials[0].values == [2.5, 1.5]
+    states = [trial.state for trial in study.trials[1:]]
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
+    assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:2]
+
+
+def test_two_trials_never_work_on_one_run(begun):
+    space, study, searcher = begun
+    study.enqueue_trial(space.base)
+    asked = searcher(0)
+    first, second = asked.suggest("a"), asked.suggest("b")
+    assert space.name(first) == space.name(space.base)
+    assert space.name(second) != space.name(first)
+
+
+def test_a_seed_is_not_used_twice(begun):
+    _, study, searcher = begun
+    searcher(0).suggest("base")
+    assert searcher(5).suggest("a") != searcher(6).suggest("b")
+    assert searcher(5).suggest("c") == {**study.trials[1].params}
+
+
+# -------------------------------------------------------------------------------------- the spaces
+
+
+@pytest.mark.parametrize("name", ["digits", "tiny", "cifar10"])
+def test_candidates_cost_the_same_and_can_be_built(name):
+    study = load(name)
+    space = TrainingSpace(study, search.middle(study.budgets))
+    for params in [space.base, *draws(space, 40, seed=1)]:
+        config = space.planned(params).config
+        step = study.base.batch * cost.training_flops(config.model)
+        assert abs(cost.run_flops(config) - space.budget) <= step / 2 * 1.001
+        assert study.min_images * 0.9 <= config.images <= study.max_images * 1.1
+
+
+def test_the_base_is_the_run_of_the_grid():
+    study = resolve(load("tiny"))
+    space = TrainingSpace(study, study.budgets[0])
+    assert space.name(space.base) in {run.run_id for run in grid(study)}
+
+
+def test_settings_that_do_the_same_are_one():
+    digits = SamplingSpace("a", "a", resolve(wee()).base)
+    off = SamplerConfig()
+    assert digits.sampler({"guidance": 0.0, "temperature": 0.4, "denoise": 1.0}) == off
+    assert digits.sampler({"guidance": 0.7, "temperature": 1.0, "denoise": 1.0}) == off
+    assert digits.sampler(digits.base) == off
+    model = replace(digits.config.model, classes=10)
+    classes = replace(digits, config=replace(digits.config, model=model))
+    assert classes.sampler({"guidance": 2.0, "temperature": 1.0, "denoise": 1.0}).guidance == 2.0
+    uniform = replace(digits, config=replace(digits.config, noise=NoiseConfig(type="uniform")))
+    assert "denoise" not in uniform.base
+    assert uniform.sampler(uniform.base) == off
+
+
+# --------------------------------------------------------------------------- halves and the choice
+
+
+def test_halves_are_disjoint_draws_and_are_made_once(tmp_path, random_flow):
+    config = replace(resolve(wee()).base, sampler=SamplerConfig(denoise=0))
+    fields = {"image_size": 28, "image_channels": 1, "patch": 14, "channels": 8, "blocks": 2}
+    flow = random_flow(torch.float32, layers=2, **fields)
+    config = replace(config, model=flow.config)
+    save_model(tmp_path / "model.safetensors", flow.state_dict(), config)
+    sampler = SamplerConfig(guidance=0.5, temperature=0.5, denoise=0)
+    rows = evaluate_setting(tmp_path, sampler, seed=3)
+    drawn = sample(flow, 24, sampler, config.noise, seed=3, batch=250)
+    extractor = find_extractor(config.evaluation.features)
+    made = features(to_pixels(drawn.images), extractor)
+    real = cached_features(open_split(config.data, "validation").pixels, extractor)
+    for row, half in zip(rows, (made[:12], made[12:]), strict=True):
+        assert row["kid"] == pytest.approx(kid(half, real)[0], rel=1e-4)
+    (tmp_path / "model.safetensors").touch()
+    before = stamps(tmp_path, "evaluations/*.json")
+    assert evaluate_setting(tmp_path, sampler, seed=3) == json.loads(json.dumps(rows))
+    assert stamps(tmp_path, "evaluations/*.json") == before
+    evaluate_setting(tmp_path, sampler, seed=4)
+    evaluate_setting(tmp_path, SamplerConfig(denoise=0), seed=3)
+    assert len(stamps(tmp_path, "evaluations/*.json")) == 3
+
+
+def table(*rows, **columns):
+    setting = {"part": "both", "annealed": True, "denoise": 1.0, "solver": "sequential"}
+    setting |= {"temperature": 1.0, "feature_extractor": "e"}
+    return pd.DataFrame([{**setting, **columns, **row} for row in rows])
+
+
+def test_a_setting_is_chosen_on_one_half_and_judged_on_the_other():
+    found = best_setting(
+        table(
+            {"guidance": 0.0, "half": "all", "kid": 0.5},
+            {"guidance": 0.1, "half": "chosen", "kid": 2.0},
+            {"guidance": 0.1, "half": "scored", "kid": 1.0},
+            {"guidance": 0.2, "half": "chosen", "kid": 1.0},
+            {"guidance": 0.2, "half": "scored", "kid": 3.0},
+            run_id="a",
+            bpd=2.0,
+        )
+    )
+    assert found[["guidance", "kid"]].to_numpy().tolist() == [[0.2, 3.0]]
+
+
+def test_the_choice_is_the_best_samples_near_the_best_bpd():
+    found = pd.DataFrame(
+        [("a", 2.0, 9.0), ("b", 2.01, 5.0), ("c", 2.015, 7.0), ("d", 2.1, 1.0)],
+        columns=["run_id", "bpd", "kid"],
+    )
+    front = pareto_front(found)
+    assert front["run_id"].tolist() == ["a", "b", "d"]
+    assert choose(front)["run_id"] == "b"
+
+
+def test_the_front_and_every_noise_level_are_sampled():
+    found = pd.DataFrame(
+        [
+            ("front", 2.0, 1.0, 0.4),
+            ("worse", 2.2, 2.0, 0.4),
+            ("middle", 2.4, 3.0, 0.2),
+            ("low", 3.0, 4.0, 0.1),
+            ("lower", 3.1, 4.0, 0.1),
+        ],
+        columns=["run_id", "bpd", "kid", "noise_std"],
+    )
+    assert that_matter(found)["run_id"].tolist() == ["front", "middle", "low"]
+    uniform = found.assign(noise_std=np.nan)
+    assert that_matter(uniform)["run_id"].tolist() == ["front"]
+
+
+# -------------------------------------------------------------------------------- the command line
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        search.main()
+    return end.value.code, capsys.readouterr()
+
+
+def test_dry_run_says_the_price_and_starts_nothing(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "study"
+    code, printed = call(monkeypatch, capsys, "tiny", "--dry-run", "--out", out)
+    assert code == 0
+    assert "40 candidates of 1e+09 training FLOPs" in printed.out
+    assert "40 runs (0 done), 4e+10 training FLOPs" in printed.out
+    assert "core-hours" in printed.out
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digts"], "did you mean 'digits'?"),
+        (["tiny", "--trials", "0"], "--trials must be at least 1"),
+        (["tiny", "--budget", "-1"], "budget is -1"),
+        (["tiny", "--seed", "-1"], "seed is -1"),
+        (["tiny", "--trails", "3"], "--trials"),
+        (["cifar10", "--yes"], "data/cifar10"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not any(tmp_path.iterdir())
