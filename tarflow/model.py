@@ -60,8 +60,10 @@ class Attention(nn.Module):
         The keys and values of the n tokens are written into `past` from its start on;
         the logits of each image are divided by `temperature` (B,).
         """
-        qkv = self.qkv(self.norm(hidden)).unflatten(2, (3, -1, self.head_dim))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, n, K) each
+        query, key, value = (
+            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, H, n, K)
+            for part in self.qkv(self.norm(hidden)).chunk(3, dim=2)
+        )
         if temperature is not None:
             query = query / temperature[:, None, None, None]
         mask = None
