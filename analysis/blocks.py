@@ -13,6 +13,7 @@ from analysis import checklist, plots, plots_estimates, plots_law, plots_quality
 from analysis.checklist import Table
 from analysis.findings import Findings
 from analysis.fit import LEVEL
+from analysis.forecast import read_forecasts
 from analysis.human import bits, count, interval, number, percent, power
 from tarflow.record import read_table
 
@@ -65,6 +66,7 @@ def blocks(material: Material) -> list[Block]:
         _exponents,
         _allocation,
         _validation,
+        _final,
         _quality,
         _samples,
         _images,
@@ -177,6 +179,20 @@ def _validation(material: Material) -> Block:
         _some(validation=plots_estimates.validation(found)),
         tables=tables,
         empty="No roll-out was possible: too few runs.",
+    )
+
+
+def _final(material: Material) -> Block:
+    forecasts = read_forecasts(material.study)
+    return Block(
+        "final",
+        "The final run: predicted against achieved",
+        "What the law said before the run was trained, and what came out, on the test split that "
+        "nothing else reads.",
+        {},
+        tables=(checklist.final(forecasts),) if forecasts else (),
+        empty="" if forecasts else "No final run yet. This command trains best.yaml:",
+        command="" if forecasts else f"python sweeps/final.py {material.study}",
     )
 
 

@@ -1,14 +1,15 @@
 """What a reader needs to judge or repeat a study: price paid, conventions, versions, seeds."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.findings import Findings
-from analysis.human import MISSING, bits, count, missing, number, percent, power, seconds
+from analysis.forecast import Forecast
+from analysis.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
 from analysis.plots_quality import setting_in_words
 
 
@@ -122,6 +123,26 @@ def influence(findings: Findings) -> Table:
             for item in findings.influence[:5]
         ),
         "Runs that move the surface law most",
+    )
+
+
+def final(forecasts: Sequence[Forecast]) -> Table:
+    """List final runs with what was predicted of them."""
+    return Table(
+        ("run", "FLOPs", "predicted BPD", "90% interval", "achieved BPD", "verdict"),
+        tuple(
+            (
+                item.run_id,
+                power(item.flops),
+                bits(item.predicted),
+                MISSING
+                if item.low is None or item.high is None
+                else interval((item.low, item.high), bits),
+                f"{bits(item.achieved)} ± {bits(item.achieved_se)}",
+                item.verdict or item.in_words,
+            )
+            for item in forecasts
+        ),
     )
 
 

@@ -98,7 +98,7 @@ def scale(options: Options) -> int:
         console.print(f"the data are not here yet ({missing}), so run ids are provisional")
     if options.dry_run:
         return 0
-    if not options.yes and expensive(plan) and sys.stdin.isatty() and not confirmed():
+    if not agreed(options.yes, expensive(plan)):
         return 0
     return carry_out(study, plan, out, options.max_hours, console)
 
@@ -250,6 +250,11 @@ def differing(there: Any, here: Any, name: str = "") -> str:
 def expensive(plan: Plan) -> bool:
     """Say whether a plan is worth a question."""
     return plan.wall_seconds > EXPENSIVE_SECONDS or plan.money > EXPENSIVE_MONEY
+
+
+def agreed(yes: bool, dear: bool) -> bool:
+    """Ask a person whether to start what is dear, unless told not to ask."""
+    return yes or not dear or not sys.stdin.isatty() or confirmed()
 
 
 def confirmed() -> bool:

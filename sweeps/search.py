@@ -92,7 +92,7 @@ def search(options: Options) -> int:
     if options.dry_run:
         return 0
     dear = scaling.expensive(plan) or plan.wall_seconds + seconds > scaling.EXPENSIVE_SECONDS
-    if not options.yes and dear and sys.stdin.isatty() and not scaling.confirmed():
+    if not scaling.agreed(options.yes, dear):
         return 0
     return carry_out(options, space, plan, out, console)
 

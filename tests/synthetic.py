@@ -100,6 +100,20 @@ def plant(
     record.write_json(
         folder / "outcome.json", {"wall_seconds": 300.0, "device_seconds": 540.0, "cpus": 2}
     )
+    if limit is None:
+        forecast = {
+            "run_id": "f1a1f1a1f1",
+            "flops": 2.4e13,
+            "law": "E + A / N^a + B / D^b",
+            "predicted": 1.52,
+            "low": 1.5,
+            "high": 1.54,
+            "in_words": "Predicted 1.520.",
+            "achieved": 1.53,
+            "achieved_se": 0.01,
+            "verdict": "Achieved 1.530, inside.",
+        }
+        record.write_json(folder / "final" / "f1a1f1a1f1.json", forecast)
     (folder / "study.yaml").write_text(yaml.safe_dump({"name": "digits", "seed": seed}))
     return folder
 
