@@ -227,9 +227,9 @@ DIGITS_NOISE = 0.25  # standard deviation in [-1, 1] units
 DIGITS_LR = 1e-2  # at 32 channels
 DIGITS_LR_POWER = -0.6
 DIGITS_CHANNELS = (8, 16, 24, 32, 48, 64)
-DIGITS_BUDGETS = (5e10, 1.6e11, 5e11)  # training FLOPs
-DIGITS_REPLICATED = Point(size="c16-b4-l1", budget=1.6e11)
-DIGITS_HELD_OUT = Point(size="c32-b4-l1", budget=1.5e12)
+DIGITS_BUDGETS = (4e10, 1.26e11, 4e11)  # training FLOPs
+DIGITS_REPLICATED = Point(size="c24-b4-l1", budget=1.26e11)
+DIGITS_HELD_OUT = Point(size="c32-b4-l1", budget=1.2e12)
 
 
 def _sizes(channels: tuple[int, ...], blocks: int, layers: int) -> tuple[Size, ...]:
@@ -247,6 +247,7 @@ def digits() -> Study:
             optim=OptimConfig(lr=DIGITS_LR, warmup_images=256),
             batch=16,
             precision="float32",
+            evaluation=EvaluationConfig(decoder_images=500),
         ),
         sizes=_sizes(DIGITS_CHANNELS, blocks=4, layers=1),
         budgets=DIGITS_BUDGETS,
@@ -254,7 +255,7 @@ def digits() -> Study:
         held_out=DIGITS_HELD_OUT,
         lr_power=DIGITS_LR_POWER,
         min_images=256,
-        max_images=60 * 4000,
+        max_images=50 * 4000,
         train_images=4000,
     )
 

@@ -19,7 +19,8 @@ from tarflow.model import TarFlow
 LEVELS = 256
 HALF_LN_2PI = 0.5 * math.log(2 * math.pi)
 BPD_OFFSET = (HALF_LN_2PI + math.log(LEVELS / 2)) / math.log(2)  # 8.325748: bins are 1/128 wide
-SMOOTHING = 1.0  # observations that the coarser table counts for in the finer one
+BINS = 48  # of the denoised value; on digits 64 and more cost bits, 32 gain none
+NEIGHBOURS = 8  # bins that smooth each other
 EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
 
 
@@ -82,16 +83,16 @@ def denoised_mean(
 class Decoder:
     """A table of P(grey level | bin of the denoised value), shared by all pixels.
 
-    Bins are finest where denoised values are dense. A bin's counts are smoothed with a wider
-    neighbourhood's, and that with all pixels', so every probability is positive and rows sum
-    to one.
+    Half of the bins are evenly spaced, half hold equally many training pixels, so that they are
+    fine where denoised values are dense. A bin's counts are smoothed with its neighbourhood's, and
+    those with all pixels': every probability is positive and every row sums to one.
     """
 
     edges: Tensor  # (K - 1,) increasing inner edges of K bins
     log_probability: Tensor  # (K, 256) nats
 
     @classmethod
-    def fit(cls, denoised: Tensor, pixels: Tensor, bins: int = 512) -> "Decoder":
+    def fit(cls, denoised: Tensor, pixels: Tensor, bins: int = BINS) -> "Decoder":
         """Count grey levels of training pixels (uint8) in bins of their denoised values."""
         values = denoised.flatten().double()
         levels = pixels.flatten().long()
@@ -100,8 +101,7 @@ class Decoder:
         quantiles = ordered[(steps * (len(ordered) - 1)).long()]
         edges = torch.cat([quantiles, 2 * steps - 1]).unique()
         counts = _counts(torch.bucketize(values, edges), levels, len(edges) + 1)
-        width = 8
-        groups = torch.arange(len(counts)) // width
+        groups = torch.arange(len(counts)) // NEIGHBOURS
         coarse = torch.zeros(int(groups.max()) + 1, LEVELS, dtype=torch.float64)
         coarse.index_add_(0, groups, counts)
         marginal = _smoothed(counts.sum(0), torch.full((LEVELS,), 1 / LEVELS, dtype=counts.dtype))
@@ -121,8 +121,12 @@ def _counts(bins: Tensor, levels: Tensor, size: int) -> Tensor:
 
 
 def _smoothed(counts: Tensor, towards: Tensor) -> Tensor:
-    """Return probabilities from counts, as if `SMOOTHING` more had been seen of `towards`."""
-    return (counts + SMOOTHING * towards) / (counts.sum(-1, keepdim=True) + SMOOTHING)
+    """Return probabilities from counts, drawn towards others (Witten and Bell 1991).
+
+    The more different levels a row has shown, the more is left for those it has not.
+    """
+    kinds = (counts > 0).sum(-1, keepdim=True).clamp(min=1)
+    return (counts + kinds * towards) / (counts.sum(-1, keepdim=True) + kinds)
 
 
 @dataclass(frozen=True)

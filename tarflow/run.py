@@ -16,7 +16,15 @@ import numpy as np
 
 from tarflow import cost, data, distributed, likelihood, metrics
 from tarflow.checkpoint import load_model, save_model
-from tarflow.config import ConfigError, RunConfig, SamplerConfig, run_id, setting_id, to_dict, to_yaml
+from tarflow.config import (
+    ConfigError,
+    RunConfig,
+    SamplerConfig,
+    run_id,
+    setting_id,
+    to_dict,
+    to_yaml,
+)
 from tarflow.device import choose_device, peak_flops, resolve_precision
 from tarflow.features import Extractor, cached_features, features, find_extractor
 from tarflow.likelihood import Likelihood
