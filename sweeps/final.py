@@ -149,7 +149,7 @@ def carry_out(
     with lease(out) as held:
         record.write_json(path_of(out, run), to_dict(said))
         if not finished(out, run.run_id):
-            with machines.cluster() as where:
+            with machines.cluster(run.config.execution.workers) as where:
                 wide = spread(run, where.cpus // where.nodes)
                 outcome = runner.run_all([wide], out, expected, where, held, console)
             code = scaling.tell(outcome, time.monotonic() - started, out, console)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tarflow.config import ConfigError
+
+GROWING_SECONDS = 1200.0  # for a rented machine to start and install
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,47 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Join the cluster of RAY_ADDRESS or of this machine's `ray start`, or start a local one."""
+def cluster(gpus: int = 0) -> Iterator[Cluster]:
+    """Join the cluster of RAY_ADDRESS or of this machine's `ray start`, or start a local one.
+
+    Args:
+        gpus: that the plan counts on. A cluster that has fewer is asked to grow: its first GPU is
+            waited for, and the rest are counted as there, so that runs queue for them.
+
+    Raises:
+        ConfigError: if no GPU has come after `GROWING_SECONDS`.
+    """
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        found = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Cluster(int(found.get("CPU", 0)), float(found.get("GPU", 0)), len(_nodes()))
+        yield _grown(gpus) if gpus > _here().gpus and _here().cpus == 0 else _here()
     finally:
         if ours:
             ray.shutdown()
+
+
+def _here() -> Cluster:
+    """Return what the cluster has now."""
+    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return Cluster(int(found.get("CPU", 0)), float(found.get("GPU", 0)), len(_nodes()))
+
+
+def _grown(gpus: int) -> Cluster:
+    """Ask a cluster whose head only drives for its workers, and return what it will be."""
+    request_resources(bundles=[{"GPU": 1}] * gpus)
+    end = time.monotonic() + GROWING_SECONDS
+    while (here := _here()).gpus == 0:
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"no GPU has joined the cluster in {GROWING_SECONDS / 60:.0f} minutes: see "
+                "`ray status` there"
+            )
+        time.sleep(1)
+    times = max(1.0, gpus / here.gpus)
+    return Cluster(int(here.cpus * times), here.gpus * times, here.nodes)
 
 
 def check_shared(out: Path, where: Cluster) -> None:

@@ -68,6 +68,11 @@ class Plan:
         return STARTING_SECONDS + wall_seconds(self.left, self.devices)
 
     @property
+    def gpus(self) -> int:
+        """Accelerators that the plan counts on."""
+        return self.devices if self.rate.accelerator else 0
+
+    @property
     def left(self) -> tuple[Line, ...]:
         """The runs that are not done."""
         return tuple(line for line in self.lines if line.state != "done")

@@ -128,7 +128,7 @@ def carry_out(
         declare(study, out)
         outcome = None
         if plan.left:
-            with machines.cluster() as where:
+            with machines.cluster(plan.gpus) as where:
                 outcome = runner.run_all(
                     [line.run for line in plan.lines],
                     out,

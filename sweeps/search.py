@@ -192,7 +192,7 @@ def carry_out(
         scaling.check_comparable(space.study, out)
         if not (out / "study.yaml").exists():
             scaling.declare(space.study, out)
-        with machines.cluster() as where:
+        with machines.cluster(plan.gpus) as where:
             place = Place(out, where, held, console, options.seed)
             ends = [train(space, options.trials, plan, place)]
             found = trained(space, out)

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from tarflow.record import CURVE, RUNS, read_result, read_table
 from tarflow.run import run
 from tarflow.state import load_state
 from tarflow.training import Diverged, train
-
 
 FROZEN = [0.5277317599358383, 0.1798776064813063, 0.05658603548699295, -0.01013602491922055]
 
@@ -108,7 +108,7 @@ def test_divergence_is_a_failed_row_that_names_the_block(tmp_path, monkeypatch):
         return step(state, *rest)
 
     monkeypatch.setattr(training, "train_step", poisoned)
-    with pytest.raises(Diverged, match="block 1 .* after 160 images"):
+    with pytest.raises(Diverged, match=r"block 1 .* after 160 images"):
         train(config(), tmp_path / "a")
     row = run(config(), tmp_path / "b", label="poisoned")
     assert row["status"] == "failed"
@@ -162,5 +162,5 @@ def test_rates_rise_to_the_peak_and_end_near_zero(schedule):
     assert rates[0] == 0
     assert max(rates) == rates[10] == 1
     assert rates[-1] <= 0.01
-    assert all(a <= b for a, b in zip(rates[:10], rates[1:11], strict=True))
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a <= b for a, b in pairwise(rates[:11]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
