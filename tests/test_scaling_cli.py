@@ -98,7 +98,7 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     scaling.declare(more, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
     noisier = replace(study, base=replace(study.base, noise=NoiseConfig(std=0.3)))
-    with pytest.raises(ConfigError, match=r"noise.std is 0.2 there, 0.3 here"):
+    with pytest.raises(ConfigError, match=r"noise.std is 0.25 there, 0.3 here"):
         scaling.declare(noisier, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
 
