@@ -97,6 +97,8 @@ def _lede(findings: Findings) -> Markup:
     values = {name: _value(fit, name) for name in fit.values if name in ("E", "a")}
     text += Markup(", with {}").format(Markup(" and ").join(values.values()))
     if not fit.identified.get("a", False):
+        if findings.surface and findings.surface.identified.get("a", False):
+            return _surface_lede(findings.surface)
         return text + Markup(
             ". <b>These runs do not identify the exponent</b>: read the law as a description of "
             "the runs, not as a forecast."
@@ -106,6 +108,14 @@ def _lede(findings: Findings) -> Markup:
     return text + Markup(". Ten times the compute leaves {} of {} (90% interval {}).").format(
         percent(gain), above, interval((share[1], share[0]), percent)
     )
+
+
+def _surface_lede(fit: Fit) -> Markup:
+    values = [_value(fit, name) for name in fit.values if name in ("E", "a", "b", "g")]
+    return Markup(
+        "Bits per dimension follow <b>L(N, D) = {}</b>, with {}, over sizes and data together. "
+        "The best runs of the budgets alone are too few to identify an exponent of compute."
+    ).format(typeset(fit.formula), Markup(", ").join(values))
 
 
 def _value(fit: Fit, name: str) -> Markup:

@@ -19,6 +19,7 @@ CUTOFFS = 4  # windows per axis
 NEAR = 0.2  # values of an axis within 20% of each other are one level
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
 STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
+FAR = float(np.log(1.5))  # in ln(compute): budgets round to whole batches, some percent apart
 NORMAL_90 = 1.6449  # half width of a 90% interval in standard deviations
 
 
@@ -301,8 +302,7 @@ def discrepancy(rollouts: Sequence[Rollout]) -> float:
     """
     needed = [
         np.sqrt(max(0.0, (_log_error(r) / NORMAL_90) ** 2 - _spread(r) ** 2)) / r.distance
-        for r in rollouts
-        if r.distance > 0 and np.isfinite(_spread(r))
+        for r in _beyond(rollouts)
     ]
     return float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
 
@@ -312,7 +312,7 @@ def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
 
     For the widened band each window is judged with the discrepancy of the other windows.
     """
-    beyond = [r for r in rollouts if r.distance > 0 and np.isfinite(_spread(r))]
+    beyond = _beyond(rollouts)
     plain = sum(r.interval[0] <= r.achieved <= r.interval[1] for r in beyond)
     wide = 0
     for rollout in beyond:
@@ -323,6 +323,11 @@ def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
         Coverage("parameters and noise", LEVEL, plain, len(beyond)),
         Coverage("with discrepancy", LEVEL, wide, len(beyond)),
     )
+
+
+def _beyond(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Return the roll-outs that extrapolate: an error over a distance near zero has no slope."""
+    return [r for r in rollouts if r.distance >= FAR and np.isfinite(_spread(r))]
 
 
 def _log_error(rollout: Rollout) -> float:
