@@ -96,9 +96,10 @@ def _lede(findings: Findings) -> Markup:
     )
     values = {name: _value(fit, name) for name in fit.values if name in ("E", "a")}
     text += Markup(", with {}").format(Markup(" and ").join(values.values()))
+    leading = _leading(findings)
+    if leading is not None and leading is not fit:
+        return _surface_lede(leading)
     if not fit.identified.get("a", False):
-        if findings.surface and findings.surface.identified.get("a", False):
-            return _surface_lede(findings.surface)
         return text + Markup(
             ". <b>These runs do not identify the exponent</b>: read the law as a description of "
             "the runs, not as a forecast."
@@ -108,6 +109,14 @@ def _lede(findings: Findings) -> Markup:
     return text + Markup(". Ten times the compute leaves {} of {} (90% interval {}).").format(
         percent(gain), above, interval((share[1], share[0]), percent)
     )
+
+
+def _leading(findings: Findings) -> Fit | None:
+    """Return the law of compute, or that of size and data if only that one is identified."""
+    frontier, surface = findings.frontier, findings.surface
+    if frontier and not frontier.identified.get("a", False):
+        return surface if surface and surface.identified.get("a", False) else frontier
+    return frontier
 
 
 def _surface_lede(fit: Fit) -> Markup:
@@ -132,18 +141,19 @@ def _tiles(findings: Findings) -> list[Tile]:
     if len(findings.finished):
         best = findings.finished.nsmallest(1, "bpd").iloc[0]
         tiles.append(Tile("Best run, bits per dimension", bits(best["bpd"]), best["label"]))
-    fit = findings.frontier
+    fit = _leading(findings)
     if fit:
         known = fit.identified["a"]
         tiles.append(
             Tile(
-                "Compute exponent",
+                "Compute exponent" if fit is findings.frontier else "Exponent of size and data",
                 number(fit.values["a"]) if known else "unknown",
                 f"90% interval {interval(fit.intervals['a'])}" if known else fit.reasons["a"],
             )
         )
     if findings.held_out:
-        held = findings.held_out[0]
+        of = fit.form if fit else None
+        held = next((h for h in findings.held_out if h.fit.form == of), findings.held_out[0])
         where = "inside" if held.inside else "outside"
         tiles.append(
             Tile(
