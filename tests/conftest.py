@@ -1,3 +1,4 @@
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,22 @@ def random_flow():
         return flow.to(dtype).eval()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """Share one local Ray by all tests and the processes they start."""
+    import_module("sweeps")  # sets the environment that keeps Ray quiet, before Ray is imported
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        context = ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
+        yield
+        ray.shutdown()

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 
 from analysis.findings import find
 from analysis.forecast import Forecast, achieved, forecast
@@ -57,21 +56,6 @@ def planted(tmp_path_factory):
 @pytest.fixture
 def study(planted, tmp_path):
     return shutil.copytree(planted, tmp_path / "study")
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    with pytest.MonkeyPatch.context() as patch:
-        context = ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
-        yield
-        ray.shutdown()
 
 
 @pytest.mark.ray

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 from rich.console import Console
 
 from sweeps import scaling
@@ -42,22 +41,6 @@ def wee(name, **changes):
         replicated=Point(size="c8-b2-l1", budget=2e8),
         **changes,
     )
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """Share one local Ray by all tests and the processes they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        context = ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
-        yield
-        ray.shutdown()
 
 
 def with_ray(test):
@@ -198,7 +181,7 @@ def test_two_workers_train_what_one_does(tmp_path):
     study = wee("pair")
     base = replace(study.base, precision="float64")
     one = replace(
-        study, base=base, sizes=study.sizes[:1], held_out=None, replicated=None, budgets=(1e8,)
+        study, base=base, sizes=study.sizes[:1], held_out=None, replicated=None, budgets=(2e8,)
     )
     execution = replace(base.execution, workers=2)
     two = replace(one, name="two", base=replace(base, execution=execution))
@@ -209,6 +192,13 @@ def test_two_workers_train_what_one_does(tmp_path):
     (alone,), (together,) = (rows(tmp_path / each.name).values() for each in (one, two))
     assert together["run_id"] == alone["run_id"]
     assert together["bpd"] == pytest.approx(alone["bpd"], rel=1e-9)
+    curves = [
+        read_table(tmp_path / each.name / "runs" / alone["run_id"] / "curve.parquet").to_pydict()
+        for each in (one, two)
+    ]
+    batch = base.batch
+    assert curves[0]["images"][:20] == [batch * step for step in range(1, 21)]  # one row a step
+    assert curves[1]["loss"] == pytest.approx(curves[0]["loss"], rel=1e-9)
     assert together["device_seconds"] == pytest.approx(2 * together["wall_seconds"])
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-import ray
 import torch
 from optuna.trial import TrialState
 
@@ -68,22 +67,6 @@ def wee(name="wee", budget=BUDGET):
         held_out=None,
         replicated=None,
     )
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    """Share one local Ray by all tests and the processes they start."""
-    with pytest.MonkeyPatch.context() as patch:
-        context = ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
-        patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
-        yield
-        ray.shutdown()
 
 
 def on_ray(test):
