@@ -46,7 +46,7 @@ def best(
         out: file to write; by default best.yaml in the study.
         seed: of the bootstrap.
     """
-    from analysis.allocate import recommend
+    from analysis.advice import recommend
     from analysis.findings import find
     from analysis.report import read_study
     from tarflow.config import to_yaml

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup, escape
 
-from analysis.allocate import recommend
+from analysis.advice import recommend
 from analysis.findings import Findings
 from analysis.fit import Fit
 from analysis.human import bits, count, interval, number, percent, power

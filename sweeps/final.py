@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from analysis.allocate import recommend
+from analysis.advice import recommend
 from analysis.findings import Findings, find
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.report import read_study, write_report

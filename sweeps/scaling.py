@@ -180,7 +180,7 @@ def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
 
 def report(study: Study, out: Path, console: Console) -> None:
     """Fit the laws of what has been run, and write report.html and best.yaml."""
-    from analysis.allocate import recommend  # pandas and Plotly are needed from here on only
+    from analysis.advice import recommend  # pandas and Plotly are needed from here on only
     from analysis.findings import find
     from analysis.report import read_study, render
 

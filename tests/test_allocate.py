@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.allocate import Sizes, allocate, isoflop, learning_rate, optimal_params
+from analysis.advice import learning_rate
+from analysis.allocate import Sizes, allocate, isoflop, optimal_params
 from analysis.fit import fit
 from analysis.laws import CHINCHILLA
 from tarflow import cost

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.allocate import recommend
+from analysis.advice import recommend
 from analysis.findings import find
 from tarflow import config as c
 from tarflow import cost

@@ -1,0 +1,85 @@
+"""The run to train next: a law's size and images, and the hyperparameters that did best."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from analysis.allocate import Allocation, allocate, best_run, read_config
+from analysis.findings import Findings
+from tarflow import cost
+from tarflow.config import ConfigError, RunConfig, run_id
+
+NEXT = 4.0  # times the largest budget of a study
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The run to train next, and why in plain sentences."""
+
+    config: RunConfig
+    explanation: str
+    allocation: Allocation
+
+
+def learning_rate(runs: pd.DataFrame, params: float) -> float:
+    """Return the rate for a size: log-log between the study's own sizes, flat beyond them.
+
+    Each size counts with its best run of the largest budget it was trained at.
+    """
+    best = runs.sort_values(["budget", "bpd", "run_id"], ascending=[False, True, True])
+    best = best.drop_duplicates("params").sort_values("params")
+    x, y = best["params"].to_numpy(float), best["lr"].to_numpy(float)
+    return float(np.exp(np.interp(np.log(params), np.log(x), np.log(y))))
+
+
+def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
+    """Write the config of the next budget, 4 times the study's largest by default.
+
+    Size and images come from the laws; everything else from the best run of the largest budget,
+    but the learning rate, which follows the size as it did in the study.
+
+    Raises:
+        ConfigError: if no finished run is left to start from, or the budget is not positive.
+    """
+    runs = findings.runs
+    if not len(runs):
+        raise ConfigError("nothing to recommend: no finished grid run in this study")
+    flops = NEXT * float(findings.budgets[-1].flops) if flops is None else flops
+    if not 0 < flops < float("inf"):
+        raise ConfigError(f"flops is {flops:g}: a budget must be positive")
+    best = best_run(runs)
+    template = read_config(best)
+    found = allocate(flops, runs, template, findings.surface, findings.isoflops)
+    model = replace(template.model, channels=found.channels)
+    rate = template.optim.lr
+    if runs["lr"].nunique() > 1:
+        rate = float(f"{learning_rate(runs, found.model_params):.4g}")
+    config = replace(
+        template, model=model, images=found.images, optim=replace(template.optim, lr=rate)
+    )
+    trained = set(findings.finished["run_id"])
+    while run_id(config) in trained:
+        config = replace(config, images=config.images + config.batch)
+    ratio = cost.run_flops(config) / findings.budgets[-1].flops
+    why = {
+        "surface law": f"the {findings.surface.name} law L(N, D)" if findings.surface else "",
+        "IsoFLOP minima": "the power law through the IsoFLOP minima, for the surface law does "
+        "not pin down the best size",
+        "best run": "the best run of the largest budget, for neither the surface law nor the "
+        "IsoFLOP minima pin down how the best size grows",
+    }[found.source]
+    lines = [
+        f"{cost.run_flops(config):.3g} FLOPs, {ratio:.3g} times the largest budget of the study.",
+        f"Size from {why}: {cost.params(model):,} parameters ({model.channels} channels), "
+        f"{config.images:,} images.",
+    ]
+    if found.bpd is not None and found.bpd_interval is not None:
+        low, high = found.bpd_interval
+        lines.append(f"Expected BPD {found.bpd:.4g} (90%: {low:.4g} to {high:.4g}).")
+    if found.edge:
+        lines.append(f"At the edge: {found.edge}.")
+    if rate != template.optim.lr:
+        lines.append(f"Learning rate {rate:g}, interpolated over the sizes of the study.")
+    lines.append(f"Everything else is as in run {best['run_id']}, the best of the largest budget.")
+    return Recommendation(config, "\n".join(lines), found)
