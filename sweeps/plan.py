@@ -189,7 +189,7 @@ def summary(study: Study, plan: Plan) -> list[str]:
     if skipped := left_out(study):
         lines.insert(
             2,
-            f"{skipped} of the runs asked for are left out: fewer than {study.min_images} "
+            f"left out of what was asked for, {skipped}: fewer than {study.min_images} "
             f"or more than {study.max_images} images",
         )
     return lines
@@ -198,9 +198,9 @@ def summary(study: Study, plan: Plan) -> list[str]:
 def comes_to(plan: Plan) -> list[str]:
     """Say in a few lines what the runs of a plan cost."""
     device = plan.rate.accelerator or "core"
-    done = len(plan.lines) - len(plan.left)
+    count, done = len(plan.lines), len(plan.lines) - len(plan.left)
     lines = [
-        f"{len(plan.lines)} runs ({done} done), {plan.flops:.2g} training FLOPs; to do: "
+        f"{count} run{'s' * (count != 1)} ({done} done), {plan.flops:.2g} training FLOPs; to do: "
         f"{plan.device_hours:.3g} {device}-hours"
         + (f", about ${plan.money:,.2f} at ${plan.price:g} an hour" if plan.price else "")
         + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s",
