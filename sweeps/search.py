@@ -19,7 +19,7 @@ from sweeps import expect, scaling
 from sweeps.journal import begun, completed, draws, open_journal, open_study
 from sweeps.lease import lease
 from sweeps.plan import STARTING_SECONDS, Plan, comes_to, make_plan
-from sweeps.space import SamplingSpace, TrainingSpace
+from sweeps.space import RATES, SamplingSpace, TrainingSpace
 from sweeps.study import load
 from sweeps.trainable import resources, sample_setting, single_threaded, train_candidate
 from tarflow import record
@@ -154,7 +154,7 @@ def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float)
         "blocks": space.blocks,
         "layers": space.layers,
         "channels": (min(sizes), max(sizes)),
-        "learning rate": space.rates,
+        "learning rate, times the study's": RATES,
         "noise": space.noises,
     }
     outer = [f"{key} {human.interval(ends)}" for key, ends in ranges.items() if ends]

@@ -18,7 +18,7 @@ from tarflow.record import read_json, read_result
 
 SEED = 1  # of all noise in the inner search: not that of the runs, which picked the checkpoints
 NOISE_REACH = 4.0  # the noise is looked for from the base's, divided by this, to times this
-RATE_REACH = 4.0  # likewise, beyond the lowest and highest rate of the study's widths
+RATES = 0.25, 2.0  # of the learning rate, times the study's own for the width
 
 Params = Mapping[str, Any]
 Range = tuple[float, float]
@@ -75,7 +75,7 @@ class TrainingSpace:
         layers = trial.suggest_int("layers", *self.layers)
         low, high = self.widths(blocks, layers)
         trial.suggest_int("channels", low, high, step=self.study.base.model.head_dim)
-        trial.suggest_float("lr", *self.rates, log=True)
+        trial.suggest_float("lr_ratio", *RATES, log=True)
         if self.noises:
             trial.suggest_float("noise_std", *self.noises, log=True)
         return {}
@@ -118,12 +118,6 @@ class TrainingSpace:
         return sized_model(self.study.base.model, size)
 
     @property
-    def rates(self) -> Range:
-        """The range of the learning rate."""
-        rates = [learning_rate(self.study, size.channels) for size in self.study.sizes]
-        return min(rates) / RATE_REACH, max(rates) * RATE_REACH
-
-    @property
     def noises(self) -> Range | None:
         """The range of the Gaussian noise; None if the noise is uniform."""
         noise = self.study.base.noise
@@ -138,17 +132,17 @@ class TrainingSpace:
         size = sizes[(len(sizes) - 1) // 2]
         low, high = self.widths(size.blocks, size.layers)
         channels = min(max(size.channels, low), high)
-        rate = learning_rate(self.study, channels)
-        params = {"blocks": size.blocks, "layers": size.layers, "channels": channels, "lr": rate}
+        shape = {"blocks": size.blocks, "layers": size.layers, "channels": channels}
         noise = {"noise_std": self.study.base.noise.std} if self.noises else {}
-        return params | noise
+        return shape | {"lr_ratio": 1.0} | noise
 
     def planned(self, params: Params) -> Planned:
         """Return the run that parameters stand for, on one device; numbers get three digits."""
         size = Size(**{name: params[name] for name in ("channels", "blocks", "layers")})
         alone = replace(self.study, sizes=(size,), replicated=None, held_out=None)
         run = planned(alone, Point(size=size.label, budget=self.budget), self.study.base.seed)
-        rate = float(f"{params['lr']:.3g}")
+        own = learning_rate(self.study, size.channels)
+        rate = float(f"{own * params['lr_ratio']:.3g}")
         noise, label = run.config.noise, f"{size.label}-lr{rate:g}"
         if self.noises:
             noise = replace(noise, std=float(f"{params['noise_std']:.3g}"))
