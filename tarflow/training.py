@@ -143,7 +143,8 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
     distributed.barrier()
     parallel = distributed.parallel(state.flow, device)
     exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else 0.0
-    parameters = dict(state.flow.named_parameters())
+    names, parameters = zip(*state.flow.named_parameters(), strict=True)
+    averages = [state.average[name] for name in names]
     every = max(1, round(config.images / config.batch / CURVE_POINTS)) * config.batch
     losses = torch.zeros((), device=device, dtype=torch.float64)
     steps = 0
@@ -152,8 +153,7 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
     for pixels, labels in batches(config, state.images, device):
         loss, norm = train_step(state, parallel, pixels, labels, config)
         decay = optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
-        average_parameters = [state.average[name] for name in parameters]
-        optim.update_average(average_parameters, parameters.values(), decay)
+        optim.update_average(averages, parameters, decay)
         losses += loss
         steps += 1
         state.seconds = time.perf_counter() - started
