@@ -96,7 +96,9 @@ def sampler_of(row: pd.Series) -> SamplerConfig:
     """Return the sampler setting of a row."""
     return SamplerConfig(
         guidance=float(row["guidance"]),
+        rule=row["rule"],
         part=row["part"],
+        guided_blocks=row["guided_blocks"],
         annealed=bool(row["annealed"]),
         temperature=float(row["temperature"]),
         denoise=float(row["denoise"]),

@@ -5,6 +5,7 @@ Legend: `T` tokens per image, `D` values per token.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -136,10 +137,33 @@ class SamplerConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     guidance: float = 0.0  # weight of the guided extrapolation; 0 is off
+    rule: Literal["log-scale", "sigma-linear", "gaussian-score"] = "log-scale"  # of guidance
     part: Literal["both", "scale", "shift"] = "both"  # what guidance acts on
+    guided_blocks: str = "all"  # or top:N, the N blocks nearest the noise
     annealed: bool = True  # grow the weight linearly along the tokens
     temperature: float = 1.0  # attention temperature of the unguided branch
     denoise: float = 1.0  # multiplier of the score step (Gaussian noise only); 0 is off
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no sampler can follow."""
+        if not re.fullmatch(r"all|top:[1-9]\d*", self.guided_blocks):
+            raise ConfigError(
+                f"sampler.guided_blocks is {self.guided_blocks!r}: write all, or top:3 for the "
+                "three blocks nearest the noise"
+            )
+        if self.guidance < 0:
+            raise ConfigError(f"sampler.guidance is {self.guidance}: it must be 0 or more")
+        if self.temperature <= 0:
+            raise ConfigError(f"sampler.temperature is {self.temperature}: it must be positive")
+
+    def guides(self, block: int, blocks: int) -> bool:
+        """Tell whether the block of this index, counted from the images, is guided.
+
+        >>> [SamplerConfig(guidance=1.0, guided_blocks="top:1").guides(i, 3) for i in range(3)]
+        [False, False, True]
+        """
+        top = blocks if self.guided_blocks == "all" else int(self.guided_blocks.split(":")[1])
+        return self.guidance > 0 and block >= blocks - top
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,10 +85,11 @@ EVALUATIONS = pa.schema(
         ("guidance", pa.float64()),
         ("part", pa.string()),  # both, scale or shift
         ("annealed", pa.bool_()),
-        ("rule", pa.string()),
+        ("rule", pa.string()),  # of guidance
+        ("guided_blocks", pa.string()),  # all, or top:N
         ("temperature", pa.float64()),
         ("denoise", pa.float64()),
-        ("solver", pa.string()),
+        ("solver", pa.string()),  # of each block, the noise side first
         ("seed", pa.int32()),
         ("half", pa.string()),  # all, or chosen (picked on) and scored (measured on)
         ("n", pa.int64()),  # samples

@@ -197,7 +197,6 @@ def evaluate_samples(
         {
             "run_id": run_id(config),
             **asdict(config.sampler),
-            "rule": "log-scale",
             "solver": "sequential",
             "seed": seed,
             "half": half,

@@ -1,0 +1,1 @@
+"""The commands of `python -m tarflow`, one file each; none imports torch before it is called."""

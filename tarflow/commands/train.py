@@ -1,0 +1,48 @@
+"""`python -m tarflow train`: one run from a config file."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tarflow.config import RunConfig, read_yaml, run_id
+
+
+def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
+    """Train the run that a YAML file describes, then score and sample the result.
+
+    Run it again after an interruption and it goes on where it stopped. Several workers: start it
+    with torchrun. Example: python -m tarflow train studies/digits/best.yaml
+
+    Args:
+        config: a config file, such as best.yaml of a study.
+        out: folder of the run; by default runs/RUN_ID.
+    """
+    from rich.console import Console
+
+    from tarflow import distributed
+    from tarflow.run import resolve, run
+
+    console = Console(stderr=True, highlight=False)
+    chosen = resolve(read_yaml(RunConfig, config))
+    folder = out or Path("runs") / run_id(chosen)
+
+    def report(progress: dict[str, Any]) -> None:
+        share = progress["images"] / chosen.images
+        left = progress["seconds"] * (1 / share - 1)
+        console.print(
+            f"{share:4.0%}  {progress['images']:,} images  loss {progress['loss']:.4f}  "
+            f"{left:.0f} s of training left"
+        )
+
+    with distributed.process_group():
+        row = run(chosen, folder, role="final", report=report)
+    if row.get("status") == "failed":
+        console.print(f"failed: {row['error']} (all of it in {folder}/error.txt)")
+        return 1
+    if row:
+        print(
+            f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} bits per dimension "
+            f"({row['bpd_kind']}, {row['split']} images)"
+        )
+    return 0
