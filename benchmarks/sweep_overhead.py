@@ -18,7 +18,8 @@ from rich.console import Console
 
 from sweeps import machines, runner
 from sweeps.lease import lease
-from sweeps.study import Planned, grid, load, resolve
+from sweeps.presets import load
+from sweeps.study import Planned, grid, resolve
 from tarflow.config import EvaluationConfig
 
 RUNS = 24

@@ -20,7 +20,8 @@ from analysis.report import read_study, write_report
 from sweeps import scaling
 from sweeps.lease import lease
 from sweeps.plan import comes_to, finished, make_plan, table
-from sweeps.study import PRESETS, Planned, Size, Study, load, resolve, short
+from sweeps.presets import PRESETS, load
+from sweeps.study import Planned, Size, Study, resolve, short
 from tarflow import cost, record
 from tarflow.config import ConfigError, RunConfig, from_dict, read_yaml, to_dict
 

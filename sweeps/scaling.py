@@ -17,7 +17,8 @@ from tyro.conf import arg
 from analysis import human
 from sweeps.lease import lease
 from sweeps.plan import Plan, make_plan, summary, table
-from sweeps.study import Study, load, resolve
+from sweeps.presets import load
+from sweeps.study import Study, resolve
 from tarflow import record
 from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
 

@@ -19,8 +19,8 @@ from sweeps import expect, scaling
 from sweeps.journal import begun, completed, draws, open_journal, open_study
 from sweeps.lease import lease
 from sweeps.plan import STARTING_SECONDS, Plan, comes_to, make_plan
+from sweeps.presets import load
 from sweeps.space import RATES, SamplingSpace, TrainingSpace
-from sweeps.study import load
 from sweeps.trainable import resources, sample_setting, single_threaded, train_candidate
 from tarflow import record
 from tarflow.config import ConfigError

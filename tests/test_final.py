@@ -13,7 +13,8 @@ from analysis.forecast import Forecast, achieved, forecast
 from analysis.human import percent
 from sweeps import final, scaling
 from sweeps.final import Options
-from sweeps.study import Size, grid, load, resolve
+from sweeps.presets import load
+from sweeps.study import Size, grid, resolve
 from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
 from tarflow.record import read_json, read_table, write_json
 from tarflow.run import row_of

@@ -6,7 +6,8 @@ import pytest
 from sweeps import expect
 from sweeps.expect import Rate
 from sweeps.plan import make_plan, summary, wall_seconds
-from sweeps.study import grid, load, resolve
+from sweeps.presets import load
+from sweeps.study import grid, resolve
 from tarflow import cost
 from tarflow.config import ConfigError, ExecutionConfig, to_dict
 from tarflow.record import write_json

@@ -14,8 +14,9 @@ from rich.console import Console
 from sweeps import scaling
 from sweeps.lease import FILE, STALE_SECONDS, lease
 from sweeps.machines import Cluster, check_shared
+from sweeps.presets import load
 from sweeps.progress import Progress
-from sweeps.study import Point, Size, grid, load, resolve
+from sweeps.study import Point, Size, grid, resolve
 from tarflow.config import ConfigError, to_yaml
 from tarflow.record import read_table
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sweeps import scaling
-from sweeps.study import grid, load, resolve
+from sweeps.presets import load
+from sweeps.study import grid, resolve
 from tarflow.config import ConfigError, NoiseConfig, read_yaml, to_yaml
 
 

@@ -22,9 +22,10 @@ from sweeps.checkpoints import that_matter
 from sweeps.choice import choose
 from sweeps.explore import Suggester
 from sweeps.journal import draws, ended, open_journal, open_study, settle
+from sweeps.presets import load
 from sweeps.search import Options
 from sweeps.space import SEED, SamplingSpace, TrainingSpace
-from sweeps.study import Size, grid, load, resolve
+from sweeps.study import Size, grid, resolve
 from tarflow import cost
 from tarflow.checkpoint import save_model
 from tarflow.config import (

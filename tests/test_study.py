@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sweeps import study as studies
-from sweeps.study import PRESETS, Point, Size, Study, grid, load, resolve
+from sweeps.presets import PRESETS, load
+from sweeps.study import Point, Size, Study, grid, resolve, settings, varied
 from tarflow import cost
 from tarflow.config import ConfigError, RunConfig, to_yaml, with_hash
 
@@ -15,6 +16,12 @@ FROZEN = {
     "tiny": "4a53357b58",
     "cifar10": "dbcbcf19b3",
     "imagenet64": "6d4ad7deab",
+    "ablation-noise": "7f7d0077e4",
+    "ablation-noise-leaves": "c06f0b564b",
+    "ablation-noise-cifar10": "9cb72cf121",
+    "ablation-denoise": "f2e0d29210",
+    "ablation-guidance": "b9a4a8597d",
+    "ablation-shape": "3c3a846bf1",
 }
 
 
@@ -63,6 +70,41 @@ def test_seeds_apply_to_every_point():
     assert len(grid(named(study))) == 2 * len(study.sizes) * len(study.budgets)
 
 
+def test_variants_change_what_they_name_and_nothing_else():
+    study = named(load("ablation-noise"))
+    by_noise = {}
+    for run in grid(study):
+        by_noise.setdefault((run.config.noise.type, run.config.noise.std), []).append(run)
+    assert len(by_noise) == len(study.variants) == 7
+    for runs in by_noise.values():
+        assert [run.config.seed for run in runs] == [0, 1, 2]
+        for run in runs:
+            same = replace(run.config, noise=study.base.noise, seed=0)
+            assert same == replace(runs[0].config, noise=study.base.noise)
+            assert run.role == "ablation"
+
+
+def test_shapes_of_the_ablation_cost_the_same_and_one_has_one_block():
+    runs = grid(named(load("ablation-shape")))
+    shapes = {(run.config.model.blocks, run.config.model.layers) for run in runs}
+    assert {blocks * layers for blocks, layers in shapes} == {8}
+    assert min(shapes) == (1, 8)
+    costs = [cost.run_flops(run.config) for run in runs]
+    assert max(costs) < 1.002 * min(costs)
+
+
+def test_settings_that_do_the_same_are_sampled_once():
+    study = named(load("ablation-guidance"))
+    labels, none = (varied(study.base, variant) for variant in study.variants)
+    assert len(settings(study, labels)) == len(study.settings)
+    assert {setting.temperature for setting in settings(study, none)} == {0.5, 1.5}
+    study = named(load("ablation-noise"))
+    uniform = varied(study.base, study.variants[-1])
+    assert [setting.denoise for setting in settings(study, study.base)] == [0.0]
+    assert settings(study, uniform) == ()  # there is no Gaussian noise to take away
+    assert settings(load("digits"), study.base) == ()
+
+
 def test_learning_rate_is_a_power_of_the_width_and_the_base_is_on_it():
     study = replace(load("tiny"), lr_power=-1.0)
     base = study.base.model.channels, study.base.optim.lr
@@ -78,8 +120,9 @@ def test_points_outside_the_image_limits_are_left_out_and_counted():
     assert studies.left_out(limited) == 2
 
 
-def test_a_study_survives_its_file_and_can_be_loaded_from_its_folder(tmp_path):
-    study = named(load("digits"))
+@pytest.mark.parametrize("name", ["digits", "ablation-noise", "ablation-guidance"])
+def test_a_study_survives_its_file_and_can_be_loaded_from_its_folder(tmp_path, name):
+    study = named(load(name))
     (tmp_path / "study.yaml").write_text(to_yaml(study))
     assert load(str(tmp_path)) == load(str(tmp_path / "study.yaml")) == study
 
@@ -132,6 +175,17 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
         ("size: c16-b2-l1", "size: c17-b2-l1", "'c17-b2-l1' is not known; did you mean 'c16-b2"),
         ("- 1000000000.0", "- much", "budgets.0: "),
         ("seeds: 1", "seeds: 0", "seeds is 0: it must be at least 1"),
+        (
+            "variants: []",
+            "variants: [{name: wide, change: {nose: {std: 1}}}]",
+            "variant wide: 'nose' is not known; did you mean 'noise'?",
+        ),
+        (
+            "variants: []",
+            "variants: [{name: wide, change: {noise: {sdt: 1}}}]",
+            "variant wide: unknown key 'noise.sdt'; did you mean 'std'?",
+        ),
+        ("variants: []", "variants: [{name: a}, {name: a}]", "a name of its own"),
     ],
 )
 def test_a_mistake_in_a_study_file_is_one_clear_line(tmp_path, old, new, message):
