@@ -32,7 +32,7 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
         home: working folder of the driver, from which relative data paths are read.
         report: gets progress; see `tarflow.training.train`.
     """
-    from tarflow.run import reference_quality
+    from tarflow.evaluation import reference_quality
     from tarflow.run import run as carry
 
     folder = Path(out) / "runs" / run.run_id
@@ -82,7 +82,7 @@ def sample_setting(
     """Sample from a finished run as a search suggests: a Tune function trainable."""
     from ray import tune
 
-    from tarflow.run import evaluate_setting
+    from tarflow.evaluation import evaluate_setting
 
     space = spaces[config["run_id"]]
     with workplace(home):

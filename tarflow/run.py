@@ -6,45 +6,28 @@ The same function for the command line, a Ray Tune trial and the workers of a Ra
 import json
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tarflow import cost, data, distributed, likelihood, metrics
-from tarflow.checkpoint import load_model, save_model
-from tarflow.config import (
-    ConfigError,
-    RunConfig,
-    SamplerConfig,
-    run_id,
-    setting_id,
-    to_dict,
-    to_yaml,
-)
+from tarflow import cost, data, distributed, likelihood
+from tarflow.checkpoint import save_model
+from tarflow.config import ConfigError, RunConfig, run_id, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
-from tarflow.features import Extractor, cached_features, features, find_extractor
+from tarflow.evaluation import evaluate_samples
+from tarflow.features import find_extractor
 from tarflow.likelihood import Likelihood
-from tarflow.model import TarFlow
-from tarflow.noise import to_pixels
 from tarflow.record import (
     CURVE,
     IMAGES,
     environment,
-    read_json,
     read_result,
     write_json,
     write_table,
     write_text,
 )
-from tarflow.sampling import image_grid, sample
 from tarflow.training import Diverged, Report, forget_states, train
-
-GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
-HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -135,92 +118,6 @@ def run(
     write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
     forget_states(folder)
     return row
-
-
-def evaluate_setting(folder: Path, sampler: SamplerConfig, seed: int) -> list[dict[str, Any]]:
-    """Sample from a finished run in another way, and keep the scores beside the run.
-
-    A setting that was sampled before is returned as it is.
-
-    Args:
-        folder: of the run.
-        sampler: the setting.
-        seed: of the noise: the same for all settings that are to be compared.
-
-    Returns:
-        Rows of `evaluations.parquet`, one for each of `HALVES`.
-    """
-    flow, config = load_model(folder / "model.safetensors")
-    config = replace(config, sampler=sampler)
-    path = folder / "evaluations" / f"{setting_id(config, seed)}.json"
-    if rows := read_json(path):
-        return list(rows)
-    device = choose_device(config.execution)
-    extractor = find_extractor(config.evaluation.features, device=device.type)
-    made = evaluate_samples(flow.to(device), config, extractor, None, seed, HALVES)
-    write_json(path, made)
-    return made
-
-
-def evaluate_samples(
-    flow: TarFlow,
-    config: RunConfig,
-    extractor: Extractor,
-    picture: Path | None,
-    seed: int = 0,
-    halves: Sequence[str] = ("all",),
-) -> list[dict[str, Any]]:
-    """Draw samples, save a picture of some, and compare them with the held-out images.
-
-    Args:
-        flow: the weights to sample from.
-        config: of the run; its sampler and evaluation say how and how many.
-        extractor: of the features to compare.
-        picture: file for a grid of the first samples, if it is wanted.
-        seed: of the noise.
-        halves: names of the equal parts that the draws are cut into, to be scored apart.
-
-    Returns:
-        Rows of `evaluations.parquet`, one for each part.
-    """
-    evaluation = config.evaluation
-    start = time.perf_counter()
-    drawn = sample(flow, evaluation.samples, config.sampler, config.noise, seed=seed, batch=250)
-    seconds = time.perf_counter() - start
-    if picture:
-        image_grid(drawn.images[:GRID_IMAGES], GRID_COLUMNS).save(picture)
-    held_out = data.open_split(config.data, evaluation.split)
-    reference = f"{config.data.name}/{evaluation.split}"
-    made = features(to_pixels(drawn.images), extractor)
-    real = cached_features(held_out.pixels, extractor)
-    return [
-        {
-            "run_id": run_id(config),
-            **asdict(config.sampler),
-            "solver": "sequential",
-            "seed": seed,
-            "half": half,
-            "seconds_per_image": seconds / evaluation.samples,
-            **metrics.compare(part, real, extractor, reference),
-        }
-        for half, part in zip(halves, np.array_split(made, len(halves)), strict=True)
-    ]
-
-
-def reference_quality(config: RunConfig) -> dict[str, Any]:
-    """Compare as many real training images with the held-out ones: what perfect samples score.
-
-    Returns:
-        The quality columns of `evaluations.parquet`, such as kid and kid_se.
-    """
-    evaluation = config.evaluation
-    train = data.open_split(config.data, "train")
-    chosen = data.order(len(train.labels), 0, 0, min(evaluation.samples, len(train.labels)))
-    held_out = data.open_split(config.data, evaluation.split)
-    extractor = find_extractor(evaluation.features, device=choose_device(config.execution).type)
-    reference = f"{config.data.name}/{evaluation.split}"
-    real = data.batch(train, chosen)
-    return metrics.evaluate(real, held_out.pixels, extractor, reference)
 
 
 def image_rows(scores: Likelihood) -> list[dict[str, Any]]:

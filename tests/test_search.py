@@ -38,11 +38,11 @@ from tarflow.config import (
     to_yaml,
 )
 from tarflow.data import open_split
+from tarflow.evaluation import evaluate_setting
 from tarflow.features import cached_features, features, find_extractor
 from tarflow.metrics import kid
 from tarflow.noise import to_pixels
 from tarflow.record import read_table, write_json
-from tarflow.run import evaluate_setting
 from tarflow.run import resolve as resolve_run
 from tarflow.sampling import sample
 

@@ -36,8 +36,8 @@ def evaluate(
     """
     from tarflow import likelihood
     from tarflow.checkpoint import load_model
+    from tarflow.evaluation import evaluate_samples
     from tarflow.features import find_extractor
-    from tarflow.run import evaluate_samples
 
     flow, config = load_model(checkpoint)
     sampler = sampling.over(config.sampler)
