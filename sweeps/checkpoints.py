@@ -1,6 +1,6 @@
 """The checkpoints that a search goes on to sample from, and the best way to sample from each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from analysis.plots_quality import best_setting, pareto_front, setting_in_words
+from sweeps.progress import Task
 from sweeps.runner import Here, Watch, cause_of
 from sweeps.space import SamplingSpace
 from tarflow import record
@@ -65,19 +66,19 @@ class Setting:
 class SettingTeller(Here, tune.Callback):
     """Tells the progress what happens to the trials that sample."""
 
-    def __init__(self, spaces: Mapping[str, SamplingSpace], watch: Watch) -> None:
-        """Serve the trials of some spaces, by run id."""
-        self.spaces, self.watch = spaces, watch
+    def __init__(self, named: Callable[[dict[str, Any]], Task], watch: Watch) -> None:
+        """Serve trials; `named` says what a trial's config stands for."""
+        self.named, self.watch = named, watch
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the start."""
-        self.watch.progress.start(self._setting(trial))
+        self.watch.progress.start(self.named(trial.config))
 
     def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the score; without one it was stopped."""
         kid = trial.last_result.get("kid")
         if kid is not None:
-            self.watch.progress.end(self._setting(trial), {"status": "done", "kid": kid})
+            self.watch.progress.end(self.named(trial.config), {"status": "done", "kid": kid})
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the failure; a user's mistake ends the search."""
@@ -85,11 +86,10 @@ class SettingTeller(Here, tune.Callback):
         if isinstance(error, ConfigError):
             self.watch.mistake = error
             return
-        row = {"status": "failed", "error": str(error).splitlines()[0] if str(error) else "died"}
-        self.watch.progress.end(self._setting(trial), row)
-
-    def _setting(self, trial: Trial) -> Setting:
-        return Setting(self.spaces[trial.config["run_id"]], trial.config)
+        task = self.named(trial.config)
+        reason = str(error).splitlines()[0] if str(error) else "died"
+        row = {"status": "failed", "run_id": task.run_id, "label": task.label, "error": reason}
+        self.watch.progress.end(task, row)
 
 
 def sampler_of(row: pd.Series) -> SamplerConfig:

@@ -1,8 +1,8 @@
 """The price of a study before launch: runs, FLOPs, memory, seconds, money, what is done."""
 
 import heapq
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from analysis import human
 from sweeps import expect
 from sweeps.expect import Rate, Seconds
+from sweeps.settings import Sampling, to_sample
 from sweeps.study import Planned, Study, grid, left_out
 from tarflow import cost, record
 from tarflow.config import ConfigError
@@ -44,6 +45,7 @@ class Plan:
     price: float  # US dollars per device-hour; 0 is not priced
     corrected_by: int  # finished runs that corrected the expectation
     spread: float  # relative, of one run's expected seconds
+    samplings: Mapping[Sampling, float] = field(default_factory=dict)  # left, and their seconds
 
     @property
     def flops(self) -> float:
@@ -53,7 +55,8 @@ class Plan:
     @property
     def device_hours(self) -> float:
         """Device-hours still to spend."""
-        return sum(line.device_seconds for line in self.lines) / 3600
+        runs = sum(line.device_seconds for line in self.lines)
+        return (runs + sum(self.samplings.values())) / 3600
 
     @property
     def money(self) -> float:
@@ -63,9 +66,10 @@ class Plan:
     @property
     def wall_seconds(self) -> float:
         """Expected seconds from start to end on the devices."""
-        if not self.left:
+        if not self.left and not self.samplings:
             return 0.0
-        return STARTING_SECONDS + wall_seconds(self.left, self.devices)
+        sampling = sum(self.samplings.values()) / self.devices
+        return STARTING_SECONDS + wall_seconds(self.left, self.devices) + sampling
 
     @property
     def gpus(self) -> int:
@@ -108,6 +112,7 @@ def make_plan(
         else expect.core_rate()
     )
     listed = cost.ACCELERATORS[accelerator].price if accelerator else 0.0
+    samplings = to_sample(study, grid(study), out) if runs is None else []
     runs = grid(study) if runs is None else runs
     folders = [path.name for path in (out / "runs").glob("*")]
     rows = {name: row for name in sorted(folders) if (row := finished(out, name))}
@@ -127,7 +132,16 @@ def make_plan(
         price=listed if price is None else price,
         corrected_by=len(rows),
         spread=spread,
+        samplings={each: sampling_seconds(each, rate) * evaluate for each in samplings},
     )
+
+
+def sampling_seconds(wanted: Sampling, rate: Rate) -> float:
+    """Expect the seconds of one more way to sample from a run; guidance needs two passes."""
+    evaluation = replace(wanted.config.evaluation, decoder_images=0)
+    config = replace(wanted.config, evaluation=evaluation)
+    once = expect.expected_seconds(config, 0, rate).evaluate
+    return once * (2 if wanted.sampler.guidance else 1)
 
 
 def finished(out: Path, run_id: str) -> dict[str, Any] | None:
@@ -208,6 +222,13 @@ def comes_to(plan: Plan) -> list[str]:
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
         + f"; a single run is within about {plan.spread:.0%}",
     ]
+    if plan.samplings:
+        spent = sum(plan.samplings.values())
+        lines.insert(
+            1,
+            f"of that, {len(plan.samplings)} more ways to sample from finished runs: "
+            f"{human.seconds(spent / plan.devices)}",
+        )
     if plan.rate.accelerator:
         room = cost.ACCELERATORS[plan.rate.accelerator].memory
         tight = [x.run.label for x in plan.left if cost.memory(x.run.config).total > room]

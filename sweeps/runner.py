@@ -44,6 +44,16 @@ class Outcome:
     device_seconds: float  # that training and evaluation took here
     cpus: int
 
+    def __add__(self, other: "Outcome") -> "Outcome":
+        """Return how two batches on the same cluster went."""
+        return Outcome(
+            rows=self.rows + other.rows,
+            left=self.left + other.left,
+            stopped=self.stopped or other.stopped,
+            device_seconds=self.device_seconds + other.device_seconds,
+            cpus=self.cpus,
+        )
+
     @property
     def failed(self) -> list[Mapping[str, Any]]:
         """Rows of the runs that failed."""

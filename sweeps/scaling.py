@@ -16,9 +16,9 @@ from tyro.conf import arg
 
 from analysis import human
 from sweeps.lease import lease
-from sweeps.plan import Plan, make_plan, summary, table
+from sweeps.plan import Plan, finished, make_plan, summary, table
 from sweeps.presets import load
-from sweeps.study import Study, resolve
+from sweeps.study import Planned, Study, resolve
 from tarflow import record
 from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
 
@@ -122,13 +122,13 @@ def carry_out(
     Returns:
         The exit code: 0, or 1 if some runs failed or are left.
     """
-    from sweeps import machines, runner  # Ray is needed from here on only
+    from sweeps import machines, runner, sampling  # Ray is needed from here on only
 
     started = time.monotonic()
     with lease(out) as held:
         declare(study, out)
         outcome = None
-        if plan.left:
+        if plan.left or plan.samplings:
             with machines.cluster(plan.gpus) as where:
                 outcome = runner.run_all(
                     [line.run for line in plan.lines],
@@ -139,6 +139,18 @@ def carry_out(
                     console,
                     max_hours,
                 )
+                ready = [each for each in plan.samplings if trained(each.run, out)]
+                if ready and not outcome.stopped:
+                    hours = (time.monotonic() - started) / 3600
+                    outcome += sampling.sample_all(
+                        ready,
+                        out,
+                        {each.run_id: seconds for each, seconds in plan.samplings.items()},
+                        where,
+                        held,
+                        console,
+                        max_hours and max(0.0, max_hours - hours),
+                    )
         record.gather(out)
         if outcome:
             note_overhead(outcome, time.monotonic() - started, out)
@@ -147,6 +159,11 @@ def carry_out(
         console.print("every run is done already")
         return 0
     return tell(outcome, time.monotonic() - started, out, console)
+
+
+def trained(run: Planned, out: Path) -> bool:
+    """Tell whether there is a model to sample from."""
+    return finished(out, run.run_id) is not None
 
 
 def note_overhead(outcome: "Outcome", wall: float, out: Path) -> None:
@@ -168,7 +185,7 @@ def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red")
     for row in outcome.failed:
-        where_to_look = out / "runs" / row["run_id"] / "error.txt"
+        where_to_look = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
         console.print(f"failed: {row['label']}: {row['error']} ({where_to_look})", style="red")
     if outcome.left or outcome.failed:
         console.print(

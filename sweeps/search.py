@@ -237,7 +237,7 @@ def sample(found: "pd.DataFrame", trials: int, plan: Plan, place: "Place") -> "W
     """Carry out the inner search on the checkpoints that matter."""
     from ray import tune
 
-    from sweeps.checkpoints import SettingTeller, that_matter
+    from sweeps.checkpoints import Setting, SettingTeller, that_matter
     from sweeps.explore import explore
 
     columns = that_matter(found)[["run_id", "label", "config"]]
@@ -252,7 +252,9 @@ def sample(found: "pd.DataFrame", trials: int, plan: Plan, place: "Place") -> "W
         trials,
         work,
         needs(plan, place),
-        lambda watch: SettingTeller(spaces, watch),
+        lambda watch: SettingTeller(
+            lambda config: Setting(spaces[config["run_id"]], config), watch
+        ),
         lambda row: f"KID {human.number(row['kid'])}",
     )
 

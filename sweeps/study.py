@@ -96,6 +96,8 @@ class Study:
                 raise ConfigError(f"{name}.size {unknown(point.size, labels)}")
         if self.accelerator and self.accelerator not in cost.ACCELERATORS:
             raise ConfigError(f"accelerator {unknown(self.accelerator, cost.ACCELERATORS)}")
+        if self.settings and not self.base.evaluation.samples:
+            raise ConfigError("settings ask for samples: set base.evaluation.samples")
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names) or "" in names:
             raise ConfigError("every variant needs a name of its own")
@@ -189,24 +191,6 @@ def _merged(plain: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
         inner = isinstance(value, Mapping) and isinstance(plain.get(name), Mapping)
         merged[name] = _merged(plain[name], value) if inner else value
     return merged
-
-
-def settings(study: Study, config: RunConfig) -> tuple[SamplerConfig, ...]:
-    """Return the ways to sample from a run, each once; its own comes with the run itself.
-
-    Where nothing is guided, or nothing can be denoised, settings that do the same are one.
-    """
-    found = dict.fromkeys(_effective(setting, config) for setting in study.settings)
-    return tuple(each for each in found if each != _effective(config.sampler, config))
-
-
-def _effective(sampler: SamplerConfig, config: RunConfig) -> SamplerConfig:
-    if config.noise.type == "uniform":
-        sampler = replace(sampler, denoise=config.sampler.denoise)
-    same = not config.model.classes and sampler.temperature == 1.0  # both branches
-    if same or not sampler.guidance:
-        sampler = replace(SamplerConfig(), denoise=sampler.denoise)
-    return sampler
 
 
 def learning_rate(study: Study, channels: int) -> float:

@@ -6,7 +6,8 @@ import pytest
 
 from sweeps import study as studies
 from sweeps.presets import PRESETS, load
-from sweeps.study import Point, Size, Study, grid, resolve, settings, varied
+from sweeps.settings import settings
+from sweeps.study import Point, Size, Study, grid, resolve, varied
 from tarflow import cost
 from tarflow.config import ConfigError, RunConfig, to_yaml, with_hash
 
