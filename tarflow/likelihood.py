@@ -11,15 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from tarflow import data, noise
 from tarflow.config import NoiseConfig, RunConfig
+from tarflow.cost import ACTIVATIONS_PER_LAYER
 from tarflow.model import TarFlow
 
 LEVELS = 256
 HALF_LN_2PI = 0.5 * math.log(2 * math.pi)
 BPD_OFFSET = (HALF_LN_2PI + math.log(LEVELS / 2)) / math.log(2)  # 8.325748: bins are 1/128 wide
 BINS = 48  # of the denoised value; on digits 64 and more cost bits, 32 gain none
+SCORE_BYTES = 2**30  # of activations that a gradient with respect to images may keep at a time
 NEIGHBOURS = 8  # bins that smooth each other
 EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
 
@@ -56,6 +59,49 @@ def dequantised_bpd(loss: Tensor) -> Tensor:
     return loss / math.log(2) + BPD_OFFSET
 
 
+def score_function(
+    flow: TarFlow, images: Tensor, labels: Tensor | None = None, *, standard_prior: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the log density with respect to the images, and the log density.
+
+    Images go through in as many parts as keep memory bounded; the parts do not change the result.
+
+    Args:
+        flow: the model in eval mode; its parameters get no gradient.
+        images: (B, C, H, H), not changed.
+        labels: (B,) int64, -1 where dropped; `None` drops all.
+        standard_prior: take a standard normal prior instead of `flow.log_prior`; they differ for
+            volume-preserving flows only.
+
+    Returns:
+        (B, C, H, H) scores and (B,) log densities in nats, both detached.
+
+    Raises:
+        ConfigError: if a label is unknown.
+    """
+    flow.check_labels(labels)
+    config = flow.config
+    constants = {name: weight.detach() for name, weight in flow.named_parameters()}
+    width = config.blocks * config.layers * ACTIVATIONS_PER_LAYER * config.channels
+    at_a_time = max(1, SCORE_BYTES // (config.tokens * width * images.element_size()))
+    scores: list[Tensor] = []
+    densities = []
+    for start in range(0, len(images), at_a_time):
+        part = slice(start, start + at_a_time)
+        with torch.enable_grad():
+            point = images[part].detach().clone().requires_grad_()
+            part_labels = None if labels is None else labels[part]
+            latents, logdet = functional_call(flow, constants, (point, part_labels))
+            if standard_prior:
+                prior = -0.5 * latents.square().mean((1, 2)) - HALF_LN_2PI
+            else:
+                prior = flow.log_prior(latents)
+            density = (prior + logdet) * config.dims
+            scores += torch.autograd.grad(density.sum(), point)
+        densities.append(density.detach())
+    return torch.cat(scores), torch.cat(densities)
+
+
 def denoised_mean(
     flow: TarFlow, noised: Tensor, labels: Tensor | None, std: float
 ) -> tuple[Tensor, Tensor]:
@@ -72,11 +118,8 @@ def denoised_mean(
     Returns:
         xhat (B, C, H, H) and log p(y) (B,) in nats, both detached.
     """
-    with torch.enable_grad():
-        noised = noised.detach().requires_grad_()
-        density = log_density(flow, noised, labels)
-        (score,) = torch.autograd.grad(density.sum(), noised)
-    return (noised + std**2 * score).detach(), density.detach()
+    score, density = score_function(flow, noised, labels)
+    return noised.detach() + std**2 * score, density
 
 
 @dataclass(frozen=True)

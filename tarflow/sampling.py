@@ -10,16 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.func import functional_call
 
 from tarflow.config import ConfigError, NoiseConfig, SamplerConfig
-from tarflow.cost import ACTIVATIONS_PER_LAYER
+from tarflow.likelihood import score_function
 from tarflow.model import TarFlow
 from tarflow.noise import normal_per_image, to_pixels
 from tarflow.solvers import invert
 
 REDRAWS = 3  # times an image that is not finite gets other noise before it is given up
-DENOISE_BYTES = 2**30  # of activations that a denoising step may keep at a time
 
 
 @dataclass(frozen=True)
@@ -124,24 +122,8 @@ def denoise(
     Raises:
         ConfigError: if a label is unknown.
     """
-    flow.check_labels(labels)
-    config = flow.config
-    constants = {name: weight.detach() for name, weight in flow.named_parameters()}
-    width = config.blocks * config.layers * ACTIVATIONS_PER_LAYER * config.channels
-    size = config.tokens * width * images.element_size()
-    parts = images.detach().split(max(1, DENOISE_BYTES // size))
-    cleaned = []
-    start = 0
-    for part in parts:
-        part_labels = None if labels is None else labels[start : start + len(part)]
-        start += len(part)
-        with torch.enable_grad():
-            point = part.clone().requires_grad_()
-            latents, logdet = functional_call(flow, constants, (point, part_labels))
-            per_dim = logdet - 0.5 * latents.square().mean((1, 2))
-            (score,) = torch.autograd.grad(per_dim.sum() * config.dims, point)
-        cleaned.append(part + multiplier * noise_std**2 * score)
-    return torch.cat(cleaned)
+    score, _ = score_function(flow, images, labels, standard_prior=True)
+    return images.detach() + multiplier * noise_std**2 * score
 
 
 def image_grid(images: Tensor, columns: int) -> Image.Image:

@@ -110,6 +110,22 @@ def test_a_constant_image_costs_almost_nothing():
     assert 0 <= cost.mean().item() < 0.05
 
 
+@pytest.mark.parametrize("standard_prior", [False, True])
+def test_scores_are_gradients_under_the_prior_asked_for(random_flow, monkeypatch, standard_prior):
+    flow = random_flow(classes=3, volume_preserving=True)
+    images = 0.5 * torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    labels = torch.tensor([0, 2, -1, 1, 0])
+    point = images.clone().requires_grad_()
+    latents, _ = flow(point, labels)
+    std = torch.ones_like(flow.var) if standard_prior else flow.var.sqrt()
+    density = torch.distributions.Normal(0.0, std).log_prob(latents).sum((1, 2))
+    (expected,) = torch.autograd.grad(density.sum(), point)
+    for memory in (likelihood.SCORE_BYTES, 1):  # all images, then one at a time
+        monkeypatch.setattr(likelihood, "SCORE_BYTES", memory)
+        found = likelihood.score_function(flow, images, labels, standard_prior=standard_prior)
+        torch.testing.assert_close(found, (expected, density.detach()))
+
+
 def test_decoder_rows_are_distributions():
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (50, 1, 8, 8), generator=rng, dtype=torch.uint8)
