@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import tyro
 
+from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
 from tarflow.commands.data import data
 from tarflow.commands.evaluate import evaluate
 from tarflow.commands.sample import sample
 from tarflow.commands.train import train
 from tarflow.config import ConfigError
+from tarflow.preemption import Preempted
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
@@ -18,6 +20,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "cost": cost,
     "data": data,
+    "convert": convert,
 }
 
 
@@ -34,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Preempted:
+        print("told to end: the state is saved, the same command goes on from it", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

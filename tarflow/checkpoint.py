@@ -16,6 +16,7 @@ from torch import Tensor
 from tarflow.config import ConfigError, ModelConfig, RunConfig, from_dict, to_dict
 from tarflow.model import TarFlow
 from tarflow.record import replacing
+from tarflow.storage import local_copy
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
@@ -32,7 +33,7 @@ def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
         ConfigError: if the file is missing, broken, without a config, or of another model.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with local_copy(path) as local, safe_open(local, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:

@@ -80,6 +80,15 @@ def mean(value: Tensor) -> Tensor:
     return value / world_size()
 
 
+def any_worker(flag: bool, device: torch.device) -> bool:
+    """Tell every worker whether the flag of any is set."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flags)
+    return bool(flags)
+
+
 def barrier() -> None:
     """Wait for all workers."""
     if world_size() > 1:

@@ -15,7 +15,7 @@ from tarflow.device import choose_device
 from tarflow.features import Extractor, cached_features, features, find_extractor
 from tarflow.model import TarFlow
 from tarflow.noise import to_pixels
-from tarflow.record import read_json, write_json
+from tarflow.record import read_json, replacing, write_json
 from tarflow.sampling import image_grid, sample
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
@@ -77,7 +77,8 @@ def evaluate_samples(
     drawn = sample(flow, evaluation.samples, config.sampler, config.noise, seed=seed, batch=250)
     seconds = time.perf_counter() - start
     if picture:
-        image_grid(drawn.images[:GRID_IMAGES], GRID_COLUMNS).save(picture)
+        with replacing(picture) as temporary:
+            image_grid(drawn.images[:GRID_IMAGES], GRID_COLUMNS).save(temporary, format="PNG")
     held_out = data.open_split(config.data, evaluation.split)
     reference = f"{config.data.name}/{evaluation.split}"
     made = features(to_pixels(drawn.images), extractor)

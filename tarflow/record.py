@@ -10,6 +10,7 @@ import os
 import platform
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarflow.config import ConfigError
+from tarflow.storage import Remote, writing
 
 SCHEMA_VERSION = "1"
 _METADATA = {"schema_version": SCHEMA_VERSION}
@@ -133,16 +135,30 @@ IMAGES = pa.schema(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` and rename it there when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path, and put the file at `path` when the block ends well.
+
+    Beside a local file it is renamed there, to an object store it goes with one put.
+
+    Raises:
+        ConfigError: if the disk is full, read-only, or forbids it; what was there is whole.
+    """
+    if isinstance(path, Remote):
+        with tempfile.TemporaryDirectory(prefix="tarflow-") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.write_bytes(temporary.read_bytes())
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,7 +200,7 @@ def read_table(path: Path) -> pa.Table:
         ConfigError: if the file is missing, is not Parquet, or has another version.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
@@ -206,7 +222,7 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds; None if it is absent or was cut off."""
     try:
         return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 
 

@@ -1,9 +1,15 @@
-"""The full state of an unfinished run on disk: atomic, checksummed, the two newest kept."""
+"""The full state of an unfinished run on disk: whole, checksummed, the two newest kept.
 
+Tensors are safetensors and facts are JSON, so reading a state runs no code from it.
+"""
+
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,16 +17,64 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from tarflow.config import ConfigError
 from tarflow.record import replacing, write_json
 
 KEPT = 2
 
 
+class StateWriter:
+    """Saves states in the background, one at a time, while training goes on.
+
+    A write that failed raises its error at the next `save` or at the end of the block.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Serve one folder of states."""
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "StateWriter":
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for the last write; its error is raised unless there is another one already."""
+        self._thread.shutdown()
+        if error is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the write that is going on."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def save(self, images: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Copy the tensors to host memory and begin to write them; see `save_state`."""
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        try:
+            self._pending = self._thread.submit(save_state, self.folder, images, copies, facts)
+        except RuntimeError:  # the interpreter is shutting down and starts no thread any more
+            save_state(self.folder, images, copies, facts)
+
+
 def save_state(
     folder: Path, images: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Save a state reached at `images` seen; facts are JSON. Older states but one are removed."""
-    content = dump_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
+    """Save a state reached at `images` seen; facts are JSON. Older states but one are removed.
+
+    Raises:
+        ConfigError: if it cannot be written; the states before are then whole.
+    """
+    content = dump_tensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     stem = folder / f"{images:015d}"
     with replacing(stem.with_suffix(".safetensors")) as temporary:
         temporary.write_bytes(content)
@@ -35,6 +89,9 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and facts of the newest sound state, or None.
 
     A state that is truncated or whose checksum is wrong is passed over for the one before.
+
+    Raises:
+        ConfigError: if the object store that holds them cannot be reached.
     """
     for path in sorted(folder.glob("*.json"), reverse=True):
         try:
@@ -42,6 +99,16 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             content = path.with_suffix(".safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() == facts["sha256"]:
                 return load_tensors(content), facts
-        except (OSError, ValueError, KeyError, SafetensorError):
+        except ConfigError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
     return None
+
+
+def remove_states(folder: Path) -> None:
+    """Remove the states of a run that is done."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*"):
+            path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -4,7 +4,6 @@ Legend: `B` batch, `T` tokens per image, `D` values per token.
 """
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from tarflow.config import RunConfig
 from tarflow.device import autocast, choose_device, master_dtype, synchronize
 from tarflow.likelihood import negative_log_likelihood
 from tarflow.model import TarFlow, initialise
-from tarflow.state import load_state, save_state
+from tarflow.preemption import Preempted, notice
+from tarflow.state import StateWriter, load_state, remove_states
 
 Report = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 200  # rows of the loss curve a run leaves
@@ -39,6 +39,8 @@ class TrainState:
     images: int = 0  # training images seen
     seconds: float = 0.0  # spent in training, pauses left out
     curve: list[dict[str, float]] = field(default_factory=list)
+    losses: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    steps: int = 0  # whose losses were summed since the last row of the curve
 
 
 def new_state(config: RunConfig, device: torch.device) -> TrainState:
@@ -137,6 +139,8 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
 
     Raises:
         Diverged: if the loss or the gradient stops being finite.
+        Preempted: if the process was told to end; the state is saved.
+        ConfigError: if a state cannot be written; those before are whole.
     """
     device = choose_device(config.execution, distributed.local_rank())
     state = restore(new_state(config, device), folder / "state", config)
@@ -146,37 +150,43 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
     names, parameters = zip(*state.flow.named_parameters(), strict=True)
     averages = [state.average[name] for name in names]
     every = max(1, round(config.images / config.batch / CURVE_POINTS)) * config.batch
-    losses = torch.zeros((), device=device, dtype=torch.float64)
-    steps = 0
+    state.losses = state.losses.to(device)
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
-    for pixels, labels in batches(config, state.images, device):
-        loss, norm = train_step(state, parallel, pixels, labels, config)
-        decay = optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
-        optim.update_average(averages, parameters, decay)
-        losses += loss
-        steps += 1
-        state.seconds = time.perf_counter() - started
-        if state.images % every == 0 or state.images == config.images:
-            state.curve.append(
-                {
-                    "images": state.images,
-                    "flops": float(cost.training_flops(config.model)) * state.images,
-                    "loss": losses.item() / steps,
-                    "lr": state.optimizer.param_groups[0]["lr"],
-                    "grad_norm": norm.item(),
-                    "seconds": state.seconds,
-                }
+    with StateWriter(folder / "state") as writer, notice() as told:
+        for pixels, labels in batches(config, state.images, device):
+            loss, norm = train_step(state, parallel, pixels, labels, config)
+            decay = (
+                optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
             )
-            losses.zero_()
-            steps = 0
-        if state.seconds - reported > config.execution.report_seconds:
-            reported = state.seconds
-            report({"images": state.images, "loss": loss.item(), "seconds": state.seconds})
-        due = state.seconds - saved > config.execution.checkpoint_seconds
-        if due and steps == 0 and state.images < config.images:
-            saved = state.seconds
-            save(state, folder / "state")
+            optim.update_average(averages, parameters, decay)
+            state.losses += loss
+            state.steps += 1
+            state.seconds = time.perf_counter() - started
+            if state.images % every == 0 or state.images == config.images:
+                state.curve.append(
+                    {
+                        "images": state.images,
+                        "flops": float(cost.training_flops(config.model)) * state.images,
+                        "loss": state.losses.item() / state.steps,
+                        "lr": state.optimizer.param_groups[0]["lr"],
+                        "grad_norm": norm.item(),
+                        "seconds": state.seconds,
+                    }
+                )
+                state.losses.zero_()
+                state.steps = 0
+            if state.seconds - reported > config.execution.report_seconds:
+                reported = state.seconds
+                report({"images": state.images, "loss": loss.item(), "seconds": state.seconds})
+            if distributed.any_worker(told.is_set(), device):
+                save(state, writer)
+                writer.wait()
+                raise Preempted(f"the process was told to end after {state.images} images")
+            due = state.seconds - saved > config.execution.checkpoint_seconds
+            if due and state.images < config.images:
+                saved = state.seconds
+                save(state, writer)
     for name, tensor in state.flow.named_buffers():
         state.average[name] = tensor.detach().clone()
     synchronize(device)
@@ -198,8 +208,8 @@ def batches(
         yield pixels, labels
 
 
-def save(state: TrainState, folder: Path) -> None:
-    """Write the full training state (first worker only)."""
+def save(state: TrainState, writer: StateWriter) -> None:
+    """Begin to write the full training state (first worker only)."""
     if distributed.rank():
         return
     tensors = {f"flow.{name}": tensor for name, tensor in state.flow.state_dict().items()}
@@ -207,8 +217,9 @@ def save(state: TrainState, folder: Path) -> None:
     for name, parameter in state.flow.named_parameters():
         for kind, value in state.optimizer.state[parameter].items():
             tensors[f"optimizer.{kind}.{name}"] = value
-    facts = {"seconds": state.seconds, "curve": state.curve}
-    save_state(folder, state.images, tensors, facts)
+    tensors["losses"] = state.losses
+    facts = {"seconds": state.seconds, "curve": list(state.curve), "steps": state.steps}
+    writer.save(state.images, tensors, facts)
 
 
 def restore(state: TrainState, folder: Path, config: RunConfig) -> TrainState:
@@ -227,10 +238,10 @@ def restore(state: TrainState, folder: Path, config: RunConfig) -> TrainState:
             for kind in ("step", "exp_avg", "exp_avg_sq")
         }
     state.images, state.seconds = facts["images"], facts["seconds"]
-    state.curve = facts["curve"]
+    state.curve, state.losses, state.steps = facts["curve"], tensors["losses"], facts["steps"]
     return state
 
 
 def forget_states(folder: Path) -> None:
     """Remove the training states of a finished run."""
-    shutil.rmtree(folder / "state", ignore_errors=True)
+    remove_states(folder / "state")

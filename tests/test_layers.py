@@ -61,7 +61,7 @@ def test_of_this_project_analysis_imports_config_cost_and_record_only():
     )
     ended = python(code)
     assert ended.returncode == 0, ended.stderr
-    allowed = {"tarflow", "tarflow.config", "tarflow.cost", "tarflow.record"}
+    allowed = {"tarflow", *(f"tarflow.{name}" for name in ("config", "cost", "record", "storage"))}
     assert set(ended.stdout.split()) <= allowed
 
 
