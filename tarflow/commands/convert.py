@@ -1,0 +1,44 @@
+"""`python -m tarflow convert`: published weights in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    /,
+    name: str = "",
+    patch: int | None = None,
+    noise_std: float | None = None,
+    data: str = "",
+) -> int:
+    """Turn published TarFlow weights into a model that the other commands take.
+
+    The name of the file tells patch and noise, its shapes the rest. A file that holds anything
+    but weights is refused. Example: python -m tarflow convert afhq_model_8_768_8_8_0.07.pth afhq
+
+    Args:
+        source: the published .pth file.
+        out: folder for model.safetensors.
+        name: the published name, if the file has another one now.
+        patch: pixels along one side of a patch, if the name does not say.
+        noise_std: standard deviation of the training noise for images in [-1, 1], if the name
+            does not say; 0 for uniform noise.
+        data: images to evaluate on, as in the config of a run.
+    """
+    from tarflow import official
+
+    target = out / "model.safetensors"
+    config = official.convert(source, target, name, patch, noise_std, data)
+    model = config.model
+    labels = f"{model.classes} classes" if model.classes else "no classes"
+    noise = f"Gaussian, std {config.noise.std}" if config.noise.type == "gaussian" else "uniform"
+    print(
+        f"{target}: images of {model.image_channels} x {model.image_size} x {model.image_size}, "
+        f"patch {model.patch}, {model.channels} channels, {model.blocks} blocks, "
+        f"{model.layers} layers, {labels}, noise {noise}"
+    )
+    return 0
