@@ -185,6 +185,7 @@ class ExecutionConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train
     workers: int = 1  # data-parallel processes
+    min_workers: int = 0  # go on with as few when machines are lost; 0 waits for all
     threads: int = 0  # CPU threads per worker; 0 leaves torch's choice
     micro_batch: int = 0  # images per forward pass and worker; 0 is the whole share
     checkpoint_seconds: float = 30.0  # between saved training states
