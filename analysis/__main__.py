@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from tarflow.config import ConfigError
+from tarflow.storage import locate
 
 
 def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
@@ -23,7 +24,7 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
     """
     from analysis.report import write_report
 
-    page = write_report(study, seed)
+    page = write_report(locate(study), seed)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -52,8 +53,8 @@ def best(
     from tarflow.config import to_yaml
     from tarflow.record import write_text
 
-    found = recommend(find(*read_study(study), seed=seed), flops)
-    path = out or study / "best.yaml"
+    found = recommend(find(*read_study(locate(study)), seed=seed), flops)
+    path = out or locate(study) / "best.yaml"
     write_text(
         path,
         to_yaml(found.config, f"{found.explanation}\nTrain it: python -m tarflow train {path}"),
@@ -121,7 +122,7 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
     from analysis import human
     from analysis.tables import paired
 
-    pairs = paired(a, b)
+    pairs = paired(locate(a), locate(b))
     shown = Table("run", "seed", f"BPD {a.name}", f"BPD {b.name}", "difference", "± (paired)")
     for pair in pairs:
         shown.add_row(

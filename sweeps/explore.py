@@ -84,7 +84,7 @@ def explore(
     if not total:
         return watch
     try:
-        with progress, scratch(place.out) as storage:
+        with progress, scratch() as storage:
             session = Session(storage, needs, count, watch)
             tune_trials(work, {}, teller(watch), session, Turns(searches), total)
     finally:

@@ -24,6 +24,7 @@ from sweeps.presets import PRESETS, load
 from sweeps.study import Planned, Size, Study, resolve, short
 from tarflow import cost, record
 from tarflow.config import ConfigError, RunConfig, from_dict, read_yaml, to_dict
+from tarflow.storage import locate
 
 THREAD_FLOPS = 1e9  # of a layer's step: with less to do, threads cost more than they give
 
@@ -93,7 +94,7 @@ def folder(name: str) -> Path:
     Raises:
         ConfigError: if it holds none.
     """
-    path = Path(name).expanduser().absolute()
+    path = locate(name).expanduser().absolute()
     if not path.is_dir() and name in PRESETS:
         path = scaling.study_folder(None, load(name))
     if not (path / "study.yaml").is_file():
@@ -114,7 +115,7 @@ def chosen(options: Options, out: Path, findings: Findings) -> tuple[RunConfig, 
             raise ConfigError("give --flops or --config, not both")
         found = recommend(findings, options.flops)
         return found.config, found.explanation
-    path = options.config or out / "best.yaml"
+    path = locate(options.config or out / "best.yaml")
     if not path.is_file():
         raise ConfigError(f"there is no {path}: give --flops, or --config FILE")
     return read_yaml(RunConfig, path), f"the run is that of {path}"

@@ -4,6 +4,7 @@ The runs on disk are the truth. What a search that was killed left open in the j
 from there: told if it ended, else failed and put first in line.
 """
 
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.space import Space
+from tarflow.storage import Remote
 
 FILE = "search.journal"
 
@@ -22,7 +24,28 @@ FILE = "search.journal"
 def open_journal(out: Path) -> JournalStorage:
     """Return the journal of a folder, a new one if it has none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(out / FILE)))
+    path = out / FILE
+    return JournalStorage(
+        RemoteJournal(path) if isinstance(path, Remote) else JournalFileBackend(str(path))
+    )
+
+
+class RemoteJournal(JournalFileBackend):
+    """A journal on an object store: a file of the driver, put there whenever it grows."""
+
+    def __init__(self, path: Remote) -> None:
+        """Go on from what lies there."""
+        self.path = path
+        self.folder = tempfile.TemporaryDirectory(prefix="tarflow-")
+        self.copy = Path(self.folder.name) / path.name
+        if path.exists():
+            self.copy.write_bytes(path.read_bytes())
+        super().__init__(str(self.copy))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Add to the journal."""
+        super().append_logs(logs)
+        self.path.write_bytes(self.copy.read_bytes())
 
 
 def open_study(space: Space, journal: JournalStorage) -> optuna.Study:

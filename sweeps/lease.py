@@ -12,32 +12,68 @@ from pathlib import Path
 from typing import Any
 
 from tarflow.config import ConfigError
+from tarflow.storage import Remote, writing
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # without a heartbeat: the owner's machine is gone
+SETTLE_SECONDS = 1.0  # until the last of several puts to an object store is the one that counts
 FILE = "lease.json"
 
 
 class Lease:
     """What the owner of a folder holds; `lost` says that another driver has taken it over."""
 
-    def __init__(self, path: Path, owner: dict[str, Any]) -> None:
-        """Describe a lease that has just been written."""
-        self.path, self.owner = path, owner
+    def __init__(self, path: Path) -> None:
+        """Describe a lease that is about to be written."""
+        self.path = path
+        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         self.lost = False
+        self.beaten = time.time()
+
+    def take(self) -> None:
+        """Become the owner.
+
+        Raises:
+            ConfigError: if another driver is.
+        """
+        with _locked(self.path):
+            there = _read(self.path)
+            if there and _alive(there):
+                raise self._taken(there)
+            self._write()
+        if isinstance(
+            self.path, Remote
+        ):  # which has no lock: of two that write, the last one wins
+            time.sleep(SETTLE_SECONDS)
+            if not self._ours(there := _read(self.path)):
+                raise self._taken(there)
 
     def beat(self) -> None:
         """Renew the heartbeat, unless somebody else owns the folder by now."""
         with _locked(self.path):
-            self.lost = self.lost or _read(self.path) != self.owner
+            there = _read(self.path)
+            self.lost = self.lost or (bool(there) and not self._ours(there))
             if not self.lost:
-                os.utime(self.path)
+                self._write()
 
     def release(self) -> None:
         """Let the next driver in."""
         with _locked(self.path):
-            if _read(self.path) == self.owner:
+            if self._ours(_read(self.path)):
                 self.path.write_text("")
+
+    def _write(self) -> None:
+        self.beaten = time.time()
+        self.path.write_text(json.dumps(self.owner | {"beat": self.beaten}))
+
+    def _ours(self, there: dict[str, Any]) -> bool:
+        return self.owner.items() <= there.items()
+
+    def _taken(self, there: dict[str, Any]) -> ConfigError:
+        return ConfigError(
+            f"{self.path.parent} is in use by process {there.get('pid')} on {there.get('host')}; "
+            "wait for it, stop it, or choose another --out"
+        )
 
 
 @contextlib.contextmanager
@@ -48,24 +84,19 @@ def lease(folder: Path) -> Iterator[Lease]:
     `STALE_SECONDS`.
 
     Raises:
-        ConfigError: if another driver owns the folder, saying which.
+        ConfigError: if another driver owns the folder, saying which; or if it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    with _locked(path):
-        there = _read(path)
-        if there and _alive(there, path):
-            raise ConfigError(
-                f"{folder} is in use by process {there['pid']} on {there['host']}; "
-                "wait for it, stop it, or choose another --out"
-            )
-        path.write_text(json.dumps(owner))
-    held, ended = Lease(path, owner), threading.Event()
+    held, ended = Lease(folder / FILE), threading.Event()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held.take()
 
     def keep() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            held.beat()
+            try:
+                held.beat()
+            except (OSError, ConfigError):  # the disk is full, or the network away: try again
+                held.lost = time.time() - held.beaten > STALE_SECONDS
 
     heart = threading.Thread(target=keep, daemon=True)
     heart.start()
@@ -74,12 +105,16 @@ def lease(folder: Path) -> Iterator[Lease]:
     finally:
         ended.set()
         heart.join()
-        held.release()
+        with contextlib.suppress(OSError, ConfigError):  # then it goes stale
+            held.release()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other drivers out while a lease is read and written."""
+    if isinstance(path, Remote):
+        yield
+        return
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -88,13 +123,13 @@ def _locked(path: Path) -> Iterator[None]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         owner: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
+    except (FileNotFoundError, json.JSONDecodeError):
         return {}  # released, or cut off while it was written
     return owner
 
 
-def _alive(owner: dict[str, Any], path: Path) -> bool:
-    if time.time() - path.stat().st_mtime > STALE_SECONDS:
+def _alive(owner: dict[str, Any]) -> bool:
+    if time.time() - owner["beat"] > STALE_SECONDS:
         return False
     if owner["host"] != socket.gethostname():
         return True

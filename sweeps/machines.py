@@ -14,6 +14,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tarflow.config import ConfigError
+from tarflow.storage import Remote, locate
 
 GROWING_SECONDS = 1200.0  # for a rented machine to start and install
 
@@ -77,22 +78,22 @@ def check_shared(out: Path, where: Cluster) -> None:
     Raises:
         ConfigError: naming a machine that does not.
     """
-    if where.nodes < 2:
+    if where.nodes < 2 and not isinstance(out, Remote):
         return
     token = out / f".token-{uuid.uuid4().hex}"
     token.touch()
 
     @ray.remote(num_cpus=0)
     def sees(path: str) -> bool:
-        return Path(path).exists()
+        return locate(path).exists()
 
     try:
         for node in _nodes():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             if not ray.get(sees.options(scheduling_strategy=there).remote(str(token))):
                 raise ConfigError(
-                    f"{out} is not visible on {node['NodeManagerHostname']}; "
-                    "choose an --out on a disk that all machines share"
+                    f"{out} is not visible on {node['NodeManagerHostname']}; choose an --out on a "
+                    "disk that all machines share, or on an object store such as s3://bucket/study"
                 )
     finally:
         token.unlink(missing_ok=True)
@@ -113,6 +114,14 @@ def slots(needs: Mapping[str, float], where: Cluster) -> int:
             "lower base.execution.threads"
         )
     return count
+
+
+def room(needs: Mapping[str, float]) -> int:
+    """Return how many workers the machines that are alive hold, each with these resources."""
+    return sum(
+        min(int(node["Resources"].get(name, 0) // each) for name, each in needs.items())
+        for node in _nodes()
+    )
 
 
 def _nodes() -> list[dict[str, Any]]:

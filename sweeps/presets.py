@@ -1,12 +1,12 @@
 """The studies that have a name, and how a name is found."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from sweeps import ablations, grids
 from sweeps.study import Study, unknown
 from tarflow import config as configs
 from tarflow.config import ConfigError
+from tarflow.storage import locate
 
 PRESETS: dict[str, Callable[[], Study]] = {
     "digits": grids.digits,
@@ -30,7 +30,7 @@ def load(name: str) -> Study:
     """
     if name in PRESETS:
         return PRESETS[name]()
-    path = Path(name).expanduser()
+    path = locate(name).expanduser()
     path = path / "study.yaml" if path.is_dir() else path
     if path.is_file():
         return configs.read_yaml(Study, path)

@@ -96,6 +96,11 @@ class Progress:
             self.runs[run.run_id] = run
             self.running[run.run_id] = time.monotonic()
 
+    def note(self, text: str) -> None:
+        """Say what the user should know."""
+        with self._lock:
+            self.console.print(text, style="yellow", soft_wrap=True)
+
     def report(self, run: Task, latest: Mapping[str, Any]) -> None:
         """Note how far a run has come: {"images", "loss", "seconds"}."""
         with self._lock:

@@ -2,12 +2,12 @@
 
 What is done is decided by `runs/<run id>/result.json` and by nothing else: Ray's own state is
 thrown away. Small runs are Tune trials side by side, longest first, in processes that are used
-again; runs of several workers follow one after another, as Ray Train jobs.
+again; runs of several workers follow one after another, as Ray Train jobs. A run whose process or
+machine dies goes on from its last state.
 """
 
 import contextlib
-import shutil
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +26,12 @@ from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress, Task
 from sweeps.study import Planned
-from sweeps.trainable import resources, single_threaded, train_large, trial
+from sweeps.trainable import resources, single_threaded, trial
 from tarflow.config import ConfigError
 from tarflow.record import read_result
 
 Named = Callable[[dict[str, Any]], Planned]
+RETRIES = 2  # of a run whose process dies again and again at the same image
 FIRST_FAILURES = 4  # so many failures before any success: the machine is sick, stop
 
 
@@ -101,7 +102,9 @@ def run_all(
     )
     limit = time.monotonic() + max_hours * 3600 if max_hours is not None else None
     watch = Watch(progress, held, limit)
-    with progress, scratch(out) as storage:
+    from sweeps.large import run_large
+
+    with progress, scratch() as storage:
         if small:
             tune_trials(
                 tune.with_parameters(trial, runs=small, out=str(out), home=str(Path.cwd())),
@@ -111,7 +114,7 @@ def run_all(
             )
         for run in large:
             if not watch.stop_all():
-                _run_large(run, out, where, storage, watch)
+                run_large(run, out, where, storage, watch)
     if watch.mistake:
         raise watch.mistake
     spent = sum(
@@ -171,6 +174,7 @@ class Teller(Here, tune.Callback):
         """Serve trials; `planned` says which run a trial's config stands for."""
         self.planned, self.out, self.watch = planned, out, watch
         self.progress = watch.progress
+        self.reached: dict[str, int] = {}  # images at which the process of each run died last
 
     def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the start."""
@@ -189,11 +193,21 @@ class Teller(Here, tune.Callback):
         if result := read_result(self.out / "runs" / run.run_id):
             self.progress.end(run, result["run"])
 
+    def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Say that the run goes on; only deaths without progress in between are counted."""
+        run = self.planned(trial.config)
+        if isinstance(mistake := cause_of(error_of(trial)), ConfigError):
+            self.watch.mistake = mistake
+            return
+        images = self.progress.latest.get(run.run_id, {}).get("images", 0)
+        if images > self.reached.get(run.run_id, 0):
+            trial.run_metadata.num_failures = 1
+        self.reached[run.run_id] = images
+        self.progress.note(f"{run.label}: its process died; going on from its last state")
+
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Write the row that the run could not."""
-        path = trial.pickled_error_file  # get_pickled_error looks where it is copied only later
-        error = ray.cloudpickle.loads(Path(path).read_bytes()) if path else RuntimeError("unknown")
-        end_failed(self.planned(trial.config), self.out, error, self.watch)
+        end_failed(self.planned(trial.config), self.out, error_of(trial), self.watch)
 
 
 @dataclass(frozen=True)
@@ -238,52 +252,10 @@ def tune_trials(
             storage_path=str(session.storage),
             stop=session.watch,
             callbacks=[teller],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     ).fit()
-
-
-class Mailbox:
-    """Holds the last report of a Ray Train job for the driver to fetch."""
-
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.latest: dict[str, Any] = {}
-
-    def put(self, latest: dict[str, Any]) -> None:
-        """Replace the report."""
-        self.latest = latest
-
-    def get(self) -> dict[str, Any]:
-        """Return the report."""
-        return self.latest
-
-
-def _run_large(run: Planned, out: Path, where: Cluster, storage: Path, watch: Watch) -> None:
-    """Carry out one run of several workers, unless there is a reason to stop meanwhile."""
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
-    failures: list[Exception] = []
-
-    def report(latest: dict[str, Any]) -> None:
-        mailbox.put.remote(latest)
-
-    def job() -> None:  # not in the main thread, where Ray Train would take Ctrl-C for itself
-        try:
-            train_large(run, str(out), str(Path.cwd()), storage, where.gpus, report)
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=job, daemon=True)
-    watch.progress.start(run)
-    thread.start()
-    while thread.is_alive() and not watch.stop_all():
-        thread.join(0.5)
-        if latest := ray.get(mailbox.get.remote()):
-            watch.progress.report(run, latest)
-    if failures:
-        end_failed(run, out, failures[0], watch)
-    elif not thread.is_alive() and (result := read_result(out / "runs" / run.run_id)):
-        watch.progress.end(run, result["run"])
 
 
 def end_failed(run: Planned, out: Path, error: Exception, watch: Watch) -> None:
@@ -302,6 +274,15 @@ def end_failed(run: Planned, out: Path, error: Exception, watch: Watch) -> None:
     watch.progress.end(run, row)
 
 
+def error_of(trial: Trial) -> Exception:
+    """Return what ended a trial last, as Ray has it."""
+    path = trial.pickled_error_file  # get_pickled_error looks where it is copied only later
+    if not path or not Path(path).exists():
+        return RuntimeError("it ended without a message")
+    error: Exception = ray.cloudpickle.loads(Path(path).read_bytes())
+    return error
+
+
 def cause_of(error: Exception) -> Exception:
     """Return what a run itself raised, out of what Ray wrapped around it."""
     if isinstance(error, WorkerGroupError):
@@ -315,15 +296,10 @@ def cause_of(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def scratch(out: Path) -> Iterator[Path]:
-    """Give a folder for Ray's own state, that every machine sees and nobody reads again."""
-    folder = out / ".ray"
-    shutil.rmtree(folder, ignore_errors=True)  # of a driver that was killed
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def scratch() -> Iterator[Path]:
+    """Give a folder of this machine for Ray's own state, which nobody reads again."""
+    with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _check_workers(runs: Sequence[Planned], where: Cluster) -> None:

@@ -18,6 +18,7 @@ from sweeps.progress import Progress
 from sweeps.runner import Outcome, Session, Watch, scratch, tune_trials
 from sweeps.settings import SEED, Sampling
 from sweeps.trainable import resources, single_threaded, workplace
+from tarflow.storage import locate
 
 
 def sample_all(
@@ -48,7 +49,7 @@ def sample_all(
     )
     limit = time.monotonic() + max_hours * 3600 if max_hours is not None else None
     watch = Watch(progress, held, limit)
-    with progress, scratch(out) as storage:
+    with progress, scratch() as storage:
         tune_trials(
             tune.with_parameters(sample_one, samplings=todo, out=str(out), home=str(Path.cwd())),
             {"index": tune.grid_search(list(range(len(todo))))},
@@ -74,6 +75,6 @@ def sample_one(
 
     wanted = samplings[config["index"]]
     with workplace(home):
-        folder = Path(out) / "runs" / wanted.run.run_id
+        folder = locate(out) / "runs" / wanted.run.run_id
         (row,) = evaluate_setting(folder, wanted.sampler, SEED, halves=("all",))
     tune.report({"kid": math.nan if row["kid"] is None else row["kid"]})

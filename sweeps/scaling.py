@@ -21,6 +21,7 @@ from sweeps.presets import load
 from sweeps.study import Planned, Study, resolve
 from tarflow import record
 from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
+from tarflow.storage import locate
 
 if TYPE_CHECKING:
     from sweeps.runner import Outcome
@@ -46,7 +47,7 @@ class Options:
     """
 
     study: tyro.conf.Positional[str] = "digits"  # preset, YAML file or folder of a study
-    out: Annotated[Path | None, arg(metavar="DIR")] = None  # by default studies/<name>
+    out: Annotated[Path | None, arg(metavar="DIR")] = None  # or s3://...; default studies/<name>
     dry_run: bool = False  # print the plan and stop
     yes: bool = False  # do not ask before an expensive study
     seeds: Annotated[int | None, arg(metavar="N")] = None  # of every point
@@ -295,11 +296,9 @@ def study_folder(out: Path | None, study: Study) -> Path:
     """Return the absolute folder of a study.
 
     Raises:
-        ConfigError: if it is an address, or a file.
+        ConfigError: if it is a file, or an address that cannot be reached.
     """
-    if out and ":/" in str(out):
-        raise ConfigError(f"--out {out}: write a folder that every machine of the cluster sees")
-    folder = (out or Path("studies") / study.name).expanduser().absolute()
+    folder = locate(out or Path("studies") / study.name).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file; name a folder")
     return folder

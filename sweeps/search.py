@@ -58,7 +58,7 @@ class Options:
     sampler_trials: Annotated[int, arg(metavar="M")] = 12  # sampler settings of each checkpoint
     budget: Annotated[float | None, arg(metavar="FLOPS")] = None  # by default the study's middle
     seed: int = 0  # of the suggestions
-    out: Annotated[Path | None, arg(metavar="DIR")] = None  # by default studies/<name>
+    out: Annotated[Path | None, arg(metavar="DIR")] = None  # or s3://...; default studies/<name>
     dry_run: bool = False  # print the plan and stop
     yes: bool = False  # do not ask before an expensive search
 

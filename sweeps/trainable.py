@@ -1,7 +1,7 @@
-"""From one planned run to a Ray task of the right size: a Tune trial, or a Ray Train job.
+"""Runs as Ray Tune trials, and what a run needs around it on any machine of a cluster.
 
-Both call `tarflow.run.run`; here is only what differs around it. Nothing is caught: a failure
-travels to the driver, which makes a row of it.
+A run that fails is a row at once, for it would fail again. The death of its process travels to the
+driver, which has it go on from its last state.
 """
 
 import contextlib
@@ -16,6 +16,9 @@ from typing import Any
 from sweeps.space import SEED, SamplingSpace, Space, TrainingSpace
 from sweeps.study import Planned
 from tarflow import record
+from tarflow.config import ConfigError
+from tarflow.preemption import Preempted
+from tarflow.storage import locate
 
 SMALL_GPU_BYTES = 4e9  # runs that need less share a GPU
 SHARING = 4  # such runs per GPU
@@ -35,13 +38,31 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
     from tarflow.evaluation import reference_quality
     from tarflow.run import run as carry
 
-    folder = Path(out) / "runs" / run.run_id
-    reference = Path(out) / "reference.json"  # what real images score, once for a study
+    folder = locate(out) / "runs" / run.run_id
+    reference = locate(out) / "reference.json"  # what real images score, once for a study
     with workplace(home):
         row = carry(run.config, folder, run.role, run.label, report)
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row
+
+
+def attempt(run: Planned, out: str, home: str, report: Report) -> dict[str, Any]:
+    """Do one run that goes on alone; a failure is its row.
+
+    Raises:
+        ConfigError: for a user's mistake, which no other run can get around.
+        Preempted: if the process has to end.
+    """
+    from tarflow.run import record_failure
+
+    try:
+        return carry_out(run, out, home, report)
+    except (ConfigError, Preempted):
+        raise
+    except Exception as error:
+        folder = locate(out) / "runs" / run.run_id
+        return record_failure(run.config, folder, run.role, run.label, error)
 
 
 @contextlib.contextmanager
@@ -63,7 +84,7 @@ def trial(config: Mapping[str, Any], runs: Sequence[Planned], out: str, home: st
     from ray import tune
 
     run = runs[config["index"]]
-    row = carry_out(run, out, home, tune.report)
+    row = attempt(run, out, home, tune.report)
     tune.report({"run_id": run.run_id, "status": row["status"], "bpd": row.get("bpd")})
 
 
@@ -72,7 +93,7 @@ def train_candidate(config: Mapping[str, Any], space: TrainingSpace, out: str, h
     from ray import tune
 
     run = single_threaded(space.planned(config))
-    row = carry_out(run, out, home, tune.report)
+    row = attempt(run, out, home, tune.report)
     tune.report({"status": row["status"], **scores(space, config, out)})
 
 
@@ -86,13 +107,13 @@ def sample_setting(
 
     space = spaces[config["run_id"]]
     with workplace(home):
-        evaluate_setting(Path(out) / "runs" / space.run_id, space.sampler(config), SEED)
+        evaluate_setting(locate(out) / "runs" / space.run_id, space.sampler(config), SEED)
     tune.report(scores(space, config, out))
 
 
 def scores(space: Space, config: Mapping[str, Any], out: str) -> dict[str, float | None]:
     """Return the objectives of a trial that has ended, by name; None where it failed."""
-    found = space.values(config, Path(out)) or []
+    found = space.values(config, locate(out)) or []
     return dict(zip_longest(space.objectives, found))
 
 
@@ -112,37 +133,3 @@ def resources(runs: Sequence[Planned], gpus: float) -> dict[str, float]:
         largest = max(cost.memory(run.config).total for run in runs)
         needs["gpu"] = 1 / SHARING if largest < SMALL_GPU_BYTES else 1.0
     return needs
-
-
-def train_large(
-    run: Planned, out: str, home: str, storage: Path, gpus: float, report: Report
-) -> None:
-    """Carry out a run of several workers as a Ray Train job and wait for its end.
-
-    Args:
-        run: what to do; `execution.workers` says on how many workers.
-        out: folder of the study.
-        home: working folder of the driver.
-        storage: for Ray Train's own files, which nobody reads again.
-        gpus: that the cluster has; with none the workers meet over gloo.
-        report: gets progress of the first worker; is sent to the workers.
-    """
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    execution = run.config.execution
-    use_gpu = bool(gpus) and execution.device != "cpu"
-
-    def loop() -> None:
-        carry_out(run, out, home, report)
-
-    TorchTrainer(
-        loop,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=execution.workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": execution.threads, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=RunConfig(name=run.run_id, storage_path=str(storage)),
-    ).fit()

@@ -16,7 +16,7 @@ from torch import Tensor
 from tarflow.config import ConfigError, ModelConfig, RunConfig, from_dict, to_dict
 from tarflow.model import TarFlow
 from tarflow.record import replacing
-from tarflow.storage import local_copy
+from tarflow.storage import local_copy, locate
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
@@ -32,6 +32,7 @@ def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
     Raises:
         ConfigError: if the file is missing, broken, without a config, or of another model.
     """
+    path = locate(path)
     try:
         with local_copy(path) as local, safe_open(local, "pt") as file:
             metadata = file.metadata() or {}

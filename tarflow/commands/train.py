@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from tarflow.config import RunConfig, read_yaml, run_id
+from tarflow.storage import locate
 
 
 def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
@@ -24,8 +25,8 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from tarflow.run import resolve, run
 
     console = Console(stderr=True, highlight=False)
-    chosen = resolve(read_yaml(RunConfig, config))
-    folder = out or Path("runs") / run_id(chosen)
+    chosen = resolve(read_yaml(RunConfig, locate(config)))
+    folder = locate(out) if out else Path("runs") / run_id(chosen)
 
     def report(progress: dict[str, Any]) -> None:
         share = progress["images"] / chosen.images
