@@ -21,7 +21,7 @@ from sweeps.presets import load
 from sweeps.study import Planned, Study, resolve
 from tarflow import record
 from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
-from tarflow.storage import locate
+from tarflow.storage import check_reachable, locate
 
 if TYPE_CHECKING:
     from sweeps.runner import Outcome
@@ -299,6 +299,7 @@ def study_folder(out: Path | None, study: Study) -> Path:
         ConfigError: if it is a file, or an address that cannot be reached.
     """
     folder = locate(out or Path("studies") / study.name).expanduser().absolute()
+    check_reachable(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file; name a folder")
     return folder

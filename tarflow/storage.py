@@ -191,17 +191,17 @@ def _filesystem(scheme: str, bucket: str = "") -> fs.FileSystem:
         raise ConfigError(f"{scheme}://{bucket}: {str(error).splitlines()[0]}") from None
 
 
-def check_writable(place: Path) -> None:
-    """Make sure, in seconds, that files can be written below a place.
+def check_reachable(place: Path) -> None:
+    """Make sure, in seconds, that there is a bucket behind an address.
 
     Raises:
-        ConfigError: saying what is wrong, such as a bucket that does not exist.
+        ConfigError: if there is none, or it cannot be reached.
     """
-    token = place / f".writable-{os.getpid()}"
-    with writing(place):
-        place.mkdir(parents=True, exist_ok=True)
-        token.touch()
-        token.unlink()
+    if not isinstance(place, Remote):
+        return
+    bucket = Remote(*place.parts[:2])
+    if len(place.parts) < 2 or not bucket.exists():
+        raise ConfigError(f"there is no bucket {bucket}, or these credentials may not see it")
 
 
 @contextlib.contextmanager
