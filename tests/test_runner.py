@@ -241,18 +241,18 @@ def test_a_dead_or_silent_owner_is_replaced(tmp_path):
     gone.wait()
     with lease(tmp_path) as held:
         pass
-    path = tmp_path / FILE
-    path.write_text(json.dumps(held.owner | {"pid": gone.pid}))
+    path, now = tmp_path / FILE, {"beat": time.time()}
+    path.write_text(json.dumps(held.owner | now | {"pid": gone.pid}))
     with lease(tmp_path):  # dead on this host
         pass
-    path.write_text(json.dumps(held.owner | {"host": "elsewhere", "pid": 1}))
+    path.write_text(json.dumps(held.owner | now | {"host": "elsewhere", "pid": 1}))
     with pytest.raises(ConfigError, match="process 1 on elsewhere"), lease(tmp_path):
         pass
-    long_ago = time.time() - STALE_SECONDS - 1
-    os.utime(path, (long_ago, long_ago))
+    now = {"beat": time.time() - STALE_SECONDS - 1}
+    path.write_text(json.dumps(held.owner | now | {"host": "elsewhere", "pid": 1}))
     with lease(tmp_path) as second:
         assert not second.lost
-        path.write_text(json.dumps(held.owner | {"host": "elsewhere"}))  # taken over
+        path.write_text(json.dumps(held.owner | now | {"host": "elsewhere"}))  # taken over
         second.beat()
         assert second.lost
     assert "elsewhere" in path.read_text()

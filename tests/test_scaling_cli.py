@@ -65,7 +65,7 @@ def test_a_plan_needs_no_data_but_a_run_does(monkeypatch, capsys, tmp_path):
         (["tiny", "--seeds", "many"], "many"),
         (["tiny", "--devices", "0"], "devices is 0"),
         (["tiny", "--max-hours", "-1"], "max-hours is -1"),
-        (["tiny", "--out", "s3://bucket/study"], "write a folder"),
+        (["tiny", "--out", "s4://bucket/study"], "Unrecognized filesystem"),
         (["tiny", "--accelerator", "H10"], "did you mean 'H100'?"),
     ],
 )
