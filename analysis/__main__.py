@@ -48,7 +48,7 @@ def best(
         seed: of the bootstrap.
     """
     from analysis.advice import recommend
-    from analysis.findings import find
+    from analysis.find import find
     from analysis.report import read_study
     from tarflow.config import to_yaml
     from tarflow.record import write_text

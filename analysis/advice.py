@@ -50,7 +50,9 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
         raise ConfigError(f"flops is {flops:g}: a budget must be positive")
     best = best_run(runs)
     template = read_config(best)
-    found = allocate(flops, runs, template, findings.surface, findings.isoflops)
+    found = allocate(
+        flops, runs, template, findings.surface, findings.isoflops, rivals=findings.rivals
+    )
     model = replace(template.model, channels=found.channels)
     rate = template.optim.lr
     if runs["lr"].nunique() > 1:

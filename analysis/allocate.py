@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fit import LEVEL, Fit
+from analysis.fit import Fit
 from analysis.laws import Array
+from analysis.uncertainty import LEVEL
 from tarflow import cost
 from tarflow.config import ConfigError, ModelConfig, RunConfig, from_dict, round_images
 
@@ -168,6 +169,7 @@ def allocate(
     surface: Fit | None,
     isoflops: Sequence[IsoFlop],
     seed: int = 0,
+    rivals: Sequence[Fit] = (),
 ) -> Allocation:
     """Choose size and images for a budget by the best source the study allows.
 
@@ -182,9 +184,14 @@ def allocate(
         surface: L(N, D).
         isoflops: minima of the study.
         seed: of the draws.
+        rivals: laws of other forms that predict as well: their optima widen the intervals, for
+            a bootstrap of one form knows nothing of the others.
     """
     sizes = Sizes(template.model)
     draws = None if surface is None else _law_draws(surface, flops, sizes)
+    if draws is not None:
+        others = [_law_draws(law, flops, sizes) for law in rivals]
+        draws = np.concatenate([draws, *(each[1:] for each in others if each is not None)])
     source, edge = "surface law", ""
     if draws is None or not _trusted(draws[1:]):
         source = "IsoFLOP minima"

@@ -14,8 +14,17 @@ from analysis.rows import commonest
 
 Interval = tuple[float, float]
 
-SETTING = ["feature_extractor", "guidance", "part", "annealed", "temperature", "denoise", "solver"]
-WORDS = ("guidance", "temperature", "denoise", "solver")  # of the setting, that people are told
+SETTING = [  # columns that say how samples were drawn; how the flow was inverted does not matter
+    "feature_extractor",
+    "guidance",
+    "rule",
+    "part",
+    "guided_blocks",
+    "annealed",
+    "temperature",
+    "denoise",
+]
+WORDS = ("guidance", "temperature", "denoise")  # of the setting, that people are told
 FEWEST = 5  # runs
 
 

@@ -4,26 +4,29 @@ Legend: `n` rows, `p` parameters, `R` draws, `m` points asked for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from analysis.laws import Array, Form
-from analysis.solver import HUBER, Problem, minimise
+from analysis.solver import Problem, minimise
+from analysis.uncertainty import (
+    LEVEL,
+    Interval,
+    bootstrap,
+    doubt,
+    interval_of,
+    settle_scale,
+    singular_values,
+)
 from tarflow.config import ConfigError
 
-Interval = tuple[float, float]
 Space = Literal["log", "raw"]
 Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non-finite"]
 
-LEVEL = 0.9  # of every interval of a parameter
-ROBUST_FROM = 5  # degrees of freedom below which an outlier cannot be told from a misfit
-CASES_FROM = 6  # runs per parameter from which runs are resampled; below, noise is
 SCOUTS = 16  # starts of the least-squares fit around which the residual scale is settled
-DRAW_STEPS = 60  # of the solver; a draw needs no more digits than its noise
-SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,20 +160,20 @@ def fit(
     if not np.isfinite(costs.min()):
         return _not_finite(form, len(y), space, centre, float(logs.sum(axis=0).max()))
     free = float(count.sum()) - len(form.parameters)
-    problem, theta, scale = _rescale(problem, ends[costs.argmin()], free, noise, delta)
+    problem, theta, scale = settle_scale(problem, ends[costs.argmin()], free, noise, delta)
     ends, costs = minimise(problem, np.concatenate([theta[None], begin]))
     theta, cost = ends[costs.argmin()], float(costs.min())
     slack = 1e-4 * cost + 1e-12 * float(count.sum())
     agreement = float(np.mean(costs[1:] <= cost + slack))
-    singular = _singular_values(problem, theta)
+    singular = singular_values(problem, theta)
     names = np.arange(len(y)) if clusters is None else np.unique(
         np.array([str(name) for name in clusters]), return_inverse=True
     )[1]  # fmt: skip
-    drawn, resampled = _bootstrap(problem, theta, scale, names, draws, seed)
+    drawn, resampled = bootstrap(problem, theta, scale, names, draws, seed)
     natural = form.natural(theta[None], centre)[0]
     spread = form.natural(drawn, centre)
     intervals = {
-        name: _interval(column) for name, column in zip(form.parameters, spread.T, strict=True)
+        name: interval_of(column) for name, column in zip(form.parameters, spread.T, strict=True)
     }
     deficient = len(y) < len(form.parameters) or singular[-1] < 1e-7 * singular[0]
     at_bound = {
@@ -185,7 +188,7 @@ def fit(
     if deficient:
         status = "rank-deficient"
     reasons = {
-        name: _doubt(name, intervals[name], deficient, at_bound.get(name, False), y)
+        name: doubt(name, intervals[name], deficient, at_bound.get(name, False), y)
         for name in form.parameters
     }
     return Fit(
@@ -233,121 +236,6 @@ def _relative_error(se: ArrayLike, y: Array, space: Space) -> Array:
     if error.shape != y.shape or not np.all(error > 0):
         raise ConfigError("standard errors must be positive, one per row")
     return error / float(np.median(error))
-
-
-def robust_scale(residuals: Array, weights: Array, parameters: int) -> float:
-    """Return the scaled median of |residuals|, leaving out those the parameters absorbed.
-
-    A fit makes about `parameters` residuals vanish, so the median is taken over the rest.
-
-    >>> round(robust_scale(np.array([0.0, 1.0, -1.0, 1.0]), np.ones(4), 1), 4)
-    1.4826
-    """
-    order = np.argsort(np.abs(residuals))
-    passed = np.cumsum(weights[order])
-    absorbed = min(parameters - 1, passed[-1])
-    middle = absorbed + (passed[-1] - absorbed) / 2
-    position = min(int(np.searchsorted(passed, middle * (1 - 1e-12))), len(order) - 1)
-    return 1.4826 * float(np.abs(residuals)[order[position]])
-
-
-def _rescale(
-    problem: Problem, theta: Array, free: float, noise: float | None, delta: float | None
-) -> tuple[Problem, Array, float]:
-    """Settle the residual scale and Huber's delta around the least-squares fit."""
-    problem = replace(problem, delta=np.inf if delta is None else delta)
-    theta = minimise(problem, theta[None], 1e-7)[0][0]
-    residuals = problem.residuals(theta[None])[0]
-    if free < ROBUST_FROM:
-        square = float(np.sum(problem.weights * residuals**2))
-        scale = float(np.sqrt(square / free)) if free > 0 else float("nan")
-        known = [value for value in (scale, noise) if value is not None and np.isfinite(value)]
-        return problem, theta, max(known, default=float("nan"))
-    scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
-    for _ in range(10):
-        if delta is not None:
-            break
-        if scale < 1e-9:  # exact data: every residual is rounding
-            return replace(problem, delta=np.inf), theta, scale
-        problem = replace(problem, delta=HUBER * scale)
-        theta = minimise(problem, theta[None], 1e-7)[0][0]
-        residuals = problem.residuals(theta[None])[0]
-        before = scale
-        scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
-        if abs(scale - before) <= 1e-3 * before:
-            break
-    return problem, theta, scale
-
-
-def _bootstrap(
-    problem: Problem,
-    theta: Array,
-    scale: float,
-    clusters: NDArray[np.intp],
-    draws: int,
-    seed: int,
-) -> tuple[Array, str]:
-    """Refit resampled tables: whole runs where there are many, else noise around the law."""
-    rng = np.random.default_rng(seed)
-    total = int(clusters.max()) + 1
-    if total >= CASES_FROM * len(theta):
-        times = rng.multinomial(total, np.full(total, 1 / total), size=draws)
-        resampled = "runs"
-        trial = replace(problem, weights=problem.weights * times[:, clusters])
-    else:
-        resampled = "noise"
-        if not np.isfinite(scale):
-            return np.empty((0, len(theta))), resampled
-        fitted = problem.targets - problem.residuals(theta[None])[0] * problem.scale
-        error = rng.standard_normal((draws, len(fitted))) * scale * problem.scale
-        trial = replace(problem, targets=fitted + error / np.sqrt(problem.weights))
-    if not draws:
-        return np.empty((0, len(theta))), resampled
-    shrink = np.array([1.0 if name in "AB" else 0.6 for name in problem.form.parameters])
-    begin = [theta, theta * shrink, theta / shrink]
-    if len(clusters) > SEVERAL_STARTS_TO:
-        begin = [theta]
-    which = np.tile(np.arange(draws), len(begin))
-    ends, costs = minimise(trial.take(which), np.repeat(begin, draws, axis=0), 1e-5, DRAW_STEPS)
-    best = costs.reshape(len(begin), draws).argmin(axis=0)
-    return ends.reshape(len(begin), draws, -1)[best, np.arange(draws)], resampled
-
-
-def _singular_values(problem: Problem, theta: Array) -> Array:
-    columns = problem.form.jacobian(theta[None], problem.logs)[0] * np.sqrt(problem.weights)
-    if problem.log:
-        columns = columns / problem.form.predict(theta[None], problem.logs)
-    length = np.linalg.norm(columns, axis=1, keepdims=True)
-    unit = columns / np.where(length > 1e-12 * length.max(), length, np.inf)
-    values = np.zeros(len(theta))
-    found = np.linalg.svd(unit, compute_uv=False)
-    values[: len(found)] = found
-    return values
-
-
-def _interval(column: Array) -> Interval:
-    if not len(column):
-        return -np.inf, np.inf
-    low, high = np.quantile(column, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, y: Array) -> str:
-    """Say why a parameter is unknown; empty if it is known."""
-    low, high = interval
-    if deficient:
-        return f"{name} is not identified by these runs: other values give the same fit"
-    if not np.isfinite(high - low):
-        return f"{name} has no interval: there are no runs left to measure the noise with"
-    span = f"90% interval {low:.3g} to {high:.3g}"
-    if at_bound:
-        return f"{name} is not identified by these runs: it runs into its bound ({span})"
-    if name == "E" and high - low > 0.5 * np.ptp(y):
-        return f"{name} is not identified by these runs: {span}, more than half the losses' range"
-    limit = 10 if name in "AB" else 2
-    if name != "E" and high > limit * low:
-        return f"{name} is not identified by these runs: {span}, more than a factor {limit}"
-    return ""
 
 
 def _not_finite(form: Form, rows: int, space: Space, centre: Array, reach: float) -> Fit:

@@ -10,8 +10,8 @@ from pydantic import ConfigDict
 
 from analysis.allocate import best_run, read_config
 from analysis.findings import Findings
-from analysis.fit import LEVEL
 from analysis.human import bits, interval, percent
+from analysis.uncertainty import LEVEL
 from tarflow import cost
 from tarflow.config import RunConfig, from_dict, to_dict
 from tarflow.record import read_json

@@ -17,6 +17,8 @@ from analysis.human import bits, count, number
 from analysis.rows import commonest
 from analysis.theme import AMBER, INK, ORANGE, SOFT, describe, figure, marker
 
+USUAL = {"rule": "log-scale", "guided_blocks": "all", "part": "both"}  # of guidance
+
 
 def setting_in_words(row: pd.Series | Mapping[str, Any]) -> str:
     """Name a sampler setting.
@@ -27,7 +29,9 @@ def setting_in_words(row: pd.Series | Mapping[str, Any]) -> str:
     'no guidance, denoising 0'
     """
     guided = f"guidance {number(row['guidance'])}, temperature {number(row['temperature'])}"
-    return f"{guided if row['guidance'] else 'no guidance'}, denoising {number(row['denoise'])}"
+    unusual = [row[name] for name, usual in USUAL.items() if row.get(name, usual) != usual]
+    guided = ", ".join([guided, *unusual]) if row["guidance"] else "no guidance"
+    return f"{guided}, denoising {number(row['denoise'])}"
 
 
 def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | None:

@@ -12,9 +12,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from analysis import human
-from analysis.blocks import Material, blocks
+from analysis.blocks import blocks
 from analysis.drawn import to_json, to_table
-from analysis.findings import Findings, find
+from analysis.find import find
+from analysis.findings import Findings
+from analysis.page import Material
 from analysis.summary import summarise, typeset
 from tarflow import record
 from tarflow.config import ConfigError
@@ -56,7 +58,7 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     elif results and max(results) >= built:
         record.gather(study)
     runs, evaluations = (record.read_table(path).to_pandas() for path in tables)
-    return runs, evaluations
+    return runs, evaluations.reindex(columns=record.EVALUATIONS.names)  # older tables lack some
 
 
 def render(
@@ -86,7 +88,7 @@ def render(
         name=study.resolve().name,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         study=study,
-        summary=summarise(findings, table),
+        summary=summarise(findings, table, scored),
         blocks=blocks(
             Material(
                 study=study,

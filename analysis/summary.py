@@ -9,11 +9,17 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup, escape
 
+from analysis.ablation import conclusions
 from analysis.advice import recommend
 from analysis.findings import Findings
 from analysis.fit import Fit
 from analysis.human import bits, count, interval, number, percent, power
 from tarflow.config import ConfigError
+
+ABLATION = Markup(
+    "<b>An ablation: choices side by side at equal training FLOPs, no law.</b> Differences count "
+    "where intervals do not meet; the lowest of many is lower by luck as well."
+)
 
 
 @dataclass(frozen=True)
@@ -35,24 +41,28 @@ class Summary:
     verdicts: tuple[tuple[str, str], ...]  # the law, and how it predicted the held-out run
     advice: str  # what to train next
     trainable: bool  # whether there is such a run
+    compared: tuple[str, ...]  # what an ablation says; empty unless it has no laws
     unknown: tuple[str, ...]  # what the runs do not identify
     warnings: tuple[str, ...]
 
 
-def summarise(findings: Findings, table: pd.DataFrame) -> Summary:
+def summarise(findings: Findings, table: pd.DataFrame, scored: pd.DataFrame) -> Summary:
     """Put findings into words.
 
     Args:
         findings: of the study.
         table: the whole run table, failed runs too.
+        scored: finished runs joined to their sample scores.
     """
+    compared = () if len(findings.runs) else tuple(conclusions(findings.finished, scored))
     return Summary(
         facts=_facts(findings, table),
-        lede=_lede(findings),
+        lede=ABLATION if compared else _lede(findings),
         tiles=tuple(_tiles(findings)),
         verdicts=tuple((_named(held.fit), held.verdict) for held in findings.held_out),
         advice=_advice(findings),
         trainable=bool(len(findings.runs)),
+        compared=compared,
         unknown=tuple(_unknown(findings)),
         warnings=tuple(_warnings(findings)),
     )

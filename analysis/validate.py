@@ -1,4 +1,4 @@
-"""A law is believed only when it predicts: roll-outs, coverage, influence and choice of form.
+"""A law is believed only when it predicts: roll-outs, baselines and the choice of form.
 
 A roll-out fits a law to the cheaper (smaller, shorter) runs and predicts the others.
 """
@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fit import LEVEL, Fit, Space, fit
+from analysis.fit import Fit, Space, fit
 from analysis.laws import Array, Form
+from analysis.uncertainty import LEVEL
 
 Interval = tuple[float, float]
 Mask = NDArray[np.bool_]
@@ -19,8 +20,6 @@ CUTOFFS = 4  # windows per axis
 NEAR = 0.2  # values of an axis within 20% of each other are one level
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
 STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
-FAR = float(np.log(1.5))  # in ln(compute): budgets round to whole batches, some percent apart
-NORMAL_90 = 1.6449  # half width of a 90% interval in standard deviations
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Score:
     error_se: float  # its standard error over windows
     aicc: float  # shown, not decisive; nan where undefined
     bic: float
+    near: bool  # not told apart from the least error
     chosen: bool
 
 
@@ -70,31 +70,6 @@ class Baseline:
     name: str  # "repeat the last value" or "log-linear"
     rollouts: int
     error: float  # as in Score
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How often a band held what it promised on the roll-outs."""
-
-    band: str  # "parameters and noise", or "with discrepancy"
-    level: float  # promised
-    inside: int
-    total: int
-
-    @property
-    def achieved(self) -> float:
-        """Share of roll-outs inside the band."""
-        return self.inside / self.total if self.total else float("nan")
-
-
-@dataclass(frozen=True)
-class Influence:
-    """What leaving one run out changes."""
-
-    cluster: str  # the run that is left out
-    change: float  # relative change of the prediction at the largest compute of the table
-    parameter: str  # the parameter that moves most
-    parameter_change: float  # in units of half its 90% interval
 
 
 @dataclass(frozen=True)
@@ -224,15 +199,16 @@ def score(
     paired difference over windows. Without roll-outs the form with the fewest parameters wins.
     """
     errors = {form.name: window_errors(rollouts, form.name) for form in forms}
-    simple_first = sorted(forms, key=lambda form: len(form.parameters))
-    chosen = simple_first[0]
+    near = {form.name for form in forms}
     if rollouts:
         best = errors[min(forms, key=lambda form: float(errors[form.name].mean())).name]
-        chosen = next(
-            form
-            for form in simple_first
-            if (errors[form.name] - best).mean() <= _standard_error(errors[form.name] - best)
-        )
+        near = {
+            name
+            for name, error in errors.items()
+            if (error - best).mean() <= _standard_error(error - best)
+        }
+    simple_first = sorted(forms, key=lambda form: len(form.parameters))
+    chosen = next(form for form in simple_first if form.name in near)
     scores = []
     for form, law in zip(forms, fits, strict=True):
         p, n = len(form.parameters), law.rows
@@ -247,6 +223,7 @@ def score(
                 error_se=_standard_error(errors[form.name]) if rollouts else float("nan"),
                 aicc=_likelihood(law) + 2 * p * n / free if free > 0 else float("nan"),
                 bic=_likelihood(law) + p * float(np.log(n)),
+                near=form.name in near,
                 chosen=form is chosen,
             )
         )
@@ -292,72 +269,3 @@ def baselines(
         )
         for name, windows in guesses.items()
     )
-
-
-def discrepancy(rollouts: Sequence[Rollout]) -> float:
-    """Return the standard deviation a form misses per unit of ln(compute) of extrapolation.
-
-    Chosen so that 90% of the extrapolating roll-outs lie inside their widened 90% band; 0 without
-    any. Relative, as the band in log space.
-    """
-    needed = [
-        np.sqrt(max(0.0, (_log_error(r) / NORMAL_90) ** 2 - _spread(r) ** 2)) / r.distance
-        for r in _beyond(rollouts)
-    ]
-    return float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
-
-
-def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
-    """Count the extrapolating roll-outs of one form inside their bands.
-
-    For the widened band each window is judged with the discrepancy of the other windows.
-    """
-    beyond = _beyond(rollouts)
-    plain = sum(r.interval[0] <= r.achieved <= r.interval[1] for r in beyond)
-    wide = 0
-    for rollout in beyond:
-        extra = discrepancy([r for r in beyond if r.window != rollout.window])
-        spread = np.hypot(_spread(rollout), extra * rollout.distance)
-        wide += bool(abs(_log_error(rollout)) <= NORMAL_90 * spread)
-    return (
-        Coverage("parameters and noise", LEVEL, plain, len(beyond)),
-        Coverage("with discrepancy", LEVEL, wide, len(beyond)),
-    )
-
-
-def _beyond(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return the roll-outs that extrapolate: an error over a distance near zero has no slope."""
-    return [r for r in rollouts if r.distance >= FAR and np.isfinite(_spread(r))]
-
-
-def _log_error(rollout: Rollout) -> float:
-    return float(np.log(rollout.achieved / rollout.predicted))
-
-
-def _spread(rollout: Rollout) -> float:
-    """Return the relative standard deviation its 90% band stands for."""
-    low, high = rollout.interval
-    return float(np.log(high / low) / 2 / NORMAL_90) if 0 < low <= high else float("inf")
-
-
-def influence(law: Fit, table: Table) -> tuple[Influence, ...]:
-    """Refit without each run in turn; the largest change of the prediction comes first.
-
-    The prediction is the one at the largest compute of the table.
-    """
-    at = {name: column[[table.compute.argmax()]] for name, column in table.inputs.items()}
-    found = []
-    for cluster in dict.fromkeys(table.clusters):
-        rest = table.take(np.array([name != cluster for name in table.clusters]))
-        other = rest.fit(law.form, STARTS, 0)
-        moves = {name: _move(law, other, name) for name in law.values}
-        most = max(moves, key=lambda name: moves[name])
-        change = float(other.predict(**at)[0] / law.predict(**at)[0] - 1)
-        found.append(Influence(cluster, change, most, moves[most]))
-    return tuple(sorted(found, key=lambda item: -abs(item.change)))
-
-
-def _move(law: Fit, other: Fit, name: str) -> float:
-    low, high = law.intervals[name]
-    half = (high - low) / 2
-    return abs(other.values[name] - law.values[name]) / half if 0 < half < np.inf else 0.0

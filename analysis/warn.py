@@ -1,25 +1,21 @@
 """What a reader of a study must be told, in plain sentences."""
 
-from typing import TYPE_CHECKING
-
+from analysis.findings import Findings
 from analysis.fit import Fit
-
-if TYPE_CHECKING:
-    from analysis.findings import Findings
 
 REPEATED = 4.0  # epochs beyond which repeated images count less (Muennighoff et al. 2023)
 SHORT = 0.1  # coverage may fall short of its promise by this much
 
 
-def warnings_of(findings: "Findings") -> tuple[str, ...]:
+def warnings_of(findings: Findings) -> tuple[str, ...]:
     """List what limits the findings, most fundamental first."""
     lines = [*_rows(findings), *_laws(findings), *_tests(findings), *_sizes(findings)]
     return tuple(dict.fromkeys(lines))
 
 
-def _rows(findings: "Findings") -> list[str]:
+def _rows(findings: Findings) -> list[str]:
     lines = []
-    runs = findings.runs
+    runs = findings.compared
     if runs.empty:
         return ["No finished grid run: there is nothing to fit yet."]
     failed = sum(item.reason.startswith("failed") for item in findings.left_out)
@@ -40,7 +36,7 @@ def _rows(findings: "Findings") -> list[str]:
     return lines
 
 
-def _laws(findings: "Findings") -> list[str]:
+def _laws(findings: Findings) -> list[str]:
     lines = []
     if len(findings.runs) and findings.surface is None:
         lines.append(
@@ -77,7 +73,7 @@ def _doubts(law: Fit) -> list[str]:
     return lines
 
 
-def _tests(findings: "Findings") -> list[str]:
+def _tests(findings: Findings) -> list[str]:
     lines = [
         f"The {item.fit.name} law missed the held-out largest run: {item.verdict}"
         for item in findings.held_out
@@ -100,7 +96,7 @@ def _tests(findings: "Findings") -> list[str]:
     return lines
 
 
-def _sizes(findings: "Findings") -> list[str]:
+def _sizes(findings: Findings) -> list[str]:
     lines = [
         f"At {item.flops:.2g} FLOPs the best size is the {item.edge} tried: at the edge, the "
         "optimum may lie beyond it."

@@ -14,7 +14,8 @@ from rich.console import Console
 from tyro.conf import arg
 
 from analysis.advice import recommend
-from analysis.findings import Findings, find
+from analysis.find import find
+from analysis.findings import Findings
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.report import read_study, write_report
 from sweeps import scaling

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sweeps import ablations, grids
+from sweeps import ablations, grids, paper
 from sweeps.study import Study, unknown
 from tarflow import config as configs
 from tarflow.config import ConfigError
@@ -19,6 +19,20 @@ PRESETS: dict[str, Callable[[], Study]] = {
     "ablation-denoise": ablations.denoise,
     "ablation-guidance": ablations.guidance,
     "ablation-shape": ablations.shape,
+    "paper-imagenet64-likelihood": paper.imagenet64_likelihood,
+    "paper-imagenet64": paper.imagenet64,
+    "paper-imagenet64-labels": paper.imagenet64_labels,
+    "paper-imagenet128": paper.imagenet128,
+    "paper-afhq256": paper.afhq256,
+    "paper-cifar10": paper.cifar10,
+}
+
+IMPORTS = {  # how the data of the presets are made from what one can download
+    "data/cifar10": "cifar-10-batches-py data/cifar10 --kind cifar",
+    "data/imagenet64": "Imagenet64_npz data/imagenet64 --kind npz",
+    "data/imagenet-64px": "ILSVRC2012 data/imagenet-64px --size 64",
+    "data/imagenet-128px": "ILSVRC2012 data/imagenet-128px --size 128",
+    "data/afhq-256px": "afhq data/afhq-256px --size 256",
 }
 
 

@@ -17,7 +17,7 @@ from tyro.conf import arg
 from analysis import human
 from sweeps.lease import lease
 from sweeps.plan import Plan, finished, make_plan, summary, table
-from sweeps.presets import load
+from sweeps.presets import IMPORTS, load
 from sweeps.study import Planned, Study, resolve
 from tarflow import record
 from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
@@ -109,9 +109,14 @@ def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
     """Return the study with all that its data decide; in a dry run, else what is missing."""
     try:
         return resolve(study), ""
-    except ConfigError as error:
+    except ConfigError:
+        name = study.base.data.name
+        if name in IMPORTS and not locate(name).exists():
+            error = ConfigError(
+                f"no data set {name}; make it with: python -m tarflow data {IMPORTS[name]}"
+            )
         if not dry_run:
-            raise
+            raise error from None
         return replace(study, base=with_hash(study.base, "unknown")), str(error)
 
 
@@ -200,7 +205,7 @@ def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
 def report(study: Study, out: Path, console: Console) -> None:
     """Fit the laws of what has been run, and write report.html and best.yaml."""
     from analysis.advice import recommend  # pandas and Plotly are needed from here on only
-    from analysis.findings import find
+    from analysis.find import find
     from analysis.report import read_study, render
 
     table, evaluations = read_study(out)

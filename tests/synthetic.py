@@ -260,6 +260,8 @@ def _evaluations(row: dict[str, Any], role: str, rng: np.random.Generator) -> li
                 "guidance": guidance,
                 "part": "both",
                 "annealed": True,
+                "rule": "log-scale",
+                "guided_blocks": "all",
                 "temperature": temperature,
                 "denoise": denoise,
                 "solver": "sequential",

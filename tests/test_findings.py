@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.advice import recommend
-from analysis.findings import find
+from analysis.find import find
 from tarflow import config as c
 from tarflow import cost
 
@@ -51,7 +51,8 @@ def evaluations(runs):
     return pd.DataFrame(
         {
             "run_id": runs["run_id"], "feature_extractor": "small", "guidance": 0.0,
-            "part": "both", "annealed": True, "temperature": 1.0, "denoise": 1.0,
+            "rule": "log-scale", "part": "both", "guided_blocks": "all", "annealed": True,
+            "temperature": 1.0, "denoise": 1.0,
             "solver": "sequential", "half": "all", "kid": 0.1 * runs["bpd"] ** 2,
         }
     )  # fmt: skip

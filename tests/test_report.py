@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from synthetic import plant
 
+from analysis.correlation import SETTING
 from analysis.plots_quality import best_setting, pareto_front
 from analysis.report import write_report
 
@@ -164,7 +165,7 @@ def test_too_few_runs_still_give_a_page(browser, tmp_path, finished):
 def test_best_setting_is_scored_on_draws_it_was_not_chosen_by():
     rows = [(0.0, "chosen", 0.3), (0.0, "scored", 0.1), (2.0, "chosen", 0.1), (2.0, "scored", 0.2)]
     scored = pd.DataFrame(rows, columns=["guidance", "half", "kid"]).assign(run_id="a", bpd=1.0)
-    for name in ("feature_extractor", "part", "annealed", "temperature", "denoise", "solver"):
+    for name in set(SETTING) - {"guidance"}:
         scored[name] = "same"
     best = best_setting(scored)
     assert best[["guidance", "half", "kid"]].to_numpy().tolist() == [[2.0, "scored", 0.2]]

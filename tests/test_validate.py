@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 
+from analysis.bands import coverage, discrepancy
+from analysis.influence import influence
 from analysis.laws import CHINCHILLA, SURFACE_FORMS, TIED
-from analysis.validate import (
-    Rollout,
-    Table,
-    baselines,
-    coverage,
-    discrepancy,
-    influence,
-    levels,
-    roll_out,
-    score,
-)
+from analysis.validate import Rollout, Table, baselines, levels, roll_out, score
 
 
 def planted(b=0.4, noise=0.0, sizes=6, budgets=3):
