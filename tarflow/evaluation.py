@@ -12,10 +12,11 @@ from tarflow import data, metrics
 from tarflow.checkpoint import load_model
 from tarflow.config import RunConfig, SamplerConfig, run_id, setting_id
 from tarflow.device import choose_device
-from tarflow.features import Extractor, cached_features, features, find_extractor
+from tarflow.features import Extractor, features, find_extractor
 from tarflow.model import TarFlow
 from tarflow.noise import to_pixels
 from tarflow.record import read_json, replacing, write_json
+from tarflow.reference import cached_features
 from tarflow.sampling import image_grid, sample
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png

@@ -1,7 +1,7 @@
 """Sample quality: KID with a real standard error, FID, Inception score, precision and recall.
 
 FID means Inception features. In any other features the same number is called FD, with the
-extractor's name beside it.
+extractor's name beside it; `tarflow.frechet` computes it.
 
 Legend: `M`, `N` images of either side, `F` features.
 """
@@ -11,18 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from tarflow.config import ConfigError
-from tarflow.features import Extractor, Pixels, cached_features, features
+from tarflow.features import Extractor, Pixels, features
+from tarflow.frechet import (
+    Features,
+    enough,
+    frechet_distance,
+    frechet_distance_at_infinity,
+    images_needed,
+)
+from tarflow.reference import cached_features
 
 _ROWS = 1024  # of a kernel matrix held at once, which bounds the memory of KID
-_FD_SAMPLES = 5  # per feature dimension, or the Frechet distance is mostly bias
 _NEIGHBOURS = 3  # of precision and recall (Kynkaanniemi et al. 2019)
-
-Features = NDArray[np.float32] | NDArray[np.float64]
+_SPLITS = 10  # of the samples, for the Inception score (Salimans et al. 2016)
 
 
 def evaluate(
@@ -32,7 +37,8 @@ def evaluate(
 
     Returns:
         The columns of `record.EVALUATIONS` that describe quality. `fid` and `inception_score`
-        are None outside Inception features, `fid` or `fd` also with too few images.
+        are None outside Inception features, `fid`, `fd` and `fd_infinity` also with too few
+        images; see `refused`.
 
     Raises:
         ConfigError: with fewer than four images on a side.
@@ -46,23 +52,43 @@ def compare(
     a: NDArray[np.float32], b: NDArray[np.float32], extractor: Extractor, reference_name: str
 ) -> dict[str, Any]:
     """Measure what `evaluate` does from features of samples (M, F) and of the reference (N, F)."""
-    value, standard_error = kid(a, b)
-    distance = frechet_distance(a, b) if _enough_for_distance(a, b) else None
-    precision, recall = precision_and_recall(a, b)
+    value, kid_error = kid(a, b)
+    measured = enough(a, b)
+    distance = frechet_distance(a, b) if measured else None
+    limit, limit_error = frechet_distance_at_infinity(a, b) if measured else (None, None)
     inception = extractor.is_inception
+    scored = inception and len(a) >= _SPLITS
+    score, score_error = inception_score(a, extractor) if scored else (None, None)
+    precision, recall = precision_and_recall(a, b)
     return {
         "n": len(a),
         "n_reference": len(b),
         "reference": reference_name,
         "feature_extractor": extractor.name,
         "kid": value,
-        "kid_se": standard_error,
+        "kid_se": kid_error,
         "fid": distance if inception else None,
         "fd": None if inception else distance,
-        "inception_score": inception_score(a, extractor) if inception else None,
+        "fd_infinity": limit,
+        "fd_infinity_se": limit_error,
+        "inception_score": score,
+        "inception_score_se": score_error,
         "precision": precision,
         "recall": recall,
     }
+
+
+def refused(count: int, reference: int, extractor: Extractor) -> str:
+    """Say in one line which measures so few images cannot give, and why; empty if none."""
+    needed = images_needed(extractor.width)
+    if min(count, reference) >= needed:
+        return ""
+    distance = "FID" if extractor.is_inception else "FD"
+    return (
+        f"no {distance} and no FD-infinity from {count:,} samples and {reference:,} real images: "
+        f"{extractor.width:,} features need {needed:,} of each, or the numbers are mostly bias. "
+        "KID is unbiased at any count"
+    )
 
 
 def kid(a: Features, b: Features) -> tuple[float, float]:
@@ -103,26 +129,15 @@ def kid(a: Features, b: Features) -> tuple[float, float]:
     return float(value), float(np.sqrt(variance))
 
 
-def frechet_distance(a: Features, b: Features) -> float:
-    """Return the squared Frechet distance of Gaussians fitted to features (M, F) and (N, F).
+def inception_score(a: NDArray[np.float32], extractor: Extractor) -> tuple[float, float]:
+    """Return the Inception score of pooled Inception features (N, F), and its standard error.
 
-    Raises:
-        ConfigError: with fewer than five images per feature on a side: the bias would rule.
+    The mean of ten splits, as published, and the error of that mean. A score of few samples is
+    too low: a split cannot show more classes than it has images.
     """
-    if not _enough_for_distance(a, b):
-        raise ConfigError(
-            f"a Frechet distance in {a.shape[1]} features needs {_FD_SAMPLES * a.shape[1]} images "
-            f"on each side, not {len(a)} and {len(b)}: use KID"
-        )
-    statistics = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (a, b)]
-    distance: float = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    return distance
-
-
-def inception_score(a: NDArray[np.float32], extractor: Extractor) -> float:
-    """Return the Inception score of pooled Inception features (N, F), the mean of ten splits."""
-    score: float = isc_features_to_metric(extractor.logits(a))["inception_score_mean"]
-    return score
+    found = isc_features_to_metric(extractor.logits(a), _SPLITS)
+    error = found["inception_score_std"] / (_SPLITS - 1) ** 0.5
+    return found["inception_score_mean"], error
 
 
 def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
@@ -144,10 +159,6 @@ def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
         verbose=False,
     )
     return found["precision"], found["recall"]
-
-
-def _enough_for_distance(a: Features, b: Features) -> bool:
-    return min(len(a), len(b)) >= _FD_SAMPLES * int(a.shape[1])
 
 
 def _kernel_sums(

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -102,7 +103,10 @@ EVALUATIONS = pa.schema(
         ("kid_se", pa.float64()),
         ("fid", pa.float64()),  # only with Inception features
         ("fd", pa.float64()),  # Frechet distance with any other extractor
+        ("fd_infinity", pa.float64()),  # what endless samples would have, any extractor
+        ("fd_infinity_se", pa.float64()),
         ("inception_score", pa.float64()),
+        ("inception_score_se", pa.float64()),
         ("precision", pa.float64()),
         ("recall", pa.float64()),
         ("seconds_per_image", pa.float64()),
@@ -148,7 +152,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             path.write_bytes(temporary.read_bytes())
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

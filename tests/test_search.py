@@ -39,10 +39,11 @@ from tarflow.config import (
 )
 from tarflow.data import open_split
 from tarflow.evaluation import evaluate_setting
-from tarflow.features import cached_features, features, find_extractor
+from tarflow.features import features, find_extractor
 from tarflow.metrics import kid
 from tarflow.noise import to_pixels
 from tarflow.record import read_table, write_json
+from tarflow.reference import cached_features
 from tarflow.run import resolve as resolve_run
 from tarflow.sampling import sample
 
