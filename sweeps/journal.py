@@ -4,8 +4,10 @@ The runs on disk are the truth. What a search that was killed left open in the j
 from there: told if it ended, else failed and put first in line.
 """
 
+import shutil
 import tempfile
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ class RemoteJournal(JournalFileBackend):
     def __init__(self, path: Remote) -> None:
         """Go on from what lies there."""
         self.path = path
-        self.folder = tempfile.TemporaryDirectory(prefix="tarflow-")
-        self.copy = Path(self.folder.name) / path.name
+        folder = tempfile.mkdtemp(prefix="tarflow-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.copy = Path(folder) / path.name
         if path.exists():
             self.copy.write_bytes(path.read_bytes())
         super().__init__(str(self.copy))

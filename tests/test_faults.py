@@ -1,0 +1,314 @@
+"""Real kills of real processes: one checkpoint interval is lost at most, and it is said."""
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+import torch
+from test_runner import wee, with_ray, write_study
+
+from sweeps import scaling
+from sweeps.study import grid, resolve
+from tarflow.checkpoint import load_model
+from tarflow.config import ConfigError, to_yaml
+from tarflow.record import read_table
+from tarflow.state import StateWriter, load_state, save_state
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+
+def long_study(name, budget=1.2e10, **execution):
+    """Return a study of one run, some ten seconds long, that saves every half second."""
+    study = wee(name)
+    changed = replace(study.base.execution, checkpoint_seconds=0.5, threads=1, **execution)
+    base = replace(study.base, execution=changed, precision="float64")
+    return replace(
+        study, base=base, sizes=study.sizes[:1], budgets=(budget,), held_out=None, replicated=None
+    )
+
+
+def the_run(study, out):
+    (run,) = grid(resolve(study))
+    return out / "runs" / run.run_id
+
+
+def wait_for(what, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def images(folder):
+    """Return the images of the newest state on disk."""
+    return max((int(path.stem) for path in folder.glob("state/*.json")), default=0)
+
+
+def losses(folder):
+    return read_table(folder / "curve.parquet").to_pydict()["loss"]
+
+
+def training(name):
+    """Return the worker processes below this one of a kind that have used the CPU most."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if name in " ".join(process.cmdline()):
+                found.append((process.cpu_times().user, process.pid))
+    return [pid for _, pid in sorted(found, reverse=True)]
+
+
+def strike(folder, name, sent, struck):
+    """Once a run has saved two states, send its worker a signal; note the time and the images."""
+
+    def work():
+        wait_for(lambda: len(list(folder.glob("state/*.json"))) == 2)
+        struck["images"] = images(folder)
+        (pid, *_) = training(name)
+        struck["at"] = time.monotonic()
+        os.kill(pid, sent)
+        wait_for(lambda: not psutil.pid_exists(pid))
+        struck["saved"] = images(folder)
+        wait_for(lambda: images(folder) > struck["saved"])
+        struck["recovered"] = time.monotonic() - struck["at"]
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Carry out the long run without any fault, alone, for comparison."""
+    from tarflow.run import run
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (planned,) = grid(resolve(long_study("long")))
+    run(planned.config, folder)
+    return losses(folder)
+
+
+@pytest.mark.slow
+@with_ray
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_goes_on_from_its_last_state(tmp_path, capsys, undisturbed, sent):
+    study, out = long_study("long"), tmp_path / "out"
+    folder, struck = the_run(study, out), {}
+    thread = strike(folder, "ray::ImplicitFunc", sent, struck)
+    path = write_study(tmp_path, study)
+    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
+    thread.join(1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its process died; going on from its last state" in said
+    assert losses(folder) == undisturbed  # no step was left out or done twice
+    print(f"signal {sent}: recovered after {struck['recovered']:.1f} s")
+    assert struck["recovered"] < 30
+    if sent == signal.SIGTERM:
+        assert struck["saved"] > struck["images"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_machine_that_leaves_is_done_without_or_waited_for(tmp_path, capsys, undisturbed):
+    """Two machines with a worker each; one is removed from under both kinds of runs."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_failure_threshold", "3")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            other = cluster.add_node(num_cpus=1)
+            for name, fewest in (("elastic", 1), ("waits", 0)):
+                study = long_study(name, workers=2, min_workers=fewest)
+                out = tmp_path / name
+                folder, times = the_run(study, out), {}
+
+                def leave(folder=folder, times=times, fewest=fewest):
+                    nonlocal other
+                    wait_for(lambda: len(list(folder.glob("state/*.json"))) == 2)
+                    cluster.remove_node(other, allow_graceful=False)
+                    times["left"], before = time.monotonic(), images(folder)
+                    if not fewest:
+                        time.sleep(15)
+                        times["waited"] = images(folder) - before
+                        other = cluster.add_node(num_cpus=1)
+                        times["left"] = time.monotonic()
+                    wait_for(lambda: images(folder) > before + times.get("waited", 0))
+                    times["recovered"] = time.monotonic() - times["left"]
+
+                thread = threading.Thread(target=leave, daemon=True)
+                thread.start()
+                path = write_study(tmp_path, study)
+                assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
+                thread.join(1)
+                said = " ".join(capsys.readouterr().out.split())
+                assert "a worker died; going on from the last state" in said
+                assert losses(folder) == pytest.approx(undisturbed, rel=1e-9)
+                print(f"{name}: goes on after {times['recovered']:.1f} s")
+                assert ("waits for 2 workers, there is room for 1" in said) == (name == "waits")
+                if fewest:
+                    other = cluster.add_node(num_cpus=1)
+        finally:
+            import ray
+
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def train(config, folder, **options):
+    command = [sys.executable, "-m", "tarflow", "train", str(config), "--out", str(folder)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.fixture
+def config(tmp_path):
+    (planned,) = grid(resolve(long_study("long")))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(planned.config))
+    return path
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undisturbed):
+    config.write_text(
+        config.read_text().replace("checkpoint_seconds: 0.5", "checkpoint_seconds: 99")
+    )
+    folder = tmp_path / "run"
+    started = train(config, folder)
+    wait_for(lambda: "images" in started.stderr.readline())
+    started.send_signal(signal.SIGTERM)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 143
+    assert said.splitlines()[-1].startswith("told to end: the state is saved")
+    assert images(folder) > 0
+    assert train(config, folder).wait() == 0
+    assert losses(folder) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_the_states_before_whole(tmp_path, config, undisturbed):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        folder, filler = disk / "run", disk / "filler"
+        started = train(config, folder)
+        wait_for(lambda: images(folder))
+        with filler.open("wb") as handle, contextlib.suppress(OSError):
+            while True:
+                handle.write(b"x" * 4096)
+                handle.flush()
+        said = started.communicate(timeout=120)[1]
+        assert started.returncode == 2
+        last = said.splitlines()[-1]
+        assert last.startswith(f"error: cannot write {folder}")
+        assert "No space left on device" in last
+        assert "Traceback" not in said
+        kept = load_state(folder / "state")
+        assert kept
+        assert not list(folder.glob("state/.*"))
+        filler.unlink()
+        assert train(config, folder).wait() == 0
+        assert losses(folder) == undisturbed
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@with_ray
+def test_a_study_on_a_full_disk_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        (disk / "filler").write_bytes(b"x" * (180 << 10))
+        path = write_study(tmp_path, wee("full"))
+        arguments = ["scaling", str(path), "--out", str(disk / "out")]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match="2"):
+            scaling.main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: cannot write")
+        assert "No space left on device" in line
+        (disk / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(SystemExit, match="2"):
+            scaling.main()
+        assert "Read-only file system" in capsys.readouterr().err
+        subprocess.run(["mount", "-o", "remount,rw,size=64m", str(disk)], check=True)
+        with pytest.raises(SystemExit, match="0"):
+            scaling.main()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_pickle_in_the_place_of_a_state_or_a_model_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run by the pickle"),)
+
+    save_state(tmp_path / "state", 64, {"x": torch.ones(1)}, {})
+    save_state(tmp_path / "state", 128, {"x": torch.ones(1)}, {})
+    model = tmp_path / "model.safetensors"
+    for content in (pickle.dumps(Evil()), zipped(tmp_path, Evil())):
+        (tmp_path / "state" / f"{128:015d}.safetensors").write_bytes(content)
+        (tmp_path / "state" / f"{192:015d}.json").write_bytes(content)
+        assert load_state(tmp_path / "state")[1]["images"] == 64
+        model.write_bytes(content)
+        with pytest.raises(ConfigError, match="is not a whole safetensors file"):
+            load_model(model)
+    assert not (tmp_path / "run by the pickle").exists()
+
+
+def zipped(folder, thing):
+    torch.save(thing, folder / "thing.pt")
+    return (folder / "thing.pt").read_bytes()
+
+
+def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp_path):
+    going, most, lock = [0], [0], threading.Lock()
+
+    def slow(*arguments):
+        with lock:
+            going[0] += 1
+            most[0] = max(most[0], going[0])
+        time.sleep(0.2)
+        save_state(*arguments)
+        with lock:
+            going[0] -= 1
+
+    with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
+        patch.setattr("tarflow.state.save_state", slow)
+        weights = torch.zeros(4)
+        start = time.monotonic()
+        writer.save(64, {"x": weights}, {})
+        assert time.monotonic() - start < 0.1
+        weights += 1  # training goes on: the state is that of the moment
+        writer.save(128, {"x": weights}, {})
+        writer.wait()
+    assert most == [1]
+    assert load_state(tmp_path)[0]["x"].tolist() == [1, 1, 1, 1]
+    (tmp_path / f"{128:015d}.safetensors").unlink()
+    assert load_state(tmp_path)[0]["x"].tolist() == [0, 0, 0, 0]
+
+    shutil.rmtree(tmp_path)
+    tmp_path.write_text("a file in the way")
+    with pytest.raises(ConfigError, match="cannot write"), StateWriter(tmp_path) as writer:
+        writer.save(64, {"x": weights}, {})
