@@ -1,14 +1,16 @@
 """How good the samples of a trained flow are: drawn, compared with held-out images, recorded."""
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from tarflow import data, metrics
+from tarflow import data, likelihood, metrics
 from tarflow.checkpoint import load_model
 from tarflow.config import RunConfig, SamplerConfig, run_id, setting_id
 from tarflow.device import choose_device
@@ -18,6 +20,9 @@ from tarflow.noise import to_pixels
 from tarflow.record import read_json, replacing, write_json
 from tarflow.reference import cached_features
 from tarflow.sampling import image_grid, sample
+from tarflow.storage import local_copy
+
+Made = TypeVar("Made")
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
 HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
@@ -42,14 +47,54 @@ def evaluate_setting(
     flow, config = load_model(folder / "model.safetensors")
     config = replace(config, sampler=sampler)
     path = folder / "evaluations" / f"{setting_id(config, seed)}.json"
-    if rows := read_json(path):
-        return list(rows)
-    device = choose_device(config.execution)
-    extractor = find_extractor(config.evaluation.features, device=device.type)
-    picture = path.with_suffix(".png")
-    made = evaluate_samples(flow.to(device), config, extractor, picture, seed, halves)
-    write_json(path, made)
-    return made
+
+    def make() -> list[dict[str, Any]]:
+        device = choose_device(config.execution)
+        extractor = find_extractor(config.evaluation.features, device=device.type)
+        picture = path.with_suffix(".png")
+        return evaluate_samples(flow.to(device), config, extractor, picture, seed, halves)
+
+    return _once(path, make)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path, flow: TarFlow, config: RunConfig, extractor: Extractor, seed: int
+) -> list[dict[str, Any]]:
+    """Sample from a checkpoint as `config` says, and keep the scores beside it.
+
+    The file is named by the setting, the weights and the extractor. If it is there, nothing is
+    sampled.
+
+    Args:
+        checkpoint: file that `flow` was read from.
+        flow: on its device.
+        config: of the run, with the sampler, split, count and features in question.
+        extractor: of the features to compare.
+        seed: of the noise.
+
+    Returns:
+        One row of `evaluations.parquet`.
+    """
+    files = _name(_digest(checkpoint), extractor.name, extractor.digest)
+    path = checkpoint.parent / "evaluations" / f"{setting_id(config, seed)}-{files}.json"
+    return _once(path, lambda: evaluate_samples(flow, config, extractor, None, seed))
+
+
+def score_checkpoint(checkpoint: Path, flow: TarFlow, config: RunConfig) -> dict[str, Any]:
+    """Score the held-out images by a checkpoint, and keep the sums beside it.
+
+    Args:
+        checkpoint: file that `flow` was read from.
+        flow: on its device.
+        config: of the run, with the split and the number of noise draws in question.
+
+    Returns:
+        The columns of `runs.parquet` that describe likelihood.
+    """
+    wanted = config.evaluation
+    name = _name(_digest(checkpoint), wanted.split, wanted.draws, wanted.decoder_images)
+    path = checkpoint.parent / "likelihood" / f"{name}.json"
+    return _once(path, lambda: likelihood.evaluate(flow, config).columns())
 
 
 def evaluate_samples(
@@ -92,6 +137,8 @@ def evaluate_samples(
             "seed": seed,
             "half": half,
             "seconds_per_image": seconds / evaluation.samples,
+            "redrawn": drawn.redrawn,
+            "lost": drawn.lost,
             **metrics.compare(part, real, extractor, reference),
         }
         for half, part in zip(halves, np.array_split(made, len(halves)), strict=True)
@@ -112,3 +159,22 @@ def reference_quality(config: RunConfig) -> dict[str, Any]:
     reference = f"{config.data.name}/{evaluation.split}"
     real = data.batch(train, chosen)
     return metrics.evaluate(real, held_out.pixels, extractor, reference)
+
+
+def _once(path: Path, make: Callable[[], Made]) -> Made:
+    """Return what a file holds; if it is absent, what `make` gives, and write that."""
+    found: Made | None = read_json(path)
+    if found:
+        return found
+    made = make()
+    write_json(path, made)
+    return made
+
+
+def _digest(path: Path) -> str:
+    with local_copy(path) as local, local.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _name(*parts: str | int) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]

@@ -110,6 +110,8 @@ EVALUATIONS = pa.schema(
         ("precision", pa.float64()),
         ("recall", pa.float64()),
         ("seconds_per_image", pa.float64()),
+        ("redrawn", pa.int64()),  # draws that were not finite and were repeated
+        ("lost", pa.int64()),  # images given up, so missing from all halves together
     ],
     metadata=_METADATA,
 )

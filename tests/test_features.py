@@ -218,7 +218,7 @@ def test_dinov2_is_the_network_of_its_paper():
                 theirs.bias.copy_(scale * ours.bias)
             plain.norm1.load_state_dict(block.norm1.state_dict())
             plain.norm2.load_state_dict(block.norm2.state_dict())
-            x = plain.train()(x)  # the fast path of eval would overflow the stack of warnings
+            x = plain(x)
         torch.testing.assert_close(network(images), network.norm(x[:, 0]))
 
 
@@ -233,7 +233,7 @@ def test_positions_of_dinov2_are_resized_smoothly():
     grid = resized[1:].reshape(16, 16)  # rows from top to bottom, then columns
     for steps, size in ((grid.diff(dim=0), 1), (grid.diff(dim=1), 10)):
         inside = steps[2:-2, 2:-2].mean()  # at the border the ramp ends
-        assert inside.item() == pytest.approx(size / 36 * 37 / 16.1, rel=2e-3)
+        assert inside.item() == pytest.approx(size / 36 * 37 / 16.1, rel=4e-3)
 
 
 class SmallClip(CLIPVisual):
