@@ -16,6 +16,7 @@ from analysis.rows import configs_but_seed
 from analysis.uncertainty import LEVEL
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # of noise that fills one of 256 bins of [-1, 1]
+ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one
 MOST = 3  # names in a sentence
 WAYS = {  # to guide, and how they are named
     "rule": "{}",
@@ -62,26 +63,26 @@ def noise_level(rows: pd.DataFrame) -> pd.Series:
     return rows["noise_std"].astype(float).where(rows["noise_type"] == "gaussian", UNIFORM_STD)
 
 
-def averaged(
-    rows: pd.DataFrame, keys: Sequence[str], column: str, error: str = ""
-) -> pd.DataFrame:
+def averaged(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
     """Average a column over the rows that share some keys: over seeds.
 
     The interval of a mean is Student's, from the spread between seeds. That is pooled over all
-    keys, in units of a row's own standard error where it has one, and never less than that error.
+    keys, in units of the rows' own standard errors where they have some: heavy tails and poor
+    samples make the seeds differ more as well. It is never less than that error, but for BPD,
+    whose error is of held-out images that all runs share.
 
     Args:
         rows: one per run, or per run and setting.
         keys: columns that name what is compared.
         column: to average.
-        error: column of the standard error of a row; none by default.
 
     Returns:
         One row per key: the keys, `mean`, `low`, `high` (90%; nan if unknown) and `run_id`, a
         text that names the runs. Keys in ascending order.
     """
     rows = rows.dropna(subset=[column])
-    unit = rows[error].astype(float) if error else pd.Series(1.0, index=rows.index)
+    error = ERRORS.get(column, "")
+    unit = rows[error].astype(float) if error in rows else pd.Series(1.0, index=rows.index)
     groups = rows.assign(_unit=unit).groupby(list(keys), dropna=False, sort=True)
     found, squares, free = [], 0.0, 0
     for key, group in groups:
@@ -93,7 +94,7 @@ def averaged(
     shown = pd.DataFrame(found, columns=[*keys, "mean", "own", "run_id"])
     spread = float(np.sqrt(squares / free)) if free else float("nan")
     half = spread * float(t.ppf((1 + LEVEL) / 2, free)) if free else float("nan")
-    if error:
+    if error in rows and column != "bpd":
         half = float(np.nanmax([half, norm.ppf((1 + LEVEL) / 2)]))
     width = half * shown.pop("own")
     return shown.assign(low=shown["mean"] - width, high=shown["mean"] + width)
@@ -141,7 +142,7 @@ def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
     if len(drawn) > 1:
         words = [setting_in_words(row) for _, row in drawn.iterrows()]
         drawn = drawn.assign(title=drawn["title"] + ", " + pd.Series(words, index=drawn.index))
-        lines.append(best(averaged(drawn, ["title"], "kid", "kid_se"), "KID", number))
+        lines.append(best(averaged(drawn, ["title"], "kid"), "KID", number))
     return lines
 
 

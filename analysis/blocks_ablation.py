@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import ablation, plots_ablation
-from analysis.ablation import averaged, titled
+from analysis.ablation import averaged, noise_level, titled
 from analysis.checklist import Table
 from analysis.correlation import SETTING
 from analysis.human import bits, interval, number
@@ -15,7 +15,6 @@ from analysis.plots_quality import setting_in_words
 
 MOST_PICTURES = 24
 SCORES = {"kid": "KID", "fid": "FID", "fd": "FD"}
-ERRORS = {"kid": "kid_se"}
 ENDS = {0.0: "not denoised", 1.0: "denoised"}
 KEYS = ["title", "noise_type", "noise_std", "blocks", "layers"]  # of a choice
 
@@ -45,13 +44,15 @@ def _choices(material: Material, runs: pd.DataFrame, drawn: pd.DataFrame, kind: 
     figures = {"likelihood": _drawn(likelihood.assign(series=""), kind, "bits per dimension")}
     tables = [_table(likelihood, "bits per dimension", bits)]
     for column, name in _scores(plain):
-        points = averaged(plain, [*KEYS, "denoise"], column, ERRORS.get(column, ""))
+        points = averaged(plain, [*KEYS, "denoise"], column)
         points = _in_order(points, kind)
-        points = points.assign(series=[_denoised(times) for times in points["denoise"]])
+        points = points.assign(series=[_denoised(row) for _, row in points.iterrows()])
         if kind != "noise":
             points = points[points["denoise"] == plain["denoise"].mode()[0]]
         figures[column] = _drawn(points, kind, name)
-        shown = points.assign(title=points["title"] + ", " + points["series"])
+        gaussian = points["noise_type"] == "gaussian"
+        named = (points["title"] + ", " + points["series"]).where(gaussian, points["title"])
+        shown = points.assign(title=named)
         tables.append(_table(shown, name, number))
     heading, aid = {
         "noise": (
@@ -83,7 +84,7 @@ def _denoising(material: Material, drawn: pd.DataFrame) -> Block:
     keys = ["series", "denoise"]
     figures = {
         column: plots_ablation.against_number(
-            averaged(drawn, keys, column, ERRORS.get(column, "")),
+            averaged(drawn, keys, column),
             "denoise",
             "multiplier of the denoising step",
             name,
@@ -112,9 +113,7 @@ def _guidance(material: Material, drawn: pd.DataFrame) -> Block:
         without = rows[(rows["guidance"] == 0) & rows["denoise"].isin(guided["denoise"])]
         both = [guided, *(without.assign(series=way) for way in guided["series"].unique())]
         for column, name in _scores(guided):
-            points = averaged(
-                pd.concat(both), ["series", "guidance"], column, ERRORS.get(column, "")
-            )
+            points = averaged(pd.concat(both), ["series", "guidance"], column)
             figures[f"{column} {choice}"] = plots_ablation.against_number(
                 points, "guidance", f"guidance weight ({choice})", name
             )
@@ -157,8 +156,11 @@ def _scores(drawn: pd.DataFrame) -> Iterator[tuple[str, str]]:
             yield column, f"{name} ({known['feature_extractor'].iloc[0]})"
 
 
-def _denoised(times: float) -> str:
-    return ENDS.get(times, f"denoised × {times:g}")
+def _denoised(row: pd.Series) -> str:
+    """Say how much of the noise was taken away; uniform noise cannot be."""
+    if row["noise_type"] != "gaussian":
+        return ENDS[1.0]
+    return ENDS.get(row["denoise"], f"denoised × {row['denoise']:g}")
 
 
 def _table(points: pd.DataFrame, name: str, written: Callable[[float | None], str]) -> Table:
@@ -176,10 +178,13 @@ def _pictures(
     files = pictures_of(material.study)
     first = drawn[drawn["seed"] == drawn["seed"].min()]
     first = first.drop_duplicates(["title", *SETTING])
+    first = first.assign(level=noise_level(first)).sort_values(
+        ["level", "blocks", "guidance", "denoise"], kind="stable"
+    )
     for _, row in first.iloc[:: -(-len(first) // MOST_PICTURES) or 1].iterrows():
         path = files.get((row["run_id"], *(row[name] for name in SETTING)))
         if path:
-            note = (
-                f"{_denoised(row['denoise'])} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"
-            )
+            note = f"{bits(row['bpd'])} BPD · KID {number(row['kid'])}"
+            if row["noise_type"] == "gaussian":
+                note = f"{_denoised(row)} · {note}"
             yield embedded(path, named(row), note)

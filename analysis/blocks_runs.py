@@ -80,7 +80,8 @@ def disagreement(material: Material) -> Block:
     ]
     ends = {str(one.sort_values(c)["run_id"].iloc[0]): f"best {n}" for c, n in BEST * bool(shown)}
     files, pictures = pictures_of(material.study), []
-    for run_id, title in (ends | {item.run_id: item.kind for item in shown}).items():
+    titles = {item.run_id: item.kind for item in shown}
+    for run_id, title in (titles | ends | titles).items():
         row = rows[run_id]
         path = files.get((run_id, *(row[name] for name in SETTING)))
         note = f"{row['label']} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"

@@ -29,7 +29,7 @@ def test_intervals_of_means_over_seeds_cover_the_truth():
 
 def test_an_interval_is_no_narrower_than_the_error_of_its_runs():
     rows = frame(key=["a", "a", "b", "b"], kid=[0.1, 0.1, 0.5, 0.5], kid_se=[0.02, 0.02, 0.2, 0.2])
-    found = averaged(rows, ["key"], "kid", "kid_se").set_index("key")
+    found = averaged(rows, ["key"], "kid").set_index("key")
     assert found.loc["a", "high"] - 0.1 == pytest.approx(1.645 * 0.02 / 2**0.5, rel=1e-3)
     # The spread is pooled in units of each row's own error, which differs tenfold here.
     assert found.loc["b", "high"] - 0.5 == pytest.approx(1.645 * 0.2 / 2**0.5, rel=1e-3)
