@@ -14,6 +14,7 @@
 # Use it from the root of the repository, in an environment with `pip install -e '.[features]'`
 # that every machine sees:
 #   sbatch cluster/slurm.sh imagenet64 --out /shared/study --yes
+# --out is a folder that every machine sees, or an address such as s3://BUCKET/study.
 # Out of time, requeued or cancelled? Submit the same again: finished runs are not repeated.
 # Change the size with sbatch's own flags, e.g. `sbatch --nodes=8 cluster/slurm.sh ...`.
 #
