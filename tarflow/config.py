@@ -104,9 +104,10 @@ class NoiseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedule; every horizon is counted in images seen."""
+    """Optimizer and schedule; every horizon is counted in images seen."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of hidden matrices, AdamW of the rest
     lr: float = 1e-3  # peak learning rate
     beta1: float = 0.9  # decay of the gradient average
     beta2: float = 0.95  # decay of the squared-gradient average
@@ -187,7 +188,9 @@ class ExecutionConfig:
     workers: int = 1  # data-parallel processes
     min_workers: int = 0  # go on with as few when machines are lost; 0 waits for all
     threads: int = 0  # CPU threads per worker; 0 leaves torch's choice
-    micro_batch: int = 0  # images per forward pass and worker; 0 is the whole share
+    micro_batch: int = 0  # images per forward pass and worker; 0 is the most that fit in memory
+    compile: bool = False  # torch.compile of the layers; a minute to begin with, then faster
+    checkpoint_activations: bool = False  # keep less for the backward pass, compute it again
     checkpoint_seconds: float = 30.0  # between saved training states
     report_seconds: float = 1.0  # between progress reports
 
@@ -311,6 +314,8 @@ def run_id(config: RunConfig) -> str:
         raise ConfigError("a run has a name only after its precision and data hash are resolved")
     plain = {key: value for key, value in to_dict(config).items() if key not in NOT_HASHED}
     plain["data"].pop("name")  # where the images lie; the hash says which they are
+    if config.optim.optimizer == "adamw":
+        plain["optim"].pop("optimizer")
     if config.noise.type == "uniform":
         plain["noise"].pop("std")
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))

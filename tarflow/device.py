@@ -4,11 +4,12 @@ import contextlib
 import ctypes
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from tarflow.config import ConfigError, ExecutionConfig, RunConfig
+from tarflow.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import ACCELERATORS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -44,11 +45,20 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**30)
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Turn `auto` into the precision this device trains in."""
+WIDE = 128  # channels from which bfloat16 pays on a CPU with matrix units
+
+
+def resolve_precision(precision: str, device: torch.device, model: ModelConfig) -> str:
+    """Turn `auto` into the faster of bfloat16 and float32 for this device and model.
+
+    A CPU trains faster in bfloat16 if it has matrix units (AMX) and the products are wide enough
+    to make up for the conversions.
+    """
     if precision != "auto":
         return precision
-    return "bfloat16" if device.type == "cuda" else "float32"
+    matrix_units = torch.cpu.get_capabilities().get("amx_bf16", False)
+    wide = matrix_units and model.channels >= WIDE
+    return "bfloat16" if device.type == "cuda" or wide else "float32"
 
 
 def master_dtype(config: RunConfig) -> torch.dtype:
@@ -75,9 +85,9 @@ def peak_flops(device: torch.device, precision: str) -> float:
         for known, accelerator in ACCELERATORS.items():
             if known in name:
                 return accelerator.flops.get(precision, accelerator.flops["float32"])
-    side = 512 if device.type == "cpu" else 8192
-    left = torch.randn(side, side, device=device, dtype=DTYPES[precision])
-    right = torch.randn(side, side, device=device, dtype=DTYPES[precision])
+    rows, inner, columns = (4096, 256, 1024) if device.type == "cpu" else (8192, 8192, 8192)
+    left = torch.randn(rows, inner, device=device, dtype=DTYPES[precision])
+    right = torch.randn(columns, inner, device=device, dtype=DTYPES[precision]).T
     best = float("inf")
     for _ in range(10):
         synchronize(device)
@@ -85,10 +95,31 @@ def peak_flops(device: torch.device, precision: str) -> float:
         left @ right
         synchronize(device)
         best = min(best, time.perf_counter() - start)
-    return 2.0 * side**3 / best
+    return 2.0 * rows * inner * columns / best
 
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
+    """Call a step of fixed shapes several times; on CUDA all calls but the first are replayed.
+
+    A replayed graph costs one launch however many operations the step has.
+    """
+    if device.type != "cuda" or times < 3:
+        for _ in range(times):
+            step()
+        return
+    side = torch.cuda.Stream(device)  # libraries must have been set up before the capture
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for _ in range(times - 1):
+        graph.replay()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tarflow import noise
 from tarflow.config import ConfigError, ModelConfig
@@ -39,6 +40,27 @@ class Past:
     keys: Tensor
     values: Tensor
     start: int
+
+
+def products_are_faster(query: Tensor) -> bool:
+    """Tell whether `causal_attention` beats the fused kernel on these (B, H, T, K).
+
+    In bfloat16 the CPU's kernel goes backward several times slower than plain products do; the
+    matrix of all pairs fits the caches up to some hundred tokens (`benchmarks/README.md`).
+    """
+    small = query.shape[2] <= 512
+    bfloat16 = query.dtype == torch.bfloat16
+    return query.device.type == "cpu" and bfloat16 and small and torch.is_grad_enabled()
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend from each token to itself and those before, (B, H, T, K) each, by plain products."""
+    tokens, width = query.shape[2:]
+    future = query.new_full((tokens, tokens), -math.inf).triu(1)
+    scale = width**-0.5
+    logits = torch.baddbmm(future, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+    mixed: Tensor = torch.bmm(logits.softmax(2), value.flatten(0, 1))
+    return mixed.view_as(query)
 
 
 class Attention(nn.Module):
@@ -77,7 +99,10 @@ class Attention(nn.Module):
                 if tokens > 1:
                     mask = hidden.new_ones(tokens, end, dtype=torch.bool).tril(past.start)
         causal = tokens > 1 and mask is None
-        mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+        if causal and products_are_faster(query):
+            mixed = causal_attention(query, key, value)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
 
@@ -124,6 +149,7 @@ class FlowBlock(nn.Module):
         """Make the embeddings, the layers and a last projection that starts at zero."""
         super().__init__()
         self.backwards = backwards
+        self.checkpoint_activations = False
         self.volume_preserving = config.volume_preserving
         outputs = config.token_dim * (1 if config.volume_preserving else 2)
         self.proj_in = nn.Linear(config.token_dim, config.channels)
@@ -175,9 +201,13 @@ class FlowBlock(nn.Module):
         Returns:
             Two (B, n, D) tensors in float32 or wider.
         """
+        again = self.checkpoint_activations and past is None and torch.is_grad_enabled()
         hidden = self.proj_in(tokens) + embedding
         for index, layer in enumerate(self.attn_blocks):
-            hidden = layer(hidden, past and past[index], temperature)
+            if again:
+                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = layer(hidden, past and past[index], temperature)
         output = self.proj_out(hidden)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.volume_preserving:

@@ -1,7 +1,7 @@
 """Optimizer, schedules and weight average; every horizon is counted in images seen."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +28,59 @@ def learning_rate(optim: OptimConfig, images: float, total: int) -> float:
     return optim.lr * max(0.0, min(warm, decay) if optim.schedule == "wsd" else warm * decay)
 
 
-def make_optimizer(flow: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over all parameters with weight decay on all, as published."""
-    return torch.optim.AdamW(
-        flow.parameters(),
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
+def make_optimizers(flow: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Return what updates the parameters, with weight decay on all, as published.
+
+    `adamw` takes all. `muon` (Jordan et al. 2024) takes the matrices of the layers, with updates
+    of the size of AdamW's, so that both share one rate (Liu et al. 2025, arXiv 2502.16982).
+    """
+    chosen = hidden_matrices(flow) if optim.optimizer == "muon" else {}
+    rest = [p for name, p in flow.named_parameters() if name not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            rest,
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+    ]
+    if chosen:
+        optimizers.append(
+            torch.optim.Muon(
+                list(chosen.values()),
+                lr=optim.lr,
+                weight_decay=optim.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def hidden_matrices(flow: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weight matrices inside the layers by name; all else is no map of hidden states.
+
+    >>> from tarflow.config import ModelConfig
+    >>> from tarflow.model import TarFlow
+    >>> list(hidden_matrices(TarFlow(ModelConfig(blocks=1, layers=1))))[:2]
+    ['blocks.0.attn_blocks.0.attention.qkv.weight', 'blocks.0.attn_blocks.0.attention.proj.weight']
+    """
+    return {
+        name: parameter
+        for name, parameter in flow.named_parameters()
+        if ".attn_blocks." in name and parameter.ndim == 2
+    }
+
+
+def optimizer_state(
+    flow: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the name of each parameter and what its optimizer keeps of it."""
+    names = {parameter: name for name, parameter in flow.named_parameters()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                yield names[parameter], optimizer.state[parameter]
 
 
 def ema_exponent(width: float) -> float:

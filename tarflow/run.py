@@ -47,7 +47,9 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ConfigError(
             f"{config.data.name} has {found.classes} classes, but model.classes is {model.classes}"
         )
-    precision: Any = resolve_precision(config.precision, choose_device(config.execution))
+    precision: Any = resolve_precision(
+        config.precision, choose_device(config.execution), config.model
+    )
     return replace(config, data=data.resolve(config.data), precision=precision)
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tarflow import cost, data, distributed, noise, optim
-from tarflow.config import RunConfig
-from tarflow.device import autocast, choose_device, master_dtype, synchronize
+from tarflow.config import ConfigError, RunConfig
+from tarflow.device import autocast, choose_device, master_dtype, peak_flops, synchronize
 from tarflow.likelihood import negative_log_likelihood
-from tarflow.model import TarFlow, initialise
+from tarflow.model import FlowBlock, Layer, TarFlow, initialise
 from tarflow.preemption import Preempted, notice
 from tarflow.state import StateWriter, load_state, remove_states
 
@@ -35,12 +35,13 @@ class TrainState:
 
     flow: TarFlow
     average: dict[str, Tensor]  # weight average (EMA), by name of the state dict
-    optimizer: torch.optim.AdamW
+    optimizers: list[torch.optim.Optimizer]  # each owns a part of the parameters
     images: int = 0  # training images seen
     seconds: float = 0.0  # spent in training, pauses left out
     curve: list[dict[str, float]] = field(default_factory=list)
     losses: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     steps: int = 0  # whose losses were summed since the last row of the curve
+    micro_batch: int = 0  # images per pass and worker that fit in memory; 0 is not known yet
 
 
 def new_state(config: RunConfig, device: torch.device) -> TrainState:
@@ -49,7 +50,12 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
     initialise(flow, config.seed)
     flow = flow.to(device, master_dtype(config)).train()
     average = {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
-    return TrainState(flow, average, optim.make_optimizer(flow, config.optim))
+    for module in flow.modules():
+        if isinstance(module, FlowBlock):
+            module.checkpoint_activations = config.execution.checkpoint_activations
+        elif isinstance(module, Layer) and config.execution.compile:
+            module.compile()  # all are alike, so the code of one serves all
+    return TrainState(flow, average, optim.make_optimizers(flow, config.optim))
 
 
 def train_step(
@@ -88,9 +94,9 @@ def train_step(
         labels = labels.masked_fill(dropped, -1)
     mine = distributed.share(len(noised))
     noised, labels = noised[mine], None if labels is None else labels[mine]
-    micro = config.execution.micro_batch or len(noised)
+    micro = config.execution.micro_batch or state.micro_batch or len(noised)
     total = torch.zeros((), device=device, dtype=dtype)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.flow.zero_grad(set_to_none=True)
     for start in range(0, len(noised), micro):
         part = noised[start : start + micro]
         part_labels = None if labels is None else labels[start : start + micro]
@@ -106,9 +112,10 @@ def train_step(
     if not torch.isfinite(total + norm):
         raise Diverged(describe_divergence(state, noised, labels))
     rate = optim.learning_rate(config.optim, state.images + config.batch / 2, config.images)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.step()
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
     state.images += config.batch
     return total, norm
 
@@ -126,13 +133,66 @@ def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None
     return f"the loss is not finite after {state.images} images"
 
 
+def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfig) -> int:
+    """Return how many images one pass of a worker can take: halved until memory suffices.
+
+    Each trial goes forward and backward and holds what the optimizer will; the state does not
+    change. It begins with what is remembered of an earlier start, and all workers halve together.
+
+    Raises:
+        ConfigError: if a single image does not fit.
+    """
+    device, model = state.flow.var.device, config.model
+    images = torch.zeros(
+        config.batch // distributed.world_size(),
+        model.image_channels,
+        model.image_size,
+        model.image_size,
+        dtype=master_dtype(config),
+        device=device,
+    )
+    labels = torch.zeros(len(images), dtype=torch.int64, device=device) if model.classes else None
+    var = state.flow.var.clone()
+    micro = min(state.micro_batch or len(images), len(images))
+    while distributed.any_worker(
+        not fits(parallel, images[:micro], None if labels is None else labels[:micro], config),
+        device,
+    ):
+        if micro == 1:
+            raise ConfigError(
+                "one image does not fit in memory: set execution.checkpoint_activations"
+            )
+        micro = (micro + 1) // 2
+    state.flow.var.copy_(var)
+    return micro
+
+
+def fits(parallel: nn.Module, images: Tensor, labels: Tensor | None, config: RunConfig) -> bool:
+    """Tell whether memory suffices for a pass over these images; gradients are left empty."""
+    try:
+        moments = [torch.empty_like(p) for p in parallel.parameters() for _ in range(2)]
+        with distributed.without_sync(parallel):
+            with autocast(config.precision, images.device):
+                latents, logdet = parallel(images, labels)
+            negative_log_likelihood(latents, logdet).mean().backward()
+        del moments
+    except RuntimeError as error:
+        message = "can't allocate memory"  # the CPU's allocator has no error type of its own
+        if not isinstance(error, torch.OutOfMemoryError) and message not in str(error):
+            raise
+        return False
+    finally:
+        parallel.zero_grad(set_to_none=True)
+    return True
+
+
 def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> TrainState:
     """Train a run to its last image, going on from the newest state in `folder` if there is one.
 
     Args:
         config: resolved; `config.images` is where it ends.
         folder: of the run; states go to `folder/state`.
-        report: gets {"images", "loss", "seconds"} about every `execution.report_seconds`.
+        report: gets {"images", "loss", "seconds", "mfu"} about every `execution.report_seconds`.
 
     Returns:
         The final state. `state.average` holds the weights to keep.
@@ -146,6 +206,10 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
     state = restore(new_state(config, device), folder / "state", config)
     distributed.barrier()
     parallel = distributed.parallel(state.flow, device)
+    if not config.execution.micro_batch:
+        state.micro_batch = fitting_micro_batch(state, parallel, config)
+    rate = cost.training_flops(config.model) / distributed.world_size()
+    rate /= peak_flops(device, config.precision)  # MFU of one image per second
     exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else 0.0
     names, parameters = zip(*state.flow.named_parameters(), strict=True)
     averages = [state.average[name] for name in names]
@@ -169,7 +233,7 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
                         "images": state.images,
                         "flops": float(cost.training_flops(config.model)) * state.images,
                         "loss": state.losses.item() / state.steps,
-                        "lr": state.optimizer.param_groups[0]["lr"],
+                        "lr": state.optimizers[0].param_groups[0]["lr"],
                         "grad_norm": norm.item(),
                         "seconds": state.seconds,
                     }
@@ -178,7 +242,14 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
                 state.steps = 0
             if state.seconds - reported > config.execution.report_seconds:
                 reported = state.seconds
-                report({"images": state.images, "loss": loss.item(), "seconds": state.seconds})
+                report(
+                    {
+                        "images": state.images,
+                        "loss": loss.item(),
+                        "seconds": state.seconds,
+                        "mfu": rate * state.images / state.seconds,
+                    }
+                )
             if distributed.any_worker(told.is_set(), device):
                 save(state, writer)
                 writer.wait()
@@ -214,11 +285,11 @@ def save(state: TrainState, writer: StateWriter) -> None:
         return
     tensors = {f"flow.{name}": tensor for name, tensor in state.flow.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
-    for name, parameter in state.flow.named_parameters():
-        for kind, value in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{kind}.{name}"] = value
+    for name, kept in optim.optimizer_state(state.flow, state.optimizers):
+        tensors |= {f"optimizer.{kind}.{name}": value for kind, value in kept.items()}
     tensors["losses"] = state.losses
     facts = {"seconds": state.seconds, "curve": list(state.curve), "steps": state.steps}
+    facts["micro_batch"] = state.micro_batch
     writer.save(state.images, tensors, facts)
 
 
@@ -232,13 +303,15 @@ def restore(state: TrainState, folder: Path, config: RunConfig) -> TrainState:
     state.flow.load_state_dict({name: tensors[f"flow.{name}"] for name in flow})
     for name in state.average:
         state.average[name].copy_(tensors[f"average.{name}"])
-    for name, parameter in state.flow.named_parameters():
-        state.optimizer.state[parameter] = {
-            kind: tensors[f"optimizer.{kind}.{name}"].to(parameter.device)
-            for kind in ("step", "exp_avg", "exp_avg_sq")
-        }
+    device = state.flow.var.device
+    kinds = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+    for name, kept in optim.optimizer_state(state.flow, state.optimizers):
+        for kind in kinds:
+            if (key := f"optimizer.{kind}.{name}") in tensors:
+                kept[kind] = tensors[key].to(device)
     state.images, state.seconds = facts["images"], facts["seconds"]
     state.curve, state.losses, state.steps = facts["curve"], tensors["losses"], facts["steps"]
+    state.micro_batch = facts["micro_batch"]
     return state
 
 

@@ -7,13 +7,16 @@ import torch
 
 from tarflow import data, optim, training
 from tarflow.config import (
+    ConfigError,
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
+    run_id,
 )
+from tarflow.model import TarFlow
 from tarflow.record import CURVE, RUNS, read_result, read_table
 from tarflow.run import run
 from tarflow.state import load_state
@@ -87,6 +90,87 @@ def test_micro_batches_change_nothing(tmp_path):
     small = config(execution=ExecutionConfig(threads=1, micro_batch=5))
     expected = losses(train(config(), tmp_path / "a"))
     assert losses(train(small, tmp_path / "b")) == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 16])
+def test_a_pass_that_does_not_fit_in_memory_is_halved_and_remembered(tmp_path, monkeypatch, limit):
+    forward, tried = TarFlow.forward, []
+
+    def bounded(flow, images, labels=None):
+        tried.append(len(images))
+        if len(images) > limit:
+            torch.empty(2**60, dtype=torch.uint8)  # more than any allocator has
+        return forward(flow, images, labels)
+
+    expected = losses(train(config(), tmp_path / "whole"))
+    monkeypatch.setattr(TarFlow, "forward", bounded)
+    with pytest.raises(Stop):
+        train(config(), tmp_path / "small", stop_at(160))
+    fitting = {1: 1, 3: 2, 16: 16}[limit]
+    halves = [batch for batch in (16, 8, 4, 2, 1) if batch >= fitting]
+    assert tried[: len(halves)] == halves
+    assert load_state(tmp_path / "small/state")[1]["micro_batch"] == fitting
+    tried.clear()
+    resumed = train(config(), tmp_path / "small")
+    assert set(tried) == {fitting}  # larger ones are not tried again
+    assert losses(resumed) == pytest.approx(expected, rel=1e-11)
+
+
+def test_one_image_too_many_for_the_memory_is_a_users_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(TarFlow, "forward", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="one image does not fit"):
+        train(config(), tmp_path)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(TarFlow, "forward", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        train(config(), tmp_path)
+
+
+def test_computing_activations_again_changes_nothing(tmp_path):
+    again = config(execution=ExecutionConfig(threads=1, checkpoint_activations=True))
+    calls = []
+
+    def kept(tensor):
+        calls.append(tensor.numel())
+        return tensor
+
+    sums = []
+    for number, choice in enumerate((config(), again)):
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            state = train(replace(choice, images=32), tmp_path / str(number))
+        sums.append((sum(calls), losses(state)))
+        calls.clear()
+    assert sums[1][1] == sums[0][1]
+    assert sums[1][0] < 0.7 * sums[0][0]
+
+
+def test_muon_learns_resumes_and_owns_the_hidden_matrices(tmp_path):
+    muon = config(precision="float32", optim=OptimConfig(optimizer="muon", warmup_images=64))
+    adam = replace(muon, optim=replace(muon.optim, optimizer="adamw"))
+    assert run_id(muon) != run_id(adam)
+    whole = train(muon, tmp_path / "whole")
+    assert losses(whole)[-1] < losses(whole)[0] - 0.2
+    adamw, second = whole.optimizers
+    names = {parameter: name for name, parameter in whole.flow.named_parameters()}
+    hidden = {names[p] for p in second.param_groups[0]["params"]}
+    ends = ("qkv.weight", "proj.weight", "main.0.weight", "main.2.weight")
+    assert hidden == {n for n in names.values() if n.endswith(ends)}
+    assert hidden | {names[p] for p in adamw.param_groups[0]["params"]} == set(names.values())
+    with pytest.raises(Stop):
+        train(muon, tmp_path / "cut", stop_at(160))
+    resumed = train(muon, tmp_path / "cut")
+    assert losses(resumed) == losses(whole)
+    for name, tensor in whole.average.items():
+        assert torch.equal(resumed.average[name], tensor), name
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses(tmp_path):
+    compiled = config(execution=ExecutionConfig(threads=1, compile=True))
+    expected = losses(train(config(), tmp_path / "plain"))
+    assert losses(train(compiled, tmp_path / "compiled")) == pytest.approx(expected, rel=1e-9)
 
 
 def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):
