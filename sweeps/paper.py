@@ -180,6 +180,7 @@ def _run(
         data=data,
         noise=noise,
         optim=OptimConfig(lr=1e-4, schedule="cosine", warmup_images=images),
+        images=batch,  # the budget decides
         batch=batch,
         precision=precision,
         sampler=sampler or SamplerConfig(),

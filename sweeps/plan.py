@@ -95,7 +95,8 @@ def make_plan(
     Args:
         study: resolved.
         out: the folder of the study; it need not exist.
-        devices: to spread runs over; by default this machine's cores, or 8 accelerators.
+        devices: to spread runs over; by default this machine's cores; or 8 accelerators, or as
+            many as a run asks for.
         accelerator: a name of `cost.ACCELERATORS`; by default the study's, or this machine.
         price: US dollars per device-hour; by default the list price of the accelerator.
         runs: to price; by default the grid of the study.
@@ -114,6 +115,7 @@ def make_plan(
     listed = cost.ACCELERATORS[accelerator].price if accelerator else 0.0
     samplings = to_sample(study, grid(study), out) if runs is None else []
     runs = grid(study) if runs is None else runs
+    largest = max((run.config.execution.workers for run in runs), default=1)
     folders = [path.name for path in (out / "runs").glob("*")]
     rows = {name: row for name in sorted(folders) if (row := finished(out, name))}
     train, evaluate, spread = expect.correction(rows.values(), study.validation_images, rate)
@@ -128,7 +130,7 @@ def make_plan(
     return Plan(
         lines=tuple(sorted(lines, key=lambda line: -line.seconds.total)),
         rate=rate,
-        devices=devices or (8 if accelerator else expect.cores()),
+        devices=devices or (max(8, largest) if accelerator else expect.cores()),
         price=listed if price is None else price,
         corrected_by=len(rows),
         spread=spread,

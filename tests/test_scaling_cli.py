@@ -53,7 +53,8 @@ def test_a_plan_needs_no_data_but_a_run_does(monkeypatch, capsys, tmp_path):
     assert "ids are provisional" in printed.out
     code, printed = call(monkeypatch, capsys, "cifar10", "--yes")
     assert code == 2
-    assert "data/cifar10" in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert "python -m tarflow data cifar-10-batches-py data/cifar10 --kind cifar" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sweeps import study as studies
-from sweeps.presets import PRESETS, load
+from sweeps.presets import IMPORTS, PRESETS, load
 from sweeps.settings import settings
 from sweeps.study import Point, Size, Study, grid, resolve, varied
 from tarflow import cost
@@ -23,6 +23,12 @@ FROZEN = {
     "ablation-denoise": "f2e0d29210",
     "ablation-guidance": "b9a4a8597d",
     "ablation-shape": "3c3a846bf1",
+    "paper-imagenet64-likelihood": "3d05e463a1",
+    "paper-imagenet64": "341a070c84",
+    "paper-imagenet64-labels": "95a0f3b0a1",
+    "paper-imagenet128": "955d5225d6",
+    "paper-afhq256": "b797175425",
+    "paper-cifar10": "d00cd988f3",
 }
 
 
@@ -92,6 +98,26 @@ def test_shapes_of_the_ablation_cost_the_same_and_one_has_one_block():
     assert min(shapes) == (1, 8)
     costs = [cost.run_flops(run.config) for run in runs]
     assert max(costs) < 1.002 * min(costs)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("paper")])
+def test_runs_of_the_paper_follow_its_recipe(name):
+    study = named(load(name))
+    (run,) = grid(study)
+    optim, epochs = run.config.optim, run.config.images / study.train_images
+    assert epochs == pytest.approx(round(epochs), abs=0.01)  # whole ones, as published
+    assert (optim.lr, optim.beta1, optim.beta2, optim.weight_decay) == (1e-4, 0.9, 0.95, 1e-4)
+    assert optim.schedule == "cosine"
+    assert optim.warmup_images == study.train_images
+    assert optim.clip < 10  # not published, but needed by those who trained it again
+    assert optim.ema > 0
+    uniform = run.config.noise.type == "uniform"
+    assert run.config.precision == ("float32" if uniform else "bfloat16")
+    memory = cost.memory(run.config).total
+    assert memory < cost.ACCELERATORS[study.accelerator].memory
+    assert "FID" in PRESETS[name].__doc__ or "bits per dimension" in PRESETS[name].__doc__
+    assert study.base.data.name in IMPORTS
+    assert f" {study.base.data.name}" in IMPORTS[study.base.data.name]
 
 
 def test_settings_that_do_the_same_are_sampled_once():
