@@ -7,6 +7,8 @@ driver, which has it go on from its last state.
 import contextlib
 import gc
 import os
+import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -66,6 +68,26 @@ def attempt(run: Planned, out: str, home: str, report: Report) -> dict[str, Any]
 
 
 @contextlib.contextmanager
+def reporting() -> Iterator[Report]:
+    """Give a report to Tune that does not wait: for ever, if the process is about to end."""
+    from ray import tune
+
+    waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def forward() -> None:
+        while progress := waiting.get():
+            tune.report(progress)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    try:
+        yield waiting.put
+    finally:
+        waiting.put(None)
+    thread.join()  # but not after an error: if the process has to end, nobody listens any more
+
+
+@contextlib.contextmanager
 def workplace(home: str) -> Iterator[None]:
     """Work where relative data paths are right, and leave a process that can be used again."""
     import torch
@@ -84,7 +106,8 @@ def trial(config: Mapping[str, Any], runs: Sequence[Planned], out: str, home: st
     from ray import tune
 
     run = runs[config["index"]]
-    row = attempt(run, out, home, tune.report)
+    with reporting() as report:
+        row = attempt(run, out, home, report)
     tune.report({"run_id": run.run_id, "status": row["status"], "bpd": row.get("bpd")})
 
 
@@ -93,7 +116,8 @@ def train_candidate(config: Mapping[str, Any], space: TrainingSpace, out: str, h
     from ray import tune
 
     run = single_threaded(space.planned(config))
-    row = attempt(run, out, home, tune.report)
+    with reporting() as report:
+        row = attempt(run, out, home, report)
     tune.report({"status": row["status"], **scores(space, config, out)})
 
 
