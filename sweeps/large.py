@@ -161,6 +161,7 @@ def died(error: Exception) -> bool:
     """Tell whether a job ended because a process did, and not by a fault of the run."""
     if not isinstance(error, WorkerGroupError):
         return isinstance(error, RayError)
-    failures = error.worker_failures.values()
-    causes = [getattr(each, "cause", None) or each for each in failures]
-    return any(isinstance(each, RayActorError | Preempted) for each in [*failures, *causes])
+    found = list(error.worker_failures.values())
+    for name in ("cause", "health_check_failure"):  # that Ray wraps what happened in
+        found += [inner for each in found if (inner := getattr(each, name, None))]
+    return any(isinstance(each, RayActorError | Preempted) for each in found)
