@@ -219,18 +219,9 @@ def resolve(study: Study) -> Study:
     Raises:
         ConfigError: if there is no such data set, or its images do not fit the model.
     """
-    model, found = study.base.model, data.describe(study.base.data)
-    for name, wanted, there in (
-        ("image_size", model.image_size, found.image_size),
-        ("image_channels", model.image_channels, found.channels),
-        ("classes", model.classes, model.classes and found.classes),
-    ):
-        if wanted != there:
-            raise ConfigError(
-                f"base.model.{name} is {wanted}, but the data set {study.base.data.name} has "
-                f"{there}; write {there}"
-            )
-    base = replace(study.base, data=data.resolve(study.base.data))
+    base, found = data.fitting(study.base), data.describe(study.base.data)
+    for variant in study.variants:
+        data.fitting(varied(base, variant))
     if base.precision == "auto":
         cuda = base.execution.device != "cpu" and Path("/dev/nvidia0").exists()
         base = replace(base, precision="bfloat16" if cuda else "float32")

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tarflow.config import ConfigError, DataConfig
+from tarflow.config import ConfigError, DataConfig, RunConfig
 from tarflow.procedural import find_procedural
 from tarflow.tables import SPLITS, Split, find_table
 
@@ -76,6 +76,26 @@ def resolve(config: DataConfig) -> DataConfig:
             f"says {config.hash}; remove data.hash to use the data as they are now"
         )
     return replace(config, hash=digest)
+
+
+def fitting(config: RunConfig) -> RunConfig:
+    """Fill in the content hash of a run's data, once its model takes such images.
+
+    Raises:
+        ConfigError: as `resolve`; if the images do not fit the model.
+    """
+    model, found = config.model, describe(config.data)
+    for name, wanted, there in (
+        ("image_size", model.image_size, found.image_size),
+        ("image_channels", model.image_channels, found.channels),
+        ("classes", model.classes, model.classes and found.classes),
+    ):
+        if wanted != there:
+            raise ConfigError(
+                f"model.{name} is {wanted}, but the data set {config.data.name} has {there}; "
+                f"write {there}"
+            )
+    return replace(config, data=resolve(config.data))
 
 
 def describe(config: DataConfig) -> Description:

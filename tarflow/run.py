@@ -13,7 +13,7 @@ from typing import Any
 
 from tarflow import cost, data, distributed, likelihood
 from tarflow.checkpoint import save_model
-from tarflow.config import ConfigError, RunConfig, run_id, to_dict, to_yaml
+from tarflow.config import RunConfig, run_id, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
 from tarflow.evaluation import evaluate_samples
 from tarflow.features import find_extractor
@@ -36,21 +36,11 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: if the images do not fit the model, or cannot be found.
     """
-    found = data.describe(config.data)
-    model = config.model
-    if (found.image_size, found.channels) != (model.image_size, model.image_channels):
-        raise ConfigError(
-            f"{config.data.name} has images of {found.channels} x {found.image_size} pixels, "
-            f"but the model takes {model.image_channels} x {model.image_size}"
-        )
-    if model.classes and model.classes != found.classes:
-        raise ConfigError(
-            f"{config.data.name} has {found.classes} classes, but model.classes is {model.classes}"
-        )
+    config = data.fitting(config)
     precision: Any = resolve_precision(
         config.precision, choose_device(config.execution), config.model
     )
-    return replace(config, data=data.resolve(config.data), precision=precision)
+    return replace(config, precision=precision)
 
 
 def run(

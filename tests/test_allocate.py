@@ -9,7 +9,7 @@ import pytest
 from analysis.advice import learning_rate
 from analysis.allocate import Sizes, allocate, isoflop, optimal_params
 from analysis.fit import fit
-from analysis.laws import CHINCHILLA
+from analysis.laws import CHINCHILLA, TIED
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig
 
@@ -64,6 +64,18 @@ def test_optimal_size_is_the_least_loss_on_counted_flops():
     tokens = np.array([1e12 / cost.training_flops(m) * m.tokens for m in models])
     best = params[np.argmin(1.4 + 30 / params**0.4 + 60 / tokens**0.4)]
     assert found == pytest.approx(best, rel=0.03)
+
+
+def test_forms_that_predict_as_well_widen_the_interval_of_the_size():
+    runs = study(noise=0.001)
+    laws = [fit(form, runs, runs["bpd"], noise=0.001, draws=200) for form in (TIED, CHINCHILLA)]
+    alone = [allocate(4e12, runs, TEMPLATE, each, ()) for each in laws]
+    pooled = allocate(4e12, runs, TEMPLATE, laws[0], (), rivals=laws[1:])
+    assert pooled.params == alone[0].params  # the chosen form says what is best
+    low, high = zip(*(item.params_interval for item in alone), strict=True)
+    assert np.log(high[1] / low[1]) > 2 * np.log(high[0] / low[0])
+    assert alone[0].params_interval[0] > pooled.params_interval[0] >= min(low)
+    assert alone[0].params_interval[1] < pooled.params_interval[1] <= max(high)
 
 
 def test_allocation_is_buildable_and_costs_the_budget():

@@ -7,7 +7,7 @@ import pytest
 from sweeps import study as studies
 from sweeps.presets import IMPORTS, PRESETS, load
 from sweeps.settings import settings
-from sweeps.study import Point, Size, Study, grid, resolve, varied
+from sweeps.study import Point, Size, Study, Variant, grid, resolve, varied
 from tarflow import cost
 from tarflow.config import ConfigError, RunConfig, to_yaml, with_hash
 
@@ -163,9 +163,9 @@ def test_resolving_fills_in_what_the_data_know():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 32, "patch": 8}, "base.model.image_size is 32.*digits has 28; write 28"),
-        ({"image_channels": 3}, "base.model.image_channels is 3.*has 1"),
-        ({"classes": 7}, "base.model.classes is 7.*has 10"),
+        ({"image_size": 32, "patch": 8}, "model.image_size is 32.*digits has 28; write 28"),
+        ({"image_channels": 3}, "model.image_channels is 3.*has 1"),
+        ({"classes": 7}, "model.classes is 7.*has 10"),
     ],
 )
 def test_images_that_do_not_fit_the_model_are_refused(change, message):
@@ -173,6 +173,12 @@ def test_images_that_do_not_fit_the_model_are_refused(change, message):
     base = replace(study.base, model=replace(study.base.model, **change))
     with pytest.raises(ConfigError, match=message):
         resolve(replace(study, base=base))
+
+
+def test_images_that_do_not_fit_a_variant_are_refused():
+    odd = Variant(name="odd", change={"model": {"classes": 7}})
+    with pytest.raises(ConfigError, match=r"model.classes is 7.*has 10"):
+        resolve(replace(load("tiny"), variants=(odd,)))
 
 
 def test_automatic_precision_is_settled_before_runs_are_named():

@@ -1,0 +1,48 @@
+"""The data of the presets: what one downloads, imported as the presets say, fits their models."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data import noise_images, write_cifar10
+
+from sweeps.presets import IMPORTS, PRESETS, load
+from sweeps.study import resolve
+from tarflow.__main__ import main
+
+
+def save_folders(root, classes, sides=(40, 30)):
+    """Write one photograph per class and split, as ImageNet and AFHQ unpack."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        for number in range(classes):
+            folder = root / split / f"n{number:08d}"
+            folder.mkdir(parents=True)
+            Image.fromarray(pixels).save(folder / "one.jpg")
+
+
+def write_source(name, here):
+    if name == "data/cifar10":
+        write_cifar10(here / "cifar-10-batches-py", noise_images(240, size=32))
+    elif name == "data/imagenet64":
+        (here / "Imagenet64_npz").mkdir()
+        rows = noise_images(48, size=64).transpose(0, 3, 1, 2).reshape(48, -1)
+        for file in ("train_data_batch_1", "val_data"):
+            np.savez(here / f"Imagenet64_npz/{file}.npz", data=rows, labels=np.arange(1, 49))
+    elif name == "data/afhq-256px":
+        save_folders(here / "afhq", 3)
+    else:
+        save_folders(here / "ILSVRC2012", 1000)
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_imported_data_fit_every_preset_that_names_them(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
+    write_source(name, tmp_path)
+    assert main(["data", *IMPORTS[name].split()]) == 0, capsys.readouterr().err
+    studies = [study for study in map(load, PRESETS) if study.base.data.name == name]
+    assert studies
+    for study in studies:
+        found = resolve(study)
+        assert found.base.data.hash
+        assert found.validation_images > 0
