@@ -28,7 +28,7 @@ from tarflow.config import ConfigError
 from tarflow.tables import SPLITS, Split, split_of
 
 _SHARD_ROWS = 16384
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
 
 Row = tuple[Split, bytes, int | None]  # split, PNG, label
 
@@ -44,9 +44,9 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
     Raises:
         ConfigError: if the target exists, a file is no image, or the layout is another.
     """
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise ConfigError(f"{source} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        raise ConfigError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))})")
     places: list[tuple[Split, str]] = []  # split and class of every file
     for path in files:
         parts = path.relative_to(source).parts[:-1]

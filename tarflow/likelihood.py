@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tarflow import data, noise
-from tarflow.config import NoiseConfig, RunConfig
+from tarflow.config import ModelConfig, NoiseConfig, RunConfig
 from tarflow.cost import ACTIVATIONS_PER_LAYER
 from tarflow.model import TarFlow
 
@@ -22,7 +22,7 @@ LEVELS = 256
 HALF_LN_2PI = 0.5 * math.log(2 * math.pi)
 BPD_OFFSET = (HALF_LN_2PI + math.log(LEVELS / 2)) / math.log(2)  # 8.325748: bins are 1/128 wide
 BINS = 48  # of the denoised value; on digits 64 and more cost bits, 32 gain none
-SCORE_BYTES = 2**30  # of activations that a gradient with respect to images may keep at a time
+ACTIVATION_BYTES = 2**30  # that images on their way through a flow may keep at a time
 NEIGHBOURS = 8  # bins that smooth each other
 EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
 
@@ -82,8 +82,7 @@ def score_function(
     flow.check_labels(labels)
     config = flow.config
     constants = {name: weight.detach() for name, weight in flow.named_parameters()}
-    width = config.blocks * config.layers * ACTIVATIONS_PER_LAYER * config.channels
-    at_a_time = max(1, SCORE_BYTES // (config.tokens * width * images.element_size()))
+    at_a_time = images_at_a_time(config, config.blocks * config.layers, images.element_size())
     scores: list[Tensor] = []
     densities = []
     for start in range(0, len(images), at_a_time):
@@ -100,6 +99,12 @@ def score_function(
             scores += torch.autograd.grad(density.sum(), point)
         densities.append(density.detach())
     return torch.cat(scores), torch.cat(densities)
+
+
+def images_at_a_time(model: ModelConfig, layers: int, value_bytes: int) -> int:
+    """Return how many images may go through a flow that keeps the activations of some layers."""
+    width = layers * ACTIVATIONS_PER_LAYER * model.channels
+    return max(1, ACTIVATION_BYTES // (model.tokens * width * value_bytes))
 
 
 def denoised_mean(
@@ -196,6 +201,40 @@ class Likelihood:
         }
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What training images show of a trained flow."""
+
+    decoder: Decoder | None  # of the BPD bound; None with uniform noise
+    losses: Tensor  # (n,) of the images under fresh noise, on the CPU
+
+
+def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Reference:
+    """Fit the decoder and measure the loss on `evaluation.decoder_images` training images.
+
+    Args:
+        flow: the trained flow, on its device.
+        config: of the run.
+        batch: images at a time.
+    """
+    train = data.open_split(config.data, "train")
+    count = min(config.evaluation.decoder_images, len(train.labels))
+    chosen = data.order(len(train.labels), EVALUATION_SEED, 0, count)
+    seen, losses = [], []
+    for pixels, labels, noised in noised_batches(train, chosen, config, flow, "decoder", batch):
+        if config.noise.type == "gaussian":
+            xhat, density = denoised_mean(flow, noised, labels, config.noise.std)
+            seen.append((xhat.cpu(), pixels.cpu()))
+        else:
+            with torch.no_grad():
+                density = log_density(flow, noised, labels)
+        losses.append(_loss(density, noised).cpu())
+    decoder = None
+    if seen:
+        decoder = Decoder.fit(torch.cat([a for a, _ in seen]), torch.cat([b for _, b in seen]))
+    return Reference(decoder, torch.cat(losses))
+
+
 def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
     """Score the held-out images of a run with its trained flow.
 
@@ -214,27 +253,13 @@ def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
     """
     flow = flow.eval().requires_grad_(False)
     held_out = data.open_split(config.data, config.evaluation.split)
-    train = data.open_split(config.data, "train")
-    count = min(config.evaluation.decoder_images, len(train.labels))
-    chosen = data.order(len(train.labels), EVALUATION_SEED, 0, count)
-    decoder = None
-    train_losses = []
-    if config.noise.type == "gaussian":
-        seen = []
-        for pixels, labels, noised in _noised(train, chosen, config, flow, "decoder", batch):
-            xhat, density = denoised_mean(flow, noised, labels, config.noise.std)
-            seen.append((xhat.cpu(), pixels.cpu()))
-            train_losses.append(_loss(density, noised).cpu())
-        decoder = Decoder.fit(torch.cat([a for a, _ in seen]), torch.cat([b for _, b in seen]))
-    else:
-        with torch.no_grad():
-            for _, labels, noised in _noised(train, chosen, config, flow, "decoder", batch):
-                train_losses.append(_loss(log_density(flow, noised, labels), noised).cpu())
+    reference = training_reference(flow, config, batch)
+    decoder = reference.decoder
     everything = np.arange(len(held_out.labels))
     bpd, loss = np.zeros(len(everything)), np.zeros(len(everything))
     for draw in range(config.evaluation.draws):
         rows = []
-        parts = _noised(held_out, everything, config, flow, f"held-out {draw}", batch)
+        parts = noised_batches(held_out, everything, config, flow, f"held-out {draw}", batch)
         for pixels, labels, noised in parts:
             if decoder is None:
                 with torch.no_grad():
@@ -247,7 +272,7 @@ def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
         loss += torch.cat([b for _, b in rows]).cpu().numpy() / config.evaluation.draws
     kind = "dequantised" if decoder is None else "bound"
     labels_seen = np.asarray(held_out.labels)
-    return Likelihood(kind, bpd, loss, labels_seen, float(torch.cat(train_losses).mean()))
+    return Likelihood(kind, bpd, loss, labels_seen, float(reference.losses.mean()))
 
 
 def bound_bpd(
@@ -283,7 +308,7 @@ def _loss(density: Tensor, images: Tensor) -> Tensor:
     return -density / images[0].numel() - HALF_LN_2PI
 
 
-def _noised(
+def noised_batches(
     images: data.Images,
     indices: np.ndarray,
     config: RunConfig,
@@ -291,7 +316,16 @@ def _noised(
     use: str,
     batch: int,
 ) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Yield pixels, labels and noisy images in batches, with noise fixed by image and use."""
+    """Yield pixels, labels and noisy images in batches, with noise fixed by image and use.
+
+    Args:
+        images: to draw from.
+        indices: (N,) of the images wanted; they name the noise, whatever the batches.
+        config: of the run; says which noise, and whether labels are given.
+        flow: says the device and type of what is yielded.
+        use: of the noise; other uses give independent noise.
+        batch: images at a time.
+    """
     device, dtype = flow.var.device, flow.var.dtype
     for start in range(0, len(indices), batch):
         part = indices[start : start + batch]

@@ -120,8 +120,8 @@ def test_scores_are_gradients_under_the_prior_asked_for(random_flow, monkeypatch
     std = torch.ones_like(flow.var) if standard_prior else flow.var.sqrt()
     density = torch.distributions.Normal(0.0, std).log_prob(latents).sum((1, 2))
     (expected,) = torch.autograd.grad(density.sum(), point)
-    for memory in (likelihood.SCORE_BYTES, 1):  # all images, then one at a time
-        monkeypatch.setattr(likelihood, "SCORE_BYTES", memory)
+    for memory in (likelihood.ACTIVATION_BYTES, 1):  # all images, then one at a time
+        monkeypatch.setattr(likelihood, "ACTIVATION_BYTES", memory)
         found = likelihood.score_function(flow, images, labels, standard_prior=standard_prior)
         torch.testing.assert_close(found, (expected, density.detach()))
 

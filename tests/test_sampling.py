@@ -52,7 +52,7 @@ def test_denoising_adds_the_score_whatever_the_memory(random_flow, monkeypatch, 
     nats = normal.log_prob(latents).sum() + logdet.sum() * flow.config.dims
     expected = images + 0.05**2 * torch.autograd.grad(nats, point)[0]
     torch.testing.assert_close(denoise(flow, images, labels, 0.05), expected)
-    monkeypatch.setattr(likelihood, "SCORE_BYTES", 1)  # one image at a time
+    monkeypatch.setattr(likelihood, "ACTIVATION_BYTES", 1)  # one image at a time
     torch.testing.assert_close(denoise(flow, images, labels, 0.05), expected)
     assert torch.equal(images, before)
     assert all(p.grad is None and p.requires_grad for p in flow.parameters())

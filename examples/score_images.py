@@ -1,0 +1,34 @@
+"""Which validation images does a trained model find least likely, and which least typical?
+
+    python examples/score_images.py MODEL.safetensors
+
+The likelihood is exact, that of the image with its training noise; typicality is how far it lies
+from that of training images. Prints the five worst of either.
+"""
+
+import sys
+from pathlib import Path
+
+from tarflow.checkpoint import load_model
+from tarflow.data import open_split
+from tarflow.likelihood import training_reference
+from tarflow.scoring import score
+
+
+def main(checkpoint: Path) -> None:
+    """Print the images that lie farthest out."""
+    flow, config = load_model(checkpoint)
+    images = open_split(config.data, "validation")
+    scores = score(flow, config, images, training_reference(flow, config))
+    for by in ("likelihood", "typicality"):
+        print(f"worst by {by}:")
+        for index in scores.worst_first(by)[:5]:
+            print(
+                f"  image {index:>3} of class {scores.labels[index]}: "
+                f"log-likelihood {scores.log_likelihood[index]:>9.1f} nats, "
+                f"{scores.bpd[index]:.3f} bits per dimension"
+            )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
