@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 import tyro
 
+from tarflow.commands.check import check
 from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
 from tarflow.commands.data import data
 from tarflow.commands.evaluate import evaluate
 from tarflow.commands.sample import sample
+from tarflow.commands.score import score
 from tarflow.commands.train import train
 from tarflow.config import ConfigError
 from tarflow.preemption import Preempted
@@ -20,6 +22,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "cost": cost,
     "data": data,
+    "score": score,
+    "check": check,
     "convert": convert,
 }
 
