@@ -167,6 +167,7 @@ def test_muon_learns_resumes_and_owns_the_hidden_matrices(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler itself warns
 def test_compiled_layers_give_the_same_losses(tmp_path):
     compiled = config(execution=ExecutionConfig(threads=1, compile=True))
     expected = losses(train(config(), tmp_path / "plain"))
