@@ -211,7 +211,7 @@ def test_a_whole_study_on_an_address_that_is_killed_and_resumed(bucket, tmp_path
     environment.pop("RAY_ADDRESS", None)
     driver = subprocess.Popen(command, env=environment)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         while not list(out.glob("runs/*/result.json")):
             assert driver.poll() is None
             assert time.monotonic() < deadline
