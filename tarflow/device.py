@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import platform
 import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -96,6 +98,16 @@ def peak_flops(device: torch.device, precision: str) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2.0 * rows * inner * columns / best
+
+
+def describe_device(device: torch.device) -> str:
+    """Name a device as its maker does, as far as that can be known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def synchronize(device: torch.device) -> None:

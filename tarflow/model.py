@@ -5,7 +5,6 @@ Legend: `B` batch, `T` tokens per image, `D` values per token, `C` channels, `H`
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +30,6 @@ def unpatchify(tokens: Tensor, patch: int) -> Tensor:
     """Put (B, T, D) tokens of a square image back together; the inverse of `patchify`."""
     side = math.isqrt(tokens.shape[1])
     return F.pixel_shuffle(tokens.mT.reshape(len(tokens), tokens.shape[2], side, side), patch)
-
-
-@dataclass(frozen=True)
-class Past:
-    """Keys and values of one layer, (B, H, T, K) each; tokens before `start` are in place."""
-
-    keys: Tensor
-    values: Tensor
-    start: int
 
 
 def products_are_faster(query: Tensor) -> bool:
@@ -74,35 +64,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(
-        self, hidden: Tensor, past: Past | None = None, temperature: Tensor | None = None
-    ) -> Tensor:
-        """Mix (B, n, C) hidden states, after those kept in `past`.
-
-        The keys and values of the n tokens are written into `past` from its start on;
-        the logits of each image are divided by `temperature` (B,).
-        """
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Mix (B, T, C) hidden states."""
         query, key, value = (
-            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, H, n, K)
+            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, K)
             for part in self.qkv(self.norm(hidden)).chunk(3, dim=2)
         )
-        if temperature is not None:
-            query = query / temperature[:, None, None, None]
-        mask = None
-        tokens = query.shape[2]
-        if past is not None:
-            end = past.start + tokens
-            past.keys[:, :, past.start : end] = key
-            past.values[:, :, past.start : end] = value
-            if past.start:
-                key, value = past.keys[:, :, :end], past.values[:, :, :end]
-                if tokens > 1:
-                    mask = hidden.new_ones(tokens, end, dtype=torch.bool).tril(past.start)
-        causal = tokens > 1 and mask is None
-        if causal and products_are_faster(query):
+        if products_are_faster(query):
             mixed = causal_attention(query, key, value)
         else:
-            mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
+            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
 
@@ -133,11 +104,9 @@ class Layer(nn.Module):
         self.attention = Attention(channels, head_dim)
         self.mlp = MLP(channels)
 
-    def forward(
-        self, hidden: Tensor, past: Past | None = None, temperature: Tensor | None = None
-    ) -> Tensor:
-        """Transform (B, n, C) hidden states; see `Attention.forward` for the rest."""
-        hidden = hidden + self.attention(hidden, past, temperature)
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Transform (B, T, C) hidden states."""
+        hidden = hidden + self.attention(hidden)
         transformed: Tensor = hidden + self.mlp(hidden)
         return transformed
 
@@ -183,31 +152,22 @@ class FlowBlock(nn.Module):
         chosen = self.class_embed[labels.clamp(min=0)]
         return position + torch.where((labels < 0)[:, None, None], mean, chosen)
 
-    def coefficients(
-        self,
-        tokens: Tensor,
-        embedding: Tensor,
-        past: list[Past] | None = None,
-        temperature: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return log-scale and shift for the successors of n tokens in the block's order.
+    def coefficients(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return log-scale and shift for the successor of each token.
 
         Args:
-            tokens: (B, n, D).
-            embedding: (1 or B, n, C), the part of `self.embedding` at these tokens.
-            past: what each layer keeps of earlier tokens; the n tokens are written to it.
-            temperature: (B,), divides the attention logits of each image.
+            tokens: (B, T, D) in the block's order.
+            labels: (B,) int64, -1 where dropped; `None` drops all.
 
         Returns:
-            Two (B, n, D) tensors in float32 or wider.
+            Two (B, T, D) tensors in float32 or wider.
         """
-        again = self.checkpoint_activations and past is None and torch.is_grad_enabled()
-        hidden = self.proj_in(tokens) + embedding
-        for index, layer in enumerate(self.attn_blocks):
-            if again:
+        hidden = self.proj_in(tokens) + self.embedding(labels)
+        for layer in self.attn_blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden = layer(hidden, past and past[index], temperature)
+                hidden = layer(hidden)
         output = self.proj_out(hidden)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.volume_preserving:
@@ -225,7 +185,7 @@ class FlowBlock(nn.Module):
             Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
         """
         tokens = self.order(tokens)
-        log_scale, shift = self.coefficients(tokens, self.embedding(labels))
+        log_scale, shift = self.coefficients(tokens, labels)
         log_scale, shift = log_scale[:, :-1], shift[:, :-1]
         rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
         logdet = -log_scale.sum((1, 2)) / tokens[0].numel()

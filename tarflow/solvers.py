@@ -1,17 +1,29 @@
 """How a flow is inverted: noise to images, block by block from the last to the first.
 
-Legend: `B` batch, `T` tokens per image, `D` values per token, `H` heads, `K` channels of a head.
-A solver gets the latents of one block and a function of tokens, `Coefficients`, and finds the
-tokens that the block maps to these latents.
+Legend: `B` images, `T` tokens per image, `D` values per token.
+In each block `u[0] = v[0]` and `u[i + 1] = v[i + 1] * scale(u[..i]) + shift(u[..i])` is solved for
+the tokens `u` given the latents `v`: one token after another, or a window of them at once by
+fixed-point sweeps. Both give the same tokens up to the tolerance of the sweeps.
 """
 
+import logging
+import math
+import time
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from tarflow.coefficients import Coefficients, Memory
 from tarflow.config import SamplerConfig
-from tarflow.model import FlowBlock, Past, TarFlow, unpatchify
+from tarflow.device import repeat
+from tarflow.guidance import is_guided
+from tarflow.model import FlowBlock, TarFlow, unpatchify
+from tarflow.solver_plan import SEQUENTIAL, Method, Plan
+
+LOG = logging.getLogger("tarflow")
+BUCKET = 64  # keys by which a captured step's attention grows
 
 
 @torch.no_grad()
@@ -20,6 +32,7 @@ def invert(
     latents: Tensor,
     labels: Tensor | None = None,
     sampler: SamplerConfig | None = None,
+    plan: Plan | None = None,
 ) -> Tensor:
     """Map latents (B, T, D) to images (B, c, height, width): the inverse of `flow`.
 
@@ -28,104 +41,171 @@ def invert(
         latents: (B, T, D), not changed; what `flow` returned, or noise times `flow.var.sqrt()`.
         labels: (B,) int64, -1 where dropped; `None` drops all.
         sampler: guidance, which makes it another map than the inverse; none by default.
+        plan: how to solve each block; one token after another by default.
 
     Raises:
         ConfigError: if a label is unknown.
     """
     flow.check_labels(labels)
+    inversion = Inversion(flow, latents, labels, sampler)
     tokens = latents
-    memory = _memory(flow, 2 * len(latents) if _guided(labels, sampler) else len(latents), latents)
-    for block in reversed(flow.blocks):
-        block = cast(FlowBlock, block)
-        coefficients = Coefficients(block, memory, labels, sampler)
-        tokens = block.order(sequential(coefficients, block.order(tokens)))
+    for index in reversed(range(len(flow.blocks))):
+        method = plan.methods[index] if plan else SEQUENTIAL
+        tokens = inversion.block(index, tokens, method)
     return unpatchify(tokens, flow.config.patch)
 
 
-def sequential(coefficients: "Coefficients", latents: Tensor) -> Tensor:
-    """Invert one block token by token; latents (B, T, D) and result in the block's order."""
-    tokens = latents.clone()
-    for index in range(latents.shape[1] - 1):
-        log_scale, shift = coefficients(tokens[:, index : index + 1], index)
-        successor = latents[:, index + 1 : index + 2]
-        tokens[:, index + 1 : index + 2] = successor * torch.exp(log_scale) + shift
-    return tokens
-
-
-class Coefficients:
-    """Guided log-scale and shift of one block, which remembers keys and values.
-
-    Guidance extrapolates from a worse branch, whose label is dropped and whose attention has
-    another temperature: `good + weight * (good - worse)` (Zhai et al. 2025, section 3.5).
-    Both branches run as one batch, the good one first.
-    """
+class Inversion:
+    """The inverse of a flow for one batch, block by block."""
 
     def __init__(
         self,
-        block: FlowBlock,
-        memory: Tensor,
+        flow: TarFlow,
+        latents: Tensor,
         labels: Tensor | None,
         sampler: SamplerConfig | None,
     ) -> None:
-        """Take what `invert` was given; `memory` is overwritten."""
-        self.block = block
-        self.memory = memory
-        self.sampler = sampler if sampler and _guided(labels, sampler) else None
-        self.temperature: Tensor | None = None
-        self.last = len(block.pos_embed) - 1
-        if self.sampler:
-            half = memory.shape[2] // 2
-            if labels is not None:
-                labels = torch.cat([labels, torch.full_like(labels, -1)])
-            if self.sampler.temperature != 1:
-                self.temperature = block.pos_embed.new_ones(2 * half)
-                self.temperature[half:] = self.sampler.temperature
-        self.embedding = block.embedding(labels)
-
-    def __call__(self, tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Return log-scale and shift (B, n, D) of the successors of n tokens.
+        """Allocate what all blocks share; matrix products run in autocast's type where it is on.
 
         Args:
-            tokens: (B, n, D), those at `start` to `start + n` in the block's order.
-            start: tokens before it must have been given, in their final state, in earlier calls.
+            flow: the model.
+            latents: (B, T, D), whose size and type count.
+            labels: (B,) or `None`.
+            sampler: guidance, or `None`.
         """
-        count = tokens.shape[1]
-        past = [Past(keys, values, start) for keys, values in self.memory]
-        embedding = self.embedding[:, start : start + count]
-        if not self.sampler:
-            return self.block.coefficients(tokens, embedding, past)
-        both = torch.cat([tokens, tokens])
-        log_scale, shift = self.block.coefficients(both, embedding, past, self.temperature)
-        weight = torch.as_tensor(self.sampler.guidance, dtype=shift.dtype, device=shift.device)
-        if self.sampler.annealed:
-            place = torch.arange(start + 1, start + count + 1, device=shift.device)
-            weight = (weight * place / self.last)[:, None]
-        part = self.sampler.part
-        return (
-            _extrapolate(log_scale, weight * (part != "shift")),
-            _extrapolate(shift, weight * (part != "scale")),
-        )
+        self.flow = flow
+        self.batch = len(latents)
+        self.labels = labels
+        self.sampler = sampler if is_guided(sampler, labels) else None
+        kind = latents.device.type
+        auto = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if auto else latents.dtype
+        self.memory = Memory(flow, len(latents) * (2 if self.sampler else 1), dtype)
+
+    def block(self, index: int, latents: Tensor, method: Method) -> Tensor:
+        """Invert one block; latents and result (B, T, D) are in raster order.
+
+        What sweeps leave unsolved is solved token by token, and a line says so.
+        """
+        block = cast(FlowBlock, self.flow.blocks[index])
+        ordered = block.order(latents)
+        coefficients = self.coefficients(index)
+        if not method.segments:
+            return block.order(sequential(coefficients, ordered))
+        swept = sweep(coefficients, ordered, method)
+        if swept.done < ordered.shape[1] - 1:
+            LOG.warning(
+                "block %d: tokens %d on have not settled after %d sweeps; solved one by one",
+                index,
+                swept.done,
+                swept.sweeps,
+            )
+        return block.order(sequential(coefficients, ordered, swept.tokens, swept.done))
+
+    def coefficients(self, index: int) -> Coefficients:
+        """Return the coefficients of a block; those of the block before must be done with."""
+        guided = self.sampler and self.sampler.guides(index, len(self.flow.blocks))
+        block = cast(FlowBlock, self.flow.blocks[index])
+        with torch.autocast(self.flow.var.device.type, enabled=False):
+            return Coefficients(
+                block, self.memory, self.batch, self.labels, self.sampler if guided else None
+            )
 
 
-def _extrapolate(branches: Tensor, weight: Tensor) -> Tensor:
-    good, worse = branches.chunk(2)
-    return good + weight * (good - worse)
+def sequential(
+    coefficients: Coefficients, latents: Tensor, tokens: Tensor | None = None, start: int = 0
+) -> Tensor:
+    """Invert one block token by token; latents (B, T, D) and result in the block's order.
+
+    Args:
+        coefficients: of the block.
+        latents: not changed.
+        tokens: final up to `start`, overwritten after it; by default nothing is known.
+        start: where to go on.
+    """
+    tokens = latents.clone() if tokens is None else tokens
+    if latents.is_cuda:
+        return sequential_on_device(coefficients, latents, tokens, start)
+    for index in range(start, latents.shape[1] - 1):
+        scale, shift = coefficients(tokens[:, index : index + 1], index)
+        successor = latents[:, index + 1 : index + 2]
+        tokens[:, index + 1 : index + 2] = torch.addcmul(shift, successor, scale)
+    return tokens
 
 
-def _guided(labels: Tensor | None, sampler: SamplerConfig | None) -> bool:
-    """Tell whether the two branches differ."""
-    return bool(
-        sampler
-        and sampler.guidance
-        and (sampler.temperature != 1 or (labels is not None and bool((labels >= 0).any())))
-    )
+def sequential_on_device(
+    coefficients: Coefficients, latents: Tensor, tokens: Tensor, start: int
+) -> Tensor:
+    """Do the same by one step that is replayed: it finds its place in a tensor on the device.
+
+    Attention looks at whole buckets of keys, so that few steps have to be captured.
+    """
+    position = torch.tensor([start], device=latents.device)
+    last = latents.shape[1] - 1
+    while start < last:
+        filled = min(-(-(start + 1) // BUCKET) * BUCKET, last)
+
+        def step(filled: int = filled) -> None:
+            token = tokens.index_select(1, position)
+            scale, shift = coefficients.at(token, position, filled)
+            position.add_(1)
+            successor = latents.index_select(1, position)
+            tokens.index_copy_(1, position, torch.addcmul(shift, successor, scale).to(tokens))
+
+        repeat(step, filled - start, latents.device)
+        start = filled
+    return tokens
 
 
-def _memory(flow: TarFlow, batch: int, like: Tensor) -> Tensor:
-    """Make room for keys and values, (layers, 2, B, H, T, K), shared by the blocks in turn."""
-    config = flow.config
-    heads = config.channels // config.head_dim
-    kind = like.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-    shape = (config.layers, 2, batch, heads, config.tokens, config.head_dim)
-    return torch.empty(shape, dtype=dtype, device=like.device)
+@dataclass(frozen=True)
+class Swept:
+    """What sweeps have found."""
+
+    tokens: Tensor  # (B, T, D) in the block's order
+    done: int  # tokens up to and including this one are final
+    sweeps: int
+
+
+def sweep(
+    coefficients: Coefficients, latents: Tensor, method: Method, seconds: float = math.inf
+) -> Swept:
+    """Invert one block by fixed-point sweeps over a window that moves on as tokens settle.
+
+    A sweep computes the successors of all tokens of the window from their current values. The
+    first of them is exact, for its predecessors are final; so are, within the tolerance, those
+    whose predecessors did not change. They leave the window with the values that their cached keys
+    and values were computed from. What is still a guess is bounded, what is final never.
+
+    Args:
+        coefficients: of the block.
+        latents: (B, T, D) in the block's order, not changed.
+        method: window, first guess, tolerance, budget of sweeps.
+        seconds: budget of time.
+
+    Returns:
+        All tokens solved, unless a budget ran out.
+    """
+    last = latents.shape[1] - 1
+    width = -(-last // method.segments)
+    bound = method.bound
+    tokens = latents.clamp(-bound, bound) if method.guess == "latents" else latents * 0
+    tokens[:, 0] = latents[:, 0]
+    ends = time.perf_counter() + seconds
+    done = sweeps = 0
+    while done < last and (not method.sweeps or sweeps < method.sweeps):
+        end = min(done + width, last)
+        scale, shift = coefficients(tokens[:, done:end], done)
+        found = torch.addcmul(shift, latents[:, done + 1 : end + 1], scale)
+        guessed = tokens[:, done + 1 : end + 1]
+        change = (found - guessed).abs().amax((0, 2))
+        settled = int((change < method.tolerance).long().cumprod(0).sum())  # waits for the device
+        sweeps += 1
+        if settled < end - done:
+            guessed[:, settled] = found[:, settled]
+            rest = found[:, settled + 1 :].nan_to_num(0.0)  # a mask does not hide a NaN
+            guessed[:, settled + 1 :] = rest.clamp(-bound, bound)
+            settled += 1
+        done += settled
+        if time.perf_counter() > ends:
+            break
+    return Swept(tokens, done, sweeps)

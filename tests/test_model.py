@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tarflow import cost
 from tarflow.config import ConfigError, ModelConfig, SamplerConfig
 from tarflow.model import TarFlow, causal_attention, initialise, patchify, unpatchify
-from tarflow.solvers import Coefficients, invert, sequential
+from tarflow.solvers import invert
 
 shapes = st.fixed_dictionaries(
     {
@@ -214,33 +214,6 @@ def test_bfloat16_gradients_point_where_exact_ones_do(random_flow):
     exact, rounded = gradients
     assert (rounded - exact).norm() < 0.03 * exact.norm()
     assert not torch.equal(rounded, exact)
-
-
-@pytest.mark.parametrize("sampler", [None, SamplerConfig(guidance=1.5, temperature=0.7)])
-@pytest.mark.parametrize("index", [0, 1])
-def test_coefficients_do_not_depend_on_how_tokens_are_cut(random_flow, index, sampler):
-    """One token, a window, or all at once: what every solver relies on."""
-    flow = random_flow(classes=3, layers=2)
-    labels = some_labels(flow)
-    block = flow.blocks[index]
-    latents = block.order(patchify(some_images(flow), flow.config.patch))
-
-    def fresh():
-        memory = torch.full((2, 2, 3 * (2 if sampler else 1), 2, 16, 8), math.nan).double()
-        return Coefficients(block, memory, labels, sampler)
-
-    with torch.no_grad():
-        tokens = sequential(fresh(), latents)
-        whole = torch.stack(fresh()(tokens, 0))
-        for window in (1, 5, 16):
-            coefficients = fresh()
-            parts = [
-                torch.stack(coefficients(tokens[:, start : start + window], start))
-                for start in range(0, 16, window)
-            ]
-            torch.testing.assert_close(torch.cat(parts, 2), whole)
-        log_scale, shift = whole[:, :, :-1]
-        torch.testing.assert_close(tokens[:, 1:], latents[:, 1:] * log_scale.exp() + shift)
 
 
 def test_guidance_without_another_branch_changes_nothing(random_flow):

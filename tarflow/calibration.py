@@ -1,0 +1,271 @@
+"""How fast and how exactly each block of a flow is inverted here: measured, then chosen.
+
+Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels.
+CRM and IGM are the metrics of Gauss-Seidel-Jacobi sampling (arXiv 2505.12849). IGM picks the first
+guess; methods are chosen by the seconds that they take.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from tarflow.config import NoiseConfig, SamplerConfig
+from tarflow.device import describe_device, synchronize
+from tarflow.guidance import is_guided
+from tarflow.model import FlowBlock, TarFlow, patchify, unpatchify
+from tarflow.noise import generator, noisy, to_pixels
+from tarflow.solver_plan import BOUND, SEQUENTIAL, Measured, Method, Plan, Situation
+from tarflow.solvers import Inversion, invert, sweep
+
+Guess = Literal["latents", "zeros"]
+
+WINDOWS = (4, 8, 16, 32, 64)  # tokens, tried besides all at once
+TIGHTER = (1.0, 2.0, 4.0, 8.0, 16.0)  # by which tolerances are divided until the error is right
+SPARE = 2  # times the sweeps that were needed make the budget
+
+
+def default_tolerance(noise: NoiseConfig) -> float:
+    """Return the error of a pixel, in [-1, 1] units, that does not matter.
+
+    A tenth of the noise that denoising takes away, or half a grey level of uniform noise.
+    """
+    return 0.1 * noise.std if noise.type == "gaussian" else 1 / 255
+
+
+def situation(
+    flow: TarFlow,
+    batch: int,
+    labels: Tensor | None,
+    sampler: SamplerConfig | None,
+    tolerance: float,
+) -> Situation:
+    """Return what a plan measured now would hold for."""
+    device, blocks = flow.var.device, len(flow.blocks)
+    guided = sampler if is_guided(sampler, labels) else None
+    auto = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if auto else flow.var.dtype
+    return Situation(
+        device=describe_device(device),
+        threads=torch.get_num_threads(),
+        precision=str(dtype).removeprefix("torch."),
+        batch=batch,
+        guided_blocks=sum(guided.guides(index, blocks) for index in range(blocks))
+        if guided
+        else 0,
+        tolerance=tolerance,
+    )
+
+
+@torch.no_grad()
+def calibrate(
+    flow: TarFlow,
+    images: Tensor,
+    labels: Tensor | None,
+    noise: NoiseConfig,
+    sampler: SamplerConfig | None = None,
+    tolerance: float | None = None,
+) -> Plan:
+    """Measure how to invert each block on this device, for batches of this size.
+
+    The images are noised as in training, mapped to latents, and the latents back. A method is
+    taken if it is faster than going token by token; then the tolerance of the sweeps is lowered
+    until the largest error of a pixel is below `tolerance`. If that does not come about, blocks
+    return to going token by token, the one nearest the images first.
+
+    Args:
+        flow: the model in eval mode.
+        images: (B, c, H, H) in [-1, 1], clean; some from the training data will do.
+        labels: (B,) int64, -1 where dropped, or `None`.
+        noise: what the model was trained with.
+        sampler: guidance, if sampling is to be guided.
+        tolerance: largest error of a pixel; see `default_tolerance`.
+    """
+    tolerance = default_tolerance(noise) if tolerance is None else tolerance
+    images = images.to(flow.var)
+    rng = generator(0, "calibration", device=flow.var.device.type)
+    noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
+    flow(noised, labels)  # set up what the first pass sets up
+    timer = _Timer(flow)
+    latents, _ = flow(noised, labels)
+    forward_seconds = timer.stop()
+    batch = _Batch(flow, latents, labels, sampler)
+    references = batch.solve()
+    methods: list[Method] = []
+    measured: list[Measured] = []
+    metrics = zip(convergence_ranking(flow, images), initial_guessing(flow, images), strict=True)
+    for index, (crm, (from_latents, from_zeros)) in enumerate(metrics):
+        guess: Guess = "latents" if from_latents <= from_zeros else "zeros"
+        reference = references[index]
+        chosen, seconds, jacobi = SEQUENTIAL, reference.seconds, 0
+        for method in _candidates(reference, guess, tolerance):
+            taken, sweeps = batch.attempt(index, reference.latents, method, seconds)
+            if method.segments == 1:
+                jacobi = sweeps
+            if taken < seconds:
+                chosen, seconds = replace(method, sweeps=SPARE * sweeps), taken
+        methods.append(chosen)
+        measured.append(
+            Measured(
+                crm=crm,
+                igm_latents=from_latents,
+                igm_zeros=from_zeros,
+                sweeps=jacobi,
+                sequential_seconds=reference.seconds,
+                seconds=seconds,
+            )
+        )
+    exact = unpatchify(references[0].tokens, flow.config.patch)
+    solved, error = _exact_enough(batch, tuple(methods), exact, tolerance)
+    return Plan(
+        methods=solved,
+        situation=situation(flow, len(images), labels, sampler, tolerance),
+        measured=tuple(measured),
+        error=error,
+        forward_seconds=forward_seconds,
+    )
+
+
+def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:
+    """Return the CRM of each block: how tough it is to solve by iteration, percent of their sum.
+
+    `|mean_b exp(-a) u|_2 |W_s|_2 + |W_u|_2`, with the log-scale `a` and tokens `u` of clean
+    images (B, c, H, H) without labels and the halves `W` of the last projection for log-scale
+    and shift.
+    """
+    tokens = patchify(images, flow.config.patch)
+    found = []
+    for block, (after, _) in zip(flow.blocks, flow.trace(images, None), strict=True):
+        block = cast(FlowBlock, block)
+        ordered = block.order(tokens)
+        log_scale, _ = block.coefficients(ordered, None)
+        scaled = (torch.exp(-log_scale[:, :-1]) * ordered[:, 1:]).mean(0)
+        weight = block.proj_out.weight
+        shift = weight if block.volume_preserving else weight.chunk(2)[1]
+        bound = float(torch.linalg.matrix_norm(shift, 2))
+        if not block.volume_preserving:
+            scale = torch.linalg.matrix_norm(weight.chunk(2)[0], 2)
+            bound += float(torch.linalg.matrix_norm(scaled, 2) * scale)
+        found.append(bound)
+        tokens = after
+    return [100 * each / sum(found) for each in found]
+
+
+def initial_guessing(flow: TarFlow, images: Tensor) -> list[tuple[float, float]]:
+    """Return the IGM of each block: the residual after one sweep from the latents, and from zeros.
+
+    The spectral norm of the residual's mean over clean images (B, c, H, H) without labels.
+    """
+    tokens = patchify(images, flow.config.patch)
+    found = []
+    for block, (after, _) in zip(flow.blocks, flow.trace(images, None), strict=True):
+        block = cast(FlowBlock, block)
+        truth, latents = block.order(tokens), block.order(after)
+        zeros = torch.zeros_like(latents)
+        zeros[:, 0] = latents[:, 0]
+        norms = []
+        for guess in (latents, zeros):
+            log_scale, shift = block.coefficients(guess, None)
+            swept = torch.addcmul(shift[:, :-1], latents[:, 1:], torch.exp(log_scale[:, :-1]))
+            residual = (swept - truth[:, 1:]).mean(0)
+            norms.append(float(torch.linalg.matrix_norm(residual, 2)))
+        found.append((norms[0], norms[1]))
+        tokens = after
+    return found
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """One block, solved token by token; (B, T, D) in raster order."""
+
+    latents: Tensor
+    tokens: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What is inverted again and again."""
+
+    flow: TarFlow
+    latents: Tensor
+    labels: Tensor | None
+    sampler: SamplerConfig | None
+
+    def solve(self) -> list[_Reference]:
+        """Invert all blocks token by token."""
+        inversion = self._inversion()
+        latents, found = self.latents, []
+        for index in reversed(range(len(self.flow.blocks))):
+            timer = _Timer(self.flow)
+            tokens = inversion.block(index, latents, SEQUENTIAL)
+            found.append(_Reference(latents, tokens, timer.stop()))
+            latents = tokens
+        return found[::-1]
+
+    def attempt(
+        self, index: int, latents: Tensor, method: Method, seconds: float
+    ) -> tuple[float, int]:
+        """Return the seconds and sweeps of a method on one block; no sweeps if it is slower."""
+        block = cast(FlowBlock, self.flow.blocks[index])
+        inversion = self._inversion()
+        timer = _Timer(self.flow)
+        swept = sweep(inversion.coefficients(index), block.order(latents), method, seconds)
+        taken = timer.stop()
+        solved = swept.done == latents.shape[1] - 1
+        return (taken, swept.sweeps) if solved else (math.inf, 0)
+
+    def error(self, methods: tuple[Method, ...], exact: Tensor) -> float:
+        """Return the largest error of a pixel, images being in [-1, 1]."""
+        if all(method == SEQUENTIAL for method in methods):
+            return 0.0
+        plan = Plan(methods=methods)
+        found = invert(self.flow, self.latents, self.labels, self.sampler, plan)
+        return float((found - exact).abs().max())
+
+    def _inversion(self) -> Inversion:
+        return Inversion(self.flow, self.latents, self.labels, self.sampler)
+
+
+def _candidates(reference: _Reference, guess: Guess, tolerance: float) -> list[Method]:
+    last = reference.tokens.shape[1] - 1
+    segments = {-(-last // window) for window in WINDOWS if window < last} | {1}
+    bound = max(BOUND, 2 * float(reference.tokens.abs().max()))
+    return [
+        Method(segments=count, guess=guess, tolerance=tolerance, bound=bound)
+        for count in sorted(segments, reverse=True)
+    ]
+
+
+def _exact_enough(
+    batch: _Batch, methods: tuple[Method, ...], exact: Tensor, tolerance: float
+) -> tuple[tuple[Method, ...], float]:
+    """Return methods, made stricter until the error of a pixel is within the tolerance."""
+    tightened = methods
+    for factor in TIGHTER:
+        tightened = tuple(replace(each, tolerance=each.tolerance / factor) for each in methods)
+        error = batch.error(tightened, exact)
+        if error <= tolerance:
+            return tightened, error
+    for index in range(len(tightened)):
+        tightened = (*tightened[:index], SEQUENTIAL, *tightened[index + 1 :])
+        error = batch.error(tightened, exact)
+        if error <= tolerance:
+            break
+    return tightened, error
+
+
+class _Timer:
+    """Seconds on the clock, with the device's work done at both ends."""
+
+    def __init__(self, flow: TarFlow) -> None:
+        self.device = flow.var.device
+        synchronize(self.device)
+        self.start = time.perf_counter()
+
+    def stop(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter() - self.start
