@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from tarflow.scoring import Scores
 
 GRID_COLUMNS, GRID_HALF = 8, 32  # of the picture: the worst images, then the best
-COLUMNS = (
-    "rank",
-    "image",
-    "label",
-    "log_likelihood",
-    "bpd",
-    "typicality",
-    "predicted",
-    "probability",
-)
+COLUMNS = {
+    "rank": "rank",
+    "image": "image",
+    "label": "label",
+    "log_likelihood": "nats",
+    "bpd": "bits/dim",
+    "typicality": "typicality",
+    "predicted": "class",
+    "probability": "p(class)",
+}
 
 Row: TypeAlias = dict[str, Any]
 
@@ -114,18 +114,19 @@ def _ends(ranked: list[Row], count: int) -> list[Row]:
 
 def _table(shown: list[Row], title: str) -> Table:
     """Lay out the columns that have values."""
-    columns = [name for name in COLUMNS if any(row.get(name) is not None for row in shown)]
-    table = Table(*columns, title=title)
+    table = Table(title=title)
+    names = [name for name in COLUMNS if any(row.get(name) is not None for row in shown)]
+    for name in names:
+        table.add_column(COLUMNS[name], overflow="fold", no_wrap=name != "image")
     for row in shown:
-        values = [row.get(name) for name in columns]
-        table.add_row(*(_text(value) for value in values))
+        table.add_row(*(_text(row.get(name)) for name in names))
     return table
 
 
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:,.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _summary(scores: "Scores", config: RunConfig, missing: str) -> Iterator[str]:
