@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import tyro
 
+from tarflow.commands.calibrate import calibrate
 from tarflow.commands.check import check
 from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
@@ -19,6 +20,7 @@ from tarflow.preemption import Preempted
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "sample": sample,
+    "calibrate": calibrate,
     "evaluate": evaluate,
     "cost": cost,
     "data": data,

@@ -8,21 +8,35 @@ guess; methods are chosen by the seconds that they take.
 import math
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from tarflow.config import NoiseConfig, SamplerConfig
+from tarflow import data
+from tarflow.config import ConfigError, NoiseConfig, RunConfig, SamplerConfig
 from tarflow.device import describe_device, synchronize
 from tarflow.guidance import is_guided
 from tarflow.model import FlowBlock, TarFlow, patchify, unpatchify
-from tarflow.noise import generator, noisy, to_pixels
-from tarflow.solver_plan import BOUND, SEQUENTIAL, Measured, Method, Plan, Situation
+from tarflow.noise import generator, noisy, to_pixels, unit
+from tarflow.sampling import sample
+from tarflow.solver_plan import (
+    BOUND,
+    SEQUENTIAL,
+    Measured,
+    Method,
+    Plan,
+    Situation,
+    find_plan,
+    keep_plan,
+    named_plan,
+)
 from tarflow.solvers import Inversion, invert, sweep
 
 Guess = Literal["latents", "zeros"]
 
+WORTH = 8  # batches from which on a calibration is repaid
 WINDOWS = (4, 8, 16, 32, 64)  # tokens, tried besides all at once
 TIGHTER = (1.0, 2.0, 4.0, 8.0, 16.0)  # by which tolerances are divided until the error is right
 SPARE = 2  # times the sweeps that were needed make the budget
@@ -34,6 +48,64 @@ def default_tolerance(noise: NoiseConfig) -> float:
     A tenth of the noise that denoising takes away, or half a grey level of uniform noise.
     """
     return 0.1 * noise.std if noise.type == "gaussian" else 1 / 255
+
+
+def choose_plan(
+    solver: str,
+    flow: TarFlow,
+    config: RunConfig,
+    count: int,
+    batch: int,
+    path: Path | None = None,
+) -> Plan:
+    """Return the plan for drawing `count` images, `batch` at a time.
+
+    `auto` takes the plan kept for this situation. Without one it calibrates and keeps the result
+    if so many images are wanted that this is repaid, and else goes token by token.
+
+    Args:
+        solver: auto, or a name that `named_plan` knows.
+        flow: the model in eval mode, on its device.
+        config: of its run; its sampler says how it is guided.
+        count: images wanted.
+        batch: images at a time.
+        path: where plans are kept, beside the checkpoint.
+
+    Raises:
+        ConfigError: if there is no such solver.
+    """
+    tolerance = default_tolerance(config.noise)
+    if solver != "auto":
+        return named_plan(solver, len(flow.blocks), tolerance)
+    labels = torch.zeros(1, dtype=torch.int64) if flow.config.classes else None
+    now = situation(flow, min(batch, count), labels, config.sampler, tolerance)
+    plan = find_plan(path, now) if path else None
+    if plan is None and count >= WORTH * batch:
+        images, labels = calibration_images(flow, config, batch)
+        plan = calibrate(flow, images, labels, config.noise, config.sampler)
+        if path:
+            keep_plan(path, plan)
+    return plan or Plan(methods=(SEQUENTIAL,) * len(flow.blocks))
+
+
+def calibration_images(
+    flow: TarFlow, config: RunConfig, count: int
+) -> tuple[Tensor, Tensor | None]:
+    """Return images (B, c, H, H) in [-1, 1] to calibrate on, and labels (B,) or `None`.
+
+    Training images of the run where they are at hand, else samples of the flow.
+    """
+    classes = flow.config.classes
+    labels = torch.arange(count) % classes if classes else None
+    try:
+        images = data.open_split(config.data, "train")
+    except ConfigError:
+        drawn = sample(flow, count, SamplerConfig(denoise=0), config.noise, labels)
+        return drawn.images, drawn.labels
+    picked = data.order(len(images.labels), 0, 0, count)
+    pixels = torch.from_numpy(data.batch(images, picked))
+    labels = torch.from_numpy(images.labels[picked].astype("int64")) if classes else None
+    return unit(pixels), labels
 
 
 def situation(
@@ -86,6 +158,7 @@ def calibrate(
     """
     tolerance = default_tolerance(noise) if tolerance is None else tolerance
     images = images.to(flow.var)
+    labels = None if labels is None else labels.to(flow.var.device)
     rng = generator(0, "calibration", device=flow.var.device.type)
     noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
     flow(noised, labels)  # set up what the first pass sets up
@@ -246,7 +319,10 @@ def _exact_enough(
     """Return methods, made stricter until the error of a pixel is within the tolerance."""
     tightened = methods
     for factor in TIGHTER:
-        tightened = tuple(replace(each, tolerance=each.tolerance / factor) for each in methods)
+        tightened = tuple(
+            replace(each, tolerance=each.tolerance / factor) if each.segments else each
+            for each in methods
+        )
         error = batch.error(tightened, exact)
         if error <= tolerance:
             return tightened, error

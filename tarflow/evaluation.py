@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tarflow import data, likelihood, metrics
+from tarflow.calibration import choose_plan
 from tarflow.checkpoint import load_model
 from tarflow.config import RunConfig, SamplerConfig, run_id, setting_id
 from tarflow.device import choose_device
@@ -120,7 +121,9 @@ def evaluate_samples(
     """
     evaluation = config.evaluation
     start = time.perf_counter()
-    drawn = sample(flow, evaluation.samples, config.sampler, config.noise, seed=seed, batch=250)
+    count, batch = evaluation.samples, 250
+    plan = choose_plan(config.execution.solver, flow, config, count, batch)
+    drawn = sample(flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan)
     seconds = time.perf_counter() - start
     if picture:
         with replacing(picture) as temporary:
@@ -133,7 +136,7 @@ def evaluate_samples(
         {
             "run_id": run_id(config),
             **asdict(config.sampler),
-            "solver": "sequential",
+            "solver": str(plan),
             "seed": seed,
             "half": half,
             "seconds_per_image": seconds / evaluation.samples,

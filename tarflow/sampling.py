@@ -12,9 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from tarflow.config import ConfigError, NoiseConfig, SamplerConfig
+from tarflow.device import autocast
 from tarflow.likelihood import score_function
 from tarflow.model import TarFlow
 from tarflow.noise import normal_per_image, to_pixels
+from tarflow.solver_plan import Plan
 from tarflow.solvers import invert
 
 REDRAWS = 3  # times an image that is not finite gets other noise before it is given up
@@ -38,6 +40,8 @@ def sample(
     labels: Tensor | None = None,
     seed: int = 0,
     batch: int = 64,
+    plan: Plan | None = None,
+    precision: str = "float32",
 ) -> Samples:
     """Draw images; image i is a function of (seed, i, its label), whatever the batch size.
 
@@ -49,6 +53,8 @@ def sample(
         labels: (count,) int64, -1 for no class; by default every class in turn.
         seed: of the noise.
         batch: images at a time.
+        plan: how each block is inverted; token by token by default.
+        precision: of matrix products, float32 or bfloat16; tokens stay in the flow's type.
 
     Raises:
         ConfigError: if `count` is not positive, or labels are unknown or of another number.
@@ -68,7 +74,8 @@ def sample(
         redrawn += len(pending) if attempt else 0
         for part in pending.split(batch):
             part_labels = None if labels is None else labels[part]
-            images[part] = _draw(flow, part, part_labels, sampler, noise, seed, attempt)
+            with autocast(precision, flow.var.device):
+                images[part] = _draw(flow, part, part_labels, sampler, noise, seed, attempt, plan)
         pending = pending[~images[pending].isfinite().flatten(1).all(1)]
         if not len(pending):
             break
@@ -89,11 +96,12 @@ def _draw(
     noise: NoiseConfig,
     seed: int,
     attempt: int,
+    plan: Plan | None,
 ) -> Tensor:
     shape = (flow.config.tokens, flow.config.token_dim)
     drawn = normal_per_image(indices, shape, seed, f"sample {attempt}", flow.var.dtype)
     labels = None if labels is None else labels.to(flow.var.device)
-    images = invert(flow, drawn.to(flow.var.device) * flow.var.sqrt(), labels, sampler)
+    images = invert(flow, drawn.to(flow.var.device) * flow.var.sqrt(), labels, sampler, plan)
     if noise.type == "gaussian" and sampler.denoise:
         images = denoise(flow, images, labels, noise.std, sampler.denoise)
     return images.float().cpu()

@@ -8,6 +8,7 @@ from typing import Literal
 from tarflow.config import ConfigError, from_dict, to_dict
 from tarflow.record import read_json, write_json
 
+PLAN = "plan.json"  # name of the file beside a checkpoint
 BOUND = 10.0  # of a token that is still guessed; images lie in [-1, 1], latents are near normal
 SELECTIVE_TOLERANCE = 0.5  # of selective Jacobi decoding (arXiv 2505.24791)
 

@@ -8,13 +8,15 @@ import torch
 from tarflow import calibration
 from tarflow.calibration import (
     calibrate,
+    choose_plan,
     convergence_ranking,
     default_tolerance,
     initial_guessing,
     situation,
 )
-from tarflow.config import ConfigError, NoiseConfig, SamplerConfig
+from tarflow.config import ConfigError, NoiseConfig, RunConfig, SamplerConfig
 from tarflow.noise import generator, noisy, to_pixels
+from tarflow.sampling import sample
 from tarflow.solver_plan import SEQUENTIAL, Method, find_plan, keep_plan, named_plan
 from tarflow.solvers import invert
 
@@ -97,3 +99,30 @@ def test_names_of_solvers_are_checked():
         named_plan("jacoby", 4, 0.1)
     with pytest.raises(ConfigError):
         Method(segments=-1)
+
+
+def test_a_plan_is_measured_when_it_pays_and_reused(random_flow, tmp_path, monkeypatch):
+    """Eight batches pay; a kept plan serves any count; few images go token by token."""
+    flow = random_flow(torch.float32, image_size=28, image_channels=1, patch=7, classes=10)
+    model = replace(flow.config, classes=10)
+    config = RunConfig(model=model, noise=NOISE, sampler=SamplerConfig(denoise=0))
+    measured = []
+
+    def counted(*arguments):
+        measured.append(arguments)
+        return calibrate(*arguments)
+
+    monkeypatch.setattr(calibration, "calibrate", counted)
+    path = tmp_path / "plan.json"
+    few = choose_plan("auto", flow, config, 7, 2, path)
+    assert few.methods == (SEQUENTIAL,) * 3
+    assert not measured
+    many = choose_plan("auto", flow, config, 16, 2, path)
+    assert len(measured) == 1
+    assert choose_plan("auto", flow, config, 7, 2, path) == many
+    assert choose_plan("auto", flow, config, 16, 2, path) == many
+    assert len(measured) == 1
+    drawn = sample(flow, 6, config.sampler, NOISE, batch=2, plan=many)
+    plain = sample(flow, 6, config.sampler, NOISE, batch=3)
+    assert (drawn.images - plain.images).abs().max() < 3 * default_tolerance(NOISE)
+    assert str(choose_plan("selective", flow, config, 7, 2)) == "sequential, 2 jacobi"

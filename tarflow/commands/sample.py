@@ -1,12 +1,15 @@
 """`python -m tarflow sample`: images from a trained model."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from tarflow.commands.flags import NO_FLAGS, Flags
+from tarflow.config import ExecutionConfig
+from tarflow.solver_plan import PLAN
 
 
 def sample(
@@ -16,6 +19,9 @@ def sample(
     grid: Path = Path("samples.png"),
     columns: int = 8,
     seed: int = 0,
+    batch: int = 64,
+    solver: str = "auto",
+    precision: Literal["float32", "bfloat16"] = "float32",
     sampling: Flags = NO_FLAGS,
 ) -> int:
     """Draw images from a trained model and lay them out in one picture.
@@ -28,20 +34,38 @@ def sample(
         grid: the picture to write.
         columns: of the picture.
         seed: of the noise; image i depends on (seed, i) only.
+        batch: images at a time.
+        solver: sequential, jacobi, selective, segmented:8; or auto: the plan that
+            `python -m tarflow calibrate` measured for this batch size, if there is one.
+        precision: of matrix products.
         sampling: how.
     """
+    from tarflow.calibration import choose_plan
     from tarflow.checkpoint import load_model
+    from tarflow.device import autocast, choose_device
     from tarflow.sampling import image_grid
     from tarflow.sampling import sample as draw
 
     flow, config = load_model(checkpoint)
-    sampler = sampling.over(config.sampler)
+    flow = flow.to(choose_device(ExecutionConfig()))
+    config = replace(config, sampler=sampling.over(config.sampler))
+    with autocast(precision, flow.var.device):
+        plan = choose_plan(solver, flow, config, count, batch, checkpoint.parent / PLAN)
     start = time.perf_counter()
-    drawn = draw(flow, count, sampler, config.noise, seed=seed)
+    drawn = draw(
+        flow,
+        count,
+        config.sampler,
+        config.noise,
+        seed=seed,
+        batch=batch,
+        plan=plan,
+        precision=precision,
+    )
     seconds = time.perf_counter() - start
     grid.parent.mkdir(parents=True, exist_ok=True)
     image_grid(drawn.images, columns).save(grid)
-    print(f"{grid}: {len(drawn.images)} images, {seconds / count:.3f} s each")
+    print(f"{grid}: {len(drawn.images)} images, {seconds / count:.3f} s each ({plan})")
     if drawn.redrawn or drawn.lost:
         print(f"{drawn.redrawn} draws were not finite and repeated, {drawn.lost} given up")
     return 0
