@@ -1,7 +1,8 @@
 """Runs of several workers, one after another, each a Ray Train job.
 
-The run goes on from its own state, so Ray Train is only asked to carry out one attempt. When a
-process or a machine dies, the next attempt is begun here, on as many workers as there are.
+The run goes on from its own state, so Ray Train is only asked to carry out one attempt. When it
+fails, the next one is begun here, on the machines that answer: workers that are left see no more
+of a lost one than a broken connection, which cannot be told from a fault of the run.
 """
 
 import os
@@ -12,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
-from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.machines import Cluster, room
-from sweeps.runner import RETRIES, Watch, end_failed
+from sweeps.runner import RETRIES, Watch, cause_of, end_failed
 from sweeps.study import Planned
 from sweeps.trainable import Report, carry_out
-from tarflow.preemption import Preempted
+from tarflow.config import ConfigError
 from tarflow.record import read_result
 
 
@@ -66,10 +66,12 @@ def run_large(run: Planned, out: Path, where: Cluster, storage: Path, watch: Wat
             return
         images = ray.get(mailbox.get.remote()).get("images", 0)
         deaths, reached = (0 if images > reached else deaths) + 1, images
-        if not died(error) or deaths > RETRIES:
+        cause = cause_of(error)
+        if isinstance(cause, ConfigError) or deaths > RETRIES:
             end_failed(run, out, error, watch)
             return
-        watch.progress.note(f"{run.label}: a worker died; going on from the last state")
+        said = str(cause).partition("\n")[0]
+        watch.progress.note(f"{run.label} lost a worker ({said}); going on from the last state")
 
 
 def _workers(run: Planned, where: Cluster, watch: Watch) -> int:
@@ -155,13 +157,3 @@ def train(
         ),
         run_config=RunConfig(name=storage.name, storage_path=os.fspath(storage.parent)),
     ).fit()
-
-
-def died(error: Exception) -> bool:
-    """Tell whether a job ended because a process did, and not by a fault of the run."""
-    if not isinstance(error, WorkerGroupError):
-        return isinstance(error, RayError)
-    found = list(error.worker_failures.values())
-    for name in ("cause", "health_check_failure"):  # that Ray wraps what happened in
-        found += [inner for each in found if (inner := getattr(each, name, None))]
-    return any(isinstance(each, RayActorError | Preempted) for each in found)

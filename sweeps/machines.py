@@ -11,11 +11,13 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tarflow.config import ConfigError
 from tarflow.storage import Remote, locate
 
+ANSWER_SECONDS = 15.0  # for a machine to start a process
 GROWING_SECONDS = 1200.0  # for a rented machine to start and install
 
 
@@ -117,11 +119,31 @@ def slots(needs: Mapping[str, float], where: Cluster) -> int:
 
 
 def room(needs: Mapping[str, float]) -> int:
-    """Return how many workers the machines that are alive hold, each with these resources."""
+    """Return how many workers the machines that answer hold, each with these resources."""
     return sum(
         min(int(node["Resources"].get(name, 0) // each) for name, each in needs.items())
-        for node in _nodes()
+        for node in _answering()
     )
+
+
+def _answering() -> list[dict[str, Any]]:
+    """Return the machines that carry out a task: Ray takes a while to miss one that is gone."""
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def ping() -> None:
+        return None
+
+    asked = {}
+    for node in _nodes():
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[ping.options(scheduling_strategy=there).remote()] = node
+    ended, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+    found = []
+    for answer in ended:
+        with contextlib.suppress(RayError):
+            ray.get(answer)
+            found.append(asked[answer])
+    return found
 
 
 def _nodes() -> list[dict[str, Any]]:

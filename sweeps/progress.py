@@ -99,7 +99,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Say what the user should know."""
         with self._lock:
-            self.console.print(text, style="yellow", soft_wrap=True)
+            self.console.print(text, style="yellow", soft_wrap=True, markup=False)
 
     def report(self, run: Task, latest: Mapping[str, Any]) -> None:
         """Note how far a run has come: {"images", "loss", "seconds"}."""
@@ -115,7 +115,10 @@ class Progress:
             self.rows[run_id] = row
             if row["status"] == "failed":
                 self.console.print(
-                    f"{run.label} failed: {row['error']}", style="red", soft_wrap=True
+                    f"{run.label} failed: {row['error']}",
+                    style="red",
+                    soft_wrap=True,
+                    markup=False,  # errors hold brackets
                 )
             elif not self._live:
                 self.console.print(
