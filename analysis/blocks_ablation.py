@@ -145,6 +145,9 @@ def _in_order(points: pd.DataFrame, kind: str) -> pd.DataFrame:
 def _drawn(points: pd.DataFrame, kind: str, y: str) -> go.Figure:
     if kind == "noise":
         return plots_ablation.against_noise(points, y)
+    if kind == "shape":
+        named = points["blocks"].astype(str) + " × " + points["layers"].astype(str)
+        return plots_ablation.side_by_side(points.assign(named=named), "blocks × layers", y)
     return plots_ablation.side_by_side(points.assign(named=points["title"]), "", y)
 
 

@@ -28,7 +28,7 @@ def _rows(findings: Findings) -> list[str]:
     elif findings.noise.runs - findings.noise.groups < 2:
         lines.append("The noise between equal runs rests on two seeds only.")
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
-    if epochs > REPEATED:
+    if len(findings.runs) and epochs > REPEATED:
         lines.append(
             f"Runs see the training images up to {epochs:.3g} times: beyond {REPEATED:g} epochs "
             "tokens are repeats and count for less than the laws assume."

@@ -31,7 +31,7 @@ def noise() -> Study:
         base=replace(base, evaluation=replace(base.evaluation, decoder_images=1000)),
         role="ablation",
         sizes=widths((WIDTH,), blocks=4, layers=1),
-        budgets=(2e11,),
+        budgets=(1.6e11,),
         variants=levels((*NOISES, 0.8)),
         settings=(AS_DRAWN,),
         seeds=3,
@@ -119,7 +119,7 @@ def guidance() -> Study:
         base=digits().base,
         role="ablation",
         sizes=widths((WIDTH,), blocks=4, layers=1),
-        budgets=(4e11,),
+        budgets=(3e11,),
         variants=(Variant(name="labels"), Variant(name="none", change={"model": {"classes": 0}})),
         settings=(
             *(
@@ -155,7 +155,7 @@ def shape() -> Study:
         sizes=tuple(
             Size(channels=WIDTH, blocks=blocks, layers=depth // blocks) for blocks in (1, 2, 4, 8)
         ),
-        budgets=(4e11,),
+        budgets=(3e11,),
         seeds=3,
         min_images=256,
     )
