@@ -1,0 +1,213 @@
+"""Sampling against the published implementation: same weights, same device, same arithmetic.
+
+    python benchmarks/against_official.py --official ml-tarflow
+
+DIR is a clone of https://github.com/apple/ml-tarflow; nothing of it is kept here. Calls of both
+sides alternate in one process and medians are compared, for machines are noisy. The weights are
+those of colour `leaves`, 256 channels, 4 blocks of 4 layers, 256 tokens, trained here for 1,600
+steps and kept in the cache folder (a quarter of an hour the first time), or any --checkpoint.
+Errors are the largest of a pixel against an inverse in float64, token by token.
+"""
+
+import argparse
+import importlib.util
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow import data
+from tarflow.calibration import calibrate, calibration_images, default_tolerance
+from tarflow.checkpoint import load_model
+from tarflow.config import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    NoiseConfig,
+    OptimConfig,
+    RunConfig,
+    SamplerConfig,
+)
+from tarflow.model import TarFlow
+from tarflow.noise import normal_per_image
+from tarflow.run import resolve, run
+from tarflow.solver_plan import SEQUENTIAL, Plan
+from tarflow.solvers import invert
+
+GUIDED = SamplerConfig(guidance=1.5)
+STRICT = 1e-3
+AT_LEAST = {(16, False): 3.5, (16, True): 4.7, (1, False): 3.0}  # batch, guided: ratio
+TRAINED = RunConfig(
+    model=ModelConfig(
+        image_size=32, image_channels=3, classes=10, patch=2, channels=256, layers=4
+    ),
+    data=DataConfig(name="leaves"),
+    noise=NoiseConfig(std=0.1),
+    optim=OptimConfig(lr=7e-4, warmup_images=512),
+    images=6400,
+    batch=4,
+    evaluation=EvaluationConfig(samples=0, decoder_images=20),
+)
+
+
+def main() -> int:
+    """Compare, print, and with --check say whether all numbers are met."""
+    arguments = parse()
+    checkpoint = arguments.checkpoint or trained()
+    flow, config = load_model(checkpoint)
+    flow.eval().requires_grad_(False)
+    official = published(arguments.official, flow)
+    if arguments.memory:
+        print(peak_memory(arguments.memory, flow, official))
+        return 0
+    print(
+        f"{flow.config.channels} channels, {flow.config.blocks} x {flow.config.layers}, "
+        f"T = {flow.config.tokens}, float32, {torch.get_num_threads()} threads"
+    )
+    missed = []
+    for batch, guided in AT_LEAST:
+        ratio, exact = compare(flow, official, config, batch, guided, arguments.repeats)
+        if ratio < AT_LEAST[batch, guided] or not exact:
+            missed.append(f"batch {batch}{', guided' if guided else ''}: {ratio:.2f} times")
+    ours, theirs = (
+        int(
+            subprocess.run(
+                [*sys.orig_argv, "--memory", side], capture_output=True, check=True
+            ).stdout
+        )
+        for side in ("ours", "official")
+    )
+    print(
+        f"memory on top of the model, batch 16: ours {ours >> 20} MiB, official {theirs >> 20} MiB"
+    )
+    if ours > theirs:
+        missed.append("memory")
+    if arguments.check and missed:
+        print("not met: " + "; ".join(missed))
+        return 1
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--official", type=Path, required=True, help="folder of ml-tarflow")
+    parser.add_argument("--checkpoint", type=Path, help="model.safetensors to compare with")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of calls")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a number is not met")
+    parser.add_argument("--memory", choices=["ours", "official"], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def trained() -> Path:
+    """Return the checkpoint of `TRAINED`, after training it if it is not there."""
+    config = replace(resolve(TRAINED), precision="float32")
+    folder = data.cache_folder() / "benchmarks" / "leaves-256-tokens"
+    if not (folder / "result.json").exists():
+        print(f"training {config.images // config.batch} steps first, into {folder}")
+        run(config, folder)
+    return folder / "model.safetensors"
+
+
+def published(folder: Path, flow: TarFlow) -> Any:
+    """Build the published model with the weights of ours."""
+    spec = importlib.util.spec_from_file_location("official", folder / "transformer_flow.py")
+    if spec is None or spec.loader is None or not Path(spec.origin or "").exists():
+        sys.exit(f"{folder} has no transformer_flow.py; clone https://github.com/apple/ml-tarflow")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = flow.config
+    model = module.Model(
+        in_channels=config.image_channels,
+        img_size=config.image_size,
+        patch_size=config.patch,
+        channels=config.channels,
+        num_blocks=config.blocks,
+        layers_per_block=config.layers,
+        num_classes=config.classes,
+    )
+    model.load_state_dict(flow.state_dict(), strict=False)
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def compare(
+    flow: TarFlow, official: Any, config: RunConfig, batch: int, guided: bool, repeats: int
+) -> tuple[float, bool]:
+    """Print a table of one case; return the ratio at the default tolerance, and whether exact."""
+    sampler = GUIDED if guided else None
+    noise, labels = latents(flow, batch)
+    exact = exact_inverse(flow, noise, labels, sampler)
+    images, known = calibration_images(flow, config, batch)
+    limits = {"auto": default_tolerance(config.noise), "auto, strict": STRICT}
+    plans = {"one by one": Plan(methods=(SEQUENTIAL,) * flow.config.blocks)}
+    for name, limit in limits.items():
+        plans[name] = calibrate(flow, images, known, config.noise, sampler, limit)
+    weight = GUIDED.guidance if guided else 0.0
+    calls: dict[str, Callable[[], Tensor]] = {
+        "official": lambda: official.reverse(
+            noise.clone(), labels, guidance=weight, annealed_guidance=True
+        )
+    }
+    for name, plan in plans.items():
+        calls[name] = lambda plan=plan: invert(flow, noise, labels, sampler, plan)
+    calls["one parallel pass"] = lambda: flow(exact.float(), labels)[0]
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    errors = {}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            made = call()
+            seconds[name].append(time.perf_counter() - start)
+            errors[name] = float((made - exact).abs().max()) if made.dim() == 4 else None
+    print(f"\nbatch {batch}, {'guided' if guided else 'unguided'}")
+    print(f"{'':18}{'seconds':>9}{'times official':>16}{'passes':>8}{'error':>10}  plan")
+    ratios = {}
+    for name, each in seconds.items():
+        pairs = zip(seconds["official"], each, strict=True)
+        ratios[name] = statistics.median(official_one / one for official_one, one in pairs)
+        passes = statistics.median(each) / statistics.median(seconds["one parallel pass"])
+        error = "" if errors[name] is None else f"{errors[name]:.1e}"
+        print(
+            f"{name:18}{statistics.median(each):9.2f}{ratios[name]:16.2f}{passes:8.1f}{error:>10}"
+            f"  {plans.get(name, '')}"
+        )
+    close = all(errors[name] <= limit for name, limit in limits.items())
+    return ratios["auto"], close
+
+
+def latents(flow: TarFlow, batch: int) -> tuple[Tensor, Tensor]:
+    """Return noise (B, T, D) and labels (B,)."""
+    shape = (flow.config.tokens, flow.config.token_dim)
+    noise = normal_per_image(torch.arange(batch), shape, 0, "benchmark", torch.float32)
+    return noise, torch.arange(batch) % max(1, flow.config.classes)
+
+
+def exact_inverse(
+    flow: TarFlow, noise: Tensor, labels: Tensor, sampler: SamplerConfig | None
+) -> Tensor:
+    """Invert in float64, token by token."""
+    double = TarFlow(flow.config).double().eval().requires_grad_(False)
+    double.load_state_dict(flow.state_dict())
+    return invert(double, noise.double(), labels, sampler)
+
+
+def peak_memory(side: str, flow: TarFlow, official: Any) -> int:
+    """Return the bytes that sampling a batch of 16 adds to a process."""
+    drawn, labels = latents(flow, 16)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        invert(flow, drawn, labels) if side == "ours" else official.reverse(drawn, labels)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
