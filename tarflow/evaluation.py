@@ -21,10 +21,12 @@ from tarflow.noise import to_pixels
 from tarflow.record import read_json, replacing, write_json
 from tarflow.reference import cached_features
 from tarflow.sampling import image_grid, sample
+from tarflow.solver_plan import PLAN
 from tarflow.storage import local_copy
 
 Made = TypeVar("Made")
 
+BATCH = 250  # images drawn at a time
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
 HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
 
@@ -78,7 +80,8 @@ def evaluate_checkpoint(
     """
     files = _name(_digest(checkpoint), extractor.name, extractor.digest)
     path = checkpoint.parent / "evaluations" / f"{setting_id(config, seed)}-{files}.json"
-    return _once(path, lambda: evaluate_samples(flow, config, extractor, None, seed))
+    plans = checkpoint.parent / PLAN
+    return _once(path, lambda: evaluate_samples(flow, config, extractor, None, seed, plans=plans))
 
 
 def score_checkpoint(checkpoint: Path, flow: TarFlow, config: RunConfig) -> dict[str, Any]:
@@ -105,6 +108,7 @@ def evaluate_samples(
     picture: Path | None,
     seed: int = 0,
     halves: Sequence[str] = ("all",),
+    plans: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Draw samples, save a picture of some, and compare them with the held-out images.
 
@@ -115,14 +119,15 @@ def evaluate_samples(
         picture: file for a grid of the first samples, if it is wanted.
         seed: of the noise.
         halves: names of the equal parts that the draws are cut into, to be scored apart.
+        plans: file of measured solver plans, beside the checkpoint.
 
     Returns:
         Rows of `evaluations.parquet`, one for each part.
     """
     evaluation = config.evaluation
     start = time.perf_counter()
-    count, batch = evaluation.samples, 250
-    plan = choose_plan(config.execution.solver, flow, config, count, batch)
+    count, batch = evaluation.samples, BATCH
+    plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
     drawn = sample(flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan)
     seconds = time.perf_counter() - start
     if picture:
