@@ -5,7 +5,9 @@ Legend: `T` tokens per image, `D` values per token, `C` channels.
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import torch
@@ -21,9 +23,25 @@ from tarflow.storage import local_copy, locate
 
 def save_model(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
     """Write the state dict of a flow and the config of its run, whole or not at all."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_tensors(path, state, {"config": json.dumps(to_dict(config))})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> int:
+    """Write a safetensors file, whole or not at all, and return its CRC-32.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"config": json.dumps(to_dict(config))})
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None  # a full disk, mostly
+        with temporary.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            return zlib.crc32(content)
 
 
 def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
