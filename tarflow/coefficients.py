@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tarflow import guidance
 from tarflow.config import SamplerConfig
+from tarflow.device import compiled
 from tarflow.model import FlowBlock, Layer, TarFlow
 
 FUSED_FROM = 64  # tokens of a window from which fused attention beats plain products
@@ -91,6 +92,7 @@ class Coefficients:
         positions = torch.arange(self.tokens, device=caches.device)
         self.positions = positions
         self.weights = guidance.weights(sampler, positions, self.tokens - 1) if sampler else None
+        self.transform = compiled(self._transform, caches.device)
         self.cooled: Tensor | None = None  # (R, 1): what queries are multiplied with
         if sampler and sampler.temperature != 1:
             self.cooled = torch.ones(rows, 1, dtype=dtype, device=caches.device)
@@ -106,7 +108,7 @@ class Coefficients:
         """
         count = tokens.shape[1]
         window = slice(start, start + count)
-        output = self._transform(tokens, self.embedding[:, window], _Window(start, count))
+        output = self.transform(tokens, self.embedding[:, window], _Window(start, count))
         return self._split(output, None if self.weights is None else self.weights[window])
 
     def at(self, token: Tensor, position: Tensor, filled: int) -> tuple[Tensor, Tensor]:

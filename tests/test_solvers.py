@@ -181,6 +181,22 @@ def test_the_replayed_step_goes_where_the_plain_one_goes(random_flow, monkeypatc
             torch.testing.assert_close(found, expected)
 
 
+def test_a_window_can_be_compiled_as_one_graph(random_flow, monkeypatch):
+    """As CUDA devices run it; the back end is left out, for it needs a compiler."""
+
+    def whole(function, _device):
+        return torch.compile(function, dynamic=True, fullgraph=True, backend="eager")
+
+    flow = random_flow(classes=3)
+    latents = some_latents(flow)
+    method = Method(segments=3, tolerance=1e-10)
+    with torch.no_grad():
+        expected = sweep(coefficients(flow, 1, sampler=GUIDED), latents, method).tokens
+        monkeypatch.setattr("tarflow.coefficients.compiled", whole)
+        found = sweep(coefficients(flow, 1, sampler=GUIDED), latents, method).tokens
+    torch.testing.assert_close(found, expected)
+
+
 def test_named_solvers(random_flow):
     flow = random_flow(classes=3)
     latents = some_latents(flow)
