@@ -128,7 +128,8 @@ def _guidance(material: Material, drawn: pd.DataFrame) -> Block:
         "guidance",
         "Guidance: samples against its weight",
         "The same models and the same noise, guided more or less, in several ways; weight 0 is "
-        "not guided. Marks are means over seeds with their 90% intervals.",
+        "not guided. Marks are means over seeds with their 90% intervals; the differences between "
+        "ways are sharper than these, for all sample the same models.",
         {name: shown for name, shown in figures.items() if shown is not None},
         tables=tuple(tables),
         pictures=tuple(

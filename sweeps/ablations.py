@@ -125,11 +125,11 @@ def guidance() -> Study:
             *(
                 SamplerConfig(guidance=weight, rule=rule)
                 for rule in rules
-                for weight in (0.5, 1.0, 2.0, 3.0)
+                for weight in (1.0, 2.0, 4.0, 8.0)
             ),
             *(
                 SamplerConfig(guidance=weight, guided_blocks="top:2")
-                for weight in (0.5, 1.0, 2.0, 3.0)
+                for weight in (1.0, 2.0, 4.0, 8.0)
             ),
             *(
                 SamplerConfig(guidance=weight, temperature=temperature)
