@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from tarflow import calibration
+from tarflow.block_metrics import convergence_ranking, initial_guessing
 from tarflow.calibration import (
     calibrate,
     choose_plan,
-    convergence_ranking,
     default_tolerance,
-    initial_guessing,
     situation,
 )
 from tarflow.config import ConfigError, NoiseConfig, RunConfig, SamplerConfig
