@@ -5,6 +5,7 @@ Tensors are safetensors and facts are JSON, so reading a state runs no code from
 
 import contextlib
 import json
+import time
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tarflow.config import ConfigError
 from tarflow.record import write_json
 
 KEPT = 2
+SHARE = 0.02  # of training time that saving states may cost
 
 
 class StateWriter:
@@ -36,6 +38,7 @@ class StateWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._pending: Future[None] | None = None
         self._host: dict[str, Tensor] = {}
+        self._copying = self._writing = 0.0  # seconds that the last state took, of a core
 
     def __enter__(self) -> "StateWriter":
         """Begin."""
@@ -58,19 +61,30 @@ class StateWriter:
         if pending:
             pending.result()
 
+    def interval(self, wanted: float) -> float:
+        """Return the seconds between states: more than wanted if they are dear; 0 stays 0."""
+        return max(wanted, (self._copying + self._writing) / SHARE) if wanted else 0.0
+
     def save(self, images: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Copy the tensors to host memory and begin to write them; see `save_state`."""
         self.wait()
+        start = time.perf_counter()
         for name, tensor in tensors.items():
             if name not in self._host:  # used again: fresh memory costs more than the copy
                 self._host[name] = torch.empty_like(
                     tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False
                 )
             self._host[name].copy_(tensor.detach())
+        self._copying = time.perf_counter() - start
         try:
-            self._pending = self._thread.submit(save_state, self.folder, images, self._host, facts)
+            self._pending = self._thread.submit(self._write, images, facts)
         except RuntimeError:  # the interpreter is shutting down and starts no thread any more
-            save_state(self.folder, images, self._host, facts)
+            self._write(images, facts)
+
+    def _write(self, images: int, facts: Mapping[str, Any]) -> None:
+        start = time.thread_time()
+        save_state(self.folder, images, self._host, facts)
+        self._writing = time.thread_time() - start
 
 
 def save_state(

@@ -254,7 +254,7 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
                 save(state, writer)
                 writer.wait()
                 raise Preempted(f"the process was told to end after {state.images} images")
-            due = state.seconds - saved > config.execution.checkpoint_seconds
+            due = state.seconds - saved > writer.interval(config.execution.checkpoint_seconds)
             if due and state.images < config.images:
                 saved = state.seconds
                 save(state, writer)

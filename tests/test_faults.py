@@ -291,6 +291,11 @@ def zipped(folder, thing):
     return (folder / "thing.pt").read_bytes()
 
 
+def burn(seconds):
+    while time.thread_time() < seconds:  # of a fresh thread
+        pass
+
+
 def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp_path):
     going, most, lock = [0], [0], threading.Lock()
 
@@ -316,6 +321,13 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
     assert load_state(tmp_path)[0]["x"].tolist() == [1, 1, 1, 1]
     (tmp_path / f"{128:015d}.safetensors").unlink()
     assert load_state(tmp_path)[0]["x"].tolist() == [0, 0, 0, 0]
+
+    with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
+        patch.setattr("tarflow.state.save_state", lambda *_: burn(0.05))
+        writer.save(64, {"x": weights}, {})
+        writer.wait()
+        assert 2.5 < writer.interval(1.0) < 10  # 2% of it
+        assert (writer.interval(60), writer.interval(0)) == (60, 0)
 
     shutil.rmtree(tmp_path)
     tmp_path.write_text("a file in the way")

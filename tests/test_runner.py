@@ -81,7 +81,7 @@ def start(script, *arguments):
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
     """With the script alone in an empty folder, and the default study folder."""
     script = Path(shutil.copy(scaling.__file__, tmp_path))
-    study = wee("wee")
+    study = replace(wee("wee"), held_out=Point(size="c8-b2-l1", budget=1.6e10))
     write_study(tmp_path, study)
     out = tmp_path / "studies" / "wee"
     longest = out / "runs" / grid(resolve(study))[-1].run_id
