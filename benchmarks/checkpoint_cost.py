@@ -1,8 +1,8 @@
 """What saving training states costs: seconds of training lost to one state, behind and in front.
 
 Run it on an idle machine: python benchmarks/checkpoint_cost.py [FOLDER]
-The bar: under 2% of training time at the default interval, which runs stretch where states are dear.
-Exits with 1 if it is not met.
+The bar: under 2% of training time at the default interval, which is stretched where states are
+dear. Exits with 1 if it is not met.
 
 Windows of training take turns: without a state, with one written behind training as runs do, and
 with one that training waits for. What a window has done less than its neighbour without one, in
