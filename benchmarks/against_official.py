@@ -11,13 +11,13 @@ Errors are the largest of a pixel against an inverse in float64, token by token.
 
 import argparse
 import importlib.util
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +202,20 @@ def exact_inverse(
 
 def peak_memory(side: str, flow: TarFlow, official: Any) -> int:
     """Return the bytes that sampling a batch of 16 adds to a process."""
+    call = partial(invert, flow) if side == "ours" else official.reverse
     drawn, labels = latents(flow, 16)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
-        invert(flow, drawn, labels) if side == "ours" else official.reverse(drawn, labels)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        call(drawn[:1].clone(), labels[:1])  # load what the first call loads
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
+        before = status("VmRSS")
+        call(drawn.clone(), labels)
+    return status("VmHWM") - before
+
+
+def status(name: str) -> int:
+    """Return a size of this process in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def situation(
     )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def calibrate(
     flow: TarFlow,
     images: Tensor,

@@ -92,7 +92,6 @@ class Coefficients:
         positions = torch.arange(self.tokens, device=caches.device)
         self.positions = positions
         self.weights = guidance.weights(sampler, positions, self.tokens - 1) if sampler else None
-        self.transform = compiled(self._transform, caches.device)
         self.cooled: Tensor | None = None  # (R, 1): what queries are multiplied with
         if sampler and sampler.temperature != 1:
             self.cooled = torch.ones(rows, 1, dtype=dtype, device=caches.device)
@@ -108,7 +107,9 @@ class Coefficients:
         """
         count = tokens.shape[1]
         window = slice(start, start + count)
-        output = self.transform(tokens, self.embedding[:, window], _Window(start, count))
+        # compiled here, for an object that holds its own method is not freed at once
+        transform = compiled(self._transform, tokens.device)
+        output = transform(tokens, self.embedding[:, window], _Window(start, count))
         return self._split(output, None if self.weights is None else self.weights[window])
 
     def at(self, token: Tensor, position: Tensor, filled: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,6 @@ LOG = logging.getLogger("tarflow")
 BUCKET = 64  # keys by which a captured step's attention grows
 
 
-@torch.no_grad()
 def invert(
     flow: TarFlow,
     latents: Tensor,
@@ -47,12 +46,14 @@ def invert(
         ConfigError: if a label is unknown.
     """
     flow.check_labels(labels)
-    inversion = Inversion(flow, latents, labels, sampler)
-    tokens = latents
-    for index in reversed(range(len(flow.blocks))):
-        method = plan.methods[index] if plan else SEQUENTIAL
-        tokens = inversion.block(index, tokens, method)
-    return unpatchify(tokens, flow.config.patch)
+    with torch.inference_mode():  # less is kept about each of thousands of operations
+        inversion = Inversion(flow, latents, labels, sampler)
+        tokens = latents
+        for index in reversed(range(len(flow.blocks))):
+            method = plan.methods[index] if plan else SEQUENTIAL
+            tokens = inversion.block(index, tokens, method)
+        images = unpatchify(tokens, flow.config.patch)
+    return images.clone()  # one that gradients may be taken of
 
 
 class Inversion:
