@@ -15,7 +15,7 @@ from sweeps.progress import Task
 from sweeps.runner import Here, Watch, cause_of
 from sweeps.space import SamplingSpace
 from tarflow import record
-from tarflow.config import ConfigError, RunConfig, SamplerConfig, to_dict
+from tarflow.config import ConfigError, RunConfig, to_dict
 
 BANDS = 3  # of noise levels, equally wide in the logarithm; the best run of each is sampled from
 
@@ -90,16 +90,3 @@ class SettingTeller(Here, tune.Callback):
         reason = str(error).splitlines()[0] if str(error) else "died"
         row = {"status": "failed", "run_id": task.run_id, "label": task.label, "error": reason}
         self.watch.progress.end(task, row)
-
-
-def sampler_of(row: pd.Series) -> SamplerConfig:
-    """Return the sampler setting of a row."""
-    return SamplerConfig(
-        guidance=float(row["guidance"]),
-        rule=row["rule"],
-        part=row["part"],
-        guided_blocks=row["guided_blocks"],
-        annealed=bool(row["annealed"]),
-        temperature=float(row["temperature"]),
-        denoise=float(row["denoise"]),
-    )

@@ -11,8 +11,9 @@ from rich.table import Table
 from analysis import checklist, human
 from analysis.plots_quality import pareto_front, setting_in_words
 from analysis.report import write_report
-from sweeps.checkpoints import sampler_of
+from sweeps.space import SamplingSpace
 from sweeps.study import Study
+from sweeps.tuned import Verdict, sampler_of, verdict
 from tarflow import record
 from tarflow.config import RunConfig, from_dict, run_id, to_yaml
 
@@ -26,10 +27,13 @@ def conclude(found: pd.DataFrame, study: Study, out: Path, console: Console) -> 
     chosen = choose(front)
     console.print(front_table(front, str(chosen["run_id"])))
     best = out / "best.yaml"
-    config = next_run(chosen, study, out)
+    space = SamplingSpace.of(chosen["run_id"], chosen["label"], chosen["config"])
+    judged = verdict(space, out) or Verdict(sampler_of(chosen), "")
+    config = replace(next_run(chosen, study, out), sampler=judged.sampler)
+    why = "\n".join(filter(None, (rule(chosen, len(found)), judged.words)))
     train_it = f"python -m tarflow train {best}"
-    record.write_text(best, to_yaml(config, f"{rule(chosen, len(found))}\nTrain it: {train_it}"))
-    console.print(rule(chosen, len(found)), soft_wrap=True)
+    record.write_text(best, to_yaml(config, f"{why}\nTrain it: {train_it}"))
+    console.print(why, soft_wrap=True)
     console.print(f"report: {write_report(out)}", soft_wrap=True)
     console.print(f"train next: {train_it}", soft_wrap=True)
 
@@ -48,7 +52,7 @@ def rule(chosen: pd.Series, runs: int) -> str:
         f"BPD: {chosen['label']} ({chosen['run_id']}),\n"
         f"BPD {human.bits(chosen['bpd'])}, KID {human.number(chosen['kid'])} "
         f"± {human.number(chosen['kid_se'])} at {setting_in_words(chosen)}.\n"
-        f"Its hyperparameters and sampler setting, at {LONGER} times its images."
+        f"Its hyperparameters, at {LONGER} times its images."
     )
 
 
@@ -59,7 +63,6 @@ def next_run(chosen: pd.Series, study: Study, out: Path) -> RunConfig:
     config = replace(
         config,
         images=LONGER * config.images,
-        sampler=sampler_of(chosen),
         evaluation=base.evaluation,
         execution=base.execution,
     )

@@ -19,7 +19,7 @@ from sweeps.journal import completed, ended, fresh_seed, open_journal, open_stud
 from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress
-from sweeps.runner import Here, Session, Watch, scratch, tune_trials
+from sweeps.runner import Here, Outcome, Session, Watch, scratch, tune_trials
 from sweeps.space import Space
 from tarflow.config import ConfigError
 
@@ -36,6 +36,7 @@ class Place:
     held: Lease
     console: Console
     seed: int
+    limit: float | None = None  # on the monotonic clock; what has not ended then is stopped
 
 
 def explore(
@@ -46,7 +47,7 @@ def explore(
     needs: Mapping[str, float],
     teller: Callable[[Watch], tune.Callback],
     in_words: Callable[[Mapping[str, Any]], str],
-) -> Watch:
+) -> Outcome:
     """Carry out the trials that each space still lacks.
 
     Args:
@@ -59,7 +60,7 @@ def explore(
         in_words: says how good a row is.
 
     Returns:
-        How it went: its progress, and why it stopped early, if it did.
+        How it went; its rows are those of the trials that ended here.
 
     Raises:
         ConfigError: if a worker finds a mistake, or the cluster cannot hold a trial.
@@ -80,19 +81,24 @@ def explore(
     count = slots(needs, place.where)
     objective = spaces[0].objectives[0]
     progress = Progress(total, {}, count, place.console, done, objective, in_words)
-    watch = Watch(progress, place.held, limit=None)
-    if not total:
-        return watch
+    watch = Watch(progress, place.held, place.limit)
     try:
-        with progress, scratch() as storage:
-            session = Session(storage, needs, count, watch)
-            tune_trials(work, {}, teller(watch), session, Turns(searches), total)
+        if total:
+            with progress, scratch() as storage:
+                session = Session(storage, needs, count, watch)
+                tune_trials(work, {}, teller(watch), session, Turns(searches), total)
     finally:
         for space, study in studies:
             settle(study, space, place.out)
     if watch.mistake:
         raise watch.mistake
-    return watch
+    return Outcome(
+        rows=tuple(progress.rows.values()),
+        left=total - len(progress.rows),
+        stopped=watch.reason,
+        device_seconds=needs["cpu"] * sum(progress.seconds.values()),
+        cpus=place.where.cpus,
+    )
 
 
 class Suggester(Here, OptunaSearch):

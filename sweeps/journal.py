@@ -52,7 +52,7 @@ class RemoteJournal(JournalFileBackend):
 
 
 def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
-    """Return the Optuna study of a space; a new one begins with the base."""
+    """Return the Optuna study of a space; a new one begins as the space says."""
     study = optuna.create_study(
         storage=journal,
         study_name=space.title,
@@ -63,7 +63,8 @@ def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(space.objectives))  # for the dashboard
     if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(space.base)
+        for params in space.starts:
+            study.enqueue_trial(params)
     return study
 
 

@@ -1,4 +1,4 @@
-"""Sample from finished runs in the ways that a study asks for, each a Ray Tune trial."""
+"""Sample from finished runs as a study asks, or as Optuna suggests; each is a Ray Tune trial."""
 
 import math
 import time
@@ -11,13 +11,16 @@ from ray import tune
 from rich.console import Console
 
 from analysis import human
-from sweeps.checkpoints import SettingTeller
+from sweeps.checkpoints import Setting, SettingTeller
+from sweeps.explore import Place, explore
 from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress
 from sweeps.runner import Outcome, Session, Watch, scratch, tune_trials
 from sweeps.settings import SEED, Sampling
-from sweeps.trainable import resources, single_threaded, workplace
+from sweeps.space import SamplingSpace
+from sweeps.trainable import resources, sample_setting, single_threaded, workplace
+from tarflow.config import WHOLE
 from tarflow.storage import locate
 
 
@@ -45,7 +48,7 @@ def sample_all(
         count,
         console,
         objective="kid",
-        in_words=lambda row: f"KID {human.number(row['kid'])}",
+        in_words=in_kid,
     )
     limit = time.monotonic() + max_hours * 3600 if max_hours is not None else None
     watch = Watch(progress, held, limit)
@@ -76,5 +79,35 @@ def sample_one(
     wanted = samplings[config["index"]]
     with workplace(home):
         folder = locate(out) / "runs" / wanted.run.run_id
-        (row,) = evaluate_setting(folder, wanted.sampler, SEED, halves=("all",))
+        (row,) = evaluate_setting(folder, wanted.sampler, SEED, halves=WHOLE)
     tune.report({"kid": math.nan if row["kid"] is None else row["kid"]})
+
+
+def search_settings(
+    spaces: Sequence[SamplingSpace], trials: int, needs: Mapping[str, float], place: Place
+) -> Outcome:
+    """Try settings that Optuna suggests for finished runs, until each run has had `trials`.
+
+    Raises:
+        ConfigError: as `explore`.
+    """
+    named = {space.run_id: space for space in spaces}
+    work = tune.with_parameters(
+        sample_setting, spaces=named, out=str(place.out), home=str(Path.cwd())
+    )
+    return explore(
+        place,
+        spaces,
+        trials,
+        work,
+        needs,
+        lambda watch: SettingTeller(
+            lambda config: Setting(named[config["run_id"]], config), watch
+        ),
+        in_kid,
+    )
+
+
+def in_kid(row: Mapping[str, Any]) -> str:
+    """Say how good samples are."""
+    return f"KID {human.number(row['kid'])}"

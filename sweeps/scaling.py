@@ -16,14 +16,17 @@ from tyro.conf import arg
 
 from analysis import human
 from sweeps.lease import lease
-from sweeps.plan import Plan, finished, make_plan, summary, table
+from sweeps.plan import Plan, finished, make_plan, sampling_seconds, summary, table
 from sweeps.presets import IMPORTS, load
+from sweeps.settings import Sampling
+from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Planned, Study, resolve
 from tarflow import record
-from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml, with_hash
+from tarflow.config import ConfigError, SamplerConfig, read_yaml, to_dict, to_yaml, with_hash
 from tarflow.storage import check_reachable, locate
 
 if TYPE_CHECKING:
+    from sweeps.explore import Place
     from sweeps.runner import Outcome
 
 Asked = TypeVar("Asked")
@@ -37,8 +40,10 @@ class Options:
     """Train a scaling study of TarFlow on Ray, fit its laws and write the report.
 
     The plan and its price come first. To resume after any interruption, run the same command
-    again: finished runs stay as they are. The study folder then holds report.html, the tables
-    runs.parquet and evaluations.parquet, and best.yaml, the next run to train.
+    again: finished runs stay as they are. After the grid, a short search samples from its best run
+    with other guidance, attention temperature and denoising. The study folder then holds
+    report.html, the tables runs.parquet and evaluations.parquet, and best.yaml, the next run to
+    train.
 
     Studies: digits (real MNIST, minutes on two cores), tiny (half a minute, for trying things
     out), cifar10 and imagenet64 (accelerators); or a YAML file, such as study.yaml of a study.
@@ -48,6 +53,7 @@ class Options:
 
     study: tyro.conf.Positional[str] = "digits"  # preset, YAML file or folder of a study
     out: Annotated[Path | None, arg(metavar="DIR")] = None  # or s3://...; default studies/<name>
+    sampler_trials: Annotated[int, arg(metavar="M")] = 6  # sampler settings of the best run
     dry_run: bool = False  # print the plan and stop
     yes: bool = False  # do not ask before an expensive study
     seeds: Annotated[int | None, arg(metavar="N")] = None  # of every point
@@ -88,6 +94,8 @@ def scale(options: Options) -> int:
     """
     if options.max_hours is not None and options.max_hours <= 0:
         raise ConfigError(f"max-hours is {options.max_hours:g}: it must be positive")
+    if options.sampler_trials < 0:
+        raise ConfigError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
     study = chosen(options)
     out = study_folder(options.out, study)
     study, missing = resolved(study, options.dry_run)
@@ -96,13 +104,19 @@ def scale(options: Options) -> int:
     console.print(table(plan))
     for line in summary(study, plan):
         console.print(line)
+    seconds = 0.0
+    if settings := to_try(plan, options.sampler_trials, out):
+        seconds = settings * setting_seconds(plan) / plan.devices
+        console.print(
+            f"then {settings} sampler settings of the best run, about {human.seconds(seconds)}"
+        )
     if missing:
         console.print(f"the data are not here yet ({missing}), so run ids are provisional")
     if options.dry_run:
         return 0
-    if not agreed(options.yes, expensive(plan)):
+    if not agreed(options.yes, expensive(plan) or plan.wall_seconds + seconds > EXPENSIVE_SECONDS):
         return 0
-    return carry_out(study, plan, out, options.max_hours, console)
+    return carry_out(study, plan, out, options, console)
 
 
 def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
@@ -120,43 +134,46 @@ def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
         return replace(study, base=with_hash(study.base, "unknown")), str(error)
 
 
-def carry_out(
-    study: Study, plan: Plan, out: Path, max_hours: float | None, console: Console
-) -> int:
+def to_try(plan: Plan, trials: int, out: Path) -> int:
+    """Count the sampler settings that the best run of a grid still lacks."""
+    grid = [line for line in plan.lines if line.run.role == "grid"]
+    if not any(line.run.config.evaluation.samples >= FEWEST_SAMPLES for line in grid):
+        return 0
+    if plan.left or not trials:
+        return trials  # which run will be the best is not known yet
+    from sweeps.journal import begun  # pandas and Optuna are needed from here on only
+    from sweeps.tuned import best_checkpoint
+
+    best = best_checkpoint(out)
+    return max(0, trials - len(begun(best, out))) if best else 0
+
+
+def setting_seconds(plan: Plan) -> float:
+    """Expect the seconds of one guided setting of the dearest run."""
+    guided = (Sampling(line.run, SamplerConfig(guidance=1.0)) for line in plan.lines)
+    return max(sampling_seconds(each, plan.rate) for each in guided)
+
+
+def carry_out(study: Study, plan: Plan, out: Path, options: Options, console: Console) -> int:
     """Run what is not done yet, write the tables and the report, and say how it went.
 
     Returns:
         The exit code: 0, or 1 if some runs failed or are left.
     """
-    from sweeps import machines, runner, sampling  # Ray is needed from here on only
-
     started = time.monotonic()
+    limit = started + 3600 * options.max_hours if options.max_hours is not None else None
     with lease(out) as held:
         declare(study, out)
         outcome = None
-        if plan.left or plan.samplings:
+        if plan.left or plan.samplings or to_try(plan, options.sampler_trials, out):
+            from sweeps import machines  # Ray is needed from here on only
+            from sweeps.explore import Place
+
             with machines.cluster(plan.gpus) as where:
-                outcome = runner.run_all(
-                    [line.run for line in plan.lines],
-                    out,
-                    {line.run.run_id: line.left for line in plan.lines},
-                    where,
-                    held,
-                    console,
-                    max_hours,
-                )
-                ready = [each for each in plan.samplings if trained(each.run, out)]
-                if ready and not outcome.stopped:
-                    hours = (time.monotonic() - started) / 3600
-                    outcome += sampling.sample_all(
-                        ready,
-                        out,
-                        {each.run_id: seconds for each, seconds in plan.samplings.items()},
-                        where,
-                        held,
-                        console,
-                        max_hours and max(0.0, max_hours - hours),
-                    )
+                place = Place(out, where, held, console, seed=0, limit=limit)
+                outcome = train(plan, place)
+                if not outcome.stopped and to_try(plan, options.sampler_trials, out):
+                    outcome = try_settings(outcome, plan, options.sampler_trials, place)
         record.gather(out)
         if outcome:
             note_overhead(outcome, time.monotonic() - started, out)
@@ -165,6 +182,52 @@ def carry_out(
         console.print("every run is done already")
         return 0
     return tell(outcome, time.monotonic() - started, out, console)
+
+
+def train(plan: Plan, place: "Place") -> "Outcome":
+    """Carry out the runs, then sample from them in the other ways that the study asks for."""
+    from sweeps import runner, sampling
+
+    outcome = runner.run_all(
+        [line.run for line in plan.lines],
+        place.out,
+        {line.run.run_id: line.left for line in plan.lines},
+        place.where,
+        place.held,
+        place.console,
+        hours_left(place.limit),
+    )
+    ready = [each for each in plan.samplings if trained(each.run, place.out)]
+    if ready and not outcome.stopped:
+        outcome += sampling.sample_all(
+            ready,
+            place.out,
+            {each.run_id: seconds for each, seconds in plan.samplings.items()},
+            place.where,
+            place.held,
+            place.console,
+            hours_left(place.limit),
+        )
+    return outcome
+
+
+def hours_left(limit: float | None) -> float | None:
+    """Return the hours until a moment of the monotonic clock."""
+    return None if limit is None else max(0.0, limit - time.monotonic()) / 3600
+
+
+def try_settings(outcome: "Outcome", plan: Plan, trials: int, place: "Place") -> "Outcome":
+    """Search for a better way to sample from the best run of the grid."""
+    from sweeps.sampling import search_settings
+    from sweeps.trainable import resources, single_threaded
+    from sweeps.tuned import best_checkpoint
+
+    best = best_checkpoint(place.out)
+    if best is None:
+        return outcome
+    place.console.print(f"sampler settings of {best.label}, the best run:")
+    needs = resources([single_threaded(line.run) for line in plan.lines], place.where.gpus)
+    return outcome + search_settings([best], trials, needs, place)
 
 
 def trained(run: Planned, out: Path) -> bool:
@@ -207,6 +270,7 @@ def report(study: Study, out: Path, console: Console) -> None:
     from analysis.advice import recommend  # pandas and Plotly are needed from here on only
     from analysis.find import find
     from analysis.report import read_study, render
+    from sweeps.tuned import best_checkpoint, verdict
 
     table, evaluations = read_study(out)
     findings = find(table, evaluations)
@@ -215,9 +279,13 @@ def report(study: Study, out: Path, console: Console) -> None:
     console.print(f"report: {page}", soft_wrap=True)
     if len(findings.runs):
         found = recommend(findings)
-        config = replace(found.config, execution=study.base.execution)
+        config, why = replace(found.config, execution=study.base.execution), found.explanation
+        searched = best_checkpoint(out)
+        if searched and (judged := verdict(searched, out)):
+            config, why = replace(config, sampler=judged.sampler), f"{why}\n{judged.words}"
+            console.print(judged.words, soft_wrap=True)
         train = f"python -m tarflow train {best}"
-        record.write_text(best, to_yaml(config, f"{found.explanation}\nTrain it: {train}"))
+        record.write_text(best, to_yaml(config, f"{why}\nTrain it: {train}"))
         console.print(f"train next: {train}", soft_wrap=True)
 
 

@@ -20,8 +20,8 @@ from sweeps.journal import begun, completed, draws, open_journal, open_study
 from sweeps.lease import lease
 from sweeps.plan import STARTING_SECONDS, Plan, comes_to, make_plan
 from sweeps.presets import load
-from sweeps.space import RATES, SamplingSpace, TrainingSpace
-from sweeps.trainable import resources, sample_setting, single_threaded, train_candidate
+from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
+from sweeps.trainable import resources, single_threaded, train_candidate
 from tarflow import record
 from tarflow.config import ConfigError
 
@@ -29,10 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sweeps.explore import Place
-    from sweeps.runner import Watch
+    from sweeps.runner import Outcome
 
 CHECKPOINTS = 6  # that a plan assumes will be sampled from
-FEWEST_SAMPLES = 8  # that can be cut into halves and compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +165,8 @@ def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float)
     ]
     if options.trials and options.sampler_trials:
         example = SamplingSpace("", "", space.study.base)
-        inner = [f"{key} {human.interval(ends[:2])}" for key, ends in example.ranges.items()]
+        inner = [f"{key} {human.interval(ends)}" for key, ends in example.ranges.items()]
+        inner += [f"{key} {', '.join(found)}" for key, found in example.choices.items()]
         lines += [
             f"then {options.sampler_trials} sampler settings of each checkpoint that matters, "
             f"{evaluation.samples} samples each",
@@ -202,16 +202,16 @@ def carry_out(
         record.gather(out)
         if len(found):
             conclude(found, space.study, out, console)
-    failed = [row for end in ends for row in end.progress.failed]
+    failed = [row for end in ends for row in end.failed]
     for end in ends:
-        if end.reason:
-            console.print(f"stopped early: {end.reason}", style="red")
+        if end.stopped:
+            console.print(f"stopped early: {end.stopped}", style="red")
     if failed:
         console.print(f"{len(failed)} trials failed; their errors stand in {out}/runs/*/error.txt")
-    return 1 if failed or any(end.reason for end in ends) or not len(found) else 0
+    return 1 if failed or any(end.stopped for end in ends) or not len(found) else 0
 
 
-def train(space: TrainingSpace, trials: int, plan: Plan, place: "Place") -> "Watch":
+def train(space: TrainingSpace, trials: int, plan: Plan, place: "Place") -> "Outcome":
     """Carry out the outer search."""
     from ray import tune
 
@@ -233,30 +233,15 @@ def train(space: TrainingSpace, trials: int, plan: Plan, place: "Place") -> "Wat
     )
 
 
-def sample(found: "pd.DataFrame", trials: int, plan: Plan, place: "Place") -> "Watch":
+def sample(found: "pd.DataFrame", trials: int, plan: Plan, place: "Place") -> "Outcome":
     """Carry out the inner search on the checkpoints that matter."""
-    from ray import tune
-
-    from sweeps.checkpoints import Setting, SettingTeller, that_matter
-    from sweeps.explore import explore
+    from sweeps.checkpoints import that_matter
+    from sweeps.sampling import search_settings
 
     columns = that_matter(found)[["run_id", "label", "config"]]
-    spaces = {row[0]: SamplingSpace.of(*row) for row in columns.itertuples(index=False)}
+    spaces = [SamplingSpace.of(*row) for row in columns.itertuples(index=False)]
     place.console.print(f"{len(spaces)} checkpoints to sample from", soft_wrap=True)
-    work = tune.with_parameters(
-        sample_setting, spaces=spaces, out=str(place.out), home=str(Path.cwd())
-    )
-    return explore(
-        place,
-        list(spaces.values()),
-        trials,
-        work,
-        needs(plan, place),
-        lambda watch: SettingTeller(
-            lambda config: Setting(spaces[config["run_id"]], config), watch
-        ),
-        lambda row: f"KID {human.number(row['kid'])}",
-    )
+    return search_settings(spaces, trials, needs(plan, place), place)
 
 
 def needs(plan: Plan, place: "Place") -> dict[str, float]:

@@ -46,16 +46,19 @@ def settings(study: Study, config: RunConfig) -> tuple[SamplerConfig, ...]:
 
     Where nothing is guided, or nothing can be denoised, settings that do the same are one.
     """
-    found = dict.fromkeys(_effective(setting, config) for setting in study.settings)
-    return tuple(each for each in found if each != _effective(config.sampler, config))
+    found = dict.fromkeys(effective(setting, config) for setting in study.settings)
+    return tuple(each for each in found if each != effective(config.sampler, config))
 
 
-def _effective(sampler: SamplerConfig, config: RunConfig) -> SamplerConfig:
+def effective(sampler: SamplerConfig, config: RunConfig) -> SamplerConfig:
+    """Return the one setting that stands for all which do the same to a run."""
     if config.noise.type == "uniform":
         sampler = replace(sampler, denoise=config.sampler.denoise)
     same = not config.model.classes and sampler.temperature == 1.0  # both branches
     if same or not sampler.guidance:
-        sampler = replace(SamplerConfig(), denoise=sampler.denoise)
+        return replace(SamplerConfig(), denoise=sampler.denoise)
+    if sampler.guides(0, config.model.blocks):  # the last of all
+        sampler = replace(sampler, guided_blocks="all")
     return sampler
 
 

@@ -6,19 +6,25 @@ for, and what is known of it already: what lies on disk is the truth, the journa
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from sweeps.settings import effective
 from sweeps.study import Planned, Point, Size, Study, learning_rate, planned, short, sized_model
 from tarflow import cost
-from tarflow.config import ModelConfig, RunConfig, SamplerConfig, from_dict, setting_id
+from tarflow.config import HALVES, ModelConfig, RunConfig, SamplerConfig, from_dict, setting_id
 from tarflow.record import read_json, read_result
 
 SEED = 1  # of all noise in the inner search: not that of the runs, which picked the checkpoints
 NOISE_REACH = 4.0  # the noise is looked for from the base's, divided by this, to times this
 RATES = 0.25, 2.0  # of the learning rate, times the study's own for the width
+RULES = "log-scale", "sigma-linear", "gaussian-score"  # of guidance
+FEWEST_SAMPLES = 8  # that can be cut into halves and compared
+TOP = 3  # most blocks that guidance is confined to
+USUAL = {"guidance": 0.2, "temperature": 0.3}  # without classes (Zhai et al. 2025, table 5)
+DIGITS = 2  # after the point, of weights and temperatures
 
 Params = Mapping[str, Any]
 Range = tuple[float, float]
@@ -35,6 +41,9 @@ class Trial(Protocol):
     ) -> float:
         """Suggest a number."""
 
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
+        """Suggest one of several."""
+
 
 class Space(Protocol):
     """What a search goes through."""
@@ -49,7 +58,11 @@ class Space(Protocol):
 
     @property
     def base(self) -> dict[str, Any]:
-        """Where a search begins: what it has to beat."""
+        """What a search has to beat."""
+
+    @property
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """Where a search begins: the base, and what is likely to beat it."""
 
     def __call__(self, trial: Trial) -> dict[str, Any] | None:
         """Suggest parameters; what is returned goes with them."""
@@ -136,6 +149,11 @@ class TrainingSpace:
         noise = {"noise_std": self.study.base.noise.std} if self.noises else {}
         return shape | {"lr_ratio": 1.0} | noise
 
+    @property
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """The base: it is not known what is better."""
+        return (self.base,)
+
     def planned(self, params: Params) -> Planned:
         """Return the run that parameters stand for, on one device; numbers get three digits."""
         size = Size(**{name: params[name] for name in ("channels", "blocks", "layers")})
@@ -171,7 +189,7 @@ class TrainingSpace:
 
 @dataclass(frozen=True)
 class SamplingSpace:
-    """Guidance, attention temperature and denoising of one finished run."""
+    """Guidance (weight, rule, blocks), attention temperature and denoising of one finished run."""
 
     run_id: str
     label: str
@@ -188,44 +206,71 @@ class SamplingSpace:
         """Name of its study in the journal, such as sampling-0123456789."""
         return f"sampling-{self.run_id}"
 
+    @property
+    def searchable(self) -> bool:
+        """Whether the run draws enough samples to compare halves of them."""
+        return self.config.evaluation.samples >= FEWEST_SAMPLES
+
     def __call__(self, trial: Trial) -> dict[str, Any]:
         """Suggest a setting."""
-        for name, (low, high, step) in self.ranges.items():
-            trial.suggest_float(name, low, high, step=step)
+        for name, ends in self.ranges.items():
+            trial.suggest_float(name, *ends)
+        for name, choices in self.choices.items():
+            trial.suggest_categorical(name, choices)
         return {"run_id": self.run_id}
 
     @property
-    def ranges(self) -> dict[str, tuple[float, float, float]]:
-        """Lowest, highest and step of each dimension.
+    def own(self) -> SamplerConfig:
+        """The run's own setting."""
+        return effective(self.config.sampler, self.config)
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """Lowest and highest of each number; the run's own are inside.
 
         With classes, guidance leads away from the mean class; without, it leads away from the
         same network at another attention temperature (Zhai et al. 2025, section 3.5).
         """
         conditional = self.config.model.classes > 0
         ranges = {
-            "guidance": (0.0, 3.0, 0.1) if conditional else (0.0, 1.0, 0.05),
-            "temperature": (0.5, 1.5, 0.1) if conditional else (0.2, 2.0, 0.1),
+            "guidance": (0.0, 3.0) if conditional else (0.0, 1.0),
+            "temperature": (0.5, 1.5) if conditional else (0.2, 2.0),
         }
         if self.config.noise.type == "gaussian":
-            ranges["denoise"] = (0.5, 1.5, 0.05)
-        return ranges
+            ranges["denoise"] = (0.75, 1.25)
+        own = {name: getattr(self.own, name) for name in ranges}
+        return {
+            name: (min(low, own[name]), max(high, own[name]))
+            for name, (low, high) in ranges.items()
+        }
+
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """The rules, and the blocks that guidance may be confined to; the run's own is one."""
+        few = min(TOP, self.config.model.blocks - 1)  # all blocks are not few
+        blocks = ("all", *(f"top:{count}" for count in range(1, few + 1)), self.own.guided_blocks)
+        return {"rule": RULES, "guided_blocks": tuple(dict.fromkeys(blocks))}
 
     @property
     def base(self) -> dict[str, Any]:
-        """The setting without guidance."""
-        return {name: float(name != "guidance") for name in self.ranges}
+        """The run's own setting."""
+        return {name: getattr(self.own, name) for name in (*self.ranges, *self.choices)}
+
+    @property
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """The run's own setting, and it with guidance as others have published it."""
+        guided = {"guidance": 2.0} if self.config.model.classes else USUAL
+        return self.base, self.base | guided
 
     def sampler(self, params: Params) -> SamplerConfig:
         """Return the setting that parameters stand for; settings that do the same are equal."""
-        found = {name: round(params[name], 4) for name in self.ranges}
-        unguided = not self.config.model.classes and found["temperature"] == 1.0
-        if unguided or not found["guidance"]:  # both branches are the same, or one is not used
-            found |= {"guidance": 0.0, "temperature": 1.0}
-        return replace(self.config.sampler, **found)
+        found = {name: round(params[name], DIGITS) for name in self.ranges}
+        found |= {name: params[name] for name in self.choices}
+        return effective(replace(self.config.sampler, **found), self.config)
 
     def name(self, params: Params) -> str:
         """Return what two suggestions of the same setting share."""
-        return setting_id(replace(self.config, sampler=self.sampler(params)), SEED)
+        return setting_id(replace(self.config, sampler=self.sampler(params)), SEED, HALVES)
 
     def values(self, params: Params, out: Path) -> list[float] | None:
         """Return the KID on the draws that settings are chosen by, None if not sampled yet."""

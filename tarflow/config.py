@@ -6,6 +6,7 @@ Legend: `T` tokens per image, `D` values per token.
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,6 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 Config = TypeVar("Config")
 
 NUMERICS_VERSION = 1  # raised when the same config would give other numbers
+WHOLE = ("all",)  # samples that are scored together
+HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
 
 
 class ConfigError(ValueError):
@@ -323,15 +326,17 @@ def run_id(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def setting_id(config: RunConfig, seed: int) -> str:
+def setting_id(config: RunConfig, seed: int, halves: Sequence[str] = WHOLE) -> str:
     """Name a way to sample from a run by the hash of all that shapes its scores.
 
     Args:
         config: of the run, with the sampler in question.
         seed: of the samples' noise.
+        halves: names of the parts of the draws that are scored apart.
     """
     evaluation = config.evaluation
-    named = (evaluation.split, evaluation.samples, evaluation.features, seed)
+    named = [evaluation.split, evaluation.samples, evaluation.features, seed]
+    named += [] if tuple(halves) == WHOLE else halves
     text = json.dumps([to_dict(config.sampler), *named], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

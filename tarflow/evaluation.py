@@ -13,7 +13,7 @@ import numpy as np
 from tarflow import data, likelihood, metrics
 from tarflow.calibration import choose_plan
 from tarflow.checkpoint import load_model
-from tarflow.config import RunConfig, SamplerConfig, run_id, setting_id
+from tarflow.config import HALVES, WHOLE, RunConfig, SamplerConfig, run_id, setting_id
 from tarflow.device import choose_device
 from tarflow.features import Extractor, features, find_extractor
 from tarflow.model import TarFlow
@@ -28,7 +28,6 @@ Made = TypeVar("Made")
 
 BATCH = 250  # images drawn at a time
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # of samples.png
-HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
 
 
 def evaluate_setting(
@@ -49,7 +48,7 @@ def evaluate_setting(
     """
     flow, config = load_model(folder / "model.safetensors")
     config = replace(config, sampler=sampler)
-    path = folder / "evaluations" / f"{setting_id(config, seed)}.json"
+    path = folder / "evaluations" / f"{setting_id(config, seed, halves)}.json"
 
     def make() -> list[dict[str, Any]]:
         device = choose_device(config.execution)
@@ -107,7 +106,7 @@ def evaluate_samples(
     extractor: Extractor,
     picture: Path | None,
     seed: int = 0,
-    halves: Sequence[str] = ("all",),
+    halves: Sequence[str] = WHOLE,
     plans: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Draw samples, save a picture of some, and compare them with the held-out images.

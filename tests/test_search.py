@@ -17,24 +17,29 @@ import torch
 from optuna.trial import TrialState
 
 from analysis.plots_quality import best_setting, pareto_front
-from sweeps import search
+from sweeps import scaling, search
 from sweeps.checkpoints import that_matter
 from sweeps.choice import choose
 from sweeps.explore import Suggester
 from sweeps.journal import draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
 from sweeps.search import Options
-from sweeps.space import SEED, SamplingSpace, TrainingSpace
+from sweeps.space import RULES, SEED, SamplingSpace, TrainingSpace
 from sweeps.study import Size, grid, resolve
+from sweeps.tuned import verdict
 from tarflow import cost
 from tarflow.checkpoint import save_model
 from tarflow.config import (
+    HALVES,
+    WHOLE,
     ConfigError,
     NoiseConfig,
     RunConfig,
     SamplerConfig,
     read_yaml,
     run_id,
+    setting_id,
+    to_dict,
     to_yaml,
 )
 from tarflow.data import open_split
@@ -287,15 +292,46 @@ def test_the_base_is_the_run_of_the_grid():
 def test_settings_that_do_the_same_are_one():
     digits = SamplingSpace("a", "a", resolve(wee()).base)
     off = SamplerConfig()
-    assert digits.sampler({"guidance": 0.0, "temperature": 0.4, "denoise": 1.0}) == off
-    assert digits.sampler({"guidance": 0.7, "temperature": 1.0, "denoise": 1.0}) == off
+    still = digits.base | {"denoise": 1.0}
+    assert digits.sampler(still | {"guidance": 0.0, "temperature": 0.4, "rule": RULES[1]}) == off
+    assert digits.sampler(still | {"guidance": 0.7, "guided_blocks": "top:1"}) == off
     assert digits.sampler(digits.base) == off
-    model = replace(digits.config.model, classes=10)
+    model = replace(digits.config.model, classes=10, blocks=2)
     classes = replace(digits, config=replace(digits.config, model=model))
-    assert classes.sampler({"guidance": 2.0, "temperature": 1.0, "denoise": 1.0}).guidance == 2.0
+    two = classes.sampler(still | {"guidance": 2.0, "guided_blocks": "top:2"})
+    assert two == SamplerConfig(guidance=2.0)
     uniform = replace(digits, config=replace(digits.config, noise=NoiseConfig(type="uniform")))
     assert "denoise" not in uniform.base
     assert uniform.sampler(uniform.base) == off
+
+
+@pytest.mark.parametrize(
+    ("blocks", "choices"),
+    [
+        (1, ["all"]),
+        (3, ["all", "top:1", "top:2"]),
+        (8, ["all", "top:1", "top:2", "top:3", "top:5"]),
+    ],
+)
+def test_a_search_holds_the_own_setting_of_a_run(blocks, choices):
+    own = SamplerConfig(guidance=3.4, rule="gaussian-score", guided_blocks="top:5", denoise=0.0)
+    base = resolve(wee()).base
+    config = replace(base, model=replace(base.model, classes=10, blocks=blocks), sampler=own)
+    space = SamplingSpace("a", "a", config)
+    own = own if blocks > 5 else replace(own, guided_blocks="all")
+    assert space.sampler(space.base) == own
+    assert list(space.choices["guided_blocks"]) == choices
+    for params in [*space.starts, *draws(space, 20, seed=1)]:
+        assert all(low <= params[name] <= high for name, (low, high) in space.ranges.items())
+        assert all(params[name] in found for name, found in space.choices.items())
+    assert len({space.sampler(params).rule for params in draws(space, 20, seed=1)}) == 3
+
+
+def test_draws_scored_together_and_in_halves_have_two_names():
+    config = resolve(wee()).base
+    names = [setting_id(config, 0), setting_id(config, 0, WHOLE), setting_id(config, 0, HALVES)]
+    assert names[0] == names[1] != names[2]
+    assert setting_id(config, 0, list(HALVES)) == names[2] != setting_id(config, 1, HALVES)
 
 
 # --------------------------------------------------------------------------- halves and the choice
@@ -326,6 +362,7 @@ def test_halves_are_disjoint_draws_and_are_made_once(tmp_path, random_flow):
 
 def table(*rows, **columns):
     setting = {"part": "both", "annealed": True, "denoise": 1.0, "solver": "sequential"}
+    setting |= {"rule": "log-scale", "guided_blocks": "all"}
     setting |= {"temperature": 1.0, "feature_extractor": "e"}
     return pd.DataFrame([{**setting, **columns, **row} for row in rows])
 
@@ -343,6 +380,61 @@ def test_a_setting_is_chosen_on_one_half_and_judged_on_the_other():
         )
     )
     assert found[["guidance", "kid"]].to_numpy().tolist() == [[0.2, 3.0]]
+
+
+def sampled(out, space, sampler, kids, se=0.1):
+    """Write the scores of one setting as the inner search does."""
+    config = replace(space.config, sampler=sampler)
+    rows = [
+        {"run_id": space.run_id, **to_dict(sampler), "seed": SEED, "half": half, "kid": kid}
+        | {"kid_se": se, "feature_extractor": "e"}
+        for half, kid in zip(HALVES, kids, strict=True)
+    ]
+    name = f"{setting_id(config, SEED, HALVES)}.json"
+    write_json(out / "runs" / space.run_id / "evaluations" / name, rows)
+
+
+def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
+    own = SamplerConfig(denoise=0.9)
+    space = SamplingSpace("a", "the run", replace(resolve(wee()).base, sampler=own))
+    sampled(tmp_path, space, own, (2.0, 2.0))
+    assert verdict(space, tmp_path) is None  # nothing to compare with
+    lucky = SamplerConfig(guidance=0.5, temperature=0.4, rule="gaussian-score")
+    sampled(tmp_path, space, lucky, (1.0, 1.9))
+    kept = verdict(space, tmp_path)
+    assert kept.sampler == own
+    assert "gaussian-score" in kept.words
+    assert "the run's own is kept" in kept.words
+    better = replace(lucky, guided_blocks="top:1")
+    sampled(tmp_path, space, better, (0.9, 1.5))
+    used = verdict(space, tmp_path)
+    assert used.sampler == better
+    assert "Lower by 0.5, the 90% interval of a difference is ± 0.233: it is used" in used.words
+    sampled(tmp_path, space, own, (0.1, 2.0))
+    assert verdict(space, tmp_path).sampler == own
+
+
+@on_ray
+def test_a_grid_ends_with_a_search_for_a_way_to_sample(tmp_path, capsys):
+    study = replace(wee(), sizes=wee().sizes[:1])
+    path, out = written(tmp_path, study), tmp_path / "out"
+    options = scaling.Options(study=path, out=out, sampler_trials=2)
+    assert scaling.scale(options) == 0
+    said = capsys.readouterr().out
+    assert "then 2 sampler settings of the best run" in said
+    files = stamps(out, "runs/*/evaluations/*.json")
+    assert len(files) == 2
+    best = (out / "best.yaml").read_text()
+    assert "Sampler: of 2 settings tried on" in best
+    assert scaling.scale(options) == 0  # nothing is left to do
+    assert "every run is done already" in capsys.readouterr().out
+    assert (out / "best.yaml").read_text() == best
+    runs = stamps(out)
+    assert scaling.scale(replace(options, sampler_trials=3)) == 0  # one more
+    more = stamps(out, "runs/*/evaluations/*.json")
+    assert files.items() < more.items()
+    assert len(more) == 3
+    assert stamps(out) == runs
 
 
 def test_the_choice_is_the_best_samples_near_the_best_bpd():
