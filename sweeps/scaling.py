@@ -255,7 +255,8 @@ def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
         console.print(f"stopped early: {outcome.stopped}", style="red")
     for row in outcome.failed:
         where_to_look = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
-        console.print(f"failed: {row['label']}: {row['error']} ({where_to_look})", style="red")
+        said = f"failed: {row['label']}: {row['error']} ({where_to_look})"
+        console.print(said, style="red", markup=False)  # errors hold brackets
     if outcome.left or outcome.failed:
         console.print(
             f"{outcome.left + len(outcome.failed)} runs are not done; "

@@ -162,6 +162,10 @@ class Remote(PosixPath):
         """Return the same: an address is whole."""
         return self
 
+    def resolve(self, strict: bool = False) -> "Remote":
+        """Return the same."""
+        return self
+
     def expanduser(self) -> "Remote":
         """Return the same."""
         return self

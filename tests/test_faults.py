@@ -136,6 +136,16 @@ def machines(monkeypatch):
         cluster.shutdown()
 
 
+def another(address):
+    """Start one more machine; the cluster itself could do so in the main thread only."""
+    join = "start", f"--address={address}", "--num-cpus=1", "--block"
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", *join],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("fewest", [1, 0])
@@ -144,7 +154,7 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
 ):
     cluster, other = machines
     study, out = long_study("long", workers=2, min_workers=fewest), tmp_path / "out"
-    folder, times = the_run(study, out), {}
+    folder, times, started = the_run(study, out), {}, []
 
     def leave():
         wait_for(lambda: len(list(folder.glob("state/*.json"))) == 2)
@@ -153,7 +163,7 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
         if not fewest:
             time.sleep(15)
             before = images(folder)
-            cluster.add_node(num_cpus=1)
+            started.append(another(cluster.address))
             times["left"] = time.monotonic()
         wait_for(lambda: images(folder) > before)
         times["recovered"] = time.monotonic() - times["left"]
@@ -161,7 +171,12 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
     thread = threading.Thread(target=leave, daemon=True)
     thread.start()
     path = write_study(tmp_path, study)
-    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
+    try:
+        assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait()
     thread.join(1)
     said = " ".join(capsys.readouterr().out.split())
     assert "going on from the last state" in said
