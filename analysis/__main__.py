@@ -9,7 +9,6 @@ import tyro
 from tyro.conf import Positional
 
 from tarflow.config import ConfigError
-from tarflow.storage import locate
 
 
 def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
@@ -23,6 +22,7 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
         seed: of the bootstrap.
     """
     from analysis.report import write_report
+    from tarflow.storage import locate
 
     page = write_report(locate(study), seed)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
@@ -52,6 +52,7 @@ def best(
     from analysis.report import read_study
     from tarflow.config import to_yaml
     from tarflow.record import write_text
+    from tarflow.storage import locate
 
     found = recommend(find(*read_study(locate(study)), seed=seed), flops)
     path = out or locate(study) / "best.yaml"
@@ -121,6 +122,7 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
 
     from analysis import human
     from analysis.tables import paired
+    from tarflow.storage import locate
 
     pairs = paired(locate(a), locate(b))
     shown = Table("run", "seed", f"BPD {a.name}", f"BPD {b.name}", "difference", "± (paired)")
