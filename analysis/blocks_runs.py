@@ -167,7 +167,7 @@ def search(material: Material) -> Block:
         "temperature and denoising only sample from what is trained.",
         some(
             trade_off=plots_quality.trade_off(found),
-            sampler=plots_quality.sampler_surface(found),
+            sampler=plots_quality.sampler_surface(scored[scored["half"] != "all"]),
             hyperparameters=plots_quality.parallel_coordinates(found),
         ),
         tables=(checklist.front(front),) if len(front) else (),
