@@ -162,7 +162,7 @@ class Remote(PosixPath):
         """Return the same: an address is whole."""
         return self
 
-    def resolve(self, strict: bool = False) -> "Remote":
+    def resolve(self, strict: bool = False) -> "Remote":  # noqa: ARG002, the base class's name
         """Return the same."""
         return self
 
