@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tarflow.config import ConfigError
 from tarflow.storage import Remote, locate
 
+CONNECT_SECONDS = 3.0  # for a cluster on this machine to answer
 ANSWER_SECONDS = 15.0  # for a machine to start a process
 GROWING_SECONDS = 1200.0  # for a rented machine to start and install
 
@@ -43,7 +46,10 @@ def cluster(gpus: int = 0) -> Iterator[Cluster]:
     """
     ours = not ray.is_initialized()
     if ours:
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        address = "local" if _left_behind() else None
+        ray.init(
+            address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+        )
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -51,6 +57,22 @@ def cluster(gpus: int = 0) -> Iterator[Cluster]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _left_behind() -> bool:
+    """Tell whether the cluster that `ray start` noted on this machine does not answer any more.
+
+    Ray would wait for it for minutes; an address that the user gives is not second-guessed.
+    """
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    if os.environ.get("RAY_ADDRESS") or not note.exists():
+        return False
+    host, _, port = note.read_text().strip().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError):
+        return True
+    return False
 
 
 def _here() -> Cluster:

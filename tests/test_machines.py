@@ -1,3 +1,4 @@
+import socket
 import subprocess
 import sys
 
@@ -37,3 +38,18 @@ def test_workers_that_are_still_to_come_are_waited_for_and_counted(head, monkeyp
     finally:
         late.terminate()
         late.wait()
+
+
+def test_a_dead_cluster_is_not_waited_for(tmp_path, monkeypatch):
+    """`ray start` leaves a note of its address, which outlives it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert not machines._left_behind()
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
+        assert not machines._left_behind()
+    assert machines._left_behind()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert not machines._left_behind()
