@@ -174,7 +174,7 @@ class Table:
             if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
                 raise ConfigError(
                     f"{shard.path} has the columns {', '.join(names)}: an image table "
-                    "needs 'image' (struct of bytes and path); see: python -m tarflow data import"
+                    "needs 'image' (struct of bytes and path); see: python -m tarflow data"
                 )
             yield file
 
@@ -254,7 +254,7 @@ class Table:
         return hashed.hexdigest()
 
 
-_REMAKE = "bring all to one form with: python -m tarflow data import"
+_REMAKE = "bring all to one form with: python -m tarflow data"
 
 
 def _size(array: NDArray[np.uint8]) -> str:
@@ -290,7 +290,7 @@ def find_table(
         found = [each for each in found if each.path.endswith(".parquet")]
         if not found:
             raise ConfigError(
-                f"{name} holds no Parquet file; make one with: python -m tarflow data import"
+                f"{name} holds no Parquet file; make one with: python -m tarflow data"
             )
     shards = tuple(sorted(found, key=lambda each: each.path))
     return Table(filesystem, root, shards, memory, counts_by_index)
