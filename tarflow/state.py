@@ -38,7 +38,8 @@ class StateWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
         self._pending: Future[None] | None = None
         self._host: dict[str, Tensor] = {}
-        self._copying = self._writing = 0.0  # seconds that the last state took, of a core
+        self._copying = self._writing = 0.0  # seconds of the last state, if they slow training
+        self._apart = False  # whether training goes on in an accelerator while a state is written
 
     def __enter__(self) -> "StateWriter":
         """Begin."""
@@ -76,15 +77,16 @@ class StateWriter:
                 )
             self._host[name].copy_(tensor.detach())
         self._copying = time.perf_counter() - start
+        self._apart = any(tensor.is_cuda for tensor in tensors.values())
         try:
             self._pending = self._thread.submit(self._write, images, facts)
         except RuntimeError:  # the interpreter is shutting down and starts no thread any more
             self._write(images, facts)
 
     def _write(self, images: int, facts: Mapping[str, Any]) -> None:
-        start = time.thread_time()
+        start = time.perf_counter()
         save_state(self.folder, images, self._host, facts)
-        self._writing = time.thread_time() - start
+        self._writing = 0.0 if self._apart else time.perf_counter() - start
 
 
 def save_state(
