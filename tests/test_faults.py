@@ -226,12 +226,7 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_states_before_whole(tmp_path, config, undisturbed):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)])
-    if mounted.returncode:
-        pytest.skip("no permission to mount a small disk")
-    try:
+    with mounted(tmp_path / "disk", "size=3m") as disk:
         folder, filler = disk / "run", disk / "filler"
         started = train(config, folder)
         wait_for(lambda: images(folder))
@@ -244,43 +239,49 @@ def test_a_full_disk_is_one_line_and_leaves_the_states_before_whole(tmp_path, co
         assert last.startswith(f"error: cannot write {folder}")
         assert "No space left on device" in last
         assert "Traceback" not in said
-        kept = load_state(folder / "state")
-        assert kept
+        assert load_state(folder / "state")
         assert not list(folder.glob("state/.*"))
         filler.unlink()
         resume(config, folder)
         assert losses(folder) == undisturbed
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow
 @with_ray
-def test_a_study_on_a_full_disk_ends_with_one_line(tmp_path, monkeypatch, capsys):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]).returncode:
-        pytest.skip("no permission to mount a small disk")
-    try:
-        (disk / "filler").write_bytes(b"x" * (180 << 10))
-        path = write_study(tmp_path, wee("full"))
-        arguments = ["scaling", str(path), "--out", str(disk / "out")]
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit, match="2"):
+def test_a_study_on_a_full_or_read_only_disk_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    path = write_study(tmp_path, wee("full"))
+
+    def said(disk):
+        """Run the study on a disk; return its exit code and what it says of an error."""
+        monkeypatch.setattr(sys, "argv", ["scaling", str(path), "--out", str(disk / "out")])
+        with pytest.raises(SystemExit) as ended:
             scaling.main()
-        (line,) = capsys.readouterr().err.splitlines()
+        return ended.value.code, capsys.readouterr().err.strip()
+
+    with mounted(tmp_path / "small", "size=256k") as disk:
+        (disk / "filler").write_bytes(b"x" * (180 << 10))
+        code, line = said(disk)
+        assert (code, line.count("\n")) == (2, 0)
         assert line.startswith("error: cannot write")
         assert "No space left on device" in line
-        (disk / "filler").unlink()
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(SystemExit, match="2"):
-            scaling.main()
-        assert "Read-only file system" in capsys.readouterr().err
-        subprocess.run(["mount", "-o", "remount,rw,size=64m", str(disk)], check=True)
-        with pytest.raises(SystemExit, match="0"):
-            scaling.main()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert said(disk) == (0, "")
+    with mounted(tmp_path / "fixed", "ro") as disk:
+        code, line = said(disk)
+        assert (code, line.count("\n")) == (2, 0)
+        assert "Read-only file system" in line
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """Mount a small disk, where that is permitted."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        yield folder
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_pickle_in_the_place_of_a_state_or_a_model_is_never_run(tmp_path):
