@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tarflow import data
-from tarflow.calibration import calibrate, calibration_images, default_tolerance
+from tarflow.calibration import calibrate, calibration_images
 from tarflow.checkpoint import load_model
 from tarflow.config import (
     DataConfig,
@@ -39,7 +39,7 @@ from tarflow.config import (
 from tarflow.model import TarFlow
 from tarflow.noise import normal_per_image
 from tarflow.run import resolve, run
-from tarflow.solver_plan import SEQUENTIAL, Plan
+from tarflow.solver_plan import SEQUENTIAL, Plan, default_tolerance
 from tarflow.solvers import invert
 
 GUIDED = SamplerConfig(guidance=1.5)

@@ -90,15 +90,7 @@ def explore(
     finally:
         for space, study in studies:
             settle(study, space, place.out)
-    if watch.mistake:
-        raise watch.mistake
-    return Outcome(
-        rows=tuple(progress.rows.values()),
-        left=total - len(progress.rows),
-        stopped=watch.reason,
-        device_seconds=needs["cpu"] * sum(progress.seconds.values()),
-        cpus=place.where.cpus,
-    )
+    return watch.outcome(total, needs["cpu"] * sum(progress.seconds.values()), place.where)
 
 
 class Suggester(Here, OptunaSearch):

@@ -68,7 +68,7 @@ def run_all(
     where: Cluster,
     held: Lease,
     console: Console,
-    max_hours: float | None = None,
+    limit: float | None = None,
 ) -> Outcome:
     """Carry out the runs that are not done yet.
 
@@ -79,7 +79,7 @@ def run_all(
         where: the cluster, inside `cluster()`.
         held: the lease of `out`.
         console: for progress.
-        max_hours: wall-clock limit; what has not ended then is stopped.
+        limit: on the monotonic clock; what has not ended then is stopped.
 
     Raises:
         ConfigError: if a run asks for more than the cluster has, `out` is not shared by it, or
@@ -100,7 +100,6 @@ def run_all(
     progress = Progress(
         len(todo), {run.run_id: expected[run.run_id] for run in todo}, count, console, done
     )
-    limit = time.monotonic() + max_hours * 3600 if max_hours is not None else None
     watch = Watch(progress, held, limit)
     from sweeps.large import run_large
 
@@ -115,20 +114,12 @@ def run_all(
         for run in large:
             if not watch.stop_all():
                 run_large(run, out, where, storage, watch)
-    if watch.mistake:
-        raise watch.mistake
     spent = sum(
         min(row["device_seconds"], progress.seconds[run_id] * _devices(progress.runs[run_id]))
         for run_id, row in progress.rows.items()
         if row["status"] == "done"
     )
-    return Outcome(
-        rows=tuple(progress.rows.values()),
-        left=len(todo) - len(progress.rows),
-        stopped=watch.reason,
-        device_seconds=spent,
-        cpus=where.cpus,
-    )
+    return watch.outcome(len(todo), spent, where)
 
 
 class Here:
@@ -165,6 +156,17 @@ class Watch(Here, tune.Stopper):
         elif failed == len(self.progress.rows) >= FIRST_FAILURES:
             self.reason = f"the first {failed} runs all failed"
         return bool(self.reason)
+
+    def outcome(self, total: int, device_seconds: float, where: Cluster) -> Outcome:
+        """Return how a batch of `total` went, at its end.
+
+        Raises:
+            ConfigError: the mistake that a worker found.
+        """
+        if self.mistake:
+            raise self.mistake
+        rows = tuple(self.progress.rows.values())
+        return Outcome(rows, total - len(rows), self.reason, device_seconds, where.cpus)
 
 
 class Teller(Here, tune.Callback):

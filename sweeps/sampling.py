@@ -1,20 +1,17 @@
 """Sample from finished runs as a study asks, or as Optuna suggests; each is a Ray Tune trial."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from rich.console import Console
 
 from analysis import human
 from sweeps.checkpoints import Setting, SettingTeller
 from sweeps.explore import Place, explore
-from sweeps.lease import Lease
-from sweeps.machines import Cluster, check_shared, slots
+from sweeps.machines import check_shared, slots
 from sweeps.progress import Progress
 from sweeps.runner import Outcome, Session, Watch, scratch, tune_trials
 from sweeps.settings import SEED, Sampling
@@ -25,49 +22,36 @@ from tarflow.storage import locate
 
 
 def sample_all(
-    samplings: Sequence[Sampling],
-    out: Path,
-    expected: Mapping[str, float],
-    where: Cluster,
-    held: Lease,
-    console: Console,
-    max_hours: float | None = None,
+    samplings: Sequence[Sampling], expected: Mapping[str, float], place: Place
 ) -> Outcome:
-    """Carry out what is left to sample; arguments as of `runner.run_all`.
+    """Carry out what is left to sample; `expected` has the seconds of each, by its id.
 
     Raises:
         ConfigError: as `runner.run_all`.
     """
     todo = [replace(each, run=single_threaded(each.run)) for each in samplings]
-    needs = resources([each.run for each in todo], where.gpus)
-    count = slots(needs, where)
-    check_shared(out, where)
+    needs = resources([each.run for each in todo], place.where.gpus)
+    count = slots(needs, place.where)
+    check_shared(place.out, place.where)
     progress = Progress(
         len(todo),
         {each.run_id: expected[each.run_id] for each in todo},
         count,
-        console,
+        place.console,
         objective="kid",
         in_words=in_kid,
     )
-    limit = time.monotonic() + max_hours * 3600 if max_hours is not None else None
-    watch = Watch(progress, held, limit)
+    watch = Watch(progress, place.held, place.limit)
     with progress, scratch() as storage:
         tune_trials(
-            tune.with_parameters(sample_one, samplings=todo, out=str(out), home=str(Path.cwd())),
+            tune.with_parameters(
+                sample_one, samplings=todo, out=str(place.out), home=str(Path.cwd())
+            ),
             {"index": tune.grid_search(list(range(len(todo))))},
             SettingTeller(lambda config: todo[config["index"]], watch),
             Session(storage, needs, count, watch),
         )
-    if watch.mistake:
-        raise watch.mistake
-    return Outcome(
-        rows=tuple(progress.rows.values()),
-        left=len(todo) - len(progress.rows),
-        stopped=watch.reason,
-        device_seconds=needs["cpu"] * sum(progress.seconds.values()),
-        cpus=where.cpus,
-    )
+    return watch.outcome(len(todo), needs["cpu"] * sum(progress.seconds.values()), place.where)
 
 
 def sample_one(

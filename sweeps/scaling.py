@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
 from tyro.conf import arg
 
 from analysis import human
+from sweeps.declaration import declare
 from sweeps.lease import lease
 from sweeps.plan import Plan, finished, make_plan, sampling_seconds, summary, table
 from sweeps.presets import IMPORTS, load
@@ -22,7 +23,7 @@ from sweeps.settings import Sampling
 from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Planned, Study, resolve
 from tarflow import record
-from tarflow.config import ConfigError, SamplerConfig, read_yaml, to_dict, to_yaml, with_hash
+from tarflow.config import ConfigError, SamplerConfig, to_yaml, with_hash
 from tarflow.storage import check_reachable, locate
 
 if TYPE_CHECKING:
@@ -195,25 +196,13 @@ def train(plan: Plan, place: "Place") -> "Outcome":
         place.where,
         place.held,
         place.console,
-        hours_left(place.limit),
+        place.limit,
     )
     ready = [each for each in plan.samplings if trained(each.run, place.out)]
     if ready and not outcome.stopped:
-        outcome += sampling.sample_all(
-            ready,
-            place.out,
-            {each.run_id: seconds for each, seconds in plan.samplings.items()},
-            place.where,
-            place.held,
-            place.console,
-            hours_left(place.limit),
-        )
+        expected = {each.run_id: seconds for each, seconds in plan.samplings.items()}
+        outcome += sampling.sample_all(ready, expected, place)
     return outcome
-
-
-def hours_left(limit: float | None) -> float | None:
-    """Return the hours until a moment of the monotonic clock."""
-    return None if limit is None else max(0.0, limit - time.monotonic()) / 3600
 
 
 def try_settings(outcome: "Outcome", plan: Plan, trials: int, place: "Place") -> "Outcome":
@@ -288,56 +277,6 @@ def report(study: Study, out: Path, console: Console) -> None:
         train = f"python -m tarflow train {best}"
         record.write_text(best, to_yaml(config, f"{why}\nTrain it: {train}"))
         console.print(f"train next: {train}", soft_wrap=True)
-
-
-def declare(study: Study, out: Path) -> None:
-    """Write study.yaml.
-
-    Raises:
-        ConfigError: if the folder holds a study whose runs could not be compared with these.
-    """
-    path = out / "study.yaml"
-    check_comparable(study, out)
-    comment = f"Run it again with: python sweeps/scaling.py {path}"
-    record.write_text(path, to_yaml(study, comment))
-
-
-def check_comparable(study: Study, out: Path) -> None:
-    """Make sure that a folder, if it holds a study, holds one whose runs compare with these.
-
-    Raises:
-        ConfigError: naming a setting in which they differ.
-    """
-    path = out / "study.yaml"
-    if not path.exists():
-        return
-    if difference := differing(comparable(read_yaml(Study, path)), comparable(study)):
-        raise ConfigError(
-            f"{out} holds a study with other settings ({difference}); choose another --out"
-        )
-
-
-def comparable(study: Study) -> dict[str, Any]:
-    """Return what all runs of a folder must share; sizes, budgets and seeds may grow."""
-    base = to_dict(study.base)
-    for name in ("execution", "evaluation", "sampler", "images", "seed"):
-        del base[name]
-    return {"base": base, "lr_power": study.lr_power}
-
-
-def differing(there: Any, here: Any, name: str = "") -> str:
-    """Name the first value in which two nested dictionaries differ.
-
-    >>> differing({"noise": {"std": 0.1}}, {"noise": {"std": 0.2}})
-    'noise.std is 0.1 there, 0.2 here'
-    """
-    if not isinstance(there, dict) or not isinstance(here, dict):
-        return "" if there == here else f"{name} is {there} there, {here} here"
-    inner = (
-        differing(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-        for key in sorted({*there, *here})
-    )
-    return next(filter(None, inner), "")
 
 
 def expensive(plan: Plan) -> bool:

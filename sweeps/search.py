@@ -16,6 +16,7 @@ from tyro.conf import arg
 
 from analysis import human
 from sweeps import expect, scaling
+from sweeps.declaration import check_comparable, declare
 from sweeps.journal import begun, completed, draws, open_journal, open_study
 from sweeps.lease import lease
 from sweeps.plan import STARTING_SECONDS, Plan, comes_to, make_plan
@@ -189,9 +190,9 @@ def carry_out(
     from sweeps.explore import Place
 
     with lease(out) as held:
-        scaling.check_comparable(space.study, out)
+        check_comparable(space.study, out)
         if not (out / "study.yaml").exists():
-            scaling.declare(space.study, out)
+            declare(space.study, out)
         with machines.cluster(plan.gpus) as where:
             place = Place(out, where, held, console, options.seed)
             ends = [train(space, options.trials, plan, place)]

@@ -4,6 +4,7 @@ The metrics of Gauss-Seidel-Jacobi sampling (arXiv 2505.12849). Legend: `B` imag
 image, `D` values per token.
 """
 
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -19,13 +20,10 @@ def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:
     images (B, c, H, H) without labels and the halves `W` of the last projection for log-scale
     and shift.
     """
-    tokens = patchify(images, flow.config.patch)
     found = []
-    for block, (after, _) in zip(flow.blocks, flow.trace(images, None), strict=True):
-        block = cast(FlowBlock, block)
-        ordered = block.order(tokens)
-        log_scale, _ = block.coefficients(ordered, None)
-        scaled = (torch.exp(-log_scale[:, :-1]) * ordered[:, 1:]).mean(0)
+    for block, tokens, _ in _blocks(flow, images):
+        log_scale, _ = block.coefficients(tokens, None)
+        scaled = (torch.exp(-log_scale[:, :-1]) * tokens[:, 1:]).mean(0)
         weight = block.proj_out.weight
         shift = weight if block.volume_preserving else weight.chunk(2)[1]
         bound = float(torch.linalg.matrix_norm(shift, 2))
@@ -33,7 +31,6 @@ def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:
             scale = torch.linalg.matrix_norm(weight.chunk(2)[0], 2)
             bound += float(torch.linalg.matrix_norm(scaled, 2) * scale)
         found.append(bound)
-        tokens = after
     return [100 * each / sum(found) for each in found]
 
 
@@ -42,11 +39,8 @@ def initial_guessing(flow: TarFlow, images: Tensor) -> list[tuple[float, float]]
 
     The spectral norm of the residual's mean over clean images (B, c, H, H) without labels.
     """
-    tokens = patchify(images, flow.config.patch)
     found = []
-    for block, (after, _) in zip(flow.blocks, flow.trace(images, None), strict=True):
-        block = cast(FlowBlock, block)
-        truth, latents = block.order(tokens), block.order(after)
+    for block, truth, latents in _blocks(flow, images):
         zeros = torch.zeros_like(latents)
         zeros[:, 0] = latents[:, 0]
         norms = []
@@ -56,5 +50,13 @@ def initial_guessing(flow: TarFlow, images: Tensor) -> list[tuple[float, float]]
             residual = (swept - truth[:, 1:]).mean(0)
             norms.append(float(torch.linalg.matrix_norm(residual, 2)))
         found.append((norms[0], norms[1]))
-        tokens = after
     return found
+
+
+def _blocks(flow: TarFlow, images: Tensor) -> Iterator[tuple[FlowBlock, Tensor, Tensor]]:
+    """Yield each block with its tokens and latents (B, T, D), both in its order."""
+    tokens = patchify(images, flow.config.patch)
+    for each, (latents, _) in zip(flow.blocks, flow.trace(images), strict=True):
+        block = cast(FlowBlock, each)
+        yield block, block.order(tokens), block.order(latents)
+        tokens = latents

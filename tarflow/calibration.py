@@ -29,6 +29,7 @@ from tarflow.solver_plan import (
     Method,
     Plan,
     Situation,
+    default_tolerance,
     find_plan,
     keep_plan,
     named_plan,
@@ -41,14 +42,6 @@ WORTH = 8  # batches from which on a calibration is repaid
 WINDOWS = (4, 8, 16, 32, 64)  # tokens, tried besides all at once
 TIGHTER = (1.0, 2.0, 4.0, 8.0, 16.0)  # by which tolerances are divided until the error is right
 SPARE = 2  # times the sweeps that were needed make the budget
-
-
-def default_tolerance(noise: NoiseConfig) -> float:
-    """Return the error of a pixel, in [-1, 1] units, that does not matter.
-
-    A tenth of the noise that denoising takes away, or half a grey level of uniform noise.
-    """
-    return 0.1 * noise.std if noise.type == "gaussian" else 1 / 255
 
 
 def choose_plan(
@@ -86,7 +79,7 @@ def choose_plan(
         plan = calibrate(flow, images, labels, config.noise, config.sampler)
         if path:
             keep_plan(path, plan)
-    return plan or Plan(methods=(SEQUENTIAL,) * len(flow.blocks))
+    return plan or named_plan("sequential", len(flow.blocks), tolerance)
 
 
 def calibration_images(

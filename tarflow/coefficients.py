@@ -107,9 +107,8 @@ class Coefficients:
         """
         count = tokens.shape[1]
         window = slice(start, start + count)
-        # compiled here, for an object that holds its own method is not freed at once
-        transform = compiled(self._transform, tokens.device)
-        output = transform(tokens, self.embedding[:, window], _Window(start, count))
+        transform = compiled(Coefficients._transform, tokens.device)  # one for all blocks
+        output = transform(self, tokens, self.embedding[:, window], _Window(start, count))
         return self._split(output, None if self.weights is None else self.weights[window])
 
     def at(self, token: Tensor, position: Tensor, filled: int) -> tuple[Tensor, Tensor]:

@@ -122,7 +122,12 @@ def compiled(function: Function, device: torch.device) -> Function:
     """Fuse a function's operations on CUDA, for any lengths; a CPU gains less than it waits."""
     if device.type != "cuda":
         return function
-    return cast(Function, torch.compile(function, dynamic=True))
+    return cast(Function, _compiled(function))
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
 
 
 def repeat(step: Callable[[], None], times: int, device: torch.device) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tarflow.config import ConfigError, from_dict, to_dict
+from tarflow.config import ConfigError, NoiseConfig, from_dict, to_dict
 from tarflow.record import read_json, write_json
 
 PLAN = "plan.json"  # name of the file beside a checkpoint
@@ -93,6 +93,14 @@ class Plan:
         return ", ".join(
             f"{len(group)} {group[0]}" if len(group) > 1 else group[0] for group in names
         )
+
+
+def default_tolerance(noise: NoiseConfig) -> float:
+    """Return the error of a pixel, in [-1, 1] units, that does not matter.
+
+    A tenth of the noise that denoising takes away, or half a grey level of uniform noise.
+    """
+    return 0.1 * noise.std if noise.type == "gaussian" else 1 / 255
 
 
 def named_plan(name: str, blocks: int, tolerance: float) -> Plan:

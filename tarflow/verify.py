@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tarflow.config import NoiseConfig
 from tarflow.likelihood import negative_log_likelihood
 from tarflow.model import FlowBlock, TarFlow, patchify
+from tarflow.solver_plan import default_tolerance
 from tarflow.solvers import invert
 
 EXACT = 1e-9  # relative error of a sum of some thousand float64 numbers
@@ -167,7 +168,7 @@ def round_trip(flow: TarFlow, images: Tensor, labels: Tensor | None, noise: Nois
     grey level for models of uniform noise; pixels are in [-1, 1].
     """
     back = invert(flow, flow(images, labels)[0], labels)
-    tolerance = 0.1 * noise.std if noise.type == "gaussian" else 1 / 255
+    tolerance = default_tolerance(noise)
     return Check(
         "round trip", (back - images).abs().max().item(), tolerance, "largest pixel error"
     )

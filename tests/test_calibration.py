@@ -10,13 +10,19 @@ from tarflow.block_metrics import convergence_ranking, initial_guessing
 from tarflow.calibration import (
     calibrate,
     choose_plan,
-    default_tolerance,
     situation,
 )
 from tarflow.config import ConfigError, NoiseConfig, RunConfig, SamplerConfig
 from tarflow.noise import generator, noisy, to_pixels
 from tarflow.sampling import sample
-from tarflow.solver_plan import SEQUENTIAL, Method, find_plan, keep_plan, named_plan
+from tarflow.solver_plan import (
+    SEQUENTIAL,
+    Method,
+    default_tolerance,
+    find_plan,
+    keep_plan,
+    named_plan,
+)
 from tarflow.solvers import invert
 
 NOISE = NoiseConfig(std=0.1)

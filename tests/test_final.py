@@ -11,7 +11,8 @@ import pytest
 from analysis.find import find
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.human import percent
-from sweeps import final, scaling
+from sweeps import final
+from sweeps.declaration import declare
 from sweeps.final import Options
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve
@@ -41,7 +42,7 @@ def planted(tmp_path_factory):
     budgets = (1e8, 2e8, 4e8, 8e8)
     study = replace(study, base=base, sizes=sizes, budgets=budgets, lr_power=0.0)
     study = resolve(replace(study, held_out=None, replicated=None))
-    scaling.declare(study, out)
+    declare(study, out)
     rng = np.random.default_rng(0)
     for run in grid(study):
         row = row_of(run.config, "grid", run.label)

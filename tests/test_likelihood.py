@@ -15,7 +15,8 @@ from tarflow.config import (
     OptimConfig,
     RunConfig,
 )
-from tarflow.likelihood import Decoder, bound_bpd, log_density, negative_log_likelihood
+from tarflow.decoder import Decoder
+from tarflow.likelihood import bound_bpd, log_density, negative_log_likelihood
 from tarflow.model import TarFlow, unpatchify
 from tarflow.training import train
 

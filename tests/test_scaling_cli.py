@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import scaling
+from sweeps.declaration import declare
 from sweeps.presets import load
 from sweeps.study import grid, resolve
 from tarflow.config import ConfigError, NoiseConfig, read_yaml, to_yaml
@@ -94,14 +95,14 @@ def test_flags_change_the_study():
 
 def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     study = resolve(load("tiny"))
-    scaling.declare(study, tmp_path)
+    declare(study, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == study
     more = replace(study, seeds=2, budgets=(*study.budgets, 5e9))
-    scaling.declare(more, tmp_path)
+    declare(more, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
     noisier = replace(study, base=replace(study.base, noise=NoiseConfig(std=0.3)))
     with pytest.raises(ConfigError, match=r"noise.std is 0.25 there, 0.3 here"):
-        scaling.declare(noisier, tmp_path)
+        declare(noisier, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
 
 
