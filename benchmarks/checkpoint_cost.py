@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tarflow import data, training
+from tarflow import data, resume, training
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.state import StateWriter
 
@@ -45,7 +45,7 @@ def window(step: Callable[[], None], seconds: float) -> float:
 def main() -> int:
     """Print the cost of a state and its share of the default interval."""
     device = torch.device("cpu")
-    state = training.new_state(CONFIG, device)
+    state = resume.new_state(CONFIG, device)
     batches = training.batches(CONFIG, 0, device)
 
     def step() -> None:
@@ -56,10 +56,10 @@ def main() -> int:
         with StateWriter(where) as writer:
 
             def behind() -> None:
-                training.save(state, writer)
+                resume.save(state, writer)
 
             def before() -> None:
-                training.save(state, writer)
+                resume.save(state, writer)
                 writer.wait()
 
             window(step, 3.0)

@@ -31,7 +31,8 @@ import torch
 from tarflow import cost, data
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.device import choose_device, resolve_precision
-from tarflow.training import batches, new_state, train_step
+from tarflow.resume import new_state
+from tarflow.training import batches, train_step
 
 CPU = torch.device("cpu")
 Work = Callable[[], None]

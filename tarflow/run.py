@@ -27,7 +27,8 @@ from tarflow.record import (
     write_table,
     write_text,
 )
-from tarflow.training import Diverged, Report, forget_states, train
+from tarflow.resume import forget_states
+from tarflow.training import Diverged, Report, train
 
 
 def resolve(config: RunConfig) -> RunConfig:
