@@ -190,6 +190,7 @@ class ExecutionConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train
     workers: int = 1  # data-parallel processes
     min_workers: int = 0  # go on with as few when machines are lost; 0 waits for all
+    sharding: Literal["auto", "replicate", "shard"] = "auto"  # shard: divide the state by workers
     threads: int = 0  # CPU threads per worker; 0 leaves torch's choice
     micro_batch: int = 0  # images per forward pass and worker; 0 is the most that fit in memory
     compile: bool = False  # torch.compile of the layers: 20 s at the start, pays in bfloat16
