@@ -1,6 +1,7 @@
 """The price of a study before launch: runs, FLOPs, memory, seconds, money, what is done."""
 
 import heapq
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,6 +76,12 @@ class Plan:
     def gpus(self) -> int:
         """Accelerators that the plan counts on."""
         return self.devices if self.rate.accelerator else 0
+
+    @property
+    def room(self) -> float:
+        """Bytes of memory of one device; infinite for cores, which share this machine's."""
+        name = self.rate.accelerator
+        return cost.ACCELERATORS[name].memory if name else math.inf
 
     @property
     def left(self) -> tuple[Line, ...]:
@@ -185,6 +192,7 @@ def table(plan: Plan) -> Table:
         shown.add_column(name, justify="left" if index in (0, 1, 8) else "right", no_wrap=True)
     for line in plan.lines:
         config = line.run.config
+        memory = human.count(cost.memory(config, plan.room).total) + "B"
         shown.add_row(
             line.run.label,
             line.run.run_id,
@@ -192,7 +200,7 @@ def table(plan: Plan) -> Table:
             human.count(config.images),
             f"{line.epochs:.3g}",
             f"{cost.run_flops(config):.2g}",
-            human.count(cost.memory(config).total) + "B",
+            memory + " sharded" * cost.sharded(config, plan.room),
             human.seconds(line.seconds.total),
             line.state,
         )
@@ -232,8 +240,12 @@ def comes_to(plan: Plan) -> list[str]:
             f"{human.seconds(spent / plan.devices)}",
         )
     if plan.rate.accelerator:
-        room = cost.ACCELERATORS[plan.rate.accelerator].memory
-        tight = [x.run.label for x in plan.left if cost.memory(x.run.config).total > room]
+        sharded = [x.run.label for x in plan.left if cost.sharded(x.run.config, plan.room)]
+        if sharded:
+            more = f" and {len(sharded) - 1} more" * (len(sharded) > 1)
+            lines.append(f"sharded: {sharded[0]}{more}; no {device} holds their whole state")
+        needs = [(x.run.label, cost.memory(x.run.config, plan.room)) for x in plan.left]
+        tight = [label for label, memory in needs if memory.total > plan.room]
         if tight:
             lines.append(
                 f"{len(tight)} runs need more memory than one {device} has, {tight[0]} the first: "

@@ -5,6 +5,7 @@ FLOPs count the matrix products of training and ideal causal attention, `T(T+1)/
 with the backward pass as twice the forward, whatever kernel runs.
 """
 
+import math
 from dataclasses import dataclass
 
 from tarflow.config import ModelConfig, RunConfig
@@ -49,35 +50,93 @@ def run_flops(config: RunConfig) -> float:
     return float(training_flops(config.model)) * config.images
 
 
-BYTES = {"float32": 4, "bfloat16": 4, "float64": 8}  # master weights stay float32 under bfloat16
-ACTIVATIONS_PER_LAYER = 34  # values of width C kept per token and layer for the backward pass
+WIDE = {"float64": 8}  # bytes of a weight and of what is added up; 4 in all other precisions
+NARROW = {"float64": 8, "bfloat16": 2}  # bytes of a factor of a matrix product, likewise
+ACTIVATIONS_PER_LAYER = 16  # values of width C kept per token and layer for the backward pass
+RESIDUALS_PER_LAYER = 2  # of them, inputs of the layer norms, which are wide
+WORKING_VALUES = 10  # values of width C per token that the layer at work adds for a while
+END_VALUES = 8  # values of width D per token around the layers of a block
+ROOM = 0.85  # share of a device's memory to fill; the rest goes to the runtime and to fragments
+PRODUCTS_TOKENS = 512  # up to which a CPU in bfloat16 attends by plain products
+SENSIBLE_TOKENS = 1024  # in a pass; with fewer the matrix products become slow
 
 
 @dataclass(frozen=True)
 class Memory:
     """Bytes a worker holds while training."""
 
-    state: int  # weights, gradients, two moments, weight average
-    activations: int  # kept for the backward pass of one micro-batch
+    state: int  # weights, gradients, moments, weight average: its part of them when sharded
+    copies: int  # of weights: in bfloat16, and those that a sharded worker gathers for a while
+    activations: int  # kept for the backward pass of one micro-batch, and the work on it
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.state + self.activations
+        return self.state + self.copies + self.activations
 
 
-def memory(config: RunConfig) -> Memory:
-    """Estimate the memory of one data-parallel worker."""
-    size = BYTES.get(config.precision, 4)
-    state = params_total(config.model) * size * (5 if config.optim.ema else 4)
+def memory(config: RunConfig, device_bytes: float = math.inf) -> Memory:
+    """Estimate the memory of one data-parallel worker.
+
+    A layer keeps 16 values of width C per token: its two residual inputs, two norms' outputs,
+    query, key, value, what they mix to, and the fourfold hidden states before and after GELU.
+    The attention matrix is kept in bfloat16 on a CPU only (`model.products_are_faster`).
+
+    Args:
+        config: of the run. Micro-batches are those it asks for, or what a worker's share is
+            halved to until it fits.
+        device_bytes: of one worker, which decide whether state is sharded if `auto` is asked for.
+    """
+    shard = sharded(config, device_bytes)
     share = -(-config.batch // config.execution.workers)
     micro = min(share, config.execution.micro_batch or share)
-    kept = 2 if config.precision == "bfloat16" else size
-    per_token = config.model.blocks * (
-        config.model.layers * ACTIVATIONS_PER_LAYER * config.model.channels
-        + 8 * config.model.token_dim
-    )
-    return Memory(state, micro * config.model.tokens * per_token * kept)
+    found = _memory(config, micro, shard)
+    while not config.execution.micro_batch and micro > 1 and found.total > ROOM * device_bytes:
+        micro = (micro + 1) // 2
+        found = _memory(config, micro, shard)
+    return found
+
+
+def sharded(config: RunConfig, device_bytes: float) -> bool:
+    """Tell whether the workers divide the state among them (FSDP) instead of each holding all.
+
+    `auto` does if the whole state and the smallest sensible pass do not fit into one device.
+    """
+    execution = config.execution
+    if execution.workers == 1 or execution.sharding == "replicate":
+        return False
+    share = -(-config.batch // execution.workers)
+    sensible = execution.micro_batch or -(-SENSIBLE_TOKENS // config.model.tokens)
+    fits = _memory(config, min(share, sensible), False).total <= ROOM * device_bytes
+    return execution.sharding == "shard" or not fits
+
+
+def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
+    model, precision = config.model, config.precision
+    wide, narrow = WIDE.get(precision, 4), NARROW.get(precision, 4)
+    weights, layers = params_total(model), model.blocks * model.layers
+    kept = 4 * weights  # with a gradient and two moments
+    if config.optim.optimizer == "muon":
+        kept -= layers * 12 * model.channels**2  # whose second moment it does without
+    if config.optim.ema:
+        kept += weights
+    layer = 12 * model.channels**2 + 13 * model.channels
+    if shard:
+        kept = -(-kept // config.execution.workers)
+        copies = 2 * layer * (narrow + wide)  # a layer at work and the next, with gradients
+    else:
+        copies = params(model) * narrow if narrow < wide else 0
+    residuals = RESIDUALS_PER_LAYER * wide
+    full = model.channels * (residuals + (ACTIVATIONS_PER_LAYER - RESIDUALS_PER_LAYER) * narrow)
+    if narrow < wide and config.execution.device == "cpu" and model.tokens <= PRODUCTS_TOKENS:
+        full += model.channels // model.head_dim * model.tokens * narrow
+    working = model.channels * WORKING_VALUES * wide
+    per_token = model.blocks * END_VALUES * model.token_dim * wide + working
+    if config.execution.checkpoint_activations:
+        per_token += layers * model.channels * wide + full  # inputs, and one layer at a time
+    else:
+        per_token += layers * full
+    return Memory(kept * wide, copies, micro * model.tokens * per_token)
 
 
 @dataclass(frozen=True)

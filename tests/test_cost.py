@@ -1,11 +1,23 @@
 """Costs against published sizes, against counting by hand, and against what they must obey."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tarflow import cost
-from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, OptimConfig, RunConfig
+from tarflow.config import (
+    DataConfig,
+    ExecutionConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    to_dict,
+)
 
 AFHQ = ModelConfig(
     image_size=256, image_channels=3, classes=3, patch=8, channels=768, blocks=8, layers=8
@@ -63,12 +75,87 @@ def test_memory_follows_precision_average_and_share_of_a_worker():
     assert cost.memory(run).state == 5 * values
     assert cost.memory(replace(run, optim=OptimConfig(ema=0.0))).state == 4 * values
     assert cost.memory(replace(run, precision="float64")).state == 10 * values
+    one_moment = cost.memory(replace(run, optim=OptimConfig(optimizer="muon"))).state
+    assert 4 * values < one_moment < 4.03 * values
     whole = cost.memory(run).activations
-    half = cost.memory(replace(run, execution=ExecutionConfig(workers=2))).activations
-    eighth = cost.memory(replace(run, execution=ExecutionConfig(micro_batch=8))).activations
-    narrow = cost.memory(replace(run, precision="bfloat16")).activations
-    assert whole == 2 * half == 8 * eighth == 2 * narrow
-    assert cost.memory(run).total == cost.memory(run).state + whole
+    half = cost.memory(with_execution(run, workers=2)).activations
+    eighth = cost.memory(with_execution(run, micro_batch=8)).activations
+    double = cost.memory(replace(run, precision="float64")).activations
+    narrow = cost.memory(replace(run, precision="bfloat16"))
+    again = cost.memory(with_execution(run, checkpoint_activations=True)).activations
+    assert whole == 2 * half == 8 * eighth == double / 2
+    assert whole / 2 < narrow.activations < whole / 1.7  # residuals stay in float32
+    assert narrow.copies == 2 * cost.params(AFHQ)
+    assert whole / 16 < again < whole / 9  # one of 16 values is kept, and a layer is at work
+    assert cost.memory(run).total == 5 * values + whole
+
+
+def test_state_is_sharded_when_one_device_cannot_hold_it_with_a_sensible_pass():
+    run = RunConfig(model=AFHQ, batch=64, images=64, precision="bfloat16")
+    run = with_execution(run, workers=8)
+    one = cost.memory(with_execution(run, micro_batch=1))  # of 1024 tokens: a sensible pass
+    enough = (one.total + 1) / cost.ROOM
+    assert not cost.sharded(run, enough)
+    assert cost.sharded(run, enough - 2)
+    assert not cost.sharded(with_execution(run, workers=1), enough / 2)
+    assert not cost.sharded(with_execution(run, sharding="replicate"), enough / 2)
+    assert cost.sharded(with_execution(run, sharding="shard"), enough * 2)
+    divided = cost.memory(run, enough / 2)
+    assert divided.state == pytest.approx(one.state / 8, rel=1e-9)
+    assert 0 < divided.copies < one.state / 20  # two of 64 layers
+    assert divided.total <= cost.ROOM * enough / 2
+
+
+def test_micro_batch_is_halved_until_it_fits_unless_it_is_asked_for():
+    run = RunConfig(model=AFHQ, batch=64, images=64, precision="bfloat16")
+    whole = cost.memory(run)
+    room = (whole.state + whole.copies + whole.activations / 3) / cost.ROOM
+    assert cost.memory(run, room).activations == whole.activations / 4
+    asked = with_execution(run, micro_batch=64)
+    assert cost.memory(asked, room) == whole
+
+
+MEASURE = """
+import json, sys, torch
+from dataclasses import replace
+from tarflow import config, cost, training
+run = config.from_dict(config.RunConfig, json.loads(sys.argv[1]))
+torch.set_num_threads(1)
+def train(run):
+    state = training.new_state(run, torch.device("cpu"))
+    size, model = run.model.image_size, run.model
+    pixels = torch.zeros(run.batch, model.image_channels, size, size, dtype=torch.uint8)
+    for _ in range(2):
+        training.train_step(state, state.flow, pixels, None, run)
+train(replace(run, model=config.ModelConfig(channels=64), batch=2))  # loads libraries
+status = open("/proc/self/status").read()
+before = int(status.split("VmRSS:")[1].split()[0])
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+train(run)
+peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print((peak - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's peak")
+@pytest.mark.parametrize(("precision", "again"), [("bfloat16", False), ("float32", True)])
+def test_memory_is_that_of_a_process(precision, again):
+    """With an allocator that gives freed memory back, so that fragments do not count."""
+    model = ModelConfig(image_size=32, patch=2, channels=96, head_dim=32, blocks=4, layers=2)
+    execution = ExecutionConfig(device="cpu", micro_batch=16, checkpoint_activations=again)
+    run = RunConfig(model=model, batch=32, images=3200, precision=precision, execution=execution)
+    measured = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(to_dict(run))],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(measured.stdout) == pytest.approx(cost.memory(run).total, rel=0.25)
+
+
+def with_execution(run, **changes):
+    return replace(run, execution=replace(run.execution, **changes))
 
 
 @pytest.mark.parametrize("name", sorted(cost.ACCELERATORS))

@@ -5,9 +5,9 @@ import pytest
 
 from sweeps import expect
 from sweeps.expect import Rate
-from sweeps.plan import make_plan, summary, wall_seconds
+from sweeps.plan import make_plan, summary, table, wall_seconds
 from sweeps.presets import load
-from sweeps.study import grid, resolve
+from sweeps.study import Size, grid, resolve
 from tarflow import cost
 from tarflow.config import ConfigError, ExecutionConfig, to_dict
 from tarflow.record import write_json
@@ -120,13 +120,29 @@ def test_runs_that_do_not_fit_the_accelerator_are_named(tmp_path):
     base = replace(
         study.base,
         data=replace(study.base.data, hash="0"),
-        execution=ExecutionConfig(micro_batch=0),
+        execution=ExecutionConfig(micro_batch=256),
     )
     study = replace(study, base=base)
-    assert "micro_batch" in summary(study, make_plan(study, tmp_path))[-1]
+    assert "micro_batch" in summary(study, make_plan(study, tmp_path, accelerator="A10G"))[-1]
     assert "micro_batch" not in " ".join(
         summary(study, make_plan(study, tmp_path, accelerator="H200"))
     )
+
+
+def test_runs_that_divide_their_state_are_marked(tmp_path):
+    study = load("imagenet64")
+    base = replace(study.base, data=replace(study.base.data, hash="0"))
+    sizes = tuple(Size(channels=channels, blocks=8, layers=8) for channels in (256, 1024))
+    changes = {"base": base, "sizes": sizes, "replicated": None, "held_out": None}
+    study = replace(study, budgets=(1e20,), accelerator="T4", **changes)
+    plan = make_plan(study, tmp_path)
+    memory = list(table(plan).columns[6].cells)
+    assert [cell.endswith("sharded") for cell in memory] == [
+        line.run.config.model.channels == 1024 for line in plan.lines
+    ]
+    assert "sharded: c1024-b8-l8-1e20-s0;" in " ".join(summary(study, plan))
+    roomy = make_plan(replace(study, accelerator="H200"), tmp_path)
+    assert "sharded" not in " ".join(summary(study, roomy))
 
 
 def test_the_probe_runs_once_per_machine(monkeypatch):
