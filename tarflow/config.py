@@ -112,6 +112,7 @@ class OptimConfig:
     __pydantic_config__ = ConfigDict(extra="forbid")
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of hidden matrices, AdamW of the rest
     lr: float = 1e-3  # peak learning rate
+    base_channels: int = 0  # width that lr was tuned at: matrices of others are scaled; 0 is off
     beta1: float = 0.9  # decay of the gradient average
     beta2: float = 0.95  # decay of the squared-gradient average
     weight_decay: float = 1e-4  # on all parameters, as published
@@ -126,6 +127,10 @@ class OptimConfig:
         """Refuse rates and shares outside their range."""
         if self.lr <= 0:
             raise ConfigError(f"optim.lr is {self.lr}: it must be positive")
+        if self.base_channels < 0:
+            raise ConfigError(
+                f"optim.base_channels is {self.base_channels}: it is a width, or 0 for off"
+            )
         if self.clip <= 0:
             raise ConfigError(f"optim.clip is {self.clip}: it must be positive")
         for name in ("cooldown", "label_drop"):
@@ -321,6 +326,8 @@ def run_id(config: RunConfig) -> str:
     plain["data"].pop("name")  # where the images lie; the hash says which they are
     if config.optim.optimizer == "adamw":
         plain["optim"].pop("optimizer")
+    if not config.optim.base_channels:
+        plain["optim"].pop("base_channels")
     if config.noise.type == "uniform":
         plain["noise"].pop("std")
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))

@@ -1,12 +1,14 @@
 """Optimizer, schedules and weight average; every horizon is counted in images seen."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tarflow.config import OptimConfig
+from tarflow.model import TarFlow
 
 FLOOR = 0.01  # the cosine ends at this share of the peak rate, as published (1e-6 of 1e-4)
 
@@ -28,33 +30,68 @@ def learning_rate(optim: OptimConfig, images: float, total: int) -> float:
     return optim.lr * max(0.0, min(warm, decay) if optim.schedule == "wsd" else warm * decay)
 
 
-def make_optimizers(flow: nn.Module, optim: OptimConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(flow: TarFlow, optim: OptimConfig) -> list[torch.optim.Optimizer]:
     """Return what updates the parameters, with weight decay on all, as published.
 
     `adamw` takes all. `muon` (Jordan et al. 2024) takes the matrices of the layers, with updates
     of the size of AdamW's, so that both share one rate (Liu et al. 2025, arXiv 2502.16982).
+
+    The rate of a group is the scheduled one times its `factor`. Decay is divided by the factor,
+    so that weights forget as fast at every width: rate times decay is the same for all.
     """
+    factors = rate_factors(flow, optim)
     chosen = hidden_matrices(flow) if optim.optimizer == "muon" else {}
-    rest = [p for name, p in flow.named_parameters() if name not in chosen]
+    rest = {name: p for name, p in flow.named_parameters() if name not in chosen}
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            rest,
+            groups(rest, factors, optim),
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
             fused=True,
         )
     ]
     if chosen:
         optimizers.append(
             torch.optim.Muon(
-                list(chosen.values()),
-                lr=optim.lr,
-                weight_decay=optim.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
+                groups(chosen, factors, optim), lr=optim.lr, adjust_lr_fn="match_rms_adamw"
             )
         )
     return optimizers
+
+
+def rate_factors(flow: TarFlow, optim: OptimConfig) -> dict[str, float]:
+    """Return by name what the rate of each parameter is multiplied by.
+
+    With `base_channels`, Adam's rate falls as 1/channels for all matrices that take the hidden
+    states in (of the layers, and the last of a block) and stays for all that is only written into
+    them: input projection, embeddings, norms, biases (Yang et al. 2022, arXiv 2203.03466, tables 3
+    and 8; a last projection that starts at zero needs no multiplier of its own). So does the
+    attention's scale, as heads grow in number and never in size. An update of Muon of
+    the same entries has full rank and a norm that is sqrt(channels) times smaller, hence a rate
+    that falls as 1/sqrt(channels) (Yang, Simon and Bernstein 2023, arXiv 2310.17813).
+    """
+    factors = {name: 1.0 for name, _ in flow.named_parameters()}
+    if not optim.base_channels:
+        return factors
+    factor = optim.base_channels / flow.config.channels
+    hidden = factor**0.5 if optim.optimizer == "muon" else factor
+    factors |= dict.fromkeys(hidden_matrices(flow), hidden)
+    return factors | {name: factor for name in factors if name.endswith("proj_out.weight")}
+
+
+def groups(
+    parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float], optim: OptimConfig
+) -> list[dict[str, Any]]:
+    """Return one group of an optimizer for each factor, the one that leaves the rate first."""
+    wanted = sorted({factors[name] for name in parameters}, key=lambda factor: factor != 1.0)
+    return [
+        {
+            "params": [p for name, p in parameters.items() if factors[name] == factor],
+            "factor": factor,
+            "weight_decay": optim.weight_decay / factor,
+        }
+        for factor in wanted
+    ]
 
 
 def hidden_matrices(flow: nn.Module) -> dict[str, nn.Parameter]:

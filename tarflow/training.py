@@ -84,7 +84,7 @@ def train_step(
     rate = optim.learning_rate(config.optim, state.images + config.batch / 2, config.images)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         optimizer.step()
     state.images += config.batch
     return total, norm

@@ -87,6 +87,7 @@ def variants():
         "type": "uniform",
         "std": 0.2,
         "lr": 2e-3,
+        "base_channels": 32,
         "optimizer": "muon",
         "beta1": 0.8,
         "beta2": 0.99,
@@ -116,8 +117,8 @@ def variants():
 
 def test_every_field_that_changes_the_numbers_changes_the_name():
     names = {path: run_id(config) for path, config in variants()}
-    assert len(names) == 29
-    assert len({*names.values(), run_id(PLAIN)}) == 30, names
+    assert len(names) == 30
+    assert len({*names.values(), run_id(PLAIN)}) == 31, names
 
 
 def test_data_that_moved_are_the_same_data():
