@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import sys
 import time
@@ -34,6 +35,16 @@ def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.devi
         keep_freed_memory()
         return torch.device("cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def memory_bytes(device: torch.device, local_workers: int = 1) -> float:
+    """Return the memory that one worker of this machine may fill.
+
+    An accelerator is a worker's own; the machine's memory is divided among those on it.
+    """
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local_workers
 
 
 def keep_freed_memory() -> None:

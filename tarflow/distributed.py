@@ -1,18 +1,27 @@
-"""Data-parallel workers: rank, gradient averaging, reductions.
+"""Data-parallel workers: rank, shared or divided state, reductions.
 
 The only importer of `torch.distributed`. Every function also serves a single process.
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tarflow.config import ConfigError
+from tarflow import cost
+from tarflow.config import ConfigError, RunConfig
+from tarflow.device import memory_bytes
+from tarflow.model import FlowBlock, Layer
 
 
 def world_size() -> int:
@@ -35,7 +44,7 @@ def process_group() -> Iterator[None]:
     """Join the group that torchrun's environment describes, if it does and nobody has joined."""
     ours = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
@@ -56,19 +65,123 @@ def share(batch: int) -> slice:
     return slice(rank() * each, (rank() + 1) * each)
 
 
+def memory(device: torch.device) -> float:
+    """Return the bytes that one worker may fill."""
+    return memory_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+
+
+def resolve(config: RunConfig, device: torch.device) -> RunConfig:
+    """Fill in how many workers there are, and whether they divide the state or each holds all.
+
+    Raises:
+        ConfigError: if they divide it and the optimizer needs whole matrices.
+    """
+    execution = replace(config.execution, workers=world_size())
+    config = replace(config, execution=execution)
+    if execution.workers == 1:
+        shard = False
+    elif execution.sharding == "auto":  # machines may differ: the smallest decides for all
+        shard = any_worker([cost.sharded(config, memory(device))], device)[0]
+    else:
+        shard = execution.sharding == "shard"
+    if shard and config.optim.optimizer == "muon":
+        raise ConfigError(
+            "muon needs whole matrices on every worker: set optim.optimizer to adamw, or "
+            "execution.sharding to replicate"
+        )
+    chosen = replace(execution, sharding="shard" if shard else "replicate")
+    return replace(config, execution=chosen)
+
+
+def divide(flow: nn.Module, device: torch.device, precision: str) -> None:
+    """Divide the parameters of a flow among the workers, in place; a layer is gathered at a time.
+
+    Under bfloat16 the matrices travel in it and gradients are summed in float32. Norms and
+    embeddings stay in float32, as under autocast, so that dividing changes no arithmetic.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mesh = init_device_mesh(device.type, (world_size(),))
+    low = precision == "bfloat16"
+    matrices = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if low else None,
+        reduce_dtype=torch.float32 if low else None,
+        cast_forward_inputs=False,
+    )
+    for module in reversed(list(flow.modules())):  # the inner ones first
+        if isinstance(module, Layer):
+            fully_shard(module, mesh=mesh, mp_policy=matrices)
+        elif isinstance(module, FlowBlock) or (low and isinstance(module, nn.LayerNorm)):
+            fully_shard(module, mesh=mesh)
+    fully_shard(flow, mesh=mesh)
+
+
 def parallel(flow: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a model so that gradients are averaged over the workers; alone, return it as it is."""
-    if world_size() == 1:
+    """Return the flow whose gradients are averaged over the workers; alone, as it is."""
+    if world_size() == 1 or isinstance(flow, FSDPModule):
         return flow
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(flow, device_ids=devices, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(flow, device_ids=devices)
+    wrapped.broadcast_buffers = False  # `var` is the same everywhere; as an argument it warns
+    return wrapped
 
 
 def without_sync(flow: nn.Module) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which gradients only accumulate locally."""
+    """Return the context in which gradients only accumulate locally.
+
+    Where the state is divided, each worker sums its part of them at every pass: whole gradients
+    would not fit.
+    """
     if isinstance(flow, DistributedDataParallel):
         return flow.no_sync()
     return contextlib.nullcontext()
+
+
+def part(tensor: Tensor) -> Tensor:
+    """Return what this worker holds of a tensor; they share memory."""
+    held: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return held.detach()
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor; if it is divided, every worker must call this."""
+    gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return gathered.detach()
+
+
+def fill(tensor: Tensor, given: Tensor | None) -> None:
+    """Fill a tensor, or each worker's part of it, from the whole that the first worker gives."""
+    if world_size() == 1:
+        tensor.copy_(given if given is not None else tensor)
+        return
+    local = part(tensor)
+    sent = torch.empty(tensor.shape, dtype=local.dtype, device=local.device)
+    if given is not None:
+        sent.copy_(given)
+    dist.broadcast(sent, 0)
+    if isinstance(tensor, DTensor):
+        mesh, placements = tensor.device_mesh, tensor.placements
+        sent = part(distribute_tensor(sent, mesh, placements, src_data_rank=None))
+    local.copy_(sent)
+
+
+def from_first(value: Any, device: torch.device) -> Any:
+    """Return the first worker's value, which JSON can hold."""
+    if world_size() == 1:
+        return value
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    length = torch.tensor(len(text), device=device)
+    dist.broadcast(length, 0)
+    sent = text if rank() == 0 else text.new_empty(int(length))
+    dist.broadcast(sent, 0)
+    return json.loads(bytes(sent.cpu().numpy()))
+
+
+def gradient_norm(flow: nn.Module) -> Tensor:
+    """Return the norm of all gradients, the same on every worker."""
+    norm = nn.utils.get_total_norm([p.grad for p in flow.parameters() if p.grad is not None])
+    return whole(norm)
 
 
 def mean(value: Tensor) -> Tensor:
@@ -80,13 +193,13 @@ def mean(value: Tensor) -> Tensor:
     return value / world_size()
 
 
-def any_worker(flag: bool, device: torch.device) -> bool:
-    """Tell every worker whether the flag of any is set."""
+def any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Tell every worker which of the flags any has set."""
     if world_size() == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=device)
-    dist.all_reduce(flags)
-    return bool(flags)
+        return list(flags)
+    raised = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(raised)
+    return [bool(flag) for flag in raised.tolist()]
 
 
 def barrier() -> None:

@@ -218,11 +218,7 @@ class TarFlow(nn.Module):
             Latents (B, T, D), log-determinant (B,) in nats per dimension (float32 or wider).
         """
         steps = self.trace(images, labels)
-        latents = steps[-1][0]
-        if self.config.volume_preserving and self.training:
-            with torch.no_grad():
-                self.var.lerp_(latents.square().mean(0).to(self.var.dtype), 0.1)
-        return latents, torch.stack([logdet for _, logdet in steps]).sum(0)
+        return steps[-1][0], torch.stack([logdet for _, logdet in steps]).sum(0)
 
     def trace(self, images: Tensor, labels: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """Return tokens (B, T, D) and log-determinant (B,) after and of each block."""
@@ -232,6 +228,14 @@ class TarFlow(nn.Module):
             tokens, logdet = block(tokens, labels)
             steps.append((tokens, logdet))
         return steps
+
+    @torch.no_grad()
+    def follow(self, square: Tensor) -> None:
+        """Move `var` a tenth of the way to the mean square (T, D) of a batch's latents.
+
+        The published code does so in each forward pass of a flow that preserves volume.
+        """
+        self.var.lerp_(square.to(self.var.dtype), 0.1)
 
     def log_prior(self, latents: Tensor) -> Tensor:
         """Return the log-density (B,) of latents (B, T, D), in nats per dimension.

@@ -1,4 +1,4 @@
-"""Optimizer, schedules and weight average; every horizon is counted in images seen."""
+"""Optimizer and weight average; every horizon is counted in images seen."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,25 +9,6 @@ from torch import Tensor, nn
 
 from tarflow.config import OptimConfig
 from tarflow.model import TarFlow
-
-FLOOR = 0.01  # the cosine ends at this share of the peak rate, as published (1e-6 of 1e-4)
-
-
-def learning_rate(optim: OptimConfig, images: float, total: int) -> float:
-    """Return the rate at `images` seen of `total`.
-
-    `wsd`: linear warm-up, constant, linear decay to zero over the last `cooldown` share. Until
-    the decay begins the rate does not depend on `total`, so runs of other lengths share it.
-    `cosine`: linear warm-up, then half a cosine.
-    """
-    warm = min(1.0, images / optim.warmup_images) if optim.warmup_images else 1.0
-    if optim.schedule == "wsd":
-        decay = min(1.0, (total - images) / (optim.cooldown * total)) if optim.cooldown else 1.0
-    else:
-        start = min(optim.warmup_images, total)
-        along = min(1.0, max(0.0, (images - start) / max(1, total - start)))
-        decay = FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * along))
-    return optim.lr * max(0.0, min(warm, decay) if optim.schedule == "wsd" else warm * decay)
 
 
 def make_optimizers(flow: TarFlow, optim: OptimConfig) -> list[torch.optim.Optimizer]:

@@ -1,7 +1,9 @@
 """The state of a run in training: made from the config, saved, found again."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,9 @@ from tarflow import distributed, optim
 from tarflow.config import RunConfig
 from tarflow.device import master_dtype
 from tarflow.model import FlowBlock, Layer, TarFlow, initialise
+from tarflow.schedule import shared_images
 from tarflow.state import StateWriter, load_state, remove_states
+from tarflow.trunk import Trunk
 
 
 @dataclass
@@ -26,56 +30,102 @@ class TrainState:
     losses: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     steps: int = 0  # whose losses were summed since the last row of the curve
     micro_batch: int = 0  # images per pass and worker that fit in memory; 0 is not known yet
+    inherited: int = 0  # of the images, those that a trunk was trained on
+    inherited_seconds: float = 0.0  # of the seconds, those that the trunk took
 
 
 def new_state(config: RunConfig, device: torch.device) -> TrainState:
-    """Return the state before the first step, a function of the config alone."""
+    """Return the state before the first step, a function of the config alone.
+
+    Weights are drawn as for a single worker, and then divided if `execution.sharding` is `shard`.
+    """
     flow = TarFlow(config.model)
     initialise(flow, config.seed)
-    flow = flow.to(device, master_dtype(config)).train()
-    average = {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
+    flow = flow.to(master_dtype(config)).train()
     for module in flow.modules():
         if isinstance(module, FlowBlock):
             module.checkpoint_activations = config.execution.checkpoint_activations
         elif isinstance(module, Layer) and config.execution.compile:
             module.compile()  # all are alike, so the code of one serves all
-    return TrainState(flow, average, optim.make_optimizers(flow, config.optim))
+    if config.execution.sharding == "shard":
+        distributed.divide(flow, device, config.precision)
+    else:
+        flow = flow.to(device)
+    average = {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
+    losses = torch.zeros((), dtype=torch.float64, device=device)
+    return TrainState(flow, average, optim.make_optimizers(flow, config.optim), losses=losses)
 
 
-def save(state: TrainState, writer: StateWriter) -> None:
-    """Begin to write the full training state (first worker only)."""
-    if distributed.rank():
-        return
-    tensors = {f"flow.{name}": tensor for name, tensor in state.flow.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in state.average.items()}
+def tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a state by its name on disk, as each worker holds it."""
+    for name, tensor in state.flow.state_dict().items():
+        yield f"flow.{name}", tensor
+    for name, tensor in state.average.items():
+        yield f"average.{name}", tensor
     for name, kept in optim.optimizer_state(state.flow, state.optimizers):
-        tensors |= {f"optimizer.{kind}.{name}": value for kind, value in kept.items()}
-    tensors["losses"] = state.losses
+        for kind, value in kept.items():
+            yield f"optimizer.{kind}.{name}", value
+    yield "losses", state.losses
+
+
+def save(state: TrainState, writer: StateWriter, trunk: Path | None = None) -> None:
+    """Begin to write the full training state: all workers give their parts, the first writes.
+
+    With `trunk` it goes to that folder, for other runs. One tensor at a time is whole on the
+    device. What is written does not tell how many workers there were.
+    """
+    gathered = ((name, distributed.whole(tensor)) for name, tensor in tensors(state))
+    if distributed.rank():
+        for _ in gathered:
+            pass
+        return
     facts = {"seconds": state.seconds, "curve": list(state.curve), "steps": state.steps}
     facts["micro_batch"] = state.micro_batch
-    writer.save(state.images, tensors, facts)
+    facts |= {"inherited": state.inherited, "inherited_seconds": state.inherited_seconds}
+    writer.save(state.images, gathered, facts, trunk)
 
 
-def restore(state: TrainState, folder: Path, config: RunConfig) -> TrainState:
-    """Fill a fresh state from the newest sound one on disk, if there is one."""
-    loaded = load_state(folder)
-    if loaded is None or loaded[1]["images"] > config.images:
-        return state
-    tensors, facts = loaded
-    flow = state.flow.state_dict()
-    state.flow.load_state_dict({name: tensors[f"flow.{name}"] for name in flow})
-    for name in state.average:
-        state.average[name].copy_(tensors[f"average.{name}"])
+def restore(
+    state: TrainState, folder: Path, config: RunConfig, trunk: Trunk | None = None
+) -> TrainState:
+    """Fill a fresh state from the newest sound one on disk, if there is one; else from a trunk's.
+
+    The first worker reads it and sends the others what they hold, tensor by tensor.
+    """
     device = state.flow.var.device
-    kinds = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+    loaded = _newest(folder, config, trunk) if distributed.rank() == 0 else None
+    found, facts = loaded or ({}, {})
+    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+    facts, shapes = distributed.from_first([facts, shapes], device)
+    if not facts:
+        return state
+    kinds = {name.split(".")[1] for name in shapes if name.startswith("optimizer.")}
+    parameters = dict(state.flow.named_parameters())
     for name, kept in optim.optimizer_state(state.flow, state.optimizers):
-        for kind in kinds:
-            if (key := f"optimizer.{kind}.{name}") in tensors:
-                kept[kind] = tensors[key].to(device)
+        for kind in kinds:  # an optimizer makes its state in the first step only
+            if (shape := shapes.get(f"optimizer.{kind}.{name}")) is not None:
+                like = parameters[name].detach()
+                kept[kind] = torch.empty_like(like) if shape else torch.zeros((), device=device)
+    for name, tensor in tensors(state):
+        distributed.fill(tensor, found.get(name))
     state.images, state.seconds = facts["images"], facts["seconds"]
-    state.curve, state.losses, state.steps = facts["curve"], tensors["losses"], facts["steps"]
+    state.curve, state.steps = facts["curve"], facts["steps"]
     state.micro_batch = facts["micro_batch"]
+    state.inherited = facts.get("inherited", 0)  # not in states of the first releases
+    state.inherited_seconds = facts.get("inherited_seconds", 0.0)
     return state
+
+
+def _newest(
+    folder: Path, config: RunConfig, trunk: Trunk | None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return tensors and facts of a run's own newest state, or of one that a trunk has left it."""
+    if found := load_state(folder, config.images):
+        return found
+    if trunk and (found := load_state(trunk.folder, shared_images(config))):
+        facts = found[1]
+        facts |= {"inherited": facts["images"], "inherited_seconds": facts["seconds"]}
+    return found
 
 
 def forget_states(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tarflow import cost, data, distributed, likelihood
-from tarflow.checkpoint import save_model
+from tarflow.checkpoint import build, save_model
 from tarflow.config import RunConfig, run_id, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
 from tarflow.evaluation import evaluate_samples
@@ -28,7 +28,10 @@ from tarflow.record import (
     write_text,
 )
 from tarflow.resume import forget_states
+from tarflow.schedule import shared_images
+from tarflow.state import remove_state
 from tarflow.training import Diverged, Report, train
+from tarflow.trunk import Trunk
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -50,6 +53,7 @@ def run(
     role: str = "grid",
     label: str = "",
     report: Report = lambda _: None,
+    trunk: Trunk | None = None,
 ) -> dict[str, Any]:
     """Carry out a run, or go on with it, and leave its folder complete.
 
@@ -59,9 +63,10 @@ def run(
     Args:
         config: resolved.
         folder: for everything the run leaves.
-        role: grid, branch, search or final.
+        role: grid, ablation, search or final; a grid run that goes on from a trunk is a branch.
         label: what differs from its neighbours, for people.
         report: gets progress; see `training.train`.
+        trunk: of the run's family, or None if it shares nothing.
 
     Returns:
         The row of `runs.parquet`; its status is `failed` if training diverged.
@@ -79,16 +84,14 @@ def run(
     wanted = config.evaluation
     extractor = find_extractor(wanted.features, device=device.type) if wanted.samples else None
     try:
-        state = train(config, folder, report)
+        state = train(config, folder, report, trunk)
     except Diverged as error:
         return record_failure(config, folder, role, label, error) if first else {}
     if not first:
         return {}
     write_table(folder / "curve.parquet", state.curve, CURVE)
     save_model(folder / "model.safetensors", state.average, config)
-    flow = state.flow
-    flow.load_state_dict(state.average)
-    flow.eval().requires_grad_(False)
+    flow = build(config.model, state.average).to(device).requires_grad_(False)
     evaluating = time.perf_counter()
     scores = likelihood.evaluate(flow, config)
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)
@@ -98,18 +101,28 @@ def run(
     evaluate_seconds = time.perf_counter() - evaluating
     devices = distributed.world_size() * max(1, config.execution.threads)
     peak = peak_flops(device, config.precision) * distributed.world_size()
+    wall_seconds = state.seconds - state.inherited_seconds + evaluate_seconds
     row = row_of(config, role, label) | {
         "status": "done",
         "started": started.isoformat(timespec="seconds"),
         "train_seconds": state.seconds,
         "evaluate_seconds": evaluate_seconds,
-        "wall_seconds": state.seconds + evaluate_seconds,
-        "device_seconds": (state.seconds + evaluate_seconds) * devices,
+        "wall_seconds": wall_seconds,
+        "device_seconds": wall_seconds * devices,
         "mfu": cost.run_flops(config) / state.seconds / peak,
         **scores.columns(),
     }
+    if trunk and state.inherited:
+        own = config.images - state.inherited
+        row |= {
+            "role": "branch" if role == "grid" else role,
+            "parent_id": trunk.run_id,
+            "flops_marginal": float(cost.training_flops(config.model)) * own,
+        }
     write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
     forget_states(folder)
+    if trunk:  # nobody else branches off there
+        remove_state(trunk.folder, shared_images(config))
     return row
 
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -66,47 +66,63 @@ class StateWriter:
         """Return the seconds between states: more than wanted if they are dear; 0 stays 0."""
         return max(wanted, (self._copying + self._writing) / SHARE) if wanted else 0.0
 
-    def save(self, images: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Copy the tensors to host memory and begin to write them; see `save_state`."""
+    def save(
+        self,
+        images: int,
+        tensors: Iterable[tuple[str, Tensor]],
+        facts: Mapping[str, Any],
+        kept: Path | None = None,
+    ) -> None:
+        """Copy the tensors to host memory, one by one, and begin to write; see `save_state`.
+
+        With `kept`, another folder, they go there instead and no older state is removed.
+        """
         self.wait()
         start = time.perf_counter()
-        for name, tensor in tensors.items():
+        for name, tensor in tensors:
             if name not in self._host:  # used again: fresh memory costs more than the copy
                 self._host[name] = torch.empty_like(
                     tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False
                 )
             self._host[name].copy_(tensor.detach())
+            self._apart = tensor.is_cuda
         self._copying = time.perf_counter() - start
-        self._apart = any(tensor.is_cuda for tensor in tensors.values())
         try:
-            self._pending = self._thread.submit(self._write, images, facts)
+            self._pending = self._thread.submit(self._write, images, facts, kept)
         except RuntimeError:  # the interpreter is shutting down and starts no thread any more
-            self._write(images, facts)
+            self._write(images, facts, kept)
 
-    def _write(self, images: int, facts: Mapping[str, Any]) -> None:
+    def _write(self, images: int, facts: Mapping[str, Any], kept: Path | None) -> None:
         start = time.perf_counter()
-        save_state(self.folder, images, self._host, facts)
+        save_state(kept or self.folder, images, self._host, facts, 0 if kept else KEPT)
         self._writing = 0.0 if self._apart else time.perf_counter() - start
 
 
 def save_state(
-    folder: Path, images: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    folder: Path,
+    images: int,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    newest: int = KEPT,
 ) -> None:
-    """Save a state reached at `images` seen; facts are JSON. Older states but one are removed.
+    """Save a state reached at `images` seen; facts are JSON. Only the newest are kept; 0 is all.
 
     Raises:
         ConfigError: if it cannot be written; the states before are then whole.
     """
-    stem = folder / f"{images:015d}"
+    stem = folder / name_of(images)
     checksum = write_tensors(stem.with_suffix(".safetensors"), tensors)
     write_json(stem.with_suffix(".json"), {"crc32": checksum, "images": images, **facts})
-    for old in sorted(folder.glob("*.json"))[:-KEPT]:
-        old.unlink(missing_ok=True)
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    for old in sorted(folder.glob("*.json"))[:-newest]:
+        remove_state(folder, int(old.stem))
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_state(
+    folder: Path, images: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and facts of the newest sound state, or None.
+
+    With `images`, states beyond so many are not looked at.
 
     A state that is truncated or whose checksum is wrong is passed over for the one before.
 
@@ -114,6 +130,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         ConfigError: if the object store that holds them cannot be reached.
     """
     for path in sorted(folder.glob("*.json"), reverse=True):
+        if images is not None and path.stem > name_of(images):
+            continue
         try:
             facts: dict[str, Any] = json.loads(path.read_text())
             content = path.with_suffix(".safetensors").read_bytes()
@@ -124,6 +142,17 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
     return None
+
+
+def name_of(images: int) -> str:
+    """Return the name of the files of a state, which sorts by images."""
+    return f"{images:015d}"
+
+
+def remove_state(folder: Path, images: int) -> None:
+    """Remove a state, if it is there."""
+    for suffix in (".json", ".safetensors"):
+        (folder / name_of(images)).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def remove_states(folder: Path) -> None:

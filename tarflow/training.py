@@ -6,6 +6,7 @@ Legend: `B` batch, `T` tokens per image, `D` values per token.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from tarflow.device import autocast, choose_device, master_dtype, peak_flops, sy
 from tarflow.likelihood import negative_log_likelihood
 from tarflow.preemption import Preempted, notice
 from tarflow.resume import TrainState, new_state, restore, save
+from tarflow.schedule import step_rate
 from tarflow.state import StateWriter
+from tarflow.trunk import Trunk
 
 Report = Callable[[dict[str, Any]], None]
-CURVE_POINTS = 200  # rows of the loss curve a run leaves
+CURVE_POINTS = 64  # rows of the loss curve while the steps double
 
 
 class Diverged(RuntimeError):
@@ -66,6 +69,7 @@ def train_step(
     noised, labels = noised[mine], None if labels is None else labels[mine]
     micro = config.execution.micro_batch or state.micro_batch or len(noised)
     total = torch.zeros((), device=device, dtype=dtype)
+    square = torch.zeros_like(state.flow.var)
     state.flow.zero_grad(set_to_none=True)
     for start in range(0, len(noised), micro):
         part = noised[start : start + micro]
@@ -77,11 +81,16 @@ def train_step(
             loss = negative_log_likelihood(latents, logdet).mean() * (len(part) / len(noised))
             loss.backward()
         total += loss.detach()
-    norm = nn.utils.clip_grad_norm_(state.flow.parameters(), config.optim.clip)
+        if config.model.volume_preserving:
+            square += latents.detach().square().sum(0) / len(noised)
+    norm = distributed.gradient_norm(state.flow)
     total = distributed.mean(total)
     if not torch.isfinite(total + norm):
         raise Diverged(describe_divergence(state, noised, labels))
-    rate = optim.learning_rate(config.optim, state.images + config.batch / 2, config.images)
+    nn.utils.clip_grads_with_norm_(state.flow.parameters(), config.optim.clip, norm)
+    if config.model.volume_preserving:
+        state.flow.follow(distributed.mean(square))
+    rate = step_rate(config, state.images)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -93,14 +102,25 @@ def train_step(
 @torch.no_grad()
 def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None) -> str:
     """Say at which images and in which block the numbers stopped being finite."""
-    for index, (latents, logdet) in enumerate(state.flow.trace(images, labels)):
-        if not (torch.isfinite(latents).all() and torch.isfinite(logdet).all()):
-            return f"block {index} gave values that are not finite after {state.images} images"
-    for index, block in enumerate(state.flow.blocks):
-        grads = [p.grad for p in block.parameters() if p.grad is not None]
-        if not all(torch.isfinite(grad).all() for grad in grads):
-            return f"the gradient of block {index} is not finite after {state.images} images"
-    return f"the loss is not finite after {state.images} images"
+    values = [
+        bool(latents.isfinite().all() and logdet.isfinite().all())
+        for latents, logdet in state.flow.trace(images, labels)
+    ]
+    gradients = [
+        all(
+            distributed.part(p.grad).isfinite().all()
+            for p in block.parameters()
+            if p.grad is not None
+        )
+        for block in state.flow.blocks
+    ]
+    broken = distributed.any_worker([not fine for fine in values + gradients], images.device)
+    if True not in broken:
+        return f"the loss is not finite after {state.images} images"
+    index, count = broken.index(True), len(values)
+    if index < count:
+        return f"block {index} gave values that are not finite after {state.images} images"
+    return f"the gradient of block {index - count} is not finite after {state.images} images"
 
 
 def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfig) -> int:
@@ -108,11 +128,15 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
 
     Each trial goes forward and backward and holds what the optimizer will; the state does not
     change. It begins with what is remembered of an earlier start, and all workers halve together.
+    Where the state is divided, the memory is computed instead: a worker that ran out of it would
+    leave the others waiting for its part of the weights.
 
     Raises:
         ConfigError: if a single image does not fit.
     """
     device, model = state.flow.var.device, config.model
+    if config.execution.sharding == "shard":
+        return expected_micro_batch(config, distributed.memory(device))
     images = torch.zeros(
         config.batch // distributed.world_size(),
         model.image_channels,
@@ -122,10 +146,9 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
         device=device,
     )
     labels = torch.zeros(len(images), dtype=torch.int64, device=device) if model.classes else None
-    var = state.flow.var.clone()
     micro = min(state.micro_batch or len(images), len(images))
-    while distributed.any_worker(
-        not fits(parallel, images[:micro], None if labels is None else labels[:micro], config),
+    while True in distributed.any_worker(
+        [not fits(parallel, images[:micro], None if labels is None else labels[:micro], config)],
         device,
     ):
         if micro == 1:
@@ -133,7 +156,18 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
                 "one image does not fit in memory: set execution.checkpoint_activations"
             )
         micro = (micro + 1) // 2
-    state.flow.var.copy_(var)
+    return micro
+
+
+def expected_micro_batch(config: RunConfig, memory: float) -> int:
+    """Return how many images one pass of a worker should fit into most of its memory, in bytes."""
+    execution = config.execution
+    micro = config.batch // execution.workers
+    while micro > 1:
+        tried = replace(config, execution=replace(execution, micro_batch=micro))
+        if cost.memory(tried).total <= cost.ROOM * memory:
+            break
+        micro = (micro + 1) // 2
     return micro
 
 
@@ -156,16 +190,25 @@ def fits(parallel: nn.Module, images: Tensor, labels: Tensor | None, config: Run
     return True
 
 
-def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> TrainState:
+def train(
+    config: RunConfig,
+    folder: Path,
+    report: Report = lambda _: None,
+    trunk: Trunk | None = None,
+) -> TrainState:
     """Train a run to its last image, going on from the newest state in `folder` if there is one.
+
+    Without one it goes on from the trunk's newest state before its own cooldown, if there is one.
 
     Args:
         config: resolved; `config.images` is where it ends.
         folder: of the run; states go to `folder/state`.
-        report: gets {"images", "loss", "seconds", "mfu"} about every `execution.report_seconds`.
+        report: gets {"images", "loss", "seconds", "mfu"} about every `execution.report_seconds`,
+            on the first worker.
+        trunk: of the run's family, or None if it shares nothing.
 
     Returns:
-        The final state. `state.average` holds the weights to keep.
+        The final state. `state.average` holds the weights to keep, whole, on the first worker.
 
     Raises:
         Diverged: if the loss or the gradient stops being finite.
@@ -173,7 +216,8 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
         ConfigError: if a state cannot be written; those before are whole.
     """
     device = choose_device(config.execution, distributed.local_rank())
-    state = restore(new_state(config, device), folder / "state", config)
+    config, first = distributed.resolve(config, device), distributed.rank() == 0
+    state = restore(new_state(config, device), folder / "state", config, trunk)
     distributed.barrier()
     parallel = distributed.parallel(state.flow, device)
     if not config.execution.micro_batch:
@@ -182,9 +226,8 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
     rate /= peak_flops(device, config.precision)  # MFU of one image per second
     exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else 0.0
     names, parameters = zip(*state.flow.named_parameters(), strict=True)
-    averages = [state.average[name] for name in names]
-    every = max(1, round(config.images / config.batch / CURVE_POINTS)) * config.batch
-    state.losses = state.losses.to(device)
+    parts = [distributed.part(parameter) for parameter in parameters]
+    averages = [distributed.part(state.average[name]) for name in names]
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
     with StateWriter(folder / "state") as writer, notice() as told:
@@ -193,11 +236,11 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
             decay = (
                 optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
             )
-            optim.update_average(averages, parameters, decay)
+            optim.update_average(averages, parts, decay)
             state.losses += loss
             state.steps += 1
             state.seconds = time.perf_counter() - started
-            if state.images % every == 0 or state.images == config.images:
+            if has_row(state.images // config.batch) or state.images == config.images:
                 state.curve.append(
                     {
                         "images": state.images,
@@ -210,7 +253,7 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
                 )
                 state.losses.zero_()
                 state.steps = 0
-            if state.seconds - reported > config.execution.report_seconds:
+            if first and state.seconds - reported > config.execution.report_seconds:
                 reported = state.seconds
                 report(
                     {
@@ -220,19 +263,32 @@ def train(config: RunConfig, folder: Path, report: Report = lambda _: None) -> T
                         "mfu": rate * state.images / state.seconds,
                     }
                 )
-            if distributed.any_worker(told.is_set(), device):
-                save(state, writer)
-                writer.wait()
-                raise Preempted(f"the process was told to end after {state.images} images")
+            if trunk and state.images in trunk.marks:
+                save(state, writer, trunk.folder)
             due = state.seconds - saved > writer.interval(config.execution.checkpoint_seconds)
-            if due and state.images < config.images:
+            due = due and first and state.images < config.images  # the first worker's clock counts
+            ending, due = distributed.any_worker([told.is_set(), due], device)
+            if ending or due:
                 saved = state.seconds
                 save(state, writer)
-    for name, tensor in state.flow.named_buffers():
-        state.average[name] = tensor.detach().clone()
+            if ending:
+                writer.wait()
+                raise Preempted(f"the process was told to end after {state.images} images")
+    state.average |= {name: each.clone() for name, each in state.flow.named_buffers()}
+    whole = ((name, distributed.whole(each)) for name, each in state.average.items())
+    state.average = {name: each.cpu() for name, each in whole if first}
     synchronize(device)
     state.seconds = time.perf_counter() - started
     return state
+
+
+def has_row(step: int) -> bool:
+    """Tell whether the loss curve has a row after this step, whatever the length of the run.
+
+    >>> sum(map(has_row, range(1, 101))), sum(map(has_row, range(1, 10_001)))
+    (100, 526)
+    """
+    return step % (1 << max(0, (step // CURVE_POINTS).bit_length() - 1)) == 0
 
 
 def batches(

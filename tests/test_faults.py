@@ -323,10 +323,10 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
     with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
         patch.setattr("tarflow.state.save_state", slow)
         weights = torch.zeros(4)
-        writer.save(64, {"x": weights}, {})
+        writer.save(64, [("x", weights)], {})
         weights += 1  # training goes on: the state is that of the moment
         free.set()
-        writer.save(128, {"x": weights}, {})
+        writer.save(128, [("x", weights)], {})
         writer.wait()
     assert most == [1]
     assert load_state(tmp_path)[0]["x"].tolist() == [1, 1, 1, 1]
@@ -335,7 +335,7 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
 
     with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
         patch.setattr("tarflow.state.save_state", lambda *_: time.sleep(0.05))
-        writer.save(64, {"x": weights}, {})
+        writer.save(64, [("x", weights)], {})
         writer.wait()
         assert writer.interval(1.0) > 2.5  # it is to be 2% of that
         assert (writer.interval(1e4), writer.interval(0)) == (1e4, 0)
@@ -343,4 +343,4 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
     shutil.rmtree(tmp_path)
     tmp_path.write_text("a file in the way")
     with pytest.raises(ConfigError, match="cannot write"), StateWriter(tmp_path) as writer:
-        writer.save(64, {"x": weights}, {})
+        writer.save(64, [("x", weights)], {})

@@ -19,6 +19,7 @@ from tarflow.config import (
 from tarflow.model import TarFlow
 from tarflow.record import CURVE, RUNS, read_result, read_table
 from tarflow.run import run
+from tarflow.schedule import learning_rate
 from tarflow.state import load_state
 from tarflow.training import Diverged, train
 
@@ -243,7 +244,7 @@ def test_the_average_weighs_the_past_by_a_power_of_the_images_seen():
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
 def test_rates_rise_to_the_peak_and_end_near_zero(schedule):
     choice = OptimConfig(lr=1.0, schedule=schedule, warmup_images=100)
-    rates = [optim.learning_rate(choice, images, 1000) for images in range(0, 1001, 10)]
+    rates = [learning_rate(choice, images, 1000) for images in range(0, 1001, 10)]
     assert rates[0] == 0
     assert max(rates) == rates[10] == 1
     assert rates[-1] <= 0.01
