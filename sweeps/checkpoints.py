@@ -12,8 +12,9 @@ from ray.tune.experiment import Trial
 
 from analysis.plots_quality import best_setting, pareto_front, setting_in_words
 from sweeps.progress import Task
-from sweeps.runner import Here, Watch, cause_of
+from sweeps.runner import cause_of
 from sweeps.space import SamplingSpace
+from sweeps.watch import Here, Watch
 from tarflow import record
 from tarflow.config import ConfigError, RunConfig, to_dict
 

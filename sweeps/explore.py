@@ -19,8 +19,9 @@ from sweeps.journal import completed, ended, fresh_seed, open_journal, open_stud
 from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress
-from sweeps.runner import Here, Outcome, Session, Watch, scratch, tune_trials
+from sweeps.runner import Session, scratch, tune_trials
 from sweeps.space import Space
+from sweeps.watch import Here, Outcome, Watch
 from tarflow.config import ConfigError
 
 STARTUP = 8  # random trials of a space before its model speaks

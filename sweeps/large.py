@@ -18,9 +18,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.machines import Cluster, room
-from sweeps.runner import RETRIES, Watch, cause_of, end_failed
+from sweeps.runner import RETRIES, cause_of, end_failed
 from sweeps.study import Planned
 from sweeps.trainable import Report, carry_out
+from sweeps.watch import Watch
 from tarflow.config import ConfigError
 from tarflow.record import read_result
 

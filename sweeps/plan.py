@@ -1,8 +1,7 @@
 """The price of a study before launch: runs, FLOPs, memory, seconds, money, what is done."""
 
-import heapq
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from rich.table import Table
 
 from analysis import human
 from sweeps import expect
+from sweeps.branches import Start, starts
 from sweeps.expect import Rate, Seconds
 from sweeps.settings import Sampling, to_sample
 from sweeps.study import Planned, Study, grid, left_out
+from sweeps.timetable import Job, timetable
 from tarflow import cost, record
 from tarflow.config import ConfigError
 
@@ -29,6 +30,18 @@ class Line:
     seconds: Seconds  # of the whole run
     left: float  # seconds still to spend
     epochs: float
+    start: Start
+    saved: float  # training FLOPs that a trunk has spent, or will have
+
+    def seconds_to(self, images: int) -> float:
+        """Return after how many seconds of its own the run has come so far."""
+        return self.seconds.train * (images - self.start.images) / self.run.config.images
+
+    @property
+    def expected(self) -> float:
+        """Seconds of the run without what a trunk is trained on."""
+        own = 1 - self.start.inherited / self.run.config.images
+        return self.seconds.train * own + self.seconds.evaluate
 
     @property
     def device_seconds(self) -> float:
@@ -52,6 +65,11 @@ class Plan:
     def flops(self) -> float:
         """Training FLOPs of the whole study."""
         return sum(cost.run_flops(line.run.config) for line in self.lines)
+
+    @property
+    def saved(self) -> float:
+        """Training FLOPs of the whole study that need not be spent, as runs share them."""
+        return sum(line.saved for line in self.lines)
 
     @property
     def device_hours(self) -> float:
@@ -126,14 +144,21 @@ def make_plan(
     folders = [path.name for path in (out / "runs").glob("*")]
     rows = {name: row for name in sorted(folders) if (row := finished(out, name))}
     train, evaluate, spread = expect.correction(rows.values(), study.validation_images, rate)
+    begin = starts([run for run in runs if run.run_id not in rows], out)
     lines = []
     for run in runs:
         raw = expect.expected_seconds(run.config, study.validation_images, rate)
         seconds = Seconds(raw.train * train, raw.evaluate * evaluate)
-        state, share = progress(out, run, rows)
-        left = 0.0 if state == "done" else seconds.train * (1 - share) + seconds.evaluate
         epochs = run.config.images / study.train_images
-        lines.append(Line(run, state, seconds, left, epochs))
+        if row := rows.get(run.run_id):
+            saved = row["flops"] - row["flops_marginal"]
+            start = Start(row["images"], round(row["images"] * saved / row["flops"]))
+            lines.append(Line(run, "done", seconds, 0.0, epochs, start, saved))
+            continue
+        start = begin[run.run_id]
+        left = seconds.train * (1 - start.images / run.config.images) + seconds.evaluate
+        saved = float(cost.training_flops(run.config.model)) * start.inherited
+        lines.append(Line(run, state(out, run, start), seconds, left, epochs, start, saved))
     return Plan(
         lines=tuple(sorted(lines, key=lambda line: -line.seconds.total)),
         rate=rate,
@@ -159,29 +184,30 @@ def finished(out: Path, run_id: str) -> dict[str, Any] | None:
     return result["run"] if result and result["run"]["status"] == "done" else None
 
 
-def progress(out: Path, run: Planned, rows: Collection[str]) -> tuple[str, float]:
-    """Return the state of a run and the share of its images that need not be trained again."""
-    if run.run_id in rows:
-        return "done", 1.0
-    folder = out / "runs" / run.run_id
-    states = sorted((folder / "state").glob("*.json"))
-    if states:
-        return "partly", min(1.0, int(states[-1].stem) / run.config.images)
-    return ("failed" if record.read_result(folder) else "to do"), 0.0
+def state(out: Path, run: Planned, start: Start) -> str:
+    """Return the state of a run that is not done."""
+    if start.images > start.inherited:
+        return "partly"
+    return "failed" if record.read_result(out / "runs" / run.run_id) else "to do"
 
 
 def wall_seconds(lines: Sequence[Line], devices: int) -> float:
     """Return the end of the last run when each starts, longest first, as devices fall free.
 
+    A branch does not start before its trunk has come so far; runs of several workers come last.
+
     >>> wall_seconds([], 2)
     0.0
     """
-    small = [line.left for line in lines if line.run.config.execution.workers == 1]
+    named = {line.run.run_id: line for line in lines}
     large = sum(line.left for line in lines if line.run.config.execution.workers > 1)
-    busy = [0.0] * devices
-    for seconds in sorted(small, reverse=True):
-        heapq.heappush(busy, heapq.heappop(busy) + seconds)
-    return max(busy) + large
+    jobs = []
+    for name, line in named.items():
+        if line.run.config.execution.workers == 1:
+            trunk = named.get(line.start.after)
+            delay = trunk.seconds_to(line.start.images) if trunk else 0.0
+            jobs.append(Job(name, line.left, line.start.after, delay))
+    return max((end for _, end in timetable(jobs, devices).values()), default=0.0) + large
 
 
 def table(plan: Plan) -> Table:
@@ -201,8 +227,8 @@ def table(plan: Plan) -> Table:
             f"{line.epochs:.3g}",
             f"{cost.run_flops(config):.2g}",
             memory + " sharded" * cost.sharded(config, plan.room),
-            human.seconds(line.seconds.total),
-            line.state,
+            human.seconds(line.expected),
+            line.state + ", branch" * (line.start.inherited > 0),
         )
     return shown
 
@@ -232,6 +258,9 @@ def comes_to(plan: Plan) -> list[str]:
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
         + f"; a single run is within about {plan.spread:.0%}",
     ]
+    if plan.saved:
+        share = human.percent(plan.saved / plan.flops)
+        lines.insert(1, f"shared trunks save {plan.saved:.2g} of these FLOPs, {share}")
     if plan.samplings:
         spent = sum(plan.samplings.values())
         lines.insert(

@@ -1,9 +1,9 @@
 """Carry out planned runs on a Ray cluster, so that every one of them ends as a row.
 
 What is done is decided by `runs/<run id>/result.json` and by nothing else: Ray's own state is
-thrown away. Small runs are Tune trials side by side, longest first, in processes that are used
-again; runs of several workers follow one after another, as Ray Train jobs. A run whose process or
-machine dies goes on from its last state.
+thrown away. Small runs are Tune trials side by side, longest first but branches after their trunk
+has come so far, in processes that are used again; runs of several workers follow one after
+another, as Ray Train jobs. A run whose process or machine dies goes on from its last state.
 """
 
 import contextlib
@@ -22,43 +22,19 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from sweeps.branches import Start, marked, starts, state_left, tidy
 from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress, Task
 from sweeps.study import Planned
 from sweeps.trainable import resources, single_threaded, trial
+from sweeps.watch import Here, Outcome, Watch
 from tarflow.config import ConfigError
 from tarflow.record import read_result
 
 Named = Callable[[dict[str, Any]], Planned]
+LOOK_SECONDS = 0.5  # between looks for the state that a run waits for
 RETRIES = 2  # of a run whose process dies again and again at the same image
-FIRST_FAILURES = 4  # so many failures before any success: the machine is sick, stop
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a batch of runs went."""
-
-    rows: tuple[Mapping[str, Any], ...]  # of the runs that ended here, done or failed
-    left: int  # runs that were not carried out to their end
-    stopped: str  # why the rest was not carried out; empty if all were
-    device_seconds: float  # that training and evaluation took here
-    cpus: int
-
-    def __add__(self, other: "Outcome") -> "Outcome":
-        """Return how two batches on the same cluster went."""
-        return Outcome(
-            rows=self.rows + other.rows,
-            left=self.left + other.left,
-            stopped=self.stopped or other.stopped,
-            device_seconds=self.device_seconds + other.device_seconds,
-            cpus=self.cpus,
-        )
-
-    @property
-    def failed(self) -> list[Mapping[str, Any]]:
-        """Rows of the runs that failed."""
-        return [row for row in self.rows if row["status"] == "failed"]
 
 
 def run_all(
@@ -91,6 +67,8 @@ def run_all(
     finished = {row["run_id"] for row in done}
     todo = [single_threaded(run) for run in runs if run.run_id not in finished]
     todo.sort(key=lambda run: -expected[run.run_id])
+    begin = starts(todo, out)
+    todo = marked(todo, begin)
     small = [run for run in todo if run.config.execution.workers == 1]
     large = [run for run in todo if run.config.execution.workers > 1]
     needs = resources(small, where.gpus) if small else {"cpu": 1.0}
@@ -107,66 +85,62 @@ def run_all(
         if small:
             tune_trials(
                 tune.with_parameters(trial, runs=small, out=str(out), home=str(Path.cwd())),
-                {"index": tune.grid_search(list(range(len(small))))},
+                {},
                 Teller(lambda config: small[config["index"]], out, watch),
                 Session(storage, needs, count, watch),
+                Queue(small, begin, out, progress),
+                len(small),
             )
         for run in large:
             if not watch.stop_all():
                 run_large(run, out, where, storage, watch)
+    ended = {name: row for name, row in progress.rows.items() if row["status"] == "done"}
+    tidy(runs, finished | ended.keys(), out)
     spent = sum(
         min(row["device_seconds"], progress.seconds[run_id] * _devices(progress.runs[run_id]))
-        for run_id, row in progress.rows.items()
-        if row["status"] == "done"
+        for run_id, row in ended.items()
     )
     return watch.outcome(len(todo), spent, where)
 
 
-class Here:
-    """Lives in the driver: the copy that Tune pickles for a restore is empty, and never read."""
+class Queue(Here, Searcher):
+    """Gives out runs in order, a branch once its trunk has left its state or has ended."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave nothing to a pickle."""
-        return {}
+    def __init__(
+        self, runs: Sequence[Planned], begin: Mapping[str, Start], out: Path, progress: Progress
+    ) -> None:
+        """Hold the runs of a batch; `begin` says which of them have to wait."""
+        super().__init__()
+        self.left = list(enumerate(runs))
+        self.begin, self.out, self.progress = begin, out, progress
+        self.looked: dict[str, float] = {}  # when for the state of each run
 
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the first run that need not wait; None if all have to."""
+        del trial_id
+        for each in self.left:
+            if self.ready(each[1]):
+                self.left.remove(each)
+                return {"index": each[0]}
+        return None
 
-class Watch(Here, tune.Stopper):
-    """When the rest of a batch is not worth starting: a sick machine, the hour, a lost lease."""
+    def ready(self, run: Planned) -> bool:
+        """Tell whether a run need not wait any more."""
+        start, now = self.begin[run.run_id], time.monotonic()
+        if not start.after or start.after in self.progress.rows:
+            return True
+        if now - self.looked.get(run.run_id, -LOOK_SECONDS) < LOOK_SECONDS:
+            return False
+        self.looked[run.run_id] = now
+        return state_left(run, start.images, self.out)
 
-    def __init__(self, progress: Progress, held: Lease, limit: float | None) -> None:
-        """Watch a batch; `limit` is on the monotonic clock."""
-        self.progress, self.held, self.limit = progress, held, limit
-        self.reason = ""
-        self.mistake: ConfigError | None = None  # that only a worker could find
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing follows from how a run has ended."""
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never end a single run: that would be a hole in the study."""
-        del trial_id, result
-        return False
-
-    def stop_all(self) -> bool:
-        """Return whether to stop, and remember why."""
-        failed = len(self.progress.failed)
-        if self.mistake:
-            self.reason = str(self.mistake)
-        elif self.held.lost:
-            self.reason = "another driver has taken the folder over"
-        elif self.limit is not None and time.monotonic() > self.limit:
-            self.reason = "the hours are used up"
-        elif failed == len(self.progress.rows) >= FIRST_FAILURES:
-            self.reason = f"the first {failed} runs all failed"
-        return bool(self.reason)
-
-    def outcome(self, total: int, device_seconds: float, where: Cluster) -> Outcome:
-        """Return how a batch of `total` went, at its end.
-
-        Raises:
-            ConfigError: the mistake that a worker found.
-        """
-        if self.mistake:
-            raise self.mistake
-        rows = tuple(self.progress.rows.values())
-        return Outcome(rows, total - len(rows), self.reason, device_seconds, where.cpus)
+    def save(self, checkpoint_path: str) -> None:
+        """Leave nothing: the study's folder remembers."""
 
 
 class Teller(Here, tune.Callback):

@@ -13,10 +13,11 @@ from sweeps.checkpoints import Setting, SettingTeller
 from sweeps.explore import Place, explore
 from sweeps.machines import check_shared, slots
 from sweeps.progress import Progress
-from sweeps.runner import Outcome, Session, Watch, scratch, tune_trials
+from sweeps.runner import Session, scratch, tune_trials
 from sweeps.settings import SEED, Sampling
 from sweeps.space import SamplingSpace
 from sweeps.trainable import resources, sample_setting, single_threaded, workplace
+from sweeps.watch import Outcome, Watch
 from tarflow.config import WHOLE
 from tarflow.storage import locate
 

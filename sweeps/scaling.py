@@ -28,7 +28,7 @@ from tarflow.storage import check_reachable, locate
 
 if TYPE_CHECKING:
     from sweeps.explore import Place
-    from sweeps.runner import Outcome
+    from sweeps.watch import Outcome
 
 Asked = TypeVar("Asked")
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sweeps.explore import Place
-    from sweeps.runner import Outcome
+    from sweeps.watch import Outcome
 
 CHECKPOINTS = 6  # that a plan assumes will be sampled from
 

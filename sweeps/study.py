@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from tarflow import config as configs
 from tarflow import cost, data
 from tarflow.config import ConfigError, ModelConfig, RunConfig, SamplerConfig
+from tarflow.trunk import any_length
 
 CHANGEABLE = ("model", "noise", "optim", "batch")  # of a run, by a variant
 
@@ -77,6 +78,7 @@ class Study:
     lr_power: float = 0.0  # lr = base.optim.lr * (channels / base.model.channels) ** lr_power
     min_images: int = 1024  # points with fewer images are left out
     max_images: int = 10**12  # points with more images are left out
+    branches: bool = True  # runs that differ in their images only are trained together (wsd)
     train_images: int = 4000  # unique training images; read from the data when they are there
     validation_images: int = 500  # scored of every run; read from the data likewise
     accelerator: str = ""  # what the plan is priced on; empty is this machine's cores
@@ -114,6 +116,8 @@ class Planned:
     label: str  # such as c64-b4-l2-3e11-s0
     budget: float  # training FLOPs asked for; those of the config are rounded to the batch
     role: str = "grid"  # grid, ablation, search or final
+    trunk: int = 0  # images of the longest run that shares its training; 0 shares nothing
+    marks: frozenset[int] = frozenset()  # images at which it leaves its state for such runs
 
     @property
     def run_id(self) -> str:
@@ -128,7 +132,8 @@ def grid(study: Study) -> list[Planned]:
     sizes x budgets x variants x seeds.
     """
     limits = study.min_images, study.max_images
-    return [run for run in _declared(study) if limits[0] <= run.config.images <= limits[1]]
+    runs = [run for run in _declared(study) if limits[0] <= run.config.images <= limits[1]]
+    return _sharing(runs) if study.branches else runs
 
 
 def left_out(study: Study) -> int:
@@ -140,6 +145,19 @@ def _declared(study: Study) -> list[Planned]:
     variants = study.variants or (PLAIN,)
     runs = (planned(study, *point, variant) for point in _points(study) for variant in variants)
     return list(dict.fromkeys(runs))
+
+
+def _sharing(runs: list[Planned]) -> list[Planned]:
+    """Name the trunk of the runs that share their training until they cool down."""
+    families: dict[RunConfig, list[int]] = {}
+    for run in runs:
+        families.setdefault(any_length(run.config), []).append(run.config.images)
+    shared = {
+        family: max(images)
+        for family, images in families.items()
+        if len(images) > 1 and family.optim.schedule == "wsd"
+    }
+    return [replace(run, trunk=shared.get(any_length(run.config), 0)) for run in runs]
 
 
 def _points(study: Study) -> Iterator[tuple[Point, int]]:

@@ -21,6 +21,7 @@ from tarflow import record
 from tarflow.config import ConfigError
 from tarflow.preemption import Preempted
 from tarflow.storage import locate
+from tarflow.trunk import trunk_of
 
 SMALL_GPU_BYTES = 4e9  # runs that need less share a GPU
 SHARING = 4  # such runs per GPU
@@ -40,10 +41,12 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
     from tarflow.evaluation import reference_quality
     from tarflow.run import run as carry
 
-    folder = locate(out) / "runs" / run.run_id
-    reference = locate(out) / "reference.json"  # what real images score, once for a study
+    study = locate(out)
+    folder = study / "runs" / run.run_id
+    trunk = trunk_of(run.config, run.trunk, run.marks, study) if run.trunk else None
+    reference = study / "reference.json"  # what real images score, once for a study
     with workplace(home):
-        row = carry(run.config, folder, run.role, run.label, report)
+        row = carry(run.config, folder, run.role, run.label, report, trunk)
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from sweeps import expect
+from sweeps.branches import Start
 from sweeps.expect import Rate
 from sweeps.plan import make_plan, summary, table, wall_seconds
 from sweeps.presets import load
@@ -29,6 +30,9 @@ def finish(out, run, slower=1.0, status="done"):
         "run_id": run.run_id,
         "status": status,
         "config": json.dumps(to_dict(run.config)),
+        "images": run.config.images,
+        "flops": cost.run_flops(run.config),
+        "flops_marginal": cost.run_flops(run.config),
         "train_seconds": slower * seconds.train,
         "evaluate_seconds": seconds.evaluate,
     }
@@ -80,8 +84,9 @@ def test_more_work_is_expected_to_take_longer():
 def test_longest_run_comes_first_and_totals_add_up(tmp_path):
     study = resolve(load("digits"))
     plan = make_plan(study, tmp_path, devices=2, price=0.5)
-    seconds = [line.seconds.total for line in plan.lines]
-    assert seconds == sorted(seconds, reverse=True)
+    whole = [line.seconds.total for line in plan.lines]
+    assert whole == sorted(whole, reverse=True)
+    seconds = [line.expected for line in plan.lines]
     assert plan.device_hours == pytest.approx(sum(seconds) / 3600)
     assert plan.money == pytest.approx(0.5 * plan.device_hours)
     assert plan.flops == sum(cost.run_flops(line.run.config) for line in plan.lines)
@@ -91,7 +96,7 @@ def test_longest_run_comes_first_and_totals_add_up(tmp_path):
 def test_wall_time_packs_small_runs_and_queues_large_ones(tmp_path):
     study = resolve(load("tiny"))
     lines = [
-        replace(line, left=seconds)
+        replace(line, left=seconds, start=Start())
         for line, seconds in zip(make_plan(study, tmp_path).lines, (4, 3, 3, 2), strict=False)
     ]
     assert wall_seconds(lines, 2) == 6
