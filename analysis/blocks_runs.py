@@ -181,7 +181,9 @@ def cost(material: Material) -> Block:
     return Block(
         "cost",
         "What it cost",
-        "FLOPs are counted by formula; times are those of the runs themselves."
+        "FLOPs are counted by formula; times are those of the runs themselves. The table adds up "
+        "what was spent."
+        + checklist.saving(material.table)
         + checklist.overhead(material.outcome),
         some(cost=plots.cost(material.findings.finished)),
         tables=(checklist.cost(material.table),),

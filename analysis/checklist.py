@@ -32,7 +32,7 @@ def cost(table: pd.DataFrame) -> Table:
                 f"{(runs['status'] == 'done').sum()} + {(runs['status'] == 'failed').sum()}",
                 power(runs["flops_marginal"].sum(), 3),
                 count(runs["images"].sum()),
-                seconds(runs["train_seconds"].sum()),
+                seconds((runs["wall_seconds"] - runs["evaluate_seconds"]).sum()),
                 seconds(runs["evaluate_seconds"].sum()),
                 seconds(runs["device_seconds"].sum()),
                 percent(runs["mfu"].median()),
@@ -49,6 +49,24 @@ def cost(table: pd.DataFrame) -> Table:
         "median MFU",
     )
     return Table(columns, tuple(rows))
+
+
+def saving(table: pd.DataFrame) -> str:
+    """Say in a sentence what shared trunks have saved; empty if nothing was shared.
+
+    Args:
+        table: runs, with flops and flops_marginal.
+    """
+    done = table[table["status"] == "done"]
+    whole, spent = done["flops"].sum(), done["flops_marginal"].sum()
+    branches = int((done["flops_marginal"] < done["flops"]).sum())
+    if not branches:
+        return ""
+    return (
+        f" {branches} run{'s' * (branches > 1)} went on from a trunk shared with a longer one: "
+        f"{power(whole - spent, 3)} of {power(whole, 3)} training FLOPs "
+        f"({percent(1 - spent / whole)}) were saved."
+    )
 
 
 def overhead(outcome: Mapping[str, float]) -> str:

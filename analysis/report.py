@@ -100,6 +100,7 @@ def render(
                 seed=seed,
             )
         ),
+        run_columns=RUN_COLUMNS,
         runs=run_rows(table, scored, findings),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
         plotly=Markup(get_plotlyjs()),
@@ -126,9 +127,10 @@ RUN_COLUMNS = (
     "images",
     "epochs",
     "FLOPs",
+    "FLOPs spent",
     "BPD",
     "KID",
-    "seconds",
+    "time",
     "note",
 )
 
@@ -147,6 +149,7 @@ def run_rows(
             (human.count, run["images"]),
             (human.number, run["epochs"]),
             (human.power, run["flops"]),
+            (human.power, run["flops_marginal"]),
             (human.bits, run["bpd"]),
             (human.number, kid.get(run["run_id"], float("nan"))),
             (human.seconds, run["wall_seconds"]),
