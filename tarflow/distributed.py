@@ -121,7 +121,7 @@ def parallel(flow: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1 or isinstance(flow, FSDPModule):
         return flow
     devices = [device.index] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(flow, device_ids=devices)
+    wrapped = DistributedDataParallel(flow, device_ids=devices, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False  # `var` is the same everywhere; as an argument it warns
     return wrapped
 
@@ -152,18 +152,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 def fill(tensor: Tensor, given: Tensor | None) -> None:
     """Fill a tensor, or each worker's part of it, from the whole that the first worker gives."""
-    if world_size() == 1:
-        tensor.copy_(given if given is not None else tensor)
-        return
-    local = part(tensor)
-    sent = torch.empty(tensor.shape, dtype=local.dtype, device=local.device)
-    if given is not None:
-        sent.copy_(given)
-    dist.broadcast(sent, 0)
+    held = part(tensor)
+    sent = held.new_empty(tensor.shape) if given is None else given.to(held)
+    if world_size() > 1:
+        dist.broadcast(sent, 0)
     if isinstance(tensor, DTensor):
         mesh, placements = tensor.device_mesh, tensor.placements
         sent = part(distribute_tensor(sent, mesh, placements, src_data_rank=None))
-    local.copy_(sent)
+    held.copy_(sent)
 
 
 def from_first(value: Any, device: torch.device) -> Any:

@@ -99,7 +99,7 @@ def restore(
     facts, shapes = distributed.from_first([facts, shapes], device)
     if not facts:
         return state
-    kinds = {name.split(".")[1] for name in shapes if name.startswith("optimizer.")}
+    kinds = sorted({name.split(".")[1] for name in shapes if name.startswith("optimizer.")})
     parameters = dict(state.flow.named_parameters())
     for name, kept in optim.optimizer_state(state.flow, state.optimizers):
         for kind in kinds:  # an optimizer makes its state in the first step only
@@ -107,7 +107,7 @@ def restore(
                 like = parameters[name].detach()
                 kept[kind] = torch.empty_like(like) if shape else torch.zeros((), device=device)
     for name, tensor in tensors(state):
-        distributed.fill(tensor, found.get(name))
+        distributed.fill(tensor, found[name] if distributed.rank() == 0 else None)
     state.images, state.seconds = facts["images"], facts["seconds"]
     state.curve, state.steps = facts["curve"], facts["steps"]
     state.micro_batch = facts["micro_batch"]

@@ -9,18 +9,20 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tarflow.checkpoint import write_tensors
 from tarflow.config import ConfigError
 from tarflow.record import write_json
+from tarflow.storage import local_copy
 
 KEPT = 2
 SHARE = 0.02  # of training time that saving states may cost
@@ -122,9 +124,8 @@ def load_state(
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and facts of the newest sound state, or None.
 
-    With `images`, states beyond so many are not looked at.
-
-    A state that is truncated or whose checksum is wrong is passed over for the one before.
+    With `images`, states beyond so many are not looked at. A state that is truncated or whose
+    checksum is wrong is passed over for the one before. Tensors are read when they are used.
 
     Raises:
         ConfigError: if the object store that holds them cannot be reached.
@@ -134,9 +135,11 @@ def load_state(
             continue
         try:
             facts: dict[str, Any] = json.loads(path.read_text())
-            content = path.with_suffix(".safetensors").read_bytes()
-            if zlib.crc32(content) == facts["crc32"]:
-                return load_tensors(content), facts
+            with local_copy(path.with_suffix(".safetensors")) as local:
+                with local.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as whole:
+                    sound = zlib.crc32(whole) == facts["crc32"]
+                if sound:
+                    return load_file(local), facts
         except ConfigError:
             raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):

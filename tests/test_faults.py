@@ -59,7 +59,7 @@ def losses(folder):
 
 
 def training(name):
-    """Return the worker process of a kind below this one that has used the CPU most."""
+    """Return the worker processes of a kind below this one, first the one that worked most."""
     stats = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -69,19 +69,22 @@ def training(name):
     while more := {pid for pid, (parent, _) in stats.items() if parent in ours} - ours:
         ours |= more
     named = [pid for pid in ours if name in Path(f"/proc/{pid}/cmdline").read_text()]
-    return max(named, key=lambda pid: stats[pid][1])
+    return sorted(named, key=lambda pid: -stats[pid][1])
 
 
-def strike(folder, name, sent, struck):
-    """Once a run has saved two states, send its worker a signal; note the time and the images."""
+def strike(folder, name, sent, struck, workers=1):
+    """Once a run has saved two states, send its workers a signal; note the time and the images."""
 
     def work():
         wait_for(lambda: len(list(folder.glob("state/*.json"))) == 2)
+        time.sleep(0.3)  # somewhere between two states
         struck["images"] = images(folder)
-        pid = training(name)
-        struck["at"] = time.monotonic()
-        os.kill(pid, sent)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists())
+        newest = folder / f"state/{struck['images']:015d}.json"
+        pids = training(name)[:workers]
+        struck["at"], struck["lost"] = time.monotonic(), time.time() - newest.stat().st_mtime
+        for pid in pids:
+            os.kill(pid, sent)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
         struck["saved"] = images(folder)
         wait_for(lambda: images(folder) > struck["saved"])
         struck["recovered"] = time.monotonic() - struck["at"]
@@ -119,6 +122,35 @@ def test_a_killed_worker_goes_on_from_its_last_state(tmp_path, capsys, undisturb
     assert struck["recovered"] < 30
     if sent == signal.SIGTERM:
         assert struck["saved"] > struck["images"]
+
+
+@pytest.mark.slow
+@with_ray
+@pytest.mark.parametrize(
+    ("sent", "struck_workers", "sharding"),
+    [(signal.SIGKILL, 1, "replicate"), (signal.SIGKILL, 1, "shard"), (signal.SIGTERM, 2, "shard")],
+)
+def test_a_job_of_two_workers_goes_on_from_its_last_state(
+    tmp_path, capsys, undisturbed, sent, struck_workers, sharding
+):
+    study, out = long_study("long", workers=2, sharding=sharding), tmp_path / "out"
+    folder, struck = the_run(study, out), {}
+    thread = strike(folder, "ray::RayTrainWorker", sent, struck, struck_workers)
+    path = write_study(tmp_path, study)
+    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
+    thread.join(1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "going on from the last state" in said
+    assert losses(folder) == pytest.approx(undisturbed, rel=0, abs=1e-9)
+    print(
+        f"signal {sent} to {struck_workers} of 2 workers ({sharding}): recovered after "
+        f"{struck['recovered']:.1f} s, {struck['lost']:.2f} s of training lost"
+    )
+    assert struck["recovered"] < 30
+    if sent == signal.SIGTERM:
+        assert struck["saved"] > struck["images"]
+    else:
+        assert struck["lost"] < 1.5  # one is saved every half second, if writing is quick
 
 
 @pytest.fixture
@@ -186,15 +218,16 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
     assert times["recovered"] < 60
 
 
-def train(config, folder, **options):
-    command = [sys.executable, "-m", "tarflow", "train", str(config), "--out", str(folder)]
+def train(config, folder, *launcher, **options):
+    run = "-m", "tarflow", "train", str(config), "--out", str(folder)
+    command = [sys.executable, *launcher, *run]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 
 
-def resume(config, folder):
-    started = train(config, folder)
+def resume(config, folder, *launcher):
+    started = train(config, folder, *launcher)
     said = started.communicate(timeout=300)[1]
     assert started.returncode == 0, said
 
@@ -222,6 +255,25 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
     assert images(folder) > 0
     resume(config, folder)
     assert losses(folder) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_sigterm_to_torchrun_saves_the_state_of_all_workers(
+    tmp_path, config, undisturbed, sharding
+):
+    changed = config.read_text().replace("sharding: auto", f"sharding: {sharding}")
+    config.write_text(changed.replace("checkpoint_seconds: 0.5", "checkpoint_seconds: 99"))
+    folder, launcher = tmp_path / "run", ("-m", "torch.distributed.run", "--nproc-per-node=2")
+    started = train(config, folder, *launcher)
+    wait_for(lambda: "images" in started.stderr.readline())
+    started.send_signal(signal.SIGTERM)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode != 0
+    assert "told to end: the state is saved" in said
+    assert images(folder) > 0
+    resume(config, folder, *launcher)
+    assert losses(folder) == pytest.approx(undisturbed, rel=0, abs=1e-9)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from sweeps.progress import Progress
 from sweeps.study import Point, Size, grid, resolve
 from tarflow.config import ConfigError, to_yaml
 from tarflow.record import read_table
+from tarflow.schedule import shared_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -79,7 +80,10 @@ def start(script, *arguments):
 
 @with_ray
 def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
-    """With the script alone in an empty folder, and the default study folder."""
+    """With the script alone in an empty folder, and the default study folder.
+
+    What was branched and killed must equal what was trained from the beginning, every run alone.
+    """
     script = Path(shutil.copy(scaling.__file__, tmp_path))
     study = replace(wee("wee"), held_out=Point(size="c8-b2-l1", budget=1.6e10))
     write_study(tmp_path, study)
@@ -111,16 +115,25 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
     assert finished.items() <= stamps(out).items()
     assert "partly" in said
 
-    whole = tmp_path / "whole"
-    assert scaling.scale(scaling.Options(study=str(tmp_path / "wee.yaml"), out=whole)) == 0
+    whole, alone = tmp_path / "whole", replace(study, branches=False)
+    (tmp_path / "alone.yaml").write_text(to_yaml(alone))
+    assert scaling.scale(scaling.Options(study=str(tmp_path / "alone.yaml"), out=whole)) == 0
     assert {key: row["bpd"] for key, row in rows(out).items()} == {
         key: row["bpd"] for key, row in rows(whole).items()
     }
-    assert set(rows(out)) == {run.run_id for run in grid(resolve(study))}
+    planned = {run.run_id: run for run in grid(resolve(study))}
+    assert set(rows(out)) == set(planned)
+    (branch,) = [row for row in rows(out).values() if row["role"] == "branch"]
+    assert branch["parent_id"] == longest.name
+    point = shared_images(planned[branch["run_id"]].config)
+    assert branch["flops_marginal"] == pytest.approx(
+        branch["flops"] * (1 - point / branch["images"])
+    )
+    assert not (out / "trunks").exists()
     assert not (out / ".ray").exists()
 
     unchanged = stamps(whole)
-    assert scaling.scale(scaling.Options(study=str(tmp_path / "wee.yaml"), out=whole)) == 0
+    assert scaling.scale(scaling.Options(study=str(tmp_path / "alone.yaml"), out=whole)) == 0
     assert stamps(whole) == unchanged
 
 
@@ -178,13 +191,13 @@ def test_a_mistake_that_only_a_worker_finds_ends_the_study(tmp_path):
 
 @with_ray
 def test_two_workers_train_what_one_does(tmp_path):
-    """One run through Ray Train, float64, against the same run as a trial."""
+    """One run through Ray Train, its state divided, float64, against the same run as a trial."""
     study = wee("pair")
     base = replace(study.base, precision="float64")
     one = replace(
         study, base=base, sizes=study.sizes[:1], held_out=None, replicated=None, budgets=(2e8,)
     )
-    execution = replace(base.execution, workers=2)
+    execution = replace(base.execution, workers=2, sharding="shard")
     two = replace(one, name="two", base=replace(base, execution=execution))
     for each in (one, two):
         path = write_study(tmp_path, each)

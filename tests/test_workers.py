@@ -124,7 +124,7 @@ def outcomes(tmp_path_factory):
     for workers in (4, 2):
         jobs = [
             Job((workers, kind, way), choice(kind, way), out / f"{workers} {kind} {way}")
-            for kind in TOLERANCE
+            for kind in ("plain", "float32")
             for way in WAYS
         ]
         for way in WAYS:
@@ -157,7 +157,7 @@ def assert_same_run(outcome, expected, tolerance):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", TOLERANCE)
+@pytest.mark.parametrize("kind", ["plain", "float32"])
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_change_neither_losses_nor_weights(outcomes, workers, kind, way):
     expected = outcomes[1, kind, "alone"]
@@ -168,6 +168,7 @@ def test_workers_change_neither_losses_nor_weights(outcomes, workers, kind, way)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_state_of_four_workers_serves_any_number_divided_or_not(outcomes, workers, way):
+    """A flow that preserves volume, in micro-batches: 25 steps with four, 25 with fewer."""
     assert str(outcomes[4, "cut", way]) == "the process was told to end after 400 images"
     assert_same_run(outcomes[workers, "resumed", way], outcomes[1, "preserving", "alone"], 1e-9)
 

@@ -12,8 +12,11 @@ from tarflow.storage import locate
 def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
     """Train the run that a YAML file describes, then score and sample the result.
 
-    Run it again after an interruption and it goes on where it stopped. Several workers: start it
-    with torchrun. Example: python -m tarflow train studies/digits/best.yaml
+    Run it again after an interruption and it goes on where it stopped.
+    Example: python -m tarflow train studies/digits/best.yaml
+
+    Several workers, here on one machine, do the same run and leave the same folder:
+    torchrun --nproc-per-node 2 -m tarflow train studies/digits/best.yaml
 
     Args:
         config: a config file, such as best.yaml of a study.
