@@ -87,14 +87,19 @@ def memory(config: RunConfig, device_bytes: float = math.inf) -> Memory:
             halved to until it fits.
         device_bytes: of one worker, which decide whether state is sharded if `auto` is asked for.
     """
-    shard = sharded(config, device_bytes)
+    micro = micro_batch(config, device_bytes)
+    return _memory(config, micro, sharded(config, device_bytes))
+
+
+def micro_batch(config: RunConfig, device_bytes: float = math.inf) -> int:
+    """Return the images of a worker's pass: as asked for, or its share halved until it fits."""
     share = -(-config.batch // config.execution.workers)
-    micro = min(share, config.execution.micro_batch or share)
-    found = _memory(config, micro, shard)
-    while not config.execution.micro_batch and micro > 1 and found.total > ROOM * device_bytes:
-        micro = (micro + 1) // 2
-        found = _memory(config, micro, shard)
-    return found
+    if config.execution.micro_batch:
+        return min(share, config.execution.micro_batch)
+    shard = sharded(config, device_bytes)
+    while share > 1 and _memory(config, share, shard).total > ROOM * device_bytes:
+        share = (share + 1) // 2
+    return share
 
 
 def sharded(config: RunConfig, device_bytes: float) -> bool:
@@ -141,20 +146,23 @@ def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device one can rent: dense peak rates and a list price."""
+    """A device one can rent: dense peak rates, bandwidths and a list price."""
 
     flops: dict[str, float]  # peak FLOPs per second by precision
     memory: float  # bytes
     price: float  # US dollars per device-hour, on demand
+    bandwidth: float  # bytes per second of its memory
+    link: float  # bytes per second to the other devices of a node, each way
 
 
-# Dense peaks from the vendors' data sheets; prices are round on-demand figures and only a default.
+# Dense peaks and bandwidths from the vendors' data sheets (NVLink, or PCIe where there is none;
+# half of what counts both ways); prices are round on-demand figures and only a default.
 ACCELERATORS = {
-    "H200": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 141e9, 4.0),
-    "H100": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 80e9, 3.0),
-    "A100": Accelerator({"float32": 19.5e12, "bfloat16": 312e12}, 80e9, 2.0),
-    "L40S": Accelerator({"float32": 91.6e12, "bfloat16": 362e12}, 48e9, 1.5),
-    "L4": Accelerator({"float32": 30.3e12, "bfloat16": 121e12}, 24e9, 0.7),
-    "A10G": Accelerator({"float32": 31.2e12, "bfloat16": 70e12}, 24e9, 1.0),
-    "T4": Accelerator({"float32": 8.1e12, "bfloat16": 8.1e12}, 16e9, 0.4),
+    "H200": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 141e9, 4.0, 4.8e12, 450e9),
+    "H100": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 80e9, 3.0, 3.35e12, 450e9),
+    "A100": Accelerator({"float32": 19.5e12, "bfloat16": 312e12}, 80e9, 2.0, 2.0e12, 300e9),
+    "L40S": Accelerator({"float32": 91.6e12, "bfloat16": 362e12}, 48e9, 1.5, 864e9, 32e9),
+    "L4": Accelerator({"float32": 30.3e12, "bfloat16": 121e12}, 24e9, 0.7, 300e9, 32e9),
+    "A10G": Accelerator({"float32": 31.2e12, "bfloat16": 70e12}, 24e9, 1.0, 600e9, 32e9),
+    "T4": Accelerator({"float32": 8.1e12, "bfloat16": 8.1e12}, 16e9, 0.4, 320e9, 16e9),
 }

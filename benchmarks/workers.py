@@ -1,0 +1,177 @@
+"""Two workers of one thread against one process of two threads, and the step that is predicted.
+
+    python benchmarks/workers.py [--check] [--rounds 8] [--precision float32]
+
+The same global batch is trained three ways that take turns on the same two cores: by one process
+with two threads; by two workers with one thread each that exchange gradients (gloo); and by the
+two side by side without exchanging them. The first two are compared: the throughput of the workers
+as a share of that of the process, median over the rounds; the bar is 0.90, and with `--check` the
+exit code is 1 below it. The last gives the rate of a worker by itself, from which, with the
+bandwidth and latency of an all-reduce measured in between, `tarflow.step_time` predicts the step
+of the second. Gloo's exchange takes the time of the cores that compute, so none of it is hidden.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tarflow import cost, distributed
+from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
+from tarflow.cost import Accelerator
+from tarflow.device import choose_device
+from tarflow.resume import new_state
+from tarflow.step_time import Cluster, step_time
+from tarflow.training import train_step
+
+BAR = 0.90
+CPU = torch.device("cpu")
+WINDOW = 1.5  # seconds of steps in a row
+CONFIGS = {
+    "large": RunConfig(
+        model=ModelConfig(
+            image_size=32, image_channels=3, patch=2, channels=256, blocks=4, layers=4
+        ),
+        batch=16,
+        images=16_000,
+    ),
+    "small": RunConfig(
+        model=ModelConfig(patch=7, channels=64, blocks=4, layers=2), batch=128, images=128_000
+    ),
+}
+BUCKET = 25 * 2**20  # bytes
+
+
+def main() -> None:
+    """Measure, print, and judge if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="exit 1 below the bar")
+    parser.add_argument("--rounds", type=int, default=8, help="of turns")
+    parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
+    arguments = parser.parse_args()
+    reached = {
+        name: compare(name, replace(config, precision=arguments.precision), arguments.rounds)
+        for name, config in CONFIGS.items()
+    }
+    if arguments.check and min(reached.values()) < BAR:
+        sys.exit("the bar is missed")
+
+
+def compare(name: str, config: RunConfig, rounds: int) -> float:
+    """Measure one model and return the throughput of the workers as a share of the process's."""
+    config = replace(config, data=DataConfig(hash="none"))
+    group = Group(config)
+    seconds: dict[str, list[float]] = {"process": [], "workers": [], "apart": []}
+    exchanges, hops = [], []
+    try:
+        count = {way: max(1, round(WINDOW / group.seconds(way, 2))) for way in seconds}
+        for _ in range(rounds):
+            for way, each in seconds.items():
+                each.append(group.seconds(way, count[way]))
+            exchanges.append(group.seconds("exchange", 4))
+            hops.append(group.seconds("hop", 50))
+    finally:
+        group.end()
+    pairs = zip(seconds["process"], seconds["workers"], strict=True)
+    share = statistics.median(process / workers for process, workers in pairs)
+    print(f"{name}, {config.precision}, batch {config.batch}: {config.model}")
+    for way, each in seconds.items():
+        print(f"  {way:8} {statistics.median(each) * 1e3:9.1f} ms a step")
+    link, latency = BUCKET / statistics.median(exchanges), statistics.median(hops) / 2
+    print(f"  all-reduce of 25 MB: {link / 1e9:.2f} GB/s; latency {latency * 1e6:.0f} us")
+    predicted = predict(config, statistics.median(seconds["apart"]), link, latency)
+    measured = statistics.median(seconds["workers"])
+    print(
+        f"  predicted {predicted * 1e3:.1f} ms, {predicted / measured:.2f} of the measured step\n"
+        f"  two workers over one process: {share:.3f}, bar {BAR:.2f} "
+        f"{'met' if share >= BAR else 'MISSED'}"
+    )
+    return share
+
+
+def predict(config: RunConfig, alone: float, link: float, latency: float) -> float:
+    """Predict the seconds of a step of two workers from those of a worker by itself."""
+    device = Accelerator({"float32": 1e9, "bfloat16": 1e9}, 1e12, 0.0, 1e9, link)
+    mfu = cost.training_flops(config.model) * config.batch / 2 / alone / 1e9
+    cluster = Cluster(device=device, per_node=2, link_latency=latency, overlaps=False)
+    return step_time(config, cluster, mfu).seconds
+
+
+class Group:
+    """One process of two threads and two workers of one, idle unless asked."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """Start them; the workers meet over gloo."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        spawn = get_context("spawn")
+        self.ends, self.processes = [], []
+        for rank in (None, 0, 1):
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(there, config, rank, port), daemon=True)
+            process.start()
+            self.ends.append(here)
+            self.processes.append(process)
+
+    def seconds(self, way: str, times: int) -> float:
+        """Return the seconds of one of several steps in a row."""
+        asked = self.ends[:1] if way == "process" else self.ends[1:]
+        for end in asked:
+            end.send((way, times))
+        return max(float(end.recv()) for end in asked)
+
+    def end(self) -> None:
+        """Have all of them leave."""
+        for end in self.ends:
+            end.send(("end", 0))
+        for process in self.processes:
+            process.join(10)
+
+
+def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> None:
+    """Do what is asked for until told to leave; a rank makes this one of two workers."""
+    if rank is not None:
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    choose_device(ExecutionConfig(device="cpu", threads=2 if rank is None else 1))
+    with distributed.process_group():
+        works = ways(config)
+        while (asked := end.recv())[0] != "end":
+            way, times = asked
+            distributed.barrier()
+            begin = time.perf_counter()
+            for _ in range(times):
+                works[way]()
+            end.send((time.perf_counter() - begin) / times)
+
+
+def ways(config: RunConfig) -> dict[str, Callable[[], Any]]:
+    """Return what can be asked for by name."""
+    state = new_state(config, CPU)
+    parallel = distributed.parallel(state.flow, CPU)
+    model = config.model
+    shape = (config.batch, model.image_channels, model.image_size, model.image_size)
+    pixels = torch.randint(256, shape, dtype=torch.uint8)
+    bucket, scalar = torch.zeros(BUCKET // 4), torch.zeros(1)
+    return {
+        "process": lambda: train_step(state, state.flow, pixels, None, config),
+        "workers": lambda: train_step(state, parallel, pixels, None, config),
+        "apart": lambda: train_step(state, state.flow, pixels, None, config),
+        "exchange": lambda: dist.all_reduce(bucket),
+        "hop": lambda: dist.all_reduce(scalar),
+    }
+
+
+if __name__ == "__main__":
+    main()

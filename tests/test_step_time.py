@@ -1,0 +1,91 @@
+"""Predicted steps against sums done by hand, and against what they must obey."""
+
+from dataclasses import replace
+
+import pytest
+
+from tarflow import cost
+from tarflow.__main__ import main
+from tarflow.config import ExecutionConfig, ModelConfig, RunConfig, to_yaml
+from tarflow.step_time import Cluster, step_time, weak_scaling
+
+DEVICE = cost.Accelerator({"float32": 1e13, "bfloat16": 1e14}, 80e9, 1.0, 1e12, 1e11)
+RUN = RunConfig(
+    model=ModelConfig(image_size=64, image_channels=3, patch=4, channels=512, blocks=4, layers=4),
+    batch=64,
+    images=6400,
+    precision="bfloat16",
+)
+ONE = Cluster(device=DEVICE, per_node=1)
+
+
+def test_exchange_is_bytes_over_both_links_and_a_latency_for_every_hop():
+    cluster = Cluster(
+        device=DEVICE, nodes=8, per_node=4, network=1e10, link_latency=1e-5, network_latency=1e-4
+    )
+    near, far = 1e9 * 3 / 4 / 1e11, 1e9 * 7 / 8 / (4 * 1e10)
+    assert cluster.exchange(1e9, 0) == pytest.approx(near + far, rel=1e-12)
+    hops = 3 * 1e-5 + 3 * 1e-4  # a ring of four workers, a tree of eight nodes
+    assert cluster.exchange(0, 5) == pytest.approx(5 * hops, rel=1e-12)
+    assert ONE.exchange(1e9, 5) == 0
+
+
+def test_one_worker_waits_for_nobody():
+    step = step_time(RUN, ONE)
+    assert (step.waiting, step.communication, step.efficiency) == (0, 0, 1)
+    flops = cost.training_flops(RUN.model) * 64
+    assert step.products == pytest.approx(flops / 0.6 / 1e14, rel=1e-12)
+    assert step.optimizer == pytest.approx(13 * 4 * cost.params_total(RUN.model) / 1e12, rel=1e-12)
+    assert step.seconds == step.products + step.traffic + step.optimizer
+    measured = step_time(RUN, ONE, mfu=0.3)
+    assert measured.seconds == pytest.approx(flops / 0.3 / 1e14, rel=1e-12)
+
+
+def test_gradients_hide_behind_the_backward_pass_but_for_the_last_bucket():
+    cluster = Cluster(device=DEVICE, per_node=8)
+    gradients = 4 * cost.params_total(RUN.model)
+    buckets = -(-gradients // (25 * 2**20))
+    step = step_time(RUN, cluster)
+    assert step.communication == 2 * cluster.exchange(gradients, buckets)
+    assert step.waiting == pytest.approx(step.communication / buckets, rel=1e-12)
+    assert step_time(RUN, replace(cluster, overlaps=False)).waiting == step.communication
+    slow = step_time(RUN, replace(cluster, device=replace(DEVICE, link=1e9)))
+    backward = 2 / 3 * (slow.products + slow.traffic)
+    assert slow.waiting == pytest.approx(slow.communication - backward, rel=1e-12)
+    assert slow.limit == "communication"
+
+
+def test_divided_state_travels_half_as_often_again():
+    """In float32 three exchanges of all weights a pass instead of two (ZeRO, section 7)."""
+    cluster = Cluster(device=replace(DEVICE, link=1e8), per_node=4, link_latency=0.0)
+    run = replace(RUN, precision="float32")
+    whole = step_time(run, cluster)
+    divided = replace(run, execution=ExecutionConfig(sharding="shard"))
+    assert step_time(divided, cluster).sharded
+    assert step_time(divided, cluster).communication == pytest.approx(1.5 * whole.communication)
+    passes = replace(divided, execution=ExecutionConfig(sharding="shard", micro_batch=8))
+    assert step_time(passes, cluster).communication == pytest.approx(3 * whole.communication)
+
+
+def test_weak_scaling_keeps_the_images_of_a_worker_and_loses_efficiency():
+    cluster = Cluster(device=DEVICE, per_node=8, network=1e8)
+    steps = weak_scaling(RUN, cluster, (1, 2, 4, 64))
+    assert [step.images for step in steps] == [64, 128, 256, 64 * 64]
+    efficiencies = [step.efficiency for step in steps]
+    assert efficiencies == sorted(efficiencies, reverse=True)
+    assert efficiencies[0] > 0.95 > 0.5 > efficiencies[-1]
+    fast = weak_scaling(RUN, replace(cluster, network=1e15, network_latency=0.0), (1, 64))
+    assert fast[0].seconds == pytest.approx(fast[1].seconds, rel=1e-6)
+
+
+def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(RUN))
+    assert main(["cost", str(path), "--accelerator", "H100", "--workers", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "a step on 8 H100, 8 a node" in shown
+    assert "4,096" in shown  # images on 64 nodes
+    assert main(["cost", str(path), "--accelerator", "H10"]) == 2
+    assert "write one of H200" in capsys.readouterr().err
+    assert main(["cost", str(path), "--accelerator", "H100", "--nodes", "3"]) == 2
+    assert "multiple of nodes" in capsys.readouterr().err
