@@ -16,6 +16,7 @@ import pytest
 import torch
 from pyarrow import fs
 from test_runner import rows, wee, write_study
+from test_trunk import LONG, SHORT, assert_same, family
 
 from sweeps import journal, lease, scaling
 from sweeps.presets import load
@@ -24,8 +25,10 @@ from sweeps.study import grid, resolve
 from tarflow import record, storage
 from tarflow.checkpoint import load_model, save_model
 from tarflow.config import ConfigError, RunConfig
+from tarflow.schedule import shared_images
 from tarflow.state import load_state, remove_states, save_state
 from tarflow.storage import Remote, locate
+from tarflow.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 ROW = {"run_id": "0123456789", "label": "w64", "role": "grid", "status": "done"}
@@ -121,6 +124,14 @@ def test_what_a_run_leaves_comes_back(bucket, random_flow):
     assert (facts["images"], tensors["x"].tolist()) == (128, [128, 128, 128])
     remove_states(folder / "state")
     assert load_state(folder / "state") is None
+
+
+def test_a_branch_finds_its_trunk_on_the_store(bucket, tmp_path):
+    trunk = family(bucket / "trunks", SHORT)
+    train(LONG, bucket / "runs" / "long", trunk=trunk)
+    branch = train(SHORT, bucket / "runs" / "short", trunk=trunk)
+    assert branch.inherited == shared_images(SHORT)
+    assert_same(branch, train(SHORT, tmp_path))
 
 
 def test_a_wrong_bucket_key_or_endpoint_is_one_line_within_seconds(

@@ -1,14 +1,17 @@
 """A branch of a trunk is the run that it would have been alone, to the last bit."""
 
+import multiprocessing
+import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from test_training import Stop, config, stop_at
+from test_training import Stop, config, losses, stop_at
 
-from tarflow import cost
+from tarflow import cost, distributed
 from tarflow.config import OptimConfig, RunConfig
 from tarflow.record import read_table
 from tarflow.run import run
@@ -118,3 +121,44 @@ def test_rows_of_branches_say_what_was_spent(tmp_path):
         tables = (tmp_path / which / f"{name}.parquet" for which in ("branch", "alone"))
         one, other = (rows(read_table(path).to_pylist()) for path in tables)
         assert one == other
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_two_workers_leave_a_state_and_go_on_from_it(tmp_path, sharding):
+    """The first worker writes; the state serves two again, and one."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = [
+        context.Process(target=be_one_of_two, args=(rank, port, sharding, tmp_path))
+        for rank in range(2)
+    ]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(100)
+        process.kill()
+        assert process.exitcode == 0
+    alone = train(SHORT, tmp_path / "one", trunk=family(tmp_path, SHORT))
+    assert alone.inherited == shared_images(SHORT)
+    expected = train(SHORT, tmp_path / "one from zero")
+    assert losses(alone) == pytest.approx(losses(expected), rel=1e-4)
+
+
+def be_one_of_two(rank, port, sharding, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    short, long = (
+        replace(one, execution=replace(one.execution, sharding=sharding)) for one in (SHORT, LONG)
+    )
+    trunk = family(folder, short)
+    with distributed.process_group():
+        train(long, folder / "long", trunk=trunk)
+        branch = train(short, folder / "branch", trunk=trunk)
+        alone = train(short, folder / "alone")
+    assert branch.inherited == shared_images(short)
+    assert losses(branch) == losses(alone)
+    for name, tensor in alone.average.items() if rank == 0 else ():
+        assert torch.equal(branch.average[name], tensor), name
