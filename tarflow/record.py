@@ -31,9 +31,9 @@ RUNS = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False),  # hash of the config
         pa.field("label", pa.string(), nullable=False),  # what differs, for people
-        pa.field("role", pa.string(), nullable=False),  # grid, branch, search or final
+        pa.field("role", pa.string(), nullable=False),  # grid, branch, ablation, search or final
         pa.field("status", pa.string(), nullable=False),  # done or failed
-        ("parent_id", pa.string()),  # the trunk of a branch
+        ("parent_id", pa.string()),  # run id of the trunk that it went on from
         ("config", pa.string()),  # the whole config as JSON
         ("data", pa.string()),
         ("data_hash", pa.string()),
@@ -58,8 +58,8 @@ RUNS = pa.schema(
         ("tokens", pa.int64()),  # images * T
         ("flops", pa.float64()),  # training FLOPs by formula
         ("flops_marginal", pa.float64()),  # less what a trunk already paid
-        ("wall_seconds", pa.float64()),  # training and evaluation
-        ("train_seconds", pa.float64()),
+        ("wall_seconds", pa.float64()),  # training and evaluation, less what a trunk took
+        ("train_seconds", pa.float64()),  # of the whole run, a trunk's part too
         ("evaluate_seconds", pa.float64()),  # likelihood, samples and their scores
         ("device_seconds", pa.float64()),  # wall_seconds * devices (CPU: threads)
         ("mfu", pa.float64()),  # share of the measured matrix-product rate
