@@ -6,7 +6,10 @@ DIR is a clone of https://github.com/apple/ml-tarflow; nothing of it is kept her
 sides alternate in one process and medians are compared, for machines are noisy. The weights are
 those of colour `leaves`, 256 channels, 4 blocks of 4 layers, 256 tokens, trained here for 1,600
 steps and kept in the cache folder (a quarter of an hour the first time), or any --checkpoint.
-Errors are the largest of a pixel against an inverse in float64, token by token.
+Errors are the largest of a pixel against an inverse in float64, token by token. `steps` counts
+passes of a batch through a block, one after another: what a device takes at least, however wide
+it is. `work` counts the tokens in them, in units of one parallel pass of the flow: what a device
+that is already full pays.
 """
 
 import argparse
@@ -18,15 +21,17 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tarflow import data
 from tarflow.calibration import calibrate, calibration_images
 from tarflow.checkpoint import load_model
+from tarflow.coefficients import Coefficients
 from tarflow.config import (
     DataConfig,
     EvaluationConfig,
@@ -39,7 +44,7 @@ from tarflow.config import (
 from tarflow.model import TarFlow
 from tarflow.noise import normal_per_image
 from tarflow.run import resolve, run
-from tarflow.solver_plan import SEQUENTIAL, Plan, default_tolerance
+from tarflow.solver_plan import SEQUENTIAL, Plan, default_tolerance, named_plan
 from tarflow.solvers import invert
 
 GUIDED = SamplerConfig(guidance=1.5)
@@ -147,8 +152,12 @@ def compare(
     noise, labels = latents(flow, batch)
     exact = exact_inverse(flow, noise, labels, sampler)
     images, known = calibration_images(flow, config, batch)
-    limits = {"auto": default_tolerance(config.noise), "auto, strict": STRICT}
-    plans = {"one by one": Plan(methods=(SEQUENTIAL,) * flow.config.blocks)}
+    default, blocks = default_tolerance(config.noise), flow.config.blocks
+    plans = {
+        "one by one": Plan(methods=(SEQUENTIAL,) * blocks),
+        "in windows": named_plan("segmented:4", blocks, default),
+    }
+    limits = {"auto": default, "auto, strict": STRICT}
     for name, limit in limits.items():
         plans[name] = calibrate(flow, images, known, config.noise, sampler, limit)
     weight = GUIDED.guidance if guided else 0.0
@@ -160,6 +169,7 @@ def compare(
     for name, plan in plans.items():
         calls[name] = lambda plan=plan: invert(flow, noise, labels, sampler, plan)
     calls["one parallel pass"] = lambda: flow(exact.float(), labels)[0]
+    counts = {name: count(call, flow, batch) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     errors = {}
     for _ in range(repeats):
@@ -169,7 +179,8 @@ def compare(
             seconds[name].append(time.perf_counter() - start)
             errors[name] = float((made - exact).abs().max()) if made.dim() == 4 else None
     print(f"\nbatch {batch}, {'guided' if guided else 'unguided'}")
-    print(f"{'':18}{'seconds':>9}{'times official':>16}{'passes':>8}{'error':>10}  plan")
+    heads = f"{'':18}{'seconds':>9}{'times official':>16}{'passes':>8}{'steps':>7}{'work':>7}"
+    print(heads + f"{'error':>10}  plan")
     ratios = {}
     for name, each in seconds.items():
         pairs = zip(seconds["official"], each, strict=True)
@@ -177,11 +188,38 @@ def compare(
         passes = statistics.median(each) / statistics.median(seconds["one parallel pass"])
         error = "" if errors[name] is None else f"{errors[name]:.1e}"
         print(
-            f"{name:18}{statistics.median(each):9.2f}{ratios[name]:16.2f}{passes:8.1f}{error:>10}"
-            f"  {plans.get(name, '')}"
+            f"{name:18}{statistics.median(each):9.2f}{ratios[name]:16.2f}{passes:8.1f}"
+            f"{counts[name][0]:7}{counts[name][1]:7.1f}{error:>10}  {plans.get(name, '')}"
         )
     close = all(errors[name] <= limit for name, limit in limits.items())
     return ratios["auto"], close
+
+
+def count(call: Callable[[], Tensor], flow: TarFlow, batch: int) -> tuple[int, float]:
+    """Return the steps of a call and its work; see the top of this file.
+
+    Both sides, and the parallel pass, go through their first linear map once a step.
+    """
+    widths: list[int] = []
+
+    def hooked(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Linear) and module.in_features == flow.config.token_dim:
+            widths.append(prod(inputs[0].shape[:-1]))
+
+    plain = Coefficients.__call__
+
+    def noted(self: Coefficients, tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        widths.append(prod(tokens.shape[:-1]) * (2 if self.sampler else 1))
+        return plain(self, tokens, start)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(hooked)
+    Coefficients.__call__ = noted  # type: ignore[method-assign]
+    try:
+        call()
+    finally:
+        Coefficients.__call__ = plain  # type: ignore[method-assign]
+        handle.remove()
+    return len(widths), sum(widths) / (batch * flow.config.tokens * flow.config.blocks)
 
 
 def latents(flow: TarFlow, batch: int) -> tuple[Tensor, Tensor]:
