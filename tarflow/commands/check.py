@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tarflow.config import ConfigError
+from tarflow.config import ConfigError, ExecutionConfig
 
 
 def check(
@@ -37,7 +37,7 @@ def check(
     if count < 1:
         raise ConfigError(f"cannot check at {count} images: give at least 1")
     flow, config = load_model(checkpoint)
-    flow.to(choose_device(config.execution)).requires_grad_(False)
+    flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
     device, model = flow.var.device, config.model
     try:
         held_out = data.open_split(resolve(config).data, "validation")

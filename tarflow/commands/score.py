@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tarflow.config import ConfigError, RunConfig
+from tarflow.config import ConfigError, ExecutionConfig, RunConfig
 
 if TYPE_CHECKING:
     from tarflow.scoring import Scores
@@ -75,7 +75,7 @@ def score(
     if draws < 1:
         raise ConfigError(f"cannot average {draws} draws: ask for at least 1")
     flow, config = load_model(checkpoint)
-    flow.to(choose_device(config.execution)).requires_grad_(False)
+    flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
     missing = ""
     try:
         config = resolve(config)
