@@ -33,7 +33,7 @@ from tarflow.config import ConfigError
 from tarflow.record import read_result
 
 Named = Callable[[dict[str, Any]], Planned]
-LOOK_SECONDS = 0.5  # between looks for the state that a run waits for
+LOOK_SECONDS = 0.5  # between looks for the state that a run waits for, perhaps far away
 RETRIES = 2  # of a run whose process dies again and again at the same image
 
 
@@ -129,7 +129,9 @@ class Queue(Here, Searcher):
         start, now = self.begin[run.run_id], time.monotonic()
         if not start.after or start.after in self.progress.rows:
             return True
-        if now - self.looked.get(run.run_id, -LOOK_SECONDS) < LOOK_SECONDS:
+        reached = self.progress.latest.get(start.after, {}).get("images", 0)
+        looked = self.looked.get(run.run_id, -LOOK_SECONDS)
+        if reached < start.images or now - looked < LOOK_SECONDS:
             return False
         self.looked[run.run_id] = now
         return state_left(run, start.images, self.out)

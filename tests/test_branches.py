@@ -103,9 +103,11 @@ def test_a_branch_waits_for_its_state_or_the_end_of_its_trunk(family, tmp_path, 
         return found and family[found["index"]]
 
     assert (given(), given(), given()) == (trunk, other, None)
+    progress.start(trunk)
+    progress.report(trunk, {"images": shared_images(short.config)})
+    assert given() is None  # the state is still being written
     leave_states(trunk_folder(short.config, tmp_path), shared_images(short.config))
     assert (given(), given()) == (short, None)
-    progress.start(trunk)
     progress.end(trunk, {"status": "failed", "error": "the process died"})
     assert (given(), given(), given()) == (long, middle, None)
 
