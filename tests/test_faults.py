@@ -1,6 +1,7 @@
 """Real kills of real processes: one checkpoint interval is lost at most, and it is said."""
 
 import contextlib
+import json
 import os
 import pickle
 import shutil
@@ -54,6 +55,11 @@ def images(folder):
     return max((int(path.stem) for path in folder.glob("state/*.json")), default=0)
 
 
+def seconds(folder):
+    """Return the training time of the newest state on disk."""
+    return json.loads(max(folder.glob("state/*.json")).read_text())["seconds"]
+
+
 def losses(folder):
     return read_table(folder / "curve.parquet").to_pydict()["loss"]
 
@@ -85,9 +91,10 @@ def strike(folder, name, sent, struck, workers=1):
         for pid in pids:
             os.kill(pid, sent)
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-        struck["saved"] = images(folder)
+        struck["saved"], trained = images(folder), seconds(folder)
         wait_for(lambda: images(folder) > struck["saved"])
-        struck["recovered"] = time.monotonic() - struck["at"]
+        again = seconds(folder) - trained  # training went on so long before the next state
+        struck["recovered"] = time.monotonic() - struck["at"] - again
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
