@@ -98,6 +98,8 @@ class Study:
                 raise ConfigError(f"{name}.size {unknown(point.size, labels)}")
         if self.accelerator and self.accelerator not in cost.ACCELERATORS:
             raise ConfigError(f"accelerator {unknown(self.accelerator, cost.ACCELERATORS)}")
+        if self.lr_power and self.base.optim.base_channels:
+            raise ConfigError("lr_power and optim.base_channels both scale rates: set one to 0")
         if self.settings and not self.base.evaluation.samples:
             raise ConfigError("settings ask for samples: set base.evaluation.samples")
         names = [variant.name for variant in self.variants]

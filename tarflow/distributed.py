@@ -66,8 +66,12 @@ def share(batch: int) -> slice:
 
 
 def memory(device: torch.device) -> float:
-    """Return the bytes that one worker may fill."""
-    return memory_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+    """Return the bytes that every worker may fill; all must ask, and the smallest one counts."""
+    here = memory_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
+    least = torch.tensor(here, dtype=torch.float64, device=device)
+    if world_size() > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return least.item()
 
 
 def resolve(config: RunConfig, device: torch.device) -> RunConfig:
@@ -80,8 +84,8 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
     config = replace(config, execution=execution)
     if execution.workers == 1:
         shard = False
-    elif execution.sharding == "auto":  # machines may differ: the smallest decides for all
-        shard = any_worker([cost.sharded(config, memory(device))], device)[0]
+    elif execution.sharding == "auto":
+        shard = cost.sharded(config, memory(device))
     else:
         shard = execution.sharding == "shard"
     if shard and config.optim.optimizer == "muon":

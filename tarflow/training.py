@@ -6,7 +6,6 @@ Legend: `B` batch, `T` tokens per image, `D` values per token.
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
     """
     device, model = state.flow.var.device, config.model
     if config.execution.sharding == "shard":
-        return expected_micro_batch(config, distributed.memory(device))
+        return cost.micro_batch(config, distributed.memory(device))
     images = torch.zeros(
         config.batch // distributed.world_size(),
         model.image_channels,
@@ -155,18 +154,6 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
             raise ConfigError(
                 "one image does not fit in memory: set execution.checkpoint_activations"
             )
-        micro = (micro + 1) // 2
-    return micro
-
-
-def expected_micro_batch(config: RunConfig, memory: float) -> int:
-    """Return how many images one pass of a worker should fit into most of its memory, in bytes."""
-    execution = config.execution
-    micro = config.batch // execution.workers
-    while micro > 1:
-        tried = replace(config, execution=replace(execution, micro_batch=micro))
-        if cost.memory(tried).total <= cost.ROOM * memory:
-            break
         micro = (micro + 1) // 2
     return micro
 

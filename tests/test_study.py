@@ -241,6 +241,13 @@ def test_a_size_that_cannot_be_built_is_refused():
         )
 
 
+def test_rates_are_not_scaled_twice():
+    study = load("tiny")
+    optim = replace(study.base.optim, base_channels=16)
+    with pytest.raises(ConfigError, match=r"lr_power and optim.base_channels both scale rates"):
+        replace(study, base=replace(study.base, optim=optim))
+
+
 def test_a_point_may_only_name_a_size_of_the_study():
     with pytest.raises(ConfigError, match=r"held_out.size 'c9-b2-l1' is not known"):
         replace(load("tiny"), held_out=Point(size="c9-b2-l1", budget=1e9))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_training import config, losses
 
-from tarflow import distributed, training
+from tarflow import cost, distributed
 from tarflow.config import ConfigError, OptimConfig, RunConfig, to_yaml
 from tarflow.model import FlowBlock
 from tarflow.preemption import Preempted
@@ -193,7 +193,6 @@ def test_micro_batches_change_neither_losses_nor_weights(outcomes, tmp_path, kin
 
 def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "any_worker", lambda flags, _: flags)
     memory, device = {"bytes": 1e12}, torch.device("cpu")
     monkeypatch.setattr(distributed, "memory", lambda _: memory["bytes"])
 
@@ -212,8 +211,8 @@ def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
 
 def test_a_divided_run_computes_how_many_images_fit():
     whole = choice("plain", sharding="shard", workers=2)
-    assert training.expected_micro_batch(whole, 1e12) == BATCH // 2
-    assert training.expected_micro_batch(whole, 1.0) == 1
+    assert cost.micro_batch(whole, 1e12) == BATCH // 2
+    assert cost.micro_batch(whole, 1.0) == 1
 
 
 def test_torchrun_leaves_the_folder_that_one_process_leaves(tmp_path):
