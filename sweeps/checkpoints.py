@@ -11,8 +11,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from analysis.plots_quality import best_setting, pareto_front, setting_in_words
+from sweeps.failures import cause_of
 from sweeps.progress import Task
-from sweeps.runner import cause_of
 from sweeps.space import SamplingSpace
 from sweeps.watch import Here, Watch
 from tarflow import record

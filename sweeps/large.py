@@ -17,8 +17,8 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps.failures import RETRIES, cause_of, end_failed
 from sweeps.machines import Cluster, room
-from sweeps.runner import RETRIES, cause_of, end_failed
 from sweeps.study import Planned
 from sweeps.trainable import Report, carry_out
 from sweeps.watch import Watch

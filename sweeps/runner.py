@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
-from ray.exceptions import RayError
-from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from rich.console import Console
 
 from sweeps.branches import Start, marked, starts, state_left, tidy
+from sweeps.failures import RETRIES, cause_of, end_failed, error_of
 from sweeps.lease import Lease
 from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress, Task
@@ -34,7 +32,6 @@ from tarflow.record import read_result
 
 Named = Callable[[dict[str, Any]], Planned]
 LOOK_SECONDS = 0.5  # between looks for the state that a run waits for, perhaps far away
-RETRIES = 2  # of a run whose process dies again and again at the same image
 
 
 def run_all(
@@ -79,8 +76,6 @@ def run_all(
         len(todo), {run.run_id: expected[run.run_id] for run in todo}, count, console, done
     )
     watch = Watch(progress, held, limit)
-    from sweeps.large import run_large
-
     with progress, scratch() as storage:
         if small:
             tune_trials(
@@ -91,6 +86,8 @@ def run_all(
                 Queue(small, begin, out, progress),
                 len(small),
             )
+        if large:
+            from sweeps.large import run_large  # imports torch, which the driver rarely needs
         for run in large:
             if not watch.stop_all():
                 run_large(run, out, where, storage, watch)
@@ -234,43 +231,6 @@ def tune_trials(
             verbose=0,
         ),
     ).fit()
-
-
-def end_failed(run: Planned, out: Path, error: Exception, watch: Watch) -> None:
-    """Leave the row and error.txt of a run whose process could not.
-
-    A user's mistake is no failed run: it is kept for `run_all` to raise.
-    """
-    from tarflow.run import record_failure  # imports torch, which the driver rarely needs
-
-    cause = cause_of(error)
-    if isinstance(cause, ConfigError):
-        watch.mistake = cause
-        return
-    cause.add_note(str(error))
-    row = record_failure(run.config, out / "runs" / run.run_id, run.role, run.label, cause)
-    watch.progress.end(run, row)
-
-
-def error_of(trial: Trial) -> Exception:
-    """Return what ended a trial last, as Ray has it."""
-    path = trial.pickled_error_file  # get_pickled_error looks where it is copied only later
-    if not path or not Path(path).exists():
-        return RuntimeError("it ended without a message")
-    error: Exception = ray.cloudpickle.loads(Path(path).read_bytes())
-    return error
-
-
-def cause_of(error: Exception) -> Exception:
-    """Return what a run itself raised, out of what Ray wrapped around it."""
-    if isinstance(error, WorkerGroupError):
-        return cause_of(error.worker_failures[min(error.worker_failures)])
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        return cause
-    if isinstance(error, RayError):
-        return RuntimeError("the process died (out of memory?)")
-    return error
 
 
 @contextlib.contextmanager
