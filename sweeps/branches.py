@@ -12,7 +12,8 @@ from pathlib import Path
 from sweeps.study import Planned
 from tarflow.record import read_json
 from tarflow.schedule import shared_images
-from tarflow.trunk import any_length, saved_images, trunk_folder
+from tarflow.state_files import name_of, remove_states, saved_images
+from tarflow.trunk import any_length, trunk_folder
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def starts(todo: Sequence[Planned], out: Path) -> dict[str, Start]:
         for index, run in enumerate(family):
             own = out / "runs" / run.run_id / "state"
             if states := saved_images(own):
-                facts = read_json(own / f"{states[-1]:015d}.json") or {}
+                facts = read_json(own / f"{name_of(states[-1])}.json") or {}
                 start = Start(states[-1], facts.get("inherited", 0))
             else:
                 point = shared_images(run.config) if run.trunk else 0
@@ -74,9 +75,7 @@ def tidy(runs: Iterable[Planned], done: Collection[str], out: Path) -> None:
     """Remove the states of families whose runs are all done."""
     for family in families(run for run in runs if run.trunk):
         folder = trunk_folder(family[0].config, out)
-        if folder.exists() and all(run.run_id in done for run in family):
-            for path in folder.iterdir():
-                path.unlink(missing_ok=True)
-            folder.rmdir()
+        if all(run.run_id in done for run in family):
+            remove_states(folder)
     if (out / "trunks").exists() and not any((out / "trunks").iterdir()):
         (out / "trunks").rmdir()

@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from analysis.plots_quality import best_setting, pareto_front, setting_in_words
-from sweeps.failures import cause_of
+from sweeps.failures import cause_of, error_of
 from sweeps.progress import Task
 from sweeps.space import SamplingSpace
 from sweeps.watch import Here, Watch
@@ -83,7 +83,7 @@ class SettingTeller(Here, tune.Callback):
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the failure; a user's mistake ends the search."""
-        error = cause_of(trial.get_pickled_error() or RuntimeError("it ended without a message"))
+        error = cause_of(error_of(trial))
         if isinstance(error, ConfigError):
             self.watch.mistake = error
             return

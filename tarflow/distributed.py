@@ -82,12 +82,7 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
     """
     execution = replace(config.execution, workers=world_size())
     config = replace(config, execution=execution)
-    if execution.workers == 1:
-        shard = False
-    elif execution.sharding == "auto":
-        shard = cost.sharded(config, memory(device))
-    else:
-        shard = execution.sharding == "shard"
+    shard = cost.sharded(config, memory(device))
     if shard and config.optim.optimizer == "muon":
         raise ConfigError(
             "muon needs whole matrices on every worker: set optim.optimizer to adamw, or "

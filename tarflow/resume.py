@@ -13,7 +13,8 @@ from tarflow.config import RunConfig
 from tarflow.device import master_dtype
 from tarflow.model import FlowBlock, Layer, TarFlow, initialise
 from tarflow.schedule import shared_images
-from tarflow.state import StateWriter, load_state, remove_states
+from tarflow.state import StateWriter, load_state
+from tarflow.state_files import remove_states
 from tarflow.trunk import Trunk
 
 

@@ -29,7 +29,7 @@ from tarflow.record import (
 )
 from tarflow.resume import forget_states
 from tarflow.schedule import shared_images
-from tarflow.state import remove_state
+from tarflow.state_files import remove_state
 from tarflow.training import Diverged, Report, train
 from tarflow.trunk import Trunk
 

@@ -3,7 +3,6 @@
 Tensors are safetensors and facts are JSON, so reading a state runs no code from it.
 """
 
-import contextlib
 import json
 import time
 import zlib
@@ -22,6 +21,7 @@ from torch import Tensor
 from tarflow.checkpoint import write_tensors
 from tarflow.config import ConfigError
 from tarflow.record import write_json
+from tarflow.state_files import name_of, remove_state
 from tarflow.storage import local_copy
 
 KEPT = 2
@@ -145,22 +145,3 @@ def load_state(
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
     return None
-
-
-def name_of(images: int) -> str:
-    """Return the name of the files of a state, which sorts by images."""
-    return f"{images:015d}"
-
-
-def remove_state(folder: Path, images: int) -> None:
-    """Remove a state, if it is there."""
-    for suffix in (".json", ".safetensors"):
-        (folder / name_of(images)).with_suffix(suffix).unlink(missing_ok=True)
-
-
-def remove_states(folder: Path) -> None:
-    """Remove the states of a run that is done."""
-    with contextlib.suppress(OSError):
-        for path in folder.glob("*"):
-            path.unlink(missing_ok=True)
-        folder.rmdir()

@@ -121,9 +121,8 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
     passes = -(-images // cost.micro_batch(config, device.memory))
     sharded = cost.sharded(config, device.memory)
     again = config.execution.checkpoint_activations
-    peak = device.flops.get(config.precision, device.flops["bfloat16"])
-    if config.precision in ("float32", "float64"):
-        peak = device.flops["float32"]
+    wide = config.precision in ("float32", "float64")
+    peak = device.flops["float32" if wide else "bfloat16"]
     flops = float(cost.training_flops(model)) * images
     narrow = cost.NARROW.get(config.precision, 2 if config.precision == "auto" else 4)
     weights = cost.params_total(model)

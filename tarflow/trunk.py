@@ -32,8 +32,3 @@ def trunk_of(config: RunConfig, longest: int, marks: frozenset[int], study: Path
 def trunk_folder(config: RunConfig, study: Path) -> Path:
     """Return where a study keeps the states of a run's family."""
     return study / "trunks" / run_id(any_length(config))
-
-
-def saved_images(folder: Path) -> list[int]:
-    """Return after how many images the states of a folder were saved, fewest first."""
-    return sorted(int(path.stem) for path in folder.glob("*.json"))

@@ -26,7 +26,8 @@ from tarflow import record, storage
 from tarflow.checkpoint import load_model, save_model
 from tarflow.config import ConfigError, RunConfig
 from tarflow.schedule import shared_images
-from tarflow.state import load_state, remove_states, save_state
+from tarflow.state import load_state, save_state
+from tarflow.state_files import remove_states
 from tarflow.storage import Remote, locate
 from tarflow.training import train
 

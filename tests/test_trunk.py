@@ -17,8 +17,9 @@ from tarflow.record import read_table
 from tarflow.run import run
 from tarflow.schedule import shared_images, step_rate
 from tarflow.state import load_state
+from tarflow.state_files import saved_images
 from tarflow.training import train
-from tarflow.trunk import Trunk, saved_images, trunk_folder
+from tarflow.trunk import Trunk, trunk_folder
 
 SHORT, MIDDLE, LONG = (config(precision="float32", images=images) for images in (160, 320, 640))
 CLOCKS = "seconds"  # a column that no two runs share
