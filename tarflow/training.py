@@ -260,6 +260,7 @@ def train(
                 save(state, writer)
             if ending:
                 writer.wait()
+                distributed.barrier()  # once one worker has left, the others may be killed
                 raise Preempted(f"the process was told to end after {state.images} images")
     state.average |= {name: each.clone() for name, each in state.flow.named_buffers()}
     whole = ((name, distributed.whole(each)) for name, each in state.average.items())

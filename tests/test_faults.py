@@ -79,10 +79,10 @@ def training(name):
 
 
 def strike(folder, name, sent, struck, workers=1):
-    """Once a run has saved two states, send its workers a signal; note the time and the images."""
+    """Once a run has saved a state, send its workers a signal; note the time and the images."""
 
     def work():
-        wait_for(lambda: len(list(folder.glob("state/*.json"))) == 2)
+        wait_for(lambda: images(folder))
         time.sleep(0.3)  # somewhere between two states
         struck["images"] = images(folder)
         newest = folder / f"state/{struck['images']:015d}.json"
@@ -196,7 +196,7 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
     folder, times, started = the_run(study, out), {}, []
 
     def leave():
-        wait_for(lambda: len(list(folder.glob("state/*.json"))) == 2)
+        wait_for(lambda: images(folder))
         cluster.remove_node(other, allow_graceful=False)
         times["left"], before = time.monotonic(), images(folder)
         if not fewest:
