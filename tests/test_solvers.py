@@ -223,13 +223,13 @@ def test_unguided_blocks_cost_one_branch(random_flow, monkeypatch):
     flow = random_flow(classes=3)
     latents, labels = some_latents(flow), torch.tensor([0, 2, 1])
     rows = []
-    original = Coefficients._transform
+    original = Coefficients.__call__
 
-    def counted(self, tokens, embedding, view):
+    def counted(self, tokens, start):
         rows.append(len(tokens) * (2 if self.sampler else 1))
-        return original(self, tokens, embedding, view)
+        return original(self, tokens, start)
 
-    monkeypatch.setattr(Coefficients, "_transform", counted)
+    monkeypatch.setattr(Coefficients, "__call__", counted)
     top = SamplerConfig(guidance=1.5, guided_blocks="top:1")
     found = invert(flow, latents, labels, top)
     assert rows == [6] * 15 + [3] * 30
