@@ -23,7 +23,26 @@ from sweeps.study import Planned
 from sweeps.trainable import Report, carry_out
 from sweeps.watch import Watch
 from tarflow.config import ConfigError
+from tarflow.preemption import listen
 from tarflow.record import read_result
+
+
+class TogetherBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Connects the workers, and lets them note SIGTERM: they save together before they end."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Set up the workers, each in its main thread."""
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(listen)
+
+
+class Together(TorchConfig):
+    """The process group, by `TogetherBackend`."""
+
+    @property
+    def backend_cls(self) -> type[TogetherBackend]:
+        """What sets it up."""
+        return TogetherBackend
 
 
 class Mailbox:
@@ -150,7 +169,7 @@ def train(
 
     TorchTrainer(
         loop,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=Together(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=use_gpu,

@@ -135,7 +135,7 @@ def test_a_killed_worker_goes_on_from_its_last_state(tmp_path, capsys, undisturb
 @with_ray
 @pytest.mark.parametrize(
     ("sent", "struck_workers", "sharding"),
-    [(signal.SIGKILL, 1, "replicate"), (signal.SIGKILL, 1, "shard"), (signal.SIGTERM, 2, "shard")],
+    [(signal.SIGKILL, 1, "replicate"), (signal.SIGKILL, 1, "shard"), (signal.SIGTERM, 1, "shard")],
 )
 def test_a_job_of_two_workers_goes_on_from_its_last_state(
     tmp_path, capsys, undisturbed, sent, struck_workers, sharding
@@ -189,40 +189,34 @@ def another(address):
 @pytest.mark.ray
 @pytest.mark.parametrize("fewest", [1, 0])
 def test_a_machine_that_leaves_is_done_without_or_waited_for(
-    tmp_path, capsys, undisturbed, machines, fewest
+    tmp_path, undisturbed, machines, fewest
 ):
     cluster, other = machines
     study, out = long_study("long", workers=2, min_workers=fewest), tmp_path / "out"
-    folder, times, started = the_run(study, out), {}, []
-
-    def leave():
+    folder, started = the_run(study, out), []
+    script = Path(scaling.__file__), write_study(tmp_path, study), "--out", out
+    driver = subprocess.Popen([sys.executable, *script], stdout=subprocess.PIPE, text=True)
+    try:
         wait_for(lambda: images(folder))
         cluster.remove_node(other, allow_graceful=False)
-        times["left"], before = time.monotonic(), images(folder)
+        left, before = time.monotonic(), images(folder)
         if not fewest:
             time.sleep(15)
-            before = images(folder)
             started.append(another(cluster.address))
-            times["left"] = time.monotonic()
+            left, before = time.monotonic(), images(folder)
         wait_for(lambda: images(folder) > before)
-        times["recovered"] = time.monotonic() - times["left"]
-
-    thread = threading.Thread(target=leave, daemon=True)
-    thread.start()
-    path = write_study(tmp_path, study)
-    try:
-        assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
+        recovered = time.monotonic() - left
+        said = " ".join(driver.communicate(timeout=300)[0].split())
     finally:
-        for process in started:
+        for process in (driver, *started):
             process.terminate()
             process.wait()
-    thread.join(1)
-    said = " ".join(capsys.readouterr().out.split())
+    assert driver.returncode == 0
     assert "going on from the last state" in said
     assert ("waits for 2 workers, there is room for 1" in said) == (not fewest)
     assert losses(folder) == pytest.approx(undisturbed, rel=1e-9)
-    print(f"at least {fewest or 2} workers: goes on after {times['recovered']:.1f} s")
-    assert times["recovered"] < 60
+    print(f"at least {fewest or 2} workers: goes on after {recovered:.1f} s")
+    assert recovered < 60
 
 
 def train(config, folder, *launcher, **options):
@@ -262,6 +256,39 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
     assert images(folder) > 0
     resume(config, folder)
     assert losses(folder) == undisturbed
+
+
+NOTING = """
+import threading, time
+from tarflow.preemption import listen, notice
+
+def work():
+    with notice() as told:
+        print("begun", flush=True)
+        told.wait()
+        time.sleep(0.5)
+        print("saved", flush=True)
+
+listen()
+thread = threading.Thread(target=work, daemon=True)
+thread.start()
+thread.join()
+print("goes on", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_listening_process_notes_sigterm_and_ends_at_the_next():
+    process = subprocess.Popen([sys.executable, "-c", NOTING], stdout=subprocess.PIPE, text=True)
+    try:
+        for expected in ("begun", "saved", "goes on"):
+            assert process.stdout.readline().strip() == expected
+            if expected != "saved":
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.stdout.close()
 
 
 @pytest.mark.slow
