@@ -8,7 +8,8 @@ import pandas as pd
 from analysis.allocate import Allocation, allocate, best_run, read_config
 from analysis.findings import Findings
 from tarflow import cost
-from tarflow.config import ConfigError, RunConfig, run_id
+from tarflow.config import ConfigError, RunConfig
+from tarflow.identity import run_id
 
 NEXT = 4.0  # times the largest budget of a study
 

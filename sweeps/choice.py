@@ -15,7 +15,8 @@ from sweeps.space import SamplingSpace
 from sweeps.study import Study
 from sweeps.tuned import Verdict, sampler_of, verdict
 from tarflow import record
-from tarflow.config import RunConfig, from_dict, run_id, to_yaml
+from tarflow.config import RunConfig, from_dict, to_yaml
+from tarflow.identity import run_id
 
 WITHIN = 0.01  # of the best BPD: runs among which sample quality decides
 LONGER = 4  # times the images of a candidate that best.yaml trains for

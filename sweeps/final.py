@@ -18,7 +18,7 @@ from analysis.find import find
 from analysis.findings import Findings
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.report import read_study, write_report
-from sweeps import scaling
+from sweeps import commands
 from sweeps.lease import lease
 from sweeps.plan import comes_to, finished, make_plan, table
 from sweeps.presets import PRESETS, load
@@ -52,7 +52,7 @@ class Options:
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    scaling.command(Options, "python sweeps/final.py", final)
+    commands.command(Options, "python sweeps/final.py", final)
 
 
 def final(options: Options) -> int:
@@ -83,7 +83,7 @@ def final(options: Options) -> int:
         console.print(line, soft_wrap=True)
     if options.dry_run:
         return 0
-    if not scaling.agreed(options.yes, scaling.expensive(plan)):
+    if not commands.agreed(options.yes, commands.expensive(plan)):
         return 0
     expected = {line.run.run_id: line.left for line in plan.lines}
     return carry_out(run, said, expected, out, console)
@@ -97,7 +97,7 @@ def folder(name: str) -> Path:
     """
     path = locate(name).expanduser().absolute()
     if not path.is_dir() and name in PRESETS:
-        path = scaling.study_folder(None, load(name))
+        path = commands.study_folder(None, load(name))
     if not (path / "study.yaml").is_file():
         raise ConfigError(
             f"{path} holds no study: run one first, with python sweeps/scaling.py {path.name}"
@@ -155,7 +155,7 @@ def carry_out(
             with machines.cluster(run.config.execution.workers) as where:
                 wide = spread(run, where.cpus // where.nodes)
                 outcome = runner.run_all([wide], out, expected, where, held, console)
-            code = scaling.tell(outcome, time.monotonic() - started, out, console)
+            code = commands.tell(outcome, time.monotonic() - started, out, console)
         record.gather(out)
         if row := finished(out, run.run_id):
             said = achieved(said, row)

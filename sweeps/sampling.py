@@ -18,7 +18,7 @@ from sweeps.settings import SEED, Sampling
 from sweeps.space import SamplingSpace
 from sweeps.trainable import resources, sample_setting, single_threaded, workplace
 from sweeps.watch import Outcome, Watch
-from tarflow.config import WHOLE
+from tarflow.identity import WHOLE
 from tarflow.storage import locate
 
 

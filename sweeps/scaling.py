@@ -5,35 +5,29 @@ This file may be sent alone to a machine that has the package installed (`ray su
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from tyro.conf import arg
 
 from analysis import human
+from sweeps import commands
 from sweeps.declaration import declare
 from sweeps.lease import lease
 from sweeps.plan import Plan, finished, make_plan, sampling_seconds, summary, table
-from sweeps.presets import IMPORTS, load
+from sweeps.presets import load
 from sweeps.settings import Sampling
 from sweeps.space import FEWEST_SAMPLES
-from sweeps.study import Planned, Study, resolve
+from sweeps.study import Planned, Study
 from tarflow import record
-from tarflow.config import ConfigError, SamplerConfig, to_yaml, with_hash
-from tarflow.storage import check_reachable, locate
+from tarflow.config import ConfigError, SamplerConfig, to_yaml
 
 if TYPE_CHECKING:
     from sweeps.explore import Place
     from sweeps.watch import Outcome
-
-Asked = TypeVar("Asked")
-
-EXPENSIVE_SECONDS = 1800.0  # of expected wall time: ask first
-EXPENSIVE_MONEY = 5.0  # US dollars: ask first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +61,7 @@ class Options:
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    command(Options, "python sweeps/scaling.py", scale)
-
-
-def command(kind: type[Asked], name: str, act: Callable[[Asked], int]) -> NoReturn:
-    """Read options, act on them, and exit as every command here does."""
-    options = tyro.cli(kind, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        code = act(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+    commands.command(Options, "python sweeps/scaling.py", scale)
 
 
 def scale(options: Options) -> int:
@@ -98,8 +78,8 @@ def scale(options: Options) -> int:
     if options.sampler_trials < 0:
         raise ConfigError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
     study = chosen(options)
-    out = study_folder(options.out, study)
-    study, missing = resolved(study, options.dry_run)
+    out = commands.study_folder(options.out, study)
+    study, missing = commands.resolved(study, options.dry_run)
     plan = make_plan(study, out, options.devices, options.accelerator, options.price)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table(plan))
@@ -115,24 +95,9 @@ def scale(options: Options) -> int:
         console.print(f"the data are not here yet ({missing}), so run ids are provisional")
     if options.dry_run:
         return 0
-    if not agreed(options.yes, expensive(plan) or plan.wall_seconds + seconds > EXPENSIVE_SECONDS):
+    if not commands.agreed(options.yes, commands.expensive(plan, seconds)):
         return 0
     return carry_out(study, plan, out, options, console)
-
-
-def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
-    """Return the study with all that its data decide; in a dry run, else what is missing."""
-    try:
-        return resolve(study), ""
-    except ConfigError:
-        name = study.base.data.name
-        if name in IMPORTS and not locate(name).exists():
-            error = ConfigError(
-                f"no data set {name}; make it with: python -m tarflow data {IMPORTS[name]}"
-            )
-        if not dry_run:
-            raise error from None
-        return replace(study, base=with_hash(study.base, "unknown")), str(error)
 
 
 def to_try(plan: Plan, trials: int, out: Path) -> int:
@@ -182,7 +147,7 @@ def carry_out(study: Study, plan: Plan, out: Path, options: Options, console: Co
     if outcome is None:
         console.print("every run is done already")
         return 0
-    return tell(outcome, time.monotonic() - started, out, console)
+    return commands.tell(outcome, time.monotonic() - started, out, console)
 
 
 def train(plan: Plan, place: "Place") -> "Outcome":
@@ -234,27 +199,6 @@ def note_overhead(outcome: "Outcome", wall: float, out: Path) -> None:
     record.write_json(out / "outcome.json", spent)
 
 
-def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
-    """Say how a batch of runs went, and return the exit code."""
-    share = 1 - outcome.device_seconds / (wall * outcome.cpus)
-    console.print(
-        f"{human.seconds(wall)} in all; overhead {human.percent(share)} of {outcome.cpus} cores"
-    )
-    if outcome.stopped:
-        console.print(f"stopped early: {outcome.stopped}", style="red")
-    for row in outcome.failed:
-        where_to_look = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
-        said = f"failed: {row['label']}: {row['error']} ({where_to_look})"
-        console.print(said, style="red", markup=False)  # errors hold brackets
-    if outcome.left or outcome.failed:
-        console.print(
-            f"{outcome.left + len(outcome.failed)} runs are not done; "
-            "the same command tries them again"
-        )
-        return 1
-    return 0
-
-
 def report(study: Study, out: Path, console: Console) -> None:
     """Fit the laws of what has been run, and write report.html and best.yaml."""
     from analysis.advice import recommend  # pandas and Plotly are needed from here on only
@@ -279,21 +223,6 @@ def report(study: Study, out: Path, console: Console) -> None:
         console.print(f"train next: {train}", soft_wrap=True)
 
 
-def expensive(plan: Plan) -> bool:
-    """Say whether a plan is worth a question."""
-    return plan.wall_seconds > EXPENSIVE_SECONDS or plan.money > EXPENSIVE_MONEY
-
-
-def agreed(yes: bool, dear: bool) -> bool:
-    """Ask a person whether to start what is dear, unless told not to ask."""
-    return yes or not dear or not sys.stdin.isatty() or confirmed()
-
-
-def confirmed() -> bool:
-    """Ask whether to go on."""
-    return input("Start? [y/N] ").strip().lower() in ("y", "yes")
-
-
 def chosen(options: Options) -> Study:
     """Return the study that is asked for, with what the flags change."""
     study = load(options.study)
@@ -303,19 +232,6 @@ def chosen(options: Options) -> Study:
         evaluation = replace(study.base.evaluation, features=options.features)
         study = replace(study, base=replace(study.base, evaluation=evaluation))
     return study
-
-
-def study_folder(out: Path | None, study: Study) -> Path:
-    """Return the absolute folder of a study.
-
-    Raises:
-        ConfigError: if it is a file, or an address that cannot be reached.
-    """
-    folder = locate(out or Path("studies") / study.name).expanduser().absolute()
-    check_reachable(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder} is a file; name a folder")
-    return folder
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from analysis import human
-from sweeps import expect, scaling
+from sweeps import commands, expect
 from sweeps.declaration import check_comparable, declare
 from sweeps.journal import begun, completed, draws, open_journal, open_study
 from sweeps.lease import lease
@@ -65,7 +65,7 @@ class Options:
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    scaling.command(Options, "python sweeps/search.py", search)
+    commands.command(Options, "python sweeps/search.py", search)
 
 
 def search(options: Options) -> int:
@@ -78,8 +78,8 @@ def search(options: Options) -> int:
         ConfigError: for a user's mistake.
     """
     study = load(options.study)
-    out = scaling.study_folder(options.out, study)
-    study, missing = scaling.resolved(study, options.dry_run)
+    out = commands.study_folder(options.out, study)
+    study, missing = commands.resolved(study, options.dry_run)
     space = TrainingSpace(study, options.budget or middle(study.budgets))
     check(options, space)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -91,8 +91,7 @@ def search(options: Options) -> int:
         console.print(f"the data are not here yet ({missing})")
     if options.dry_run:
         return 0
-    dear = scaling.expensive(plan) or plan.wall_seconds + seconds > scaling.EXPENSIVE_SECONDS
-    if not scaling.agreed(options.yes, dear):
+    if not commands.agreed(options.yes, commands.expensive(plan, seconds)):
         return 0
     return carry_out(options, space, plan, out, console)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeps.study import Planned, Study
-from tarflow.config import RunConfig, SamplerConfig, setting_id, to_dict
+from tarflow.config import RunConfig, SamplerConfig, to_dict
+from tarflow.identity import setting_id
 
 FILES = "runs/*/evaluations/*.json"  # one for each way that was sampled
 SEED = 0  # of the noise: that of the runs' own samples, so that all settings see the same

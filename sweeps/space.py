@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Protocol
 from sweeps.settings import effective
 from sweeps.study import Planned, Point, Size, Study, learning_rate, planned, short, sized_model
 from tarflow import cost
-from tarflow.config import HALVES, ModelConfig, RunConfig, SamplerConfig, from_dict, setting_id
+from tarflow.config import ModelConfig, RunConfig, SamplerConfig, from_dict
+from tarflow.identity import HALVES, setting_id
 from tarflow.record import read_json, read_result
 
 SEED = 1  # of all noise in the inner search: not that of the runs, which picked the checkpoints

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from tarflow import config as configs
-from tarflow import cost, data
+from tarflow import cost, data, identity
 from tarflow.config import ConfigError, ModelConfig, RunConfig, SamplerConfig
 from tarflow.trunk import any_length
 
@@ -124,7 +124,7 @@ class Planned:
     @property
     def run_id(self) -> str:
         """The hash that names the run and its folder."""
-        return configs.run_id(self.config)
+        return identity.run_id(self.config)
 
 
 def grid(study: Study) -> list[Planned]:

@@ -18,7 +18,8 @@ from analysis.rows import choose
 from analysis.validate import levels
 from sweeps.space import SEED, SamplingSpace
 from tarflow import record
-from tarflow.config import HALVES, SamplerConfig, to_dict
+from tarflow.config import SamplerConfig, to_dict
+from tarflow.identity import HALVES
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import numpy as np
 from tarflow import data, likelihood, metrics
 from tarflow.calibration import choose_plan
 from tarflow.checkpoint import load_model
-from tarflow.config import HALVES, WHOLE, RunConfig, SamplerConfig, run_id, setting_id
+from tarflow.config import RunConfig, SamplerConfig
 from tarflow.device import choose_device
 from tarflow.features import Extractor, features, find_extractor
+from tarflow.identity import HALVES, WHOLE, run_id, setting_id
 from tarflow.model import TarFlow
 from tarflow.noise import to_pixels
 from tarflow.record import read_json, replacing, write_json

@@ -13,10 +13,11 @@ from typing import Any
 
 from tarflow import cost, data, distributed, likelihood
 from tarflow.checkpoint import build, save_model
-from tarflow.config import RunConfig, run_id, to_dict, to_yaml
+from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
 from tarflow.evaluation import evaluate_samples
 from tarflow.features import find_extractor
+from tarflow.identity import run_id
 from tarflow.likelihood import Likelihood
 from tarflow.record import (
     CURVE,

@@ -7,7 +7,8 @@ off, and the shorter one goes on from there: the numbers are those of a run of i
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tarflow.config import RunConfig, run_id
+from tarflow.config import RunConfig
+from tarflow.identity import run_id
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 from synthetic import Law, plant
 
 from analysis.__main__ import main
-from tarflow.config import RunConfig, read_yaml, run_id
+from tarflow.config import RunConfig, read_yaml
+from tarflow.identity import run_id
 
 
 @pytest.fixture(scope="module")

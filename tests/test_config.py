@@ -21,11 +21,10 @@ from tarflow.config import (
     from_dict,
     read_yaml,
     round_images,
-    run_id,
     to_dict,
     to_yaml,
-    with_hash,
 )
+from tarflow.identity import run_id, with_hash
 
 PLAIN = RunConfig(data=DataConfig(hash="0123456789abcdef"), precision="float32")
 

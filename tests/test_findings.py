@@ -10,7 +10,7 @@ import pytest
 from analysis.advice import recommend
 from analysis.find import find
 from tarflow import config as c
-from tarflow import cost
+from tarflow import cost, identity
 
 SIZES, BUDGETS, LARGEST = (16, 32, 48, 64, 80), (1.5e11, 5e11, 1.5e12), (64, 6e12)
 
@@ -30,7 +30,8 @@ def run(channels, flops, seed=0, **changes):
     params, tokens = cost.params(config.model), images * config.model.tokens
     noise = np.random.default_rng([channels, int(flops / 1e9), seed]).normal()
     row = {
-        "run_id": c.run_id(config), "label": f"c{channels} {flops:.1e} s{seed}", "role": "grid",
+        "run_id": identity.run_id(config),
+        "label": f"c{channels} {flops:.1e} s{seed}", "role": "grid",
         "status": "done", "config": json.dumps(c.to_dict(config)), "data_hash": "5eed",
         "classes": 0, "patch": 4, "channels": channels, "blocks": 4, "layers": 2, "lr": 3e-3,
         "noise_type": "gaussian", "noise_std": 0.2, "bpd_kind": "bound", "numerics_version": 1,
@@ -120,13 +121,13 @@ def test_row_order_does_not_matter(study):
 def test_the_recommendation_is_a_run_not_yet_trained(study):
     found = recommend(study)
     assert cost.run_flops(found.config) == pytest.approx(4 * study.budgets[-1].flops, rel=0.01)
-    assert c.run_id(found.config) not in set(study.finished["run_id"])
+    assert identity.run_id(found.config) not in set(study.finished["run_id"])
     assert "surface law" in found.allocation.source
     assert f"{found.config.model.channels} channels" in found.explanation
     # Asked for again, with that run finished, it is still not a run that was trained.
-    again = run(16, 1e11, run_id=c.run_id(found.config))
+    again = run(16, 1e11, run_id=identity.run_id(found.config))
     trained = replace(study, finished=pd.concat([study.finished, pd.DataFrame([again])]))
-    assert c.run_id(recommend(trained).config) != c.run_id(found.config)
+    assert identity.run_id(recommend(trained).config) != identity.run_id(found.config)
 
 
 def test_rows_are_left_out_with_the_reason():
@@ -155,7 +156,7 @@ def test_small_studies_say_too_few_runs(rows):
     assert any("oo few runs" in line or "nothing to fit" in line for line in found.warnings)
     assert len(found.runs) == rows
     if rows:
-        assert c.run_id(recommend(found).config) not in set(found.finished["run_id"])
+        assert identity.run_id(recommend(found).config) not in set(found.finished["run_id"])
     else:
         with pytest.raises(c.ConfigError, match="nothing to recommend"):
             recommend(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import scaling
+from sweeps import commands, scaling
 from sweeps.declaration import declare
 from sweeps.presets import load
 from sweeps.study import grid, resolve
@@ -109,7 +109,7 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
 def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(scaling, "confirmed", lambda: asked.append(1) and False)
+    monkeypatch.setattr(commands, "confirmed", lambda: asked.append(1) and False)
     monkeypatch.setattr(scaling, "carry_out", lambda *_: 0)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     call(monkeypatch, capsys, "digits")

@@ -30,21 +30,18 @@ from sweeps.tuned import verdict
 from tarflow import cost
 from tarflow.checkpoint import save_model
 from tarflow.config import (
-    HALVES,
-    WHOLE,
     ConfigError,
     NoiseConfig,
     RunConfig,
     SamplerConfig,
     read_yaml,
-    run_id,
-    setting_id,
     to_dict,
     to_yaml,
 )
 from tarflow.data import open_split
 from tarflow.evaluation import evaluate_setting
 from tarflow.features import features, find_extractor
+from tarflow.identity import HALVES, WHOLE, run_id, setting_id
 from tarflow.metrics import kid
 from tarflow.noise import to_pixels
 from tarflow.record import read_table, write_json

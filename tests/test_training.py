@@ -14,8 +14,8 @@ from tarflow.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
-    run_id,
 )
+from tarflow.identity import run_id
 from tarflow.model import TarFlow
 from tarflow.record import CURVE, RUNS, read_result, read_table
 from tarflow.run import run

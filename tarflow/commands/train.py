@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from tarflow.config import RunConfig, read_yaml, run_id
+from tarflow.config import RunConfig, read_yaml
+from tarflow.identity import run_id
 from tarflow.storage import locate
 
 
