@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.allocate import Allocation, allocate, best_run, isoflop, read_config
+from analysis.allocate import Allocation, allocate, best_run, read_config
 from analysis.bands import coverage, discrepancy
 from analysis.correlation import correlate
 from analysis.findings import Budget, Findings, HeldOut, SeedNoise
 from analysis.fit import Fit
 from analysis.influence import influence
+from analysis.isoflop import isoflop
 from analysis.laws import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS, Form
 from analysis.rows import choose, configs_but_seed
 from analysis.uncertainty import LEVEL

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.allocate import Allocation, IsoFlop
+from analysis.allocate import Allocation
 from analysis.bands import Coverage
 from analysis.correlation import Correlation
 from analysis.fit import Fit
 from analysis.influence import Influence
+from analysis.isoflop import IsoFlop
 from analysis.rows import LeftOut
 from analysis.validate import Baseline, Rollout, Score
 

@@ -10,9 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analysis import theme
-from analysis.allocate import Allocation, IsoFlop
+from analysis.allocate import Allocation
 from analysis.findings import Findings
 from analysis.human import bits, count, interval, number, power
+from analysis.isoflop import IsoFlop
 from analysis.theme import LAW, SOFT, around, band, figure, log_axis, marker
 
 SMALLEST = 0.01  # percent: smaller errors are drawn here, the axis is logarithmic

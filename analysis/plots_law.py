@@ -8,10 +8,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import theme
-from analysis.allocate import IsoFlop
 from analysis.findings import Findings, HeldOut
 from analysis.fit import Fit
 from analysis.human import bits, count, interval, percent, power
+from analysis.isoflop import IsoFlop
 from analysis.theme import INK, LAW, SOFT, around, band, dots, figure, log_axis, marker
 
 BPD = "bits per dimension"

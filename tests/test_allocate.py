@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from analysis.advice import learning_rate
-from analysis.allocate import Sizes, allocate, isoflop, optimal_params
+from analysis.allocate import Sizes, allocate, optimal_params
 from analysis.fit import fit
+from analysis.isoflop import isoflop
 from analysis.laws import CHINCHILLA, TIED
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig
