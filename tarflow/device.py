@@ -18,6 +18,10 @@ from tarflow.cost import ACCELERATORS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+CONTAINER_LIMITS = (  # of memory, in bytes: control groups of version 2 and 1
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.device:
@@ -40,11 +44,16 @@ def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.devi
 def memory_bytes(device: torch.device, local_workers: int = 1) -> float:
     """Return the memory that one worker of this machine may fill.
 
-    An accelerator is a worker's own; the machine's memory is divided among those on it.
+    An accelerator is a worker's own; the memory of the machine, or of the
+    container, is divided among those on it.
     """
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local_workers
+    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+            limits.append(float(path.read_text()))
+    return min(limits) / local_workers
 
 
 def keep_freed_memory() -> None:

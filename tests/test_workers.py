@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_training import config, losses
 
-from tarflow import cost, distributed
+from tarflow import cost, device, distributed
 from tarflow import state as states
 from tarflow.config import ConfigError, OptimConfig, RunConfig, to_yaml
 from tarflow.model import FlowBlock
@@ -205,11 +205,11 @@ def test_micro_batches_change_neither_losses_nor_weights(outcomes, tmp_path, kin
 
 def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    memory, device = {"bytes": 1e12}, torch.device("cpu")
+    memory, cpu = {"bytes": 1e12}, torch.device("cpu")
     monkeypatch.setattr(distributed, "memory", lambda _: memory["bytes"])
 
     def found(**execution):
-        execution = distributed.resolve(choice("plain", **execution), device).execution
+        execution = distributed.resolve(choice("plain", **execution), cpu).execution
         assert execution.workers == 2
         return execution.sharding
 
@@ -218,7 +218,18 @@ def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
     assert (found(), found(sharding="replicate")) == ("shard", "replicate")
     muon = replace(choice("float32"), optim=OptimConfig(optimizer="muon"))
     with pytest.raises(ConfigError, match="muon needs whole matrices on every worker: set"):
-        distributed.resolve(muon, device)
+        distributed.resolve(muon, cpu)
+
+
+def test_the_memory_of_a_container_counts(monkeypatch, tmp_path):
+    cpu, files = torch.device("cpu"), (tmp_path / "2", tmp_path / "1")
+    monkeypatch.setattr(device, "CONTAINER_LIMITS", files)
+    whole = device.memory_bytes(cpu)
+    assert device.memory_bytes(cpu, 4) == whole / 4 > 1e8
+    files[0].write_text("max\n")
+    assert device.memory_bytes(cpu) == whole
+    files[1].write_text("1000000\n")
+    assert device.memory_bytes(cpu, 2) == 5e5
 
 
 def test_a_divided_run_computes_how_many_images_fit():
