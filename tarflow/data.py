@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from tarflow.config import ConfigError, DataConfig, RunConfig
 from tarflow.procedural import find_procedural
-from tarflow.tables import SPLITS, Split, find_table
+from tarflow.splits import SPLITS, Split
+from tarflow.tables import find_table
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"
 _DIGITS_COUNTS = (4000, 500, 500)  # train, validation, test, by index

@@ -6,31 +6,23 @@ centre is cut out.
 """
 
 import io
-import json
-import os
 import pickle
 import re
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from tarflow.config import ConfigError
-from tarflow.tables import SPLITS, Split, split_of
+from tarflow.shards import Row, write_shards
+from tarflow.splits import Split, split_of
 
-_SHARD_ROWS = 16384
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
-
-Row = tuple[Split, bytes, int | None]  # split, PNG, label
 
 
 def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> dict[str, int]:
@@ -170,43 +162,6 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
     return write_shards(target, rows(), features[labels[0]].names if labels else [])
 
 
-def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dict[str, int]:
-    """Write rows as Parquet shards of their split into a new folder, whole or not at all.
-
-    Rows without label (None) give a table without that column; `names` are those of the classes.
-
-    Raises:
-        ConfigError: if the folder exists.
-    """
-    if target.exists():
-        raise ConfigError(f"{target} exists; remove it or name another folder")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    waiting: dict[Split, list[Row]] = {split: [] for split in SPLITS}
-    shards, counts = Counter[str](), Counter[str]()
-
-    def flush(split: Split) -> None:
-        path = temporary / f"{split}-{shards[split]:05d}.parquet"
-        pq.write_table(_table(waiting[split], names), path, row_group_size=1024)
-        shards[split] += 1
-        waiting[split].clear()
-
-    try:
-        for row in rows:
-            waiting[row[0]].append(row)
-            counts[row[0]] += 1
-            if len(waiting[row[0]]) == _SHARD_ROWS:
-                flush(row[0])
-        for split in SPLITS:
-            if waiting[split]:
-                flush(split)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return dict(counts)
-
-
 def fit(image: Image.Image, size: int) -> Image.Image:
     """Resize the shorter side to `size` pixels, bilinear, and cut out the centre.
 
@@ -219,25 +174,6 @@ def fit(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
-
-
-def _table(rows: list[Row], names: Sequence[str]) -> pa.Table:
-    """Return rows as a table in the Hugging Face convention, described in its metadata."""
-    columns = {"image": pa.array([{"bytes": png, "path": None} for _, png, _ in rows], _IMAGE)}
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
-    labels = [label for _, _, label in rows]
-    if None not in labels:
-        columns["label"] = pa.array(labels, pa.int64())
-        features["label"] = (
-            {"names": list(names), "_type": "ClassLabel"}
-            if names
-            else {"dtype": "int64", "_type": "Value"}
-        )
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.table(columns).replace_schema_metadata(metadata)
-
-
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def _png(image: Image.Image) -> bytes:

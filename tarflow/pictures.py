@@ -15,7 +15,8 @@ from PIL import Image
 from tarflow.config import ConfigError, ModelConfig
 from tarflow.data import Images, cache_folder
 from tarflow.imports import SUFFIXES, fit
-from tarflow.tables import SPLITS, find_table
+from tarflow.splits import SPLITS
+from tarflow.tables import find_table
 
 _ARRAYS = ("data", "images", "arr_0")  # of pixels in an archive; the first is ImageNet64's
 _LABELS = ("labels", "arr_1")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarflow.config import ConfigError
-from tarflow.tables import Split
+from tarflow.splits import Split
 
 _VERSION = 1  # raised when an index would give another image
 _HELD_OUT = 2000  # images of the validation split, and of the test split

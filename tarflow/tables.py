@@ -13,14 +13,12 @@ Legend: `N` images, `C` colour channels, `S` pixels along one side.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,19 +29,8 @@ from pyarrow import fs
 
 from tarflow.config import ConfigError
 from tarflow.record import write_text
+from tarflow.splits import ALIASES, SPLITS, Split, hash64, split_of
 
-Split: TypeAlias = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-_ALIASES: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 _REMEMBER = 1 << 26  # bytes; smaller files are hashed anew each time, which takes milliseconds
 _ROWS = 1024  # decoded at a time
 
@@ -158,9 +145,9 @@ class Table:
         return named
 
     def _code(self, name: str | None) -> int:
-        if name is None or name not in _ALIASES:
+        if name is None or name not in ALIASES:
             raise ConfigError(f"{self.root}: split '{name}'; write train, validation or test")
-        return SPLITS.index(_ALIASES[name])
+        return SPLITS.index(ALIASES[name])
 
     def _files(self) -> Iterator[pq.ParquetFile]:
         for shard in self.shards:
@@ -294,21 +281,3 @@ def find_table(
             )
     shards = tuple(sorted(found, key=lambda each: each.path))
     return Table(filesystem, root, shards, memory, counts_by_index)
-
-
-def split_of(name: str) -> Split | None:
-    """Return the split a file or folder is named after, None if it is not.
-
-    >>> split_of("val-00000-of-00004.parquet"), split_of("trains")
-    ('validation', None)
-    """
-    word = re.match(r"[a-z]*", name.lower())
-    return _ALIASES.get(word[0]) if word else None
-
-
-def hash64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scramble 64-bit integers (the finaliser of SplitMix64, Steele et al. 2014)."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

@@ -60,3 +60,11 @@ def local_ray():
         patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Keep decoded images in a folder of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TARFLOW_CACHE", str(folder))
+    return folder
