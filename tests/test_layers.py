@@ -5,7 +5,10 @@ import pkgutil
 import subprocess
 import sys
 
-TORCH_FREE = ("tarflow", "tarflow.config", "tarflow.record", "tarflow.cost", "tarflow.data")
+TORCH_FREE = (
+    *("tarflow", "tarflow.config", "tarflow.identity", "tarflow.record"),
+    *("tarflow.cost", "tarflow.data", "tarflow.imports"),
+)
 
 
 def modules(package):
