@@ -77,7 +77,7 @@ def front_table(front: pd.DataFrame, chosen: str) -> Table:
     listed = checklist.front(front)
     shown = Table(title="Pareto front", box=None, pad_edge=False, header_style="bold")
     for name in (*listed.columns, ""):
-        shown.add_column(name, no_wrap=True)
+        shown.add_column(name, no_wrap=name != listed.columns[-1])  # a setting may take two lines
     for cells, name in zip(listed.rows, front["run_id"], strict=True):
         shown.add_row(*cells, "chosen" if name == chosen else "")
     return shown

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import runpy
 import shutil
 import signal
@@ -135,6 +136,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
     assert best.images in {4 * row["images"] for row in runs.values()}
     words = (out / "best.yaml").read_text()
     assert "lowest KID within 1.0% of the lowest BPD" in words.replace("\n# ", " ")
+    assert re.search(r"BPD +KID +±", said)  # numbers are not squeezed out by what is sampled with
     assert "Pareto front" in said
     assert "Pareto front" in (out / "report.html").read_text()
 
