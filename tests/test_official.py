@@ -72,25 +72,30 @@ def test_converted_weights_give_the_published_outputs(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("output", "flags"),
+    ("file", "output", "flags"),
     [
-        ("sample_uncond", ""),
-        ("sample_uncond_temp1.4_g0.8", "--guidance 0.8 --temperature 1.4 --annealed False"),
+        (GREY, "sample_uncond", ""),
+        (GREY, "sample_uncond_temp1.4_g0.8", "--guidance 0.8 --temperature 1.4 --annealed False"),
+        (COND, "sample_cond", "--labels "),
     ],
 )
-def test_the_sample_command_draws_the_published_samples(tmp_path, monkeypatch, output, flags):
+def test_the_sample_command_draws_the_published_samples(
+    tmp_path, monkeypatch, file, output, flags
+):
     """The noise of the reference goes in, its images come out as pixels of the picture."""
-    assert main(["convert", str(write(tmp_path, GREY)), str(tmp_path / "out")]) == 0
+    assert main(["convert", str(write(tmp_path, file)), str(tmp_path / "out")]) == 0
     model, picture = tmp_path / "out" / "model.safetensors", tmp_path / "grid.png"
-    _, tensors = read(GREY)
+    _, tensors = read(file)
     given = tensors["in.noise"]
+    if file == COND:
+        flags += " ".join(str(label) for label in tensors["in.labels"].tolist())
     monkeypatch.setattr("tarflow.sampling.normal_per_image", lambda indices, *_: given[indices])
     layout = ["--count", str(len(given)), "--columns", "1", "--grid", str(picture)]
     assert main(["sample", str(model), *layout, "--denoise", "0", *flags.split()]) == 0
-    pixels = noise.to_pixels(tensors[f"{output}.images"])[:, 0].numpy()
+    pixels = noise.to_pixels(tensors[f"{output}.images"]).permute(0, 2, 3, 1).numpy()
     assert pixels.std() > 40  # neither flat nor clipped away
     size, gap = pixels.shape[1], 2
-    drawn = np.asarray(Image.open(picture)).astype(int)
+    drawn = np.atleast_3d(np.asarray(Image.open(picture))).astype(int)
     for index, expected in enumerate(pixels):
         top = gap + index * (size + gap)
         assert np.abs(drawn[top : top + size, gap:-gap] - expected).max() <= 1

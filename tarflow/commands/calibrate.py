@@ -52,7 +52,10 @@ def calibrate(
 
 
 def _show(plan: Plan) -> None:
-    table = Table("block", "solver", "guess", "seconds", "one by one", "sweeps", "CRM %", "IGM")
+    table = Table("block")
+    table.add_column("solver", no_wrap=True)
+    for name in ("guess", "seconds", "one by one", "sweeps", "CRM %", "IGM"):
+        table.add_column(name)
     table.title = f"batches of {plan.situation.batch if plan.situation else 0}, noise side first"
     rows = reversed(list(enumerate(zip(plan.methods, plan.measured, strict=True))))
     for index, (method, seen) in rows:

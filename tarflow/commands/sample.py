@@ -19,6 +19,7 @@ def sample(
     grid: Path = Path("samples.png"),
     columns: int = 8,
     seed: int = 0,
+    labels: tuple[int, ...] = (),
     batch: int = 64,
     solver: str = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -34,12 +35,15 @@ def sample(
         grid: the picture to write.
         columns: of the picture.
         seed: of the noise; image i depends on (seed, i) only.
+        labels: classes to draw, in turn; by default all of them.
         batch: images at a time.
         solver: sequential, jacobi, selective, segmented:8; or auto: the plan that
             `python -m tarflow calibrate` measured for this batch size, if there is one.
         precision: of matrix products.
         sampling: how.
     """
+    import torch
+
     from tarflow.calibration import choose_plan
     from tarflow.checkpoint import load_model
     from tarflow.device import autocast, choose_device
@@ -57,6 +61,7 @@ def sample(
         count,
         config.sampler,
         config.noise,
+        labels=torch.tensor(labels)[torch.arange(count) % len(labels)] if labels else None,
         seed=seed,
         batch=batch,
         plan=plan,
