@@ -44,7 +44,7 @@ from tarflow.config import (
 from tarflow.model import TarFlow
 from tarflow.noise import normal_per_image
 from tarflow.run import resolve, run
-from tarflow.solver_plan import SEQUENTIAL, Plan, default_tolerance, named_plan
+from tarflow.solver_plan import SEQUENTIAL, Method, Plan, default_tolerance, named_plan
 from tarflow.solvers import invert
 
 GUIDED = SamplerConfig(guidance=1.5)
@@ -166,8 +166,9 @@ def compare(
             noise.clone(), labels, guidance=weight, annealed_guidance=True
         )
     }
-    same = {name: next(each for each in plans if plans[each] == plans[name]) for name in plans}
-    for name in dict.fromkeys(same.values()):  # equal plans are timed once
+    timed_as: dict[tuple[Method, ...], str] = {}  # equal plans are timed once
+    same = {name: timed_as.setdefault(plan.methods, name) for name, plan in plans.items()}
+    for name in timed_as.values():
         calls[name] = partial(invert, flow, noise, labels, sampler, plans[name])
     calls["one parallel pass"] = lambda: flow(exact.float(), labels)[0]
     counts = {name: count(call, flow, batch) for name, call in calls.items()}
