@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from image_files import noise_images
 from PIL import Image
-from test_data import noise_images, write_cifar10
+from test_imports import write_cifar10
 
 from sweeps.presets import IMPORTS, PRESETS, load
 from sweeps.study import resolve
