@@ -5,6 +5,7 @@ Legend: `B` images, `R` rows (`B`, or `2B` with guidance), `n` tokens of a windo
 """
 
 import math
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -76,7 +77,6 @@ class Coefficients:
             IncrementalLayer(cast(Layer, layer), cache, memory.parts, rows)
             for layer, cache in zip(block.attn_blocks, caches, strict=True)
         ]
-        self.room = Room(self.layers[0])
         dtype = caches.dtype
         self.proj_in = SplitLinear.columns(block.proj_in.weight, block.proj_in.bias, 1, dtype)
         self.proj_out = SplitLinear.columns(block.proj_out.weight, block.proj_out.bias, 1, dtype)
@@ -87,6 +87,11 @@ class Coefficients:
         if sampler and sampler.temperature != 1:
             self.cooled = torch.ones(rows, 1, dtype=dtype, device=caches.device)
             self.cooled[batch:] /= sampler.temperature
+
+    @cached_property
+    def room(self) -> Room:
+        """Room for single tokens, made at the first: an accelerator and windows need none."""
+        return Room(self.layers[0])
 
     def __call__(self, tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Return scale and shift (B, n, D) of the successors of n tokens.

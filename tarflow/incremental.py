@@ -60,19 +60,19 @@ class IncrementalLayer:
         """Do the same for one token of all rows, (R, C), whose place is known on the host."""
         attention, mlp = self.norms
         room.normed.copy_(_normed(hidden, attention))
-        torch.baddbmm(self.qkv.bias, room.for_qkv, self.qkv.weight, out=room.qkv)
+        self.qkv.into(room.qkv, room.for_qkv)
         if cooled is not None:
             room.queries *= cooled
         end = index + 1
         self.cache[:, :, index:end] = room.learned
         weights = torch.bmm(room.query, self.keys[:, :, :end]).softmax(2)
         torch.bmm(weights, self.values[:, :end], out=room.attended)
-        torch.baddbmm(self.proj.bias, room.mixed, self.proj.weight, out=room.terms)
+        self.proj.into(room.terms, room.mixed)
         for term in room.each:
             hidden += term
         room.normed.copy_(_normed(hidden, mlp))
-        torch.baddbmm(self.up.bias, room.for_mlp, self.up.weight, out=room.up)
-        torch.baddbmm(self.down.bias, F.gelu(room.up), self.down.weight, out=room.terms)
+        self.up.into(room.up, room.for_mlp)
+        self.down.into(room.terms, F.gelu(room.up))
         for term in room.each:
             hidden += term
 
@@ -129,6 +129,10 @@ class SplitLinear:
         """Map (M, inputs), the same for all parts, or (P, M, inputs) to (P, M, outputs)."""
         inputs = inputs.to(self.weight.dtype)
         return torch.baddbmm(self.bias, inputs.expand(len(self.weight), -1, -1), self.weight)
+
+    def into(self, out: Tensor, inputs: Tensor) -> None:
+        """Map (P, M, inputs), of the weights' type, to `out`, (P, M, outputs)."""
+        torch.baddbmm(self.bias, inputs, self.weight, out=out)
 
 
 @dataclass(frozen=True)
