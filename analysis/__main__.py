@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from tarflow.config import ConfigError
+from tarflow.exit_codes import exit_code_of
 
 
 def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
@@ -172,7 +173,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line and exit code 2."""
-    try:
+
+    def act() -> int:
         code: int = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m analysis",
@@ -181,9 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         return code
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code_of(act)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from sweeps.plan import Plan
 from sweeps.presets import IMPORTS
 from sweeps.study import Study, resolve
 from tarflow.config import ConfigError
+from tarflow.exit_codes import exit_code_of
 from tarflow.identity import with_hash
 from tarflow.storage import check_reachable, locate
 
@@ -28,16 +29,11 @@ EXPENSIVE_MONEY = 5.0  # US dollars: ask first
 
 def command(kind: type[Asked], name: str, act: Callable[[Asked], int]) -> NoReturn:
     """Read options, act on them, and exit as every command here does."""
-    options = tyro.cli(kind, prog=name, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        code = act(options)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        code = 130
-    sys.exit(code)
+    sys.exit(
+        exit_code_of(
+            lambda: act(tyro.cli(kind, prog=name, config=(tyro.conf.FlagCreatePairsOff,)))
+        )
+    )
 
 
 def study_folder(out: Path | None, study: Study) -> Path:

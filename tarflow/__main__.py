@@ -14,8 +14,7 @@ from tarflow.commands.evaluate import evaluate
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
-from tarflow.config import ConfigError
-from tarflow.preemption import Preempted
+from tarflow.exit_codes import exit_code_of
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
@@ -32,7 +31,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line and exit code 2."""
-    try:
+
+    def act() -> int:
         code: int = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m tarflow",
@@ -40,15 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
         )
         return code
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Preempted:
-        print("told to end: the state is saved, the same command goes on from it", file=sys.stderr)
-        return 143
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+    return exit_code_of(act)
 
 
 if __name__ == "__main__":

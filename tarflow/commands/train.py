@@ -1,5 +1,6 @@
 """`python -m tarflow train`: one run from a config file."""
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from rich.console import Console
 
     from tarflow import distributed
+    from tarflow.preemption import Preempted
     from tarflow.run import resolve, run
 
     console = Console(stderr=True, highlight=False)
@@ -40,8 +42,12 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
             f"{left:.0f} s of training left"
         )
 
-    with distributed.process_group():
-        row = run(chosen, folder, role="final", report=report)
+    try:
+        with distributed.process_group():
+            row = run(chosen, folder, role="final", report=report)
+    except Preempted:
+        console.print("told to end: the state is saved, the same command goes on from it")
+        return 128 + signal.SIGTERM
     if row.get("status") == "failed":
         console.print(f"failed: {row['error']} (all of it in {folder}/error.txt)")
         return 1
