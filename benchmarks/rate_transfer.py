@@ -7,7 +7,7 @@ and are scored by the loss of their weight average on the validation images. The
 at a small size is used at a large one. What it gives up is its loss less that of the best rate
 there, in nats per dimension, paired by seed. Compared are, from 8 to 64 channels: one rate for
 all, the power law of the preset, and `optim.base_channels`; in depth, where there is no rule, one
-rate for 4 times the layers and for 4 times the blocks.
+rate for 4 times the layers and for 4 times the blocks. Muon stands beside them, at both widths.
 
 A rate is beyond the edge if the training of a seed fails or ends worse than an untrained flow.
 With `--check` the exit code is 1 if twice the preset's rate is, at any of the preset's widths.
@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,12 +49,13 @@ FAILED = math.inf
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, and the width that its rates refer to."""
+    """A model, the width that its rates refer to, and what updates it."""
 
     channels: int
     blocks: int = 4
     layers: int = 1
     base_channels: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Point:
         """The file that keeps its loss."""
         shape = self.shape
         size = f"c{shape.channels}-b{shape.blocks}-l{shape.layers}-base{shape.base_channels}"
+        size += f"-{shape.optimizer}" * (shape.optimizer != "adamw")
         return f"{size}-{self.rate:.4g}-s{self.seed}.json"
 
     @property
@@ -81,7 +84,12 @@ class Point:
                 base.model, channels=shape.channels, blocks=shape.blocks, layers=shape.layers
             ),
             data=data.resolve(base.data),
-            optim=replace(base.optim, lr=self.rate, base_channels=shape.base_channels),
+            optim=replace(
+                base.optim,
+                lr=self.rate,
+                base_channels=shape.base_channels,
+                optimizer=shape.optimizer,
+            ),
             images=STEPS * base.batch,
             seed=self.seed,
             execution=ExecutionConfig(device="cpu", threads=1, micro_batch=base.batch),
@@ -89,11 +97,14 @@ class Point:
 
 
 NARROW, WIDE, RULED = Shape(8), Shape(64), Shape(64, base_channels=8)
+NARROW_MUON, WIDE_MUON = Shape(8, optimizer="muon"), Shape(64, optimizer="muon")
 SHALLOW, LAYERS, BLOCKS = Shape(16, 2, 1), Shape(16, 2, 4), Shape(16, 8, 1)
 NAMES = {
     NARROW: "8 channels",
     WIDE: "64 channels",
     RULED: "64, base_channels 8",
+    NARROW_MUON: "8, Muon",
+    WIDE_MUON: "64, Muon",
     SHALLOW: "2 blocks of 1 layer",
     LAYERS: "2 blocks of 4",
     BLOCKS: "8 blocks of 1",

@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import importlib.util
 import multiprocessing
+import resource
 import statistics
 import sys
 import time
@@ -40,7 +41,7 @@ from tarflow.resume import new_state
 from tarflow.training import batches, train_step
 
 CPU = torch.device("cpu")
-Work = Callable[[], None]
+Work = Callable[[], object]
 LARGE = ModelConfig(image_size=32, image_channels=3, patch=2, channels=256, blocks=4, layers=4)
 SMALL = ModelConfig(patch=7, channels=64, blocks=4, layers=2)
 LARGE_BATCH, SMALL_BATCH = 16, 128
@@ -55,7 +56,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the layers of ours")
     arguments = parser.parse_args()
     execution = ExecutionConfig(device="cpu", threads=arguments.threads, compile=arguments.compile)
-    choose_device(execution)
     default = resolve_precision("auto", CPU, LARGE)
     large = {
         "ours float32": our_step(LARGE, LARGE_BATCH, "float32", execution),
@@ -71,9 +71,13 @@ def main() -> None:
         if not path.exists():
             sys.exit(f"there is no {path}")
         large["ours bfloat16"] = our_step(LARGE, LARGE_BATCH, "bfloat16", execution)
-        large["official float32"] = elsewhere(path, threads, LARGE, LARGE_BATCH, False)
-        large["official bfloat16"] = elsewhere(path, threads, LARGE, LARGE_BATCH, True)
-        small["official"] = elsewhere(path, threads, SMALL, SMALL_BATCH, False)
+        large["official float32"] = elsewhere(
+            official_step, path, threads, LARGE, LARGE_BATCH, False
+        )
+        large["official bfloat16"] = elsewhere(
+            official_step, path, threads, LARGE, LARGE_BATCH, True
+        )
+        small["official"] = elsewhere(official_step, path, threads, SMALL, SMALL_BATCH, False)
     seconds = {**measure(large, rounds=5), **measure(small, rounds=30)}
     for name, each in seconds.items():
         print(f"{name:20} {statistics.median(each) * 1e3:9.1f} ms")
@@ -148,6 +152,7 @@ def random_pixels(model: ModelConfig, batch: int) -> torch.Tensor:
 
 def our_step(model: ModelConfig, batch: int, precision: Any, execution: ExecutionConfig) -> Work:
     """Return a training step of this package."""
+    choose_device(execution)
     config = replace(run_config(model, batch), precision=precision, execution=execution)
     state = new_state(config, CPU)
     pixels = random_pixels(model, batch)
@@ -158,33 +163,36 @@ def our_step(model: ModelConfig, batch: int, precision: Any, execution: Executio
     return step
 
 
-def elsewhere(path: Path, threads: int, model: ModelConfig, batch: int, bfloat16: bool) -> Work:
-    """Return what has a process of its own do a step of the published code, and waits."""
+def elsewhere(make: Callable[..., Work], *arguments: Any) -> Callable[[], int]:
+    """Return what has a process of its own do some work, and gives its peak memory in bytes."""
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
-    arguments = (there, path, threads, model, batch, bfloat16)
-    spawning.Process(target=serve, args=arguments, daemon=True).start()
+    spawning.Process(target=serve, args=(there, make, *arguments), daemon=True).start()
 
-    def step() -> None:
+    def work() -> int:
         here.send(None)
-        here.recv()
+        peak: int = here.recv()
+        return peak
 
-    return step
+    return work
 
 
-def serve(asked: Connection, path: Path, threads: int, *arguments: Any) -> None:
-    """Do a step of the published code whenever asked."""
-    torch.set_num_threads(threads)
-    step = official_step(load(path), *arguments)
+def serve(asked: Connection, make: Callable[..., Work], *arguments: Any) -> None:
+    """Make some work and do it whenever asked."""
+    work = make(*arguments)
     with contextlib.suppress(EOFError):  # at the end
         while True:
             asked.recv()
-            step()
-            asked.send(None)
+            work()
+            asked.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def official_step(published: Any, model: ModelConfig, batch: int, bfloat16: bool) -> Work:
+def official_step(
+    path: Path, threads: int, model: ModelConfig, batch: int, bfloat16: bool
+) -> Work:
     """Return a training step of the published code, as its script does one."""
+    torch.set_num_threads(threads)
+    published = load(path)
     flow = published.Model(
         model.image_channels,
         model.image_size,
