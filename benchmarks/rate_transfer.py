@@ -12,7 +12,7 @@ rate for 4 times the layers and for 4 times the blocks. Muon stands beside them,
 A rate is beyond the edge if the training of a seed fails or ends worse than an untrained flow.
 With `--check` the exit code is 1 if twice the preset's rate is, at any of the preset's widths.
 
-Every run is kept in FOLDER, so the same command goes on after `--seconds`; ten minutes in all.
+Every run is kept in FOLDER, so the same command goes on after `--seconds`; fifteen minutes in all.
 """
 
 import argparse
