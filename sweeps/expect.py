@@ -12,8 +12,8 @@ with `layers` counted over all blocks, `scored` the images that are scored or fi
 (forward, and backward to the image: as dear as a training image) and `rate` that of a short
 matrix-product probe with all cores busy. VALUE_FLOPS stands for all work that is no matrix
 product, which is most of it in small models. An accelerator is taken at its data-sheet peak times
-a share that grows with the width. Finished runs of the study then correct both parts by the
-median of their ratios.
+a share that grows with the width, and no faster than its host launches the work. Finished runs of
+the study then correct both parts by the median of their ratios.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from sweeps.study import unknown
 from tarflow import cost, record
 from tarflow.config import ConfigError, RunConfig, from_dict
 from tarflow.data import cache_folder
+from tarflow.step_time import LAUNCH_SECONDS
 
 # Measured on a Xeon core with AVX-512.
 VALUE_FLOPS = 15_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
@@ -76,12 +77,16 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     flops = float(cost.training_flops(model))
     if rate.accelerator:
         share = ACCELERATOR_SHARE * model.channels / (model.channels + ACCELERATOR_WIDTH)
-        per_image, per_layer = flops / (rate.flops * share), 0.0
+        per_image = flops / (rate.flops * share)
     else:
         values = model.tokens * model.channels * layers
-        per_image, per_layer = (flops + VALUE_FLOPS * values) / rate.flops, LAYER_SECONDS
+        per_image = (flops + VALUE_FLOPS * values) / rate.flops
     train = config.images * per_image / config.execution.workers
-    train += config.images / config.batch * layers * per_layer
+    passes = config.images / config.batch * layers  # through one layer, of a batch
+    if rate.accelerator:
+        train = max(train, passes * LAUNCH_SECONDS)
+    else:
+        train += passes * LAYER_SECONDS
     scored = evaluation.decoder_images + validation_images * evaluation.draws
     batches = -(-evaluation.samples // SAMPLING_BATCH)
     sampling = batches * model.tokens * layers * SAMPLING_SECONDS

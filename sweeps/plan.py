@@ -256,7 +256,11 @@ def comes_to(plan: Plan) -> list[str]:
         + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s",
         f"seconds from a {plan.rate.source}"
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
-        + f"; a single run is within about {plan.spread:.0%}",
+        + (
+            "; nothing measured yet, the first finished runs will correct it"
+            if plan.rate.accelerator and not plan.corrected_by
+            else f"; a single run is within about {plan.spread:.0%}"
+        ),
     ]
     if plan.saved:
         share = human.percent(plan.saved / plan.flops)

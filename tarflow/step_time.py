@@ -1,8 +1,9 @@
 """How long a training step takes on many workers, from arithmetic, memory and links.
 
-    step         = products + traffic + optimizer + waiting
+    step         = products + traffic + launching + optimizer + waiting
     products     = training FLOPs of a worker's images / (PRODUCTS_SHARE * peak rate)
     traffic      = TRAFFIC_VALUES * C values per token and layer / memory bandwidth
+    launching    = what LAUNCH_SECONDS per layer and pass are longer than products + traffic
     optimizer    = OPTIMIZER_VALUES per parameter that a worker updates / memory bandwidth
     exchange(b)  = b * ((g - 1) / (g * link) + (N - 1) / (N * g * network))
                    + messages * ((g - 1) * link latency + ceil(log2 N) * network latency)
@@ -10,7 +11,8 @@
 for N nodes of g workers each. An exchange is a reduce-scatter or an all-gather of `b` bytes: rings
 within the nodes (Patarasuk and Yuan 2009), trees between them, where the workers of a node send an
 equal part each over a network port of their own (Thakur et al. 2005); both in the model of Hockney
-(1994), a latency and a bandwidth. A measured MFU stands for products, traffic and optimizer.
+(1994), a latency and a bandwidth. The host launches the work of a device and either is the slower
+one. A measured MFU stands for all but the waiting.
 
 - Replicated (DDP, Li et al. 2020, arXiv 2006.15704): an all-reduce, two exchanges, of the float32
   gradients once a step, in buckets of 25 MB. It goes on behind the backward pass of the last
@@ -21,8 +23,8 @@ equal part each over a network port of their own (Thakur et al. 2005); both in t
   before; the first layer has nothing to hide behind.
 
 Waiting is what does not fit behind the work. Left out: the slowdown of products by the exchange
-that goes on beside them, workers of unequal speed, the time to launch kernels, and data, which
-`benchmarks/data_loading.py` measures. Nothing here was measured on a large cluster.
+that goes on beside them, workers of unequal speed, and data, which `benchmarks/data_loading.py`
+measures. Nothing here was measured on a large cluster.
 
 Legend: `T` tokens per image, `C` channels.
 """
@@ -36,6 +38,7 @@ from tarflow.config import RunConfig, round_images
 
 PRODUCTS_SHARE = 0.6  # of the peak that large matrix products reach on an accelerator, assumed
 TRAFFIC_VALUES = 54  # read or written by norms, residuals and GELU: 18 forward, twice it backward
+LAUNCH_SECONDS = 1e-3  # of the host for a layer, forward and backward; 1.2 to 2.1 on a Xeon core
 OPTIMIZER_VALUES = 10  # float32: clipping 3 (norm, scale), AdamW 7 (w, g, m, v in; w, m, v out)
 AVERAGE_VALUES = 3  # of the weight average: two in, one out
 BUCKET_BYTES = 25 * 2**20  # of gradients that are sent together
@@ -73,6 +76,7 @@ class StepTime:
 
     products: float  # matrix products; with a measured MFU all that a worker does by itself
     traffic: float  # activations between memory and device
+    launching: float  # what the device waits for the host to give it work
     optimizer: float
     communication: float  # exchanges, if nothing hid them
     waiting: float  # what of them is not hidden
@@ -82,7 +86,7 @@ class StepTime:
     @property
     def alone(self) -> float:
         """Seconds if nothing had to be exchanged."""
-        return self.products + self.traffic + self.optimizer
+        return self.products + self.traffic + self.launching + self.optimizer
 
     @property
     def seconds(self) -> float:
@@ -100,6 +104,7 @@ class StepTime:
         parts = {
             "products": self.products,
             "memory bandwidth": self.traffic,
+            "launching": self.launching,
             "optimizer": self.optimizer,
             "communication": self.waiting,
         }
@@ -125,21 +130,24 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
     peak = device.flops["float32" if wide else "bfloat16"]
     flops = float(cost.training_flops(model)) * images
     narrow = cost.NARROW.get(config.precision, 2 if config.precision == "auto" else 4)
-    weights = cost.params_total(model)
+    weights, layers = cost.params_total(model), model.blocks * model.layers
     if mfu:
-        products, traffic, optimizer = flops / (mfu * peak), 0.0, 0.0
+        products = flops / (mfu * peak)
+        traffic = launching = optimizer = 0.0
     else:
         work = 4 / 3 if again else 1.0  # the forward pass of a layer is done twice
-        values = images * model.tokens * model.blocks * model.layers * model.channels
+        values = images * model.tokens * layers * model.channels
         updated = weights / (cluster.workers if sharded else 1)
         per_weight = OPTIMIZER_VALUES + (AVERAGE_VALUES if config.optim.ema else 0)
         products = work * flops / (PRODUCTS_SHARE * peak)
         traffic = work * values * TRAFFIC_VALUES * narrow / device.bandwidth
+        launches = work * passes * layers * LAUNCH_SECONDS
+        launching = max(0.0, launches - products - traffic)
         optimizer = updated * per_weight * 4 / device.bandwidth
-    forward = (products + traffic) / passes * (0.25 if again else 1 / 3)
-    backward = (products + traffic) / passes - forward
+    one_pass = (products + traffic + launching) / passes
+    forward = one_pass * (0.25 if again else 1 / 3)
+    backward = one_pass - forward
     if sharded:
-        layers = model.blocks * model.layers
         gather = cluster.exchange(weights * narrow, layers)
         scatter = cluster.exchange(weights * 4, layers)
         communication = passes * (2 * gather + scatter)
@@ -153,8 +161,9 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
         waiting = _unhidden(communication, backward, buckets)
     if not cluster.overlaps:
         waiting = communication
+    every = images * cluster.workers
     return StepTime(
-        products, traffic, optimizer, communication, waiting, images * cluster.workers, sharded
+        products, traffic, launching, optimizer, communication, waiting, every, sharded
     )
 
 

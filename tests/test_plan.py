@@ -113,6 +113,7 @@ def test_accelerators_are_priced(tmp_path):
     listed = make_plan(study, tmp_path)
     assert listed.price == cost.ACCELERATORS["A100"].price
     assert listed.money == pytest.approx(listed.device_hours * listed.price)
+    assert any("nothing measured yet" in line for line in summary(study, listed))
     faster = make_plan(study, tmp_path, accelerator="H100", price=9.0)
     assert faster.device_hours < listed.device_hours
     assert faster.price == 9.0

@@ -7,7 +7,7 @@ import pytest
 from tarflow import cost
 from tarflow.__main__ import main
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig, to_yaml
-from tarflow.step_time import Cluster, step_time, weak_scaling
+from tarflow.step_time import LAUNCH_SECONDS, Cluster, step_time, weak_scaling
 
 DEVICE = cost.Accelerator({"float32": 1e13, "bfloat16": 1e14}, 80e9, 1.0, 1e12, 1e11)
 RUN = RunConfig(
@@ -36,6 +36,7 @@ def test_one_worker_waits_for_nobody():
     flops = cost.training_flops(RUN.model) * 64
     assert step.products == pytest.approx(flops / 0.6 / 1e14, rel=1e-12)
     assert step.optimizer == pytest.approx(13 * 4 * cost.params_total(RUN.model) / 1e12, rel=1e-12)
+    assert step.launching == 0
     assert step.seconds == step.products + step.traffic + step.optimizer
     measured = step_time(RUN, ONE, mfu=0.3)
     assert measured.seconds == pytest.approx(flops / 0.3 / 1e14, rel=1e-12)
@@ -50,9 +51,20 @@ def test_gradients_hide_behind_the_backward_pass_but_for_the_last_bucket():
     assert step.waiting == pytest.approx(step.communication / buckets, rel=1e-12)
     assert step_time(RUN, replace(cluster, overlaps=False)).waiting == step.communication
     slow = step_time(RUN, replace(cluster, device=replace(DEVICE, link=1e9)))
-    backward = 2 / 3 * (slow.products + slow.traffic)
+    backward = 2 / 3 * (slow.products + slow.traffic + slow.launching)
     assert slow.waiting == pytest.approx(slow.communication - backward, rel=1e-12)
     assert slow.limit == "communication"
+
+
+def test_a_fast_device_waits_for_the_host_of_a_small_model():
+    small = replace(RUN, model=replace(RUN.model, channels=64))
+    step = step_time(small, ONE)
+    assert step.limit == "launching"
+    assert step.seconds == pytest.approx(16 * LAUNCH_SECONDS + step.optimizer, rel=1e-12)
+    passes = replace(small, execution=ExecutionConfig(micro_batch=16))
+    assert step_time(passes, ONE).seconds == pytest.approx(
+        4 * 16 * LAUNCH_SECONDS + step.optimizer, rel=1e-12
+    )
 
 
 def test_divided_state_travels_half_as_often_again():

@@ -105,6 +105,7 @@ def _parts(step: StepTime) -> str:
     parts = {
         "products": step.products,
         "memory": step.traffic,
+        "launching": step.launching,
         "optimizer": step.optimizer,
         "waiting for others": step.waiting,
     }
