@@ -23,3 +23,14 @@ def test_a_reader_that_leaves_early_is_no_error(command):
     assert started.stderr.read() == b""
     started.stderr.close()
     assert started.wait() == 141
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error():
+    code = (
+        "from tarflow.exit_codes import exit_code_of\n"
+        "def act(): raise BrokenPipeError('to a worker')\n"
+        "exit_code_of(act)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert ended.returncode == 1
+    assert b"BrokenPipeError: to a worker" in ended.stderr
