@@ -5,7 +5,9 @@ This file may be sent alone to a machine that has the package installed (`ray su
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -66,8 +68,8 @@ def final(options: Options) -> int:
     """
     out = folder(options.study)
     study = resolve(load(str(out)))
-    findings = find(*read_study(out))
-    config, why = chosen(options, out, findings)
+    fits = cache(lambda: find(*read_study(out)))  # seconds long: not before mistakes are told
+    config, why = chosen(options, out, fits)
     run = planned(study, config)
     before = finished(out, run.run_id)
     if before and before["split"] != "test":
@@ -75,11 +77,11 @@ def final(options: Options) -> int:
             f"run {run.run_id} was trained already, to be compared on the {before['split']} "
             "split: a final run is a new one, ask for another --flops"
         )
-    said = read_forecast(out, run) or forecast(findings, run.config, run.run_id)
+    said = read_forecast(out, run) or forecast(fits(), run.config, run.run_id)
     plan = make_plan(study, out, runs=[run])
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table(plan))
-    for line in [*comes_to(plan), *why.splitlines(), said.in_words, *read_before(findings, run)]:
+    for line in [*comes_to(plan), *why.splitlines(), said.in_words, *read_before(fits(), run)]:
         console.print(line, soft_wrap=True)
     if options.dry_run:
         return 0
@@ -105,16 +107,18 @@ def folder(name: str) -> Path:
     return path
 
 
-def chosen(options: Options, out: Path, findings: Findings) -> tuple[RunConfig, str]:
+def chosen(options: Options, out: Path, fits: Callable[[], Findings]) -> tuple[RunConfig, str]:
     """Return the config to train, and why this one.
 
     Raises:
-        ConfigError: if there is none, or two were asked for.
+        ConfigError: if there is none, two were asked for, or the budget is not positive.
     """
     if options.flops is not None:
         if options.config:
             raise ConfigError("give --flops or --config, not both")
-        found = recommend(findings, options.flops)
+        if options.flops <= 0:
+            raise ConfigError(f"flops is {options.flops:g}: a budget must be positive")
+        found = recommend(fits(), options.flops)
         return found.config, found.explanation
     path = locate(options.config or out / "best.yaml")
     if not path.is_file():
