@@ -8,25 +8,21 @@ step with every switch at its default over that of the step, and the most memory
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
 import torch
-from train_step import CPU, LARGE, LARGE_BATCH, elsewhere, random_pixels, run_config
+from train_step import CPU, LARGE, LARGE_BATCH, elsewhere, measure, our_step, ratio, run_config
 
 from tarflow.config import ExecutionConfig, OptimConfig, RunConfig
-from tarflow.device import choose_device, resolve_precision
-from tarflow.resume import new_state
-from tarflow.training import train_step
+from tarflow.device import resolve_precision
 
 
 def variants(threads: int) -> dict[str, RunConfig]:
     """Return the default first, then what differs by one switch."""
-    execution = ExecutionConfig(device="cpu", threads=threads, micro_batch=LARGE_BATCH)
+    execution = ExecutionConfig(device="cpu", threads=threads)
     precision = resolve_precision("auto", CPU, LARGE)
-    default = replace(run_config(LARGE, LARGE_BATCH), precision=precision, execution=execution)
+    default = run_config(LARGE, LARGE_BATCH, precision, execution)
 
     def executed(**switch: bool | int) -> RunConfig:
         return replace(default, execution=replace(execution, **switch))
@@ -49,27 +45,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each")
     arguments = parser.parse_args()
-    steps = {name: elsewhere(make, config) for name, config in variants(arguments.threads).items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    peaks = {}
-    for number in range(arguments.rounds + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            peaks[name] = step()
-            if number:  # the first steps allocate and compile
-                seconds[name].append(time.perf_counter() - begin)
-    default = next(iter(seconds.values()))
+    runs = variants(arguments.threads)
+    steps = {name: elsewhere(our_step, config) for name, config in runs.items()}
+    seconds = measure(steps, arguments.rounds)
+    default = next(iter(steps))
     print(f"{'':30} {'ms':>7} {'speed':>6} {'MiB':>6}")
-    for name, each in seconds.items():
-        speed = median(first / own for first, own in zip(default, each, strict=True))
-        print(f"{name:30} {median(each) * 1e3:7.0f} {speed:6.2f} {peaks[name] / 2**20:6.0f}")
-
-
-def make(config: RunConfig) -> Callable[[], object]:
-    """Return a training step of this run."""
-    choose_device(config.execution)
-    state, pixels = new_state(config, CPU), random_pixels(config.model, config.batch)
-    return lambda: train_step(state, state.flow, pixels, None, config)
+    for name, step in steps.items():
+        speed, peak = ratio(seconds, default, name), step() / 2**20
+        print(f"{name:30} {median(seconds[name]) * 1e3:7.0f} {speed:6.2f} {peak:6.0f}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,21 +56,21 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the layers of ours")
     arguments = parser.parse_args()
     execution = ExecutionConfig(device="cpu", threads=arguments.threads, compile=arguments.compile)
-    default = resolve_precision("auto", CPU, LARGE)
+    default, narrow = (resolve_precision("auto", CPU, model) for model in (LARGE, SMALL))
     large = {
-        "ours float32": our_step(LARGE, LARGE_BATCH, "float32", execution),
+        "ours float32": our_step(run_config(LARGE, LARGE_BATCH, "float32", execution)),
         "products": layer_products(LARGE, LARGE_BATCH),
-        f"ours {default}": our_step(LARGE, LARGE_BATCH, default, execution),
+        f"ours {default}": our_step(run_config(LARGE, LARGE_BATCH, default, execution)),
     }
     small = {
-        "ours": our_step(SMALL, SMALL_BATCH, resolve_precision("auto", CPU, SMALL), execution),
+        "ours": our_step(run_config(SMALL, SMALL_BATCH, narrow, execution)),
         "data": next_batch(SMALL, SMALL_BATCH),
     }
     if arguments.official:
         path, threads = arguments.official / "transformer_flow.py", arguments.threads
         if not path.exists():
             sys.exit(f"there is no {path}")
-        large["ours bfloat16"] = our_step(LARGE, LARGE_BATCH, "bfloat16", execution)
+        large["ours bfloat16"] = our_step(run_config(LARGE, LARGE_BATCH, "bfloat16", execution))
         large["official float32"] = elsewhere(
             official_step, path, threads, LARGE, LARGE_BATCH, False
         )
@@ -121,7 +121,7 @@ def main() -> None:
         sys.exit("a bar is missed")
 
 
-def measure(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+def measure(works: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each work in each round; the works take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
@@ -139,9 +139,18 @@ def ratio(seconds: dict[str, list[float]], above: str, below: str) -> float:
     return statistics.median(first / second for first, second in pairs)
 
 
-def run_config(model: ModelConfig, batch: int) -> RunConfig:
+def run_config(
+    model: ModelConfig, batch: int, precision: Any, execution: ExecutionConfig
+) -> RunConfig:
     """Return a run that no measurement comes to the end of."""
-    return RunConfig(model=model, data=DataConfig(hash="none"), batch=batch, images=batch * 1000)
+    return RunConfig(
+        model=model,
+        data=DataConfig(hash="none"),
+        batch=batch,
+        images=batch * 1000,
+        precision=precision,
+        execution=execution,
+    )
 
 
 def random_pixels(model: ModelConfig, batch: int) -> torch.Tensor:
@@ -150,12 +159,11 @@ def random_pixels(model: ModelConfig, batch: int) -> torch.Tensor:
     return torch.randint(256, shape, dtype=torch.uint8)
 
 
-def our_step(model: ModelConfig, batch: int, precision: Any, execution: ExecutionConfig) -> Work:
+def our_step(config: RunConfig) -> Work:
     """Return a training step of this package."""
-    choose_device(execution)
-    config = replace(run_config(model, batch), precision=precision, execution=execution)
+    choose_device(config.execution)
     state = new_state(config, CPU)
-    pixels = random_pixels(model, batch)
+    pixels = random_pixels(config.model, config.batch)
 
     def step() -> None:
         train_step(state, state.flow, pixels, None, config)
@@ -219,7 +227,8 @@ def official_step(
 
 def next_batch(model: ModelConfig, batch: int) -> Work:
     """Return what gets the next batch of embedded digits."""
-    config = replace(run_config(model, batch), data=data.resolve(DataConfig()))
+    config = run_config(model, batch, "auto", ExecutionConfig())
+    config = replace(config, data=data.resolve(DataConfig()))
     source = batches(config, 0, CPU)
 
     def get() -> None:
