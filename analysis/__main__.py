@@ -48,13 +48,15 @@ def best(
         out: file to write; by default best.yaml in the study.
         seed: of the bootstrap.
     """
-    from analysis.advice import recommend
+    from analysis.advice import check_budget, recommend
     from analysis.find import find
     from analysis.report import read_study
     from tarflow.config import to_yaml
     from tarflow.record import write_text
     from tarflow.storage import locate
 
+    if flops is not None:
+        check_budget(flops)  # the laws take seconds to fit
     found = recommend(find(*read_study(locate(study)), seed=seed), flops)
     path = out or locate(study) / "best.yaml"
     write_text(

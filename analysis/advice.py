@@ -34,6 +34,16 @@ def learning_rate(runs: pd.DataFrame, params: float) -> float:
     return float(np.exp(np.interp(np.log(params), np.log(x), np.log(y))))
 
 
+def check_budget(flops: float) -> None:
+    """Refuse what is no budget of training FLOPs.
+
+    Raises:
+        ConfigError: if it is not positive, or endless.
+    """
+    if not 0 < flops < float("inf"):
+        raise ConfigError(f"flops is {flops:g}: a budget must be positive")
+
+
 def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     """Write the config of the next budget, 4 times the study's largest by default.
 
@@ -47,8 +57,7 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     if not len(runs):
         raise ConfigError("nothing to recommend: no finished grid run in this study")
     flops = NEXT * float(findings.budgets[-1].flops) if flops is None else flops
-    if not 0 < flops < float("inf"):
-        raise ConfigError(f"flops is {flops:g}: a budget must be positive")
+    check_budget(flops)
     best = best_run(runs)
     template = read_config(best)
     found = allocate(

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from analysis.advice import recommend
+from analysis.advice import check_budget, recommend
 from analysis.find import find
 from analysis.findings import Findings
 from analysis.forecast import Forecast, achieved, forecast
@@ -116,8 +116,7 @@ def chosen(options: Options, out: Path, fits: Callable[[], Findings]) -> tuple[R
     if options.flops is not None:
         if options.config:
             raise ConfigError("give --flops or --config, not both")
-        if options.flops <= 0:
-            raise ConfigError(f"flops is {options.flops:g}: a budget must be positive")
+        check_budget(options.flops)
         found = recommend(fits(), options.flops)
         return found.config, found.explanation
     path = locate(options.config or out / "best.yaml")
