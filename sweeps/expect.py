@@ -75,18 +75,16 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     model, evaluation = config.model, config.evaluation
     layers = model.blocks * model.layers
     flops = float(cost.training_flops(model))
+    images = config.images / config.execution.workers
+    passes = config.images / config.batch * layers  # through one layer, of a batch
     if rate.accelerator:
         share = ACCELERATOR_SHARE * model.channels / (model.channels + ACCELERATOR_WIDTH)
         per_image = flops / (rate.flops * share)
+        train = max(images * per_image, passes * LAUNCH_SECONDS)
     else:
         values = model.tokens * model.channels * layers
         per_image = (flops + VALUE_FLOPS * values) / rate.flops
-    train = config.images * per_image / config.execution.workers
-    passes = config.images / config.batch * layers  # through one layer, of a batch
-    if rate.accelerator:
-        train = max(train, passes * LAUNCH_SECONDS)
-    else:
-        train += passes * LAYER_SECONDS
+        train = images * per_image + passes * LAYER_SECONDS
     scored = evaluation.decoder_images + validation_images * evaluation.draws
     batches = -(-evaluation.samples // SAMPLING_BATCH)
     sampling = batches * model.tokens * layers * SAMPLING_SECONDS
