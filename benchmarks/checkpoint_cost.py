@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from tarflow import data, resume, training
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
+from tarflow.device import choose_device, synchronize
 from tarflow.state import StateWriter
+from tarflow.step import TrainStep
 
 WINDOW, ROUNDS = 6.0, 5  # seconds, and windows of each kind
 BAR = 0.02
@@ -44,12 +44,15 @@ def window(step: Callable[[], None], seconds: float) -> float:
 
 def main() -> int:
     """Print the cost of a state and its share of the default interval."""
-    device = torch.device("cpu")
+    device = choose_device(CONFIG.execution)
     state = resume.new_state(CONFIG, device)
     batches = training.batches(CONFIG, 0, device)
 
+    update = TrainStep(state, state.flow, CONFIG)
+
     def step() -> None:
-        training.train_step(state, state.flow, *next(batches), CONFIG)
+        update(*next(batches))
+        synchronize(device)
 
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as folder:
         where = Path(folder)

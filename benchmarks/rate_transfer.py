@@ -38,7 +38,8 @@ from tarflow import data, noise
 from tarflow.config import ExecutionConfig, RunConfig
 from tarflow.likelihood import negative_log_likelihood
 from tarflow.model import TarFlow
-from tarflow.training import Diverged, train
+from tarflow.step import Diverged
+from tarflow.training import train
 
 STUDY = digits()
 STEPS, SEEDS = 256, 3

@@ -1,6 +1,6 @@
-"""What each switch of training costs and gains on this CPU: time of a step and peak memory.
+"""What each switch of training costs and gains here: time of a step and peak memory.
 
-    python benchmarks/switches.py [--threads 2] [--rounds 5]
+    python benchmarks/switches.py [--threads 2] [--rounds 5] [--device cuda]
 
 Steps of a 256-channel flow (4 blocks of 4 layers, 256 tokens, batch 16) that differ by one switch
 take turns, each in a process of its own. Printed are the median over the rounds of the time of the
@@ -12,16 +12,15 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from train_step import CPU, LARGE, LARGE_BATCH, elsewhere, measure, our_step, ratio, run_config
+from train_step import LARGE, LARGE_BATCH, elsewhere, measure, our_step, ratio, run_config
 
 from tarflow.config import ExecutionConfig, OptimConfig, RunConfig
-from tarflow.device import resolve_precision
+from tarflow.device import choose_device, resolve_precision
 
 
-def variants(threads: int) -> dict[str, RunConfig]:
+def variants(execution: ExecutionConfig) -> dict[str, RunConfig]:
     """Return the default first, then what differs by one switch."""
-    execution = ExecutionConfig(device="cpu", threads=threads)
-    precision = resolve_precision("auto", CPU, LARGE)
+    precision = resolve_precision("auto", choose_device(execution), LARGE)
     default = run_config(LARGE, LARGE_BATCH, precision, execution)
 
     def executed(**switch: bool | int) -> RunConfig:
@@ -44,8 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument("--rounds", type=int, default=5, help="steps of each")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
-    runs = variants(arguments.threads)
+    runs = variants(ExecutionConfig(device=arguments.device, threads=arguments.threads))
     steps = {name: elsewhere(our_step, config) for name, config in runs.items()}
     seconds = measure(steps, arguments.rounds)
     default = next(iter(steps))

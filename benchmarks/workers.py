@@ -31,8 +31,8 @@ from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import Accelerator
 from tarflow.device import choose_device
 from tarflow.resume import new_state
+from tarflow.step import TrainStep
 from tarflow.step_time import Cluster, step_time
-from tarflow.training import train_step
 
 BAR = 0.90
 CPU = torch.device("cpu")
@@ -163,11 +163,12 @@ def ways(config: RunConfig) -> dict[str, Callable[[], Any]]:
     model = config.model
     shape = (config.batch, model.image_channels, model.image_size, model.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8)
+    alone, together = TrainStep(state, state.flow, config), TrainStep(state, parallel, config)
     bucket, scalar = torch.zeros(BUCKET // 4), torch.zeros(1)
     return {
-        "process": lambda: train_step(state, state.flow, pixels, None, config),
-        "workers": lambda: train_step(state, parallel, pixels, None, config),
-        "apart": lambda: train_step(state, state.flow, pixels, None, config),
+        "process": lambda: alone(pixels, None),
+        "workers": lambda: together(pixels, None),
+        "apart": lambda: alone(pixels, None),
         "exchange": lambda: dist.all_reduce(bucket),
         "hop": lambda: dist.all_reduce(scalar),
     }

@@ -98,8 +98,6 @@ def divide(flow: nn.Module, device: torch.device, precision: str) -> None:
     Under bfloat16 the matrices travel in it and gradients are summed in float32. Norms and
     embeddings stay in float32, as under autocast, so that dividing changes no arithmetic.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     mesh = init_device_mesh(device.type, (world_size(),))
     low = precision == "bfloat16"
     matrices = MixedPrecisionPolicy(

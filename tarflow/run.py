@@ -31,7 +31,8 @@ from tarflow.record import (
 from tarflow.resume import forget_states
 from tarflow.schedule import shared_images
 from tarflow.state_files import remove_state
-from tarflow.training import Diverged, Report, train
+from tarflow.step import Diverged
+from tarflow.training import Report, train
 from tarflow.trunk import Trunk
 
 

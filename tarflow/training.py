@@ -1,9 +1,8 @@
-"""Training of one run: step, memory, loop. The same function everywhere, from laptop to cluster.
+"""Training of one run: memory and loop. The same function everywhere, from laptop to cluster.
 
 Legend: `B` batch, `T` tokens per image, `D` values per token.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,114 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tarflow import cost, data, distributed, noise, optim
+from tarflow import cost, data, distributed, optim
 from tarflow.config import ConfigError, RunConfig
 from tarflow.device import autocast, choose_device, master_dtype, peak_flops, synchronize
 from tarflow.likelihood import negative_log_likelihood
 from tarflow.preemption import Preempted, notice
 from tarflow.resume import TrainState, new_state, restore, save
-from tarflow.schedule import step_rate
 from tarflow.state import StateWriter
+from tarflow.step import TrainStep
 from tarflow.trunk import Trunk
 
 Report = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 64  # rows of the loss curve while the steps double
-
-
-class Diverged(RuntimeError):
-    """Training met a value that is not finite; the text names the block."""
-
-
-def train_step(
-    state: TrainState,
-    parallel: nn.Module,
-    pixels: Tensor,
-    labels: Tensor | None,
-    config: RunConfig,
-) -> tuple[Tensor, Tensor]:
-    """Update once on a global batch.
-
-    Noise, flips and dropped labels are drawn for the whole batch and each worker takes its share,
-    so the numbers do not depend on how many workers there are.
-
-    Args:
-        state: is changed.
-        parallel: the flow as the workers share it.
-        pixels: (B, C, H, H) uint8, the global batch, on the device.
-        labels: (B,) int64, or None for an unconditional model.
-        config: of the run.
-
-    Returns:
-        Mean loss of the global batch (nats per dimension) and the gradient norm before clipping.
-
-    Raises:
-        Diverged: if either is not finite; the weights are then still those before the step.
-    """
-    device, dtype = pixels.device, master_dtype(config)
-    rng = noise.generator(config.seed, "step", state.images, str(device))
-    if config.data.flip:
-        flipped = torch.rand(len(pixels), generator=rng, device=device) < 0.5
-        pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
-    noised = noise.noisy(pixels, config.noise, rng, dtype)
-    if labels is not None:
-        dropped = torch.rand(len(labels), generator=rng, device=device) < config.optim.label_drop
-        labels = labels.masked_fill(dropped, -1)
-    mine = distributed.share(len(noised))
-    noised, labels = noised[mine], None if labels is None else labels[mine]
-    micro = config.execution.micro_batch or state.micro_batch or len(noised)
-    total = torch.zeros((), device=device, dtype=dtype)
-    square = torch.zeros_like(state.flow.var)
-    state.flow.zero_grad(set_to_none=True)
-    for start in range(0, len(noised), micro):
-        part = noised[start : start + micro]
-        part_labels = None if labels is None else labels[start : start + micro]
-        last = start + micro >= len(noised)
-        with contextlib.nullcontext() if last else distributed.without_sync(parallel):
-            with autocast(config.precision, device):
-                latents, logdet = parallel(part, part_labels)
-            loss = negative_log_likelihood(latents, logdet).mean() * (len(part) / len(noised))
-            loss.backward()
-        total += loss.detach()
-        if config.model.volume_preserving:
-            square += latents.detach().square().sum(0) / len(noised)
-    norm = distributed.gradient_norm(state.flow)
-    total = distributed.mean(total)
-    if not torch.isfinite(total + norm):
-        raise Diverged(describe_divergence(state, noised, labels))
-    nn.utils.clip_grads_with_norm_(state.flow.parameters(), config.optim.clip, norm)
-    if config.model.volume_preserving:
-        state.flow.follow(distributed.mean(square))
-    rate = step_rate(config, state.images)
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        optimizer.step()
-    state.images += config.batch
-    return total, norm
-
-
-@torch.no_grad()
-def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None) -> str:
-    """Say at which images and in which block the numbers stopped being finite."""
-    values = [
-        bool(latents.isfinite().all() and logdet.isfinite().all())
-        for latents, logdet in state.flow.trace(images, labels)
-    ]
-    gradients = [
-        all(
-            distributed.part(p.grad).isfinite().all()
-            for p in block.parameters()
-            if p.grad is not None
-        )
-        for block in state.flow.blocks
-    ]
-    broken = distributed.any_worker([not fine for fine in values + gradients], images.device)
-    if True not in broken:
-        return f"the loss is not finite after {state.images} images"
-    index, count = broken.index(True), len(values)
-    if index < count:
-        return f"block {index} gave values that are not finite after {state.images} images"
-    return f"the gradient of block {index - count} is not finite after {state.images} images"
 
 
 def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfig) -> int:
@@ -162,6 +65,8 @@ def fits(parallel: nn.Module, images: Tensor, labels: Tensor | None, config: Run
     """Tell whether memory suffices for a pass over these images; gradients are left empty."""
     try:
         moments = [torch.empty_like(p) for p in parallel.parameters() for _ in range(2)]
+        for parameter in parallel.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # as an earlier pass leaves it
         with distributed.without_sync(parallel):
             with autocast(config.precision, images.device):
                 latents, logdet = parallel(images, labels)
@@ -215,11 +120,12 @@ def train(
     names, parameters = zip(*state.flow.named_parameters(), strict=True)
     parts = [distributed.part(parameter) for parameter in parameters]
     averages = [distributed.part(state.average[name]) for name in names]
+    step = TrainStep(state, parallel, config)
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
     with StateWriter(folder / "state") as writer, notice() as told:
         for pixels, labels in batches(config, state.images, device):
-            loss, norm = train_step(state, parallel, pixels, labels, config)
+            loss, norm = step(pixels, labels)
             decay = (
                 optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
             )
@@ -233,7 +139,7 @@ def train(
                         "images": state.images,
                         "flops": float(cost.training_flops(config.model)) * state.images,
                         "loss": state.losses.item() / state.steps,
-                        "lr": state.optimizers[0].param_groups[0]["lr"],
+                        "lr": float(state.optimizers[0].param_groups[0]["lr"]),
                         "grad_norm": norm.item(),
                         "seconds": state.seconds,
                     }

@@ -118,15 +118,16 @@ def test_micro_batch_is_halved_until_it_fits_unless_it_is_asked_for():
 MEASURE = """
 import json, sys, torch
 from dataclasses import replace
-from tarflow import config, cost, training
+from tarflow import config, cost, resume, step
 run = config.from_dict(config.RunConfig, json.loads(sys.argv[1]))
 torch.set_num_threads(1)
 def train(run):
-    state = training.new_state(run, torch.device("cpu"))
+    state = resume.new_state(run, torch.device("cpu"))
+    update = step.TrainStep(state, state.flow, run)
     size, model = run.model.image_size, run.model
     pixels = torch.zeros(run.batch, model.image_channels, size, size, dtype=torch.uint8)
     for _ in range(2):
-        training.train_step(state, state.flow, pixels, None, run)
+        update(pixels, None)
 train(replace(run, model=config.ModelConfig(channels=64), batch=2))  # loads libraries
 status = open("/proc/self/status").read()
 before = int(status.split("VmRSS:")[1].split()[0])

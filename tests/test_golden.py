@@ -23,16 +23,24 @@ TOLERANCE = 1e-5  # of the largest absolute reference value
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])
 def reference(golden, request):
-    with safe_open(golden, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    wide = {n: t.to(request.param) if t.is_floating_point() else t for n, t in tensors.items()}
-    return metadata, wide
+    return read(golden, request.param)
 
 
 @pytest.fixture(scope="module")
 def flow(reference):
-    metadata, tensors = reference
+    return built(*reference)
+
+
+def read(golden, dtype):
+    """Return the metadata and the tensors of a file."""
+    with safe_open(golden, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return metadata, {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+def built(metadata, tensors):
+    """Return the flow with the weights of a file."""
     state = weights(tensors)
     return build(config_from_state(state, image_channels=int(metadata["in_channels"])), state)
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tarflow import data, optim, training
+from tarflow import data, optim
 from tarflow.config import (
     ConfigError,
     DataConfig,
@@ -21,7 +21,8 @@ from tarflow.record import CURVE, RUNS, read_result, read_table
 from tarflow.run import run
 from tarflow.schedule import learning_rate
 from tarflow.state import load_state
-from tarflow.training import Diverged, train
+from tarflow.step import Diverged, TrainStep
+from tarflow.training import train
 
 FROZEN = [0.5277317599358383, 0.1798776064813063, 0.05658603548699295, -0.01013602491922055]
 
@@ -186,14 +187,14 @@ def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):
 
 
 def test_divergence_is_a_failed_row_that_names_the_block(tmp_path, monkeypatch):
-    step = training.train_step
+    update = TrainStep.__call__
 
-    def poisoned(state, *rest):
-        if state.images == 160:
-            state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)
-        return step(state, *rest)
+    def poisoned(step, *batch):
+        if step.state.images == 160:
+            step.state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)
+        return update(step, *batch)
 
-    monkeypatch.setattr(training, "train_step", poisoned)
+    monkeypatch.setattr(TrainStep, "__call__", poisoned)
     with pytest.raises(Diverged, match=r"block 1 .* after 160 images"):
         train(config(), tmp_path / "a")
     row = run(config(), tmp_path / "b", label="poisoned")

@@ -23,7 +23,8 @@ from tarflow.preemption import Preempted
 from tarflow.record import read_result, read_table
 from tarflow.run import run
 from tarflow.state import load_state
-from tarflow.training import Diverged, train
+from tarflow.step import Diverged
+from tarflow.training import train
 
 STEPS, BATCH = 50, 16
 WAYS = ("replicate", "shard")

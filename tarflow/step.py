@@ -1,0 +1,170 @@
+"""One optimizer step on a global batch, the same numbers however it is carried out.
+
+Legend: `B` batch, `T` tokens per image, `D` values per token.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarflow import distributed, noise
+from tarflow.config import RunConfig
+from tarflow.device import Recorder, autocast, master_dtype, memory_pool, replays
+from tarflow.likelihood import negative_log_likelihood
+from tarflow.resume import TrainState
+from tarflow.schedule import step_rate
+
+
+class Diverged(RuntimeError):
+    """Training met a value that is not finite; the text names the block."""
+
+
+class TrainStep:
+    """Updates a state, batch by batch.
+
+    A worker that is alone on an accelerator records its passes and its update once and replays
+    them, for launching the operations of a small model one by one takes the host longer than the
+    device needs for them. Gradients then stay where they are and rates are tensors.
+    """
+
+    def __init__(self, state: TrainState, parallel: nn.Module, config: RunConfig) -> None:
+        """Serve one run.
+
+        Args:
+            state: is changed by each step.
+            parallel: the flow as the workers share it.
+            config: of the run.
+        """
+        self.state, self.parallel, self.config = state, parallel, config
+        device = state.flow.var.device
+        self.total = torch.zeros((), device=device, dtype=master_dtype(config))
+        self.norm = torch.zeros_like(self.total)
+        self.square = torch.zeros_like(state.flow.var)
+        self.replayed = replays(device) and distributed.world_size() == 1
+        self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
+        self.measure: Callable[[], None] = self._measure
+        self.update: Callable[[], None] = self._update
+        if self.replayed:
+            for parameter in state.flow.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            pool = memory_pool(device)
+            self.run_pass = Recorder(self._pass, device, pool)
+            self.measure = Recorder(self._measure, device, pool)
+            if config.optim.optimizer == "adamw":  # Muon takes its rate from the host
+                self.update = Recorder(self._update, device, pool)
+                for group in state.optimizers[0].param_groups:
+                    group["lr"] = torch.tensor(float(group["lr"]), device=device)
+                    group["capturable"] = True
+
+    def __call__(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Update once.
+
+        Noise, flips and dropped labels are drawn for the whole batch and each worker takes its
+        share, so the numbers do not depend on how many workers there are.
+
+        Args:
+            pixels: (B, C, H, H) uint8, the global batch, on the device.
+            labels: (B,) int64, or None for an unconditional model.
+
+        Returns:
+            Mean loss of the global batch (nats per dimension) and the gradient norm before
+            clipping.
+
+        Raises:
+            Diverged: if either is not finite; the weights are then still those before the step.
+        """
+        state, config = self.state, self.config
+        noised, labels = self.share_of(pixels, labels)
+        micro = config.execution.micro_batch or state.micro_batch or len(noised)
+        self.total.zero_()
+        self.square.zero_()
+        for start in range(0, len(noised), micro):
+            part = noised[start : start + micro]
+            part_labels = None if labels is None else labels[start : start + micro]
+            last = start + micro >= len(noised)
+            with contextlib.nullcontext() if last else distributed.without_sync(self.parallel):
+                self.run_pass(part, part_labels)
+        self.measure()
+        total = distributed.mean(self.total)
+        if not torch.isfinite(total + self.norm):
+            raise Diverged(describe_divergence(state, noised, labels))
+        if config.model.volume_preserving:
+            state.flow.follow(distributed.mean(self.square))
+        rate = step_rate(config, state.images)
+        for optimizer in state.optimizers:
+            for group in optimizer.param_groups:
+                set_rate(group, rate * group["factor"])
+        self.update()
+        state.images += config.batch
+        return total.clone(), self.norm.clone()
+
+    def share_of(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Draw what is random of the global batch, and return this worker's part of it."""
+        config, device = self.config, pixels.device
+        rng = noise.generator(config.seed, "step", self.state.images, str(device))
+        if config.data.flip:
+            flipped = torch.rand(len(pixels), generator=rng, device=device) < 0.5
+            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+        noised = noise.noisy(pixels, config.noise, rng, master_dtype(config))
+        if labels is not None:
+            dropped = torch.rand(len(labels), generator=rng, device=device)
+            labels = labels.masked_fill(dropped < config.optim.label_drop, -1)
+        mine = distributed.share(len(noised))
+        return noised[mine], None if labels is None else labels[mine]
+
+    def _pass(self, images: Tensor, labels: Tensor | None) -> None:
+        """Add the gradients and the loss of a micro-batch to those of the step."""
+        mine = self.config.batch // distributed.world_size()
+        with autocast(self.config.precision, images.device):
+            latents, logdet = self.parallel(images, labels)
+        loss = negative_log_likelihood(latents, logdet).mean() * (len(images) / mine)
+        loss.backward()
+        self.total += loss.detach()
+        if self.config.model.volume_preserving:
+            self.square += latents.detach().square().sum(0) / mine
+
+    def _measure(self) -> None:
+        self.norm.copy_(distributed.gradient_norm(self.state.flow))
+
+    def _update(self) -> None:
+        """Change the weights, and leave no gradient behind."""
+        parameters, clip = self.state.flow.parameters(), self.config.optim.clip
+        nn.utils.clip_grads_with_norm_(parameters, clip, self.norm)
+        for optimizer in self.state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=not self.replayed)
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set the learning rate of a group of an optimizer, in place if a recording reads it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+@torch.no_grad()
+def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None) -> str:
+    """Say at which images and in which block the numbers stopped being finite."""
+    values = [
+        bool(latents.isfinite().all() and logdet.isfinite().all())
+        for latents, logdet in state.flow.trace(images, labels)
+    ]
+    gradients = [
+        all(
+            distributed.part(p.grad).isfinite().all()
+            for p in block.parameters()
+            if p.grad is not None
+        )
+        for block in state.flow.blocks
+    ]
+    broken = distributed.any_worker([not fine for fine in values + gradients], images.device)
+    if True not in broken:
+        return f"the loss is not finite after {state.images} images"
+    index, count = broken.index(True), len(values)
+    if index < count:
+        return f"block {index} gave values that are not finite after {state.images} images"
+    return f"the gradient of block {index - count} is not finite after {state.images} images"
