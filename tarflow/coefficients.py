@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tarflow import guidance
 from tarflow.config import SamplerConfig
-from tarflow.device import compiled
 from tarflow.incremental import IncrementalLayer, Place, Room, SplitLinear, Window
 from tarflow.model import FlowBlock, Layer, TarFlow
 
@@ -106,24 +105,23 @@ class Coefficients:
         if count == 1 and not tokens.is_cuda:
             output = self._step(tokens[:, 0], start)[:, None]
         else:
-            transform = compiled(Coefficients._transform, tokens.device)  # one for all blocks
-            output = transform(self, tokens, self.embedding[:, window], Window(start, count))
+            output = self._transform(tokens, self.embedding[:, window], Window(start, count))
         return self._split(output, None if self.weights is None else self.weights[window])
 
-    def at(self, token: Tensor, position: Tensor, filled: int) -> tuple[Tensor, Tensor]:
-        """Do the same for one token whose place is only known on the device.
+    def at(self, tokens: Tensor, positions: Tensor, filled: int) -> tuple[Tensor, Tensor]:
+        """Do the same for tokens whose place is only known on the device.
 
-        The shapes of all operations depend on `filled` only, so that a CUDA graph can replay
-        them for one position after another.
+        The shapes of all operations depend on `n` and `filled` only, so that a recording can be
+        replayed for one place after another.
 
         Args:
-            token: (B, 1, D).
-            position: (1,) int64, below `filled`.
-            filled: keys and values that are looked at; those after `position` are masked.
+            tokens: (B, n, D).
+            positions: (n,) int64, one after another, below `filled`.
+            filled: keys and values that are looked at; those after a token are masked.
         """
-        embedding = self.embedding.index_select(1, position)
-        output = self._transform(token, embedding, Place(position, self.positions[:filled]))
-        return self._split(output, None if self.weights is None else self.weights[position])
+        embedding = self.embedding.index_select(1, positions)
+        output = self._transform(tokens, embedding, Place(positions, self.positions[:filled]))
+        return self._split(output, None if self.weights is None else self.weights[positions])
 
     def _transform(self, tokens: Tensor, embedding: Tensor, view: Window | Place) -> Tensor:
         """Run the Transformer on a window; return what the last projection gives, (R, n, D')."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from torch import Tensor
 from tarflow.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import ACCELERATORS
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Replay = Callable[[], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CONTAINER_LIMITS = (  # of memory, in bytes: control groups of version 2 and 1
@@ -140,18 +139,6 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def compiled(function: Function, device: torch.device) -> Function:
-    """Fuse a function's operations on CUDA, for any lengths; a CPU gains less than it waits."""
-    if device.type != "cuda":
-        return function
-    return cast(Function, _compiled(function))
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=True)
 
 
 def replays(device: torch.device) -> bool:

@@ -51,10 +51,29 @@ class IncrementalLayer:
         """Transform (M, C) hidden states in place."""
         attention, mlp = self.norms
         qkv = self.qkv(_normed(hidden, attention))
-        for part in self.proj(view.attend(qkv, self, cooled)):
+        for part in self.proj(self.attend(qkv, view, cooled)):
             hidden += part
         for part in self.down(F.gelu(self.up(_normed(hidden, mlp)))):
             hidden += part
+
+    def attend(self, qkv: Tensor, view: "Window | Place", cooled: Tensor | None) -> Tensor:
+        """Keep the keys and values of (3 P, M, C / P); return what is mixed, (P, M, C / P)."""
+        parts, rows, heads, width = self.shape
+        split = qkv.view(3, parts, rows, view.count, heads, width).transpose(3, 4)
+        split = split.reshape(3, -1, view.count, width)
+        view.keep(self.cache, split[1:])
+        query = split[0]
+        if cooled is not None:
+            query = (query.view(parts, rows, -1) * cooled).view(query.shape)
+        keys, values = self.keys[:, :, : view.filled], self.values[:, : view.filled]
+        allowed = view.allowed(query.device)
+        if view.count < FUSED_FROM:
+            mask = torch.where(allowed, 0.0, -torch.inf).to(query.dtype)
+            mixed = torch.bmm(torch.baddbmm(mask, query, keys).softmax(2), values)
+        else:
+            mixed = F.scaled_dot_product_attention(query, keys.mT, values, allowed, scale=1.0)
+        mixed = mixed.view(parts, rows, heads, view.count, width).transpose(2, 3)
+        return mixed.reshape(parts, rows * view.count, -1)
 
     def step(self, hidden: Tensor, index: int, room: "Room", cooled: Tensor | None) -> None:
         """Do the same for one token of all rows, (R, C), whose place is known on the host."""
@@ -142,51 +161,45 @@ class Window:
     start: int
     count: int
 
-    def attend(self, qkv: Tensor, layer: IncrementalLayer, cooled: Tensor | None) -> Tensor:
-        """Keep the keys and values of (3 P, M, C / P); return what is mixed, (P, M, C / P)."""
-        parts, rows, heads, width = layer.shape
-        end = self.start + self.count
-        split = qkv.view(3, parts, rows, self.count, heads, width).transpose(3, 4)
-        split = split.reshape(3, -1, self.count, width)
-        layer.cache[:, :, self.start : end] = split[1:]
-        query = split[0]
-        if cooled is not None:
-            query = (query.view(parts, rows, -1) * cooled).view(query.shape)
-        keys, values = layer.keys[:, :, :end], layer.values[:, :end]
-        if self.count < FUSED_FROM:
-            mask = query.new_full((self.count, end), -torch.inf).triu(self.start + 1)
-            mixed = _products(query, keys, values, mask)
-        else:
-            mask = query.new_ones((self.count, end), dtype=torch.bool).tril(self.start)
-            mixed = F.scaled_dot_product_attention(query, keys.mT, values, mask, scale=1.0)
-        mixed = mixed.view(parts, rows, heads, self.count, width).transpose(2, 3)
-        return mixed.reshape(parts, rows * self.count, -1)
+    @property
+    def filled(self) -> int:
+        """Keys and values to look at."""
+        return self.start + self.count
+
+    def keep(self, cache: Tensor, learned: Tensor) -> None:
+        """Write the keys and values (2, R * H, n, K) of the tokens."""
+        cache[:, :, self.start : self.filled] = learned
+
+    def allowed(self, device: torch.device) -> Tensor:
+        """Tell which keys each token may look at, (n, filled)."""
+        pairs = torch.ones(self.count, self.filled, dtype=torch.bool, device=device)
+        return pairs.tril(self.start)
 
 
 @dataclass(frozen=True)
 class Place:
-    """One token at a place known on the device only."""
+    """Tokens at a place known on the device only; does as `Window`, over more keys than needed."""
 
-    position: Tensor  # (1,)
+    positions: Tensor  # (n,), one after another
     looked_at: Tensor  # (filled,), 0, 1, ...
 
-    def attend(self, qkv: Tensor, layer: IncrementalLayer, cooled: Tensor | None) -> Tensor:
-        """Do as `Window` does, over all the keys that are looked at."""
-        parts, rows, _, width = layer.shape
-        split = qkv.view(3, -1, 1, width)
-        layer.cache.index_copy_(2, self.position, split[1:])
-        query = split[0]
-        if cooled is not None:
-            query = (query.view(parts, rows, -1) * cooled).view(query.shape)
-        filled = len(self.looked_at)
-        keys, values = layer.keys[:, :, :filled], layer.values[:, :filled]
-        mask = torch.where(self.looked_at > self.position, -torch.inf, 0.0).to(query.dtype)[None]
-        return _products(query, keys, values, mask).view(parts, rows, -1)
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return len(self.positions)
 
+    @property
+    def filled(self) -> int:
+        """Keys and values to look at."""
+        return len(self.looked_at)
 
-def _products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attend by plain products; `mask` (n, m) is added to the logits."""
-    return torch.bmm(torch.baddbmm(mask, query, keys).softmax(2), values)
+    def keep(self, cache: Tensor, learned: Tensor) -> None:
+        """Write the keys and values (2, R * H, n, K) of the tokens."""
+        cache.index_copy_(2, self.positions, learned)
+
+    def allowed(self, _device: torch.device) -> Tensor:
+        """Tell which keys each token may look at, (n, filled)."""
+        return self.looked_at <= self.positions[:, None]
 
 
 def _normed(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor
 
 from tarflow.coefficients import Coefficients, Memory
 from tarflow.config import SamplerConfig
-from tarflow.device import repeat
+from tarflow.device import Replay, memory_pool, recorded, repeat, replays
 from tarflow.guidance import is_guided
 from tarflow.model import FlowBlock, TarFlow, unpatchify
 from tarflow.solver_plan import SEQUENTIAL, Method, Plan
 
 LOG = logging.getLogger("tarflow")
-BUCKET = 64  # keys by which a captured step's attention grows
+BUCKET = 64  # keys by which the attention of a recorded step grows
+SWEEP_BUCKET = 256  # and that of a recorded sweep, of which there are fewer to replay
 
 
 def invert(
@@ -125,7 +127,7 @@ def sequential(
         start: where to go on.
     """
     tokens = latents.clone() if tokens is None else tokens
-    if latents.is_cuda:
+    if replays(latents.device):
         return sequential_on_device(coefficients, latents, tokens, start)
     for index in range(start, latents.shape[1] - 1):
         scale, shift = coefficients(tokens[:, index : index + 1], index)
@@ -186,11 +188,11 @@ def sweep(
     Returns:
         All tokens solved, unless a budget ran out.
     """
+    if replays(latents.device):
+        return sweep_on_device(coefficients, latents, method, seconds)
     last = latents.shape[1] - 1
     width = -(-last // method.segments)
-    bound = method.bound
-    tokens = latents.clamp(-bound, bound) if method.guess == "latents" else latents * 0
-    tokens[:, 0] = latents[:, 0]
+    bound, tokens = method.bound, first_guess(latents, method)
     ends = time.perf_counter() + seconds
     done = sweeps = 0
     while done < last and (not method.sweeps or sweeps < method.sweeps):
@@ -210,3 +212,55 @@ def sweep(
         if time.perf_counter() > ends:
             break
     return Swept(tokens, done, sweeps)
+
+
+def sweep_on_device(
+    coefficients: Coefficients, latents: Tensor, method: Method, seconds: float = math.inf
+) -> Swept:
+    """Do the same by one sweep that is replayed: it finds its window in a tensor on the device.
+
+    The window keeps its width to the end, where it reaches back over tokens that are final.
+    """
+    last, device = latents.shape[1] - 1, latents.device
+    width = -(-last // method.segments)
+    bound, tokens = method.bound, first_guess(latents, method)
+    reached = torch.zeros(1, dtype=torch.int64, device=device)  # tokens up to it are final
+    offsets = torch.arange(width, device=device)
+    recordings: dict[int, Replay] = {}
+    pool = memory_pool(device)
+
+    def once(filled: int) -> None:
+        positions = reached.clamp(max=last - width) + offsets
+        scale, shift = coefficients.at(tokens.index_select(1, positions), positions, filled)
+        found = torch.addcmul(shift, latents.index_select(1, positions + 1), scale).to(tokens)
+        guessed = tokens.index_select(1, positions + 1)
+        change = (found - guessed).abs().amax((0, 2))
+        settled = (change < method.tolerance).long().cumprod(0).sum(0, keepdim=True)
+        rest = found.nan_to_num(0.0).clamp(-bound, bound)  # a mask does not hide a NaN
+        place = offsets[:, None]
+        chosen = torch.where(place < settled, guessed, torch.where(place > settled, rest, found))
+        tokens.index_copy_(1, positions + 1, chosen)
+        reached.copy_(positions[:1] + (settled + 1).clamp(max=width))
+
+    ends = time.perf_counter() + seconds
+    done = sweeps = 0
+    while done < last and (not method.sweeps or sweeps < method.sweeps):
+        end = min(done, last - width) + width
+        filled = min(-(-end // SWEEP_BUCKET) * SWEEP_BUCKET, last + 1)
+        if filled in recordings:
+            recordings[filled]()
+        else:
+            recordings[filled] = recorded(partial(once, filled), device, pool)
+        sweeps += 1
+        done = int(reached)  # waits for the device
+        if time.perf_counter() > ends:
+            break
+    return Swept(tokens, done, sweeps)
+
+
+def first_guess(latents: Tensor, method: Method) -> Tensor:
+    """Return what sweeps begin with, (B, T, D); the first token is final."""
+    bound = method.bound
+    tokens = latents.clamp(-bound, bound) if method.guess == "latents" else latents * 0
+    tokens[:, 0] = latents[:, 0]
+    return tokens

@@ -13,7 +13,14 @@ from tarflow.coefficients import Coefficients, Memory
 from tarflow.config import SamplerConfig
 from tarflow.model import patchify
 from tarflow.solver_plan import Method, Plan, named_plan
-from tarflow.solvers import Inversion, invert, sequential, sequential_on_device, sweep
+from tarflow.solvers import (
+    Inversion,
+    invert,
+    sequential,
+    sequential_on_device,
+    sweep,
+    sweep_on_device,
+)
 
 GUIDED = SamplerConfig(guidance=1.5, temperature=0.7)
 LABELS = torch.tensor([0, 2, -1])
@@ -181,20 +188,30 @@ def test_the_replayed_step_goes_where_the_plain_one_goes(random_flow, monkeypatc
             torch.testing.assert_close(found, expected)
 
 
-def test_a_window_can_be_compiled_as_one_graph(random_flow, monkeypatch):
-    """As CUDA devices run it; the back end is left out, for it needs a compiler."""
+@pytest.mark.parametrize("segments", [1, 3, 5])
+def test_sweeps_that_find_their_window_on_the_device_give_the_same(
+    random_flow, monkeypatch, segments
+):
+    """As CUDA devices run it, but for the replaying."""
+    recordings = []
 
-    def whole(function, _device):
-        return torch.compile(function, dynamic=True, fullgraph=True, backend="eager")
+    def once_and_again(work, *_):
+        recordings.append(work)
+        work()
+        return work
 
+    monkeypatch.setattr(solvers, "recorded", once_and_again)
+    monkeypatch.setattr(solvers, "SWEEP_BUCKET", 5)
     flow = random_flow(classes=3)
     latents = some_latents(flow)
-    method = Method(segments=3, tolerance=1e-10)
+    method = Method(segments=segments, tolerance=1e-10)
     with torch.no_grad():
-        expected = sweep(coefficients(flow, 1, sampler=GUIDED), latents, method).tokens
-        monkeypatch.setattr("tarflow.coefficients.compiled", whole)
-        found = sweep(coefficients(flow, 1, sampler=GUIDED), latents, method).tokens
-    torch.testing.assert_close(found, expected)
+        expected = sweep(coefficients(flow, 1, sampler=GUIDED), latents, method)
+        found = sweep_on_device(coefficients(flow, 1, sampler=GUIDED), latents, method)
+    torch.testing.assert_close(found.tokens, expected.tokens)
+    assert found.done == expected.done == 15
+    assert found.sweeps <= expected.sweeps + 1
+    assert len(recordings) == {1: 1, 3: 3, 5: 3}[segments]
 
 
 def test_named_solvers(random_flow):
