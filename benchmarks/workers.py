@@ -159,7 +159,7 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
 def ways(config: RunConfig) -> dict[str, Callable[[], Any]]:
     """Return what can be asked for by name."""
     state = new_state(config, CPU)
-    parallel = distributed.parallel(state.flow, CPU)
+    parallel = distributed.parallel(state.flow)
     model = config.model
     shape = (config.batch, model.image_channels, model.image_size, model.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8)

@@ -20,8 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tarflow import cost
 from tarflow.config import ConfigError, RunConfig
-from tarflow.device import memory_bytes
-from tarflow.model import FlowBlock, Layer
+from tarflow.device import memory_bytes, replays
+from tarflow.model import FlowBlock, Layer, TarFlow
+
+ALIGNED = 64  # values, so that kernels can read several at once
 
 
 def world_size() -> int:
@@ -113,12 +115,19 @@ def divide(flow: nn.Module, device: torch.device, precision: str) -> None:
     fully_shard(flow, mesh=mesh)
 
 
-def parallel(flow: nn.Module, device: torch.device) -> nn.Module:
-    """Return the flow whose gradients are averaged over the workers; alone, as it is."""
-    if world_size() == 1 or isinstance(flow, FSDPModule):
+def replayed(flow: TarFlow) -> bool:
+    """Tell whether the steps of a flow are recorded: on accelerators, unless it is divided."""
+    return replays(flow.var.device) and not isinstance(flow, FSDPModule)
+
+
+def parallel(flow: TarFlow) -> nn.Module:
+    """Return the flow whose gradients are averaged over the workers; alone, as it is.
+
+    Steps that are replayed do it by themselves: see `average`.
+    """
+    if world_size() == 1 or isinstance(flow, FSDPModule) or replayed(flow):
         return flow
-    devices = [device.index] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(flow, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(flow, gradient_as_bucket_view=True)
     wrapped.broadcast_buffers = False  # `var` is the same everywhere; as an argument it warns
     return wrapped
 
@@ -169,6 +178,23 @@ def from_first(value: Any, device: torch.device) -> Any:
     sent = text if rank() == 0 else text.new_empty(int(length))
     dist.broadcast(sent, 0)
     return json.loads(bytes(sent.cpu().numpy()))
+
+
+def joined_gradients(flow: nn.Module) -> Tensor:
+    """Give every parameter a gradient of zeros, and return the memory that holds them all."""
+    parameters = list(flow.parameters())
+    sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in parameters]
+    whole = parameters[0].new_zeros(sum(sizes))
+    for parameter, room in zip(parameters, whole.split(sizes), strict=True):
+        parameter.grad = room[: parameter.numel()].view_as(parameter)
+    return whole
+
+
+def average(gradients: Tensor) -> None:
+    """Average what `joined_gradients` gave over the workers, in place."""
+    if world_size() > 1:
+        dist.all_reduce(gradients)
+        gradients /= world_size()
 
 
 def gradient_norm(flow: nn.Module) -> Tensor:

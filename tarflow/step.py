@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tarflow import distributed, noise
 from tarflow.config import RunConfig
-from tarflow.device import Recorder, autocast, master_dtype, memory_pool, replays
+from tarflow.device import Recorder, autocast, master_dtype, memory_pool
 from tarflow.likelihood import negative_log_likelihood
 from tarflow.resume import TrainState
 from tarflow.schedule import step_rate
@@ -25,9 +25,10 @@ class Diverged(RuntimeError):
 class TrainStep:
     """Updates a state, batch by batch.
 
-    A worker that is alone on an accelerator records its passes and its update once and replays
-    them, for launching the operations of a small model one by one takes the host longer than the
-    device needs for them. Gradients then stay where they are and rates are tensors.
+    On an accelerator the passes and the update are recorded once and replayed, for launching the
+    operations of a model one by one can take the host longer than the device needs for them. The
+    gradients then share one piece of memory, which is averaged over the workers after the last
+    pass, and rates are tensors.
     """
 
     def __init__(self, state: TrainState, parallel: nn.Module, config: RunConfig) -> None:
@@ -43,13 +44,12 @@ class TrainStep:
         self.total = torch.zeros((), device=device, dtype=master_dtype(config))
         self.norm = torch.zeros_like(self.total)
         self.square = torch.zeros_like(state.flow.var)
-        self.replayed = replays(device) and distributed.world_size() == 1
+        self.gradients: Tensor | None = None  # all of them, where steps are replayed
         self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
         self.measure: Callable[[], None] = self._measure
         self.update: Callable[[], None] = self._update
-        if self.replayed:
-            for parameter in state.flow.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+        if distributed.replayed(state.flow):
+            self.gradients = distributed.joined_gradients(state.flow)
             pool = memory_pool(device)
             self.run_pass = Recorder(self._pass, device, pool)
             self.measure = Recorder(self._measure, device, pool)
@@ -87,6 +87,8 @@ class TrainStep:
             last = start + micro >= len(noised)
             with contextlib.nullcontext() if last else distributed.without_sync(self.parallel):
                 self.run_pass(part, part_labels)
+        if self.gradients is not None:
+            distributed.average(self.gradients)
         self.measure()
         total = distributed.mean(self.total)
         if not torch.isfinite(total + self.norm):
@@ -135,7 +137,10 @@ class TrainStep:
         nn.utils.clip_grads_with_norm_(parameters, clip, self.norm)
         for optimizer in self.state.optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=not self.replayed)
+        if self.gradients is None:
+            self.state.flow.zero_grad()
+        else:
+            self.gradients.zero_()
 
 
 def set_rate(group: dict[str, Any], rate: float) -> None:

@@ -111,7 +111,7 @@ def train(
     config, first = distributed.resolve(config, device), distributed.rank() == 0
     state = restore(new_state(config, device), folder / "state", config, trunk)
     distributed.barrier()
-    parallel = distributed.parallel(state.flow, device)
+    parallel = distributed.parallel(state.flow)
     if not config.execution.micro_batch:
         state.micro_batch = fitting_micro_batch(state, parallel, config)
     rate = cost.training_flops(config.model) / distributed.world_size()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_golden import TOLERANCE, built, compute, outputs, read
 
-from tarflow import step
+from tarflow import distributed
 from tarflow.calibration import calibrate
 from tarflow.config import (
     DataConfig,
@@ -86,7 +86,7 @@ def test_replayed_steps_are_those_launched_one_by_one(changes, monkeypatch):
     tolerance = {"float64": 1e-9, "bfloat16": 1e-2}.get(config.precision, 1e-4)
     replayed, state = losses(config, 8)
     assert all(parameter.grad is not None for parameter in state.flow.parameters())
-    monkeypatch.setattr(step, "replays", lambda _: False)
+    monkeypatch.setattr(distributed, "replays", lambda _: False)
     expected, _ = losses(config, 8)
     assert replayed == pytest.approx(expected, rel=tolerance)
 

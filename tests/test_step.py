@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tarflow import device, step
+from tarflow import device, distributed
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
@@ -60,7 +60,7 @@ def steps(config, times=6):
 def test_recorded_steps_train_alike_and_from_the_same_memory(changes, monkeypatch):
     config = replace(RUN, **changes)
     expected, plain = steps(config)
-    monkeypatch.setattr(step, "replays", lambda _: True)
+    monkeypatch.setattr(distributed, "replays", lambda _: True)
     monkeypatch.setattr(device, "recorded", do_once_and_again)
     found, recorded = steps(config)
     assert found == pytest.approx(expected, rel=1e-6)  # rates are float32 there
@@ -92,7 +92,7 @@ def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
 
 
 def test_a_recorded_step_that_diverges_changes_no_weight(monkeypatch):
-    monkeypatch.setattr(step, "replays", lambda _: True)
+    monkeypatch.setattr(distributed, "replays", lambda _: True)
     monkeypatch.setattr(device, "recorded", do_once_and_again)
     _, state = steps(RUN, times=2)
     update = TrainStep(state, state.flow, RUN)

@@ -54,6 +54,7 @@ class Job:
     folder: Path
     ends: int = 0  # images after which the workers are told to end
     poison: bool = False  # let the images of the last worker become NaN in block 1
+    replayed: bool = False  # as on accelerators: what is recorded runs again
 
 
 def carry_out(job):
@@ -66,6 +67,9 @@ def carry_out(job):
     with pytest.MonkeyPatch.context() as patch:
         if job.poison and distributed.rank() == distributed.world_size() - 1:
             patch.setattr(FlowBlock, "coefficients", poisoned)
+        if job.replayed:
+            patch.setattr(distributed, "replays", lambda _: True)
+            patch.setattr(device, "recorded", recorded)
         if job.ends:  # the save is slow enough to tell who leaves before it
             patch.setattr(states, "save_state", slow_save)
         try:
@@ -76,6 +80,11 @@ def carry_out(job):
             whole = load_state(job.folder / "state")
             return Preempted(f"{error}; on disk: {whole and whole[1]['images']}")
     return losses(state), state.average
+
+
+def recorded(work, *_):
+    work()
+    return work
 
 
 def slow_save(*arguments, save=states.save_state):
@@ -149,6 +158,8 @@ def outcomes(tmp_path_factory):
                 jobs.append(Job((2, "resumed", way), preserving, cut[way]))
                 jobs.append(Job((2, "bfloat16", way), choice("bfloat16", way), out / f"low {way}"))
                 jobs.append(Job((2, "poisoned", way), choice("plain", way), out, poison=True))
+                replayed = choice("plain", way, micro_batch=3)
+                jobs.append(Job((2, "replayed", way), replayed, out / f"re {way}", replayed=True))
         every = together(workers, jobs, out)
         found |= every[0]
         for outcome in every[1:]:  # the others leave the same losses, and no weights
@@ -175,6 +186,12 @@ def test_workers_change_neither_losses_nor_weights(outcomes, workers, kind, way)
     expected = outcomes[1, kind, "alone"]
     assert expected[0][-1] < expected[0][0] - 0.1
     assert_same_run(outcomes[workers, kind, way], expected, TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_replayed_steps_of_workers_are_those_of_one(outcomes, way):
+    """What accelerators do; their rates are float32. A divided state is not recorded."""
+    assert_same_run(outcomes[2, "replayed", way], outcomes[1, "plain", "alone"], 1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
