@@ -1,15 +1,16 @@
 """Sampling against the published implementation: same weights, same device, same arithmetic.
 
-    python benchmarks/against_official.py --official ml-tarflow
+    python benchmarks/against_official.py --official ml-tarflow [--device cuda]
 
 DIR is a clone of https://github.com/apple/ml-tarflow; nothing of it is kept here. Calls of both
 sides alternate in one process and medians of 5 pairs are compared, for machines are noisy. The
 weights are those of colour `leaves`, 256 channels, 4 blocks of 4 layers, 256 tokens, trained here
 for 1,600 steps and kept in the cache folder (a quarter of an hour the first time), or any
 --checkpoint. Errors are the largest of a pixel against an inverse in float64, token by token.
-`steps` counts passes of a batch through a block, one after another: what a device takes at least,
-however wide it is. `work` counts the tokens in them, in units of one parallel pass of the flow:
-what a device that is already full pays.
+`steps` counts passes
+of a batch through a block, one after another: what a device takes at least, however wide it is.
+`work` counts the tokens in them, in units of one parallel pass of the flow: what a device that is
+already full pays. On an accelerator ours are replayed and not counted.
 """
 
 import argparse
@@ -35,12 +36,14 @@ from tarflow.coefficients import Coefficients
 from tarflow.config import (
     DataConfig,
     EvaluationConfig,
+    ExecutionConfig,
     ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
     SamplerConfig,
 )
+from tarflow.device import choose_device, describe_device, synchronize
 from tarflow.model import TarFlow
 from tarflow.noise import normal_per_image
 from tarflow.run import resolve, run
@@ -68,14 +71,16 @@ def main() -> int:
     arguments = parse()
     checkpoint = arguments.checkpoint or trained()
     flow, config = load_model(checkpoint)
-    flow.eval().requires_grad_(False)
+    device = choose_device(ExecutionConfig(device=arguments.device))
+    flow = flow.to(device).eval().requires_grad_(False)
     official = published(arguments.official, flow)
     if arguments.memory:
         print(peak_memory(arguments.memory, flow, official))
         return 0
     print(
         f"{flow.config.channels} channels, {flow.config.blocks} x {flow.config.layers}, "
-        f"T = {flow.config.tokens}, float32, {torch.get_num_threads()} threads"
+        f"T = {flow.config.tokens}, float32, {torch.get_num_threads()} threads, "
+        f"{describe_device(device)}"
     )
     missed = []
     for batch, guided in AT_LEAST:
@@ -108,6 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="model.safetensors to compare with")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of calls")
     parser.add_argument("--check", action="store_true", help="exit 1 if a number is not met")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--memory", choices=["ours", "official"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -140,7 +146,7 @@ def published(folder: Path, flow: TarFlow) -> Any:
         num_classes=config.classes,
     )
     model.load_state_dict(flow.state_dict(), strict=False)
-    return model.eval().requires_grad_(False)
+    return model.to(flow.var.device).eval().requires_grad_(False)
 
 
 @torch.no_grad()
@@ -176,8 +182,10 @@ def compare(
     errors = {}
     for _ in range(repeats):
         for name, call in calls.items():
+            synchronize(flow.var.device)
             start = time.perf_counter()
             made = call()
+            synchronize(flow.var.device)
             seconds[name].append(time.perf_counter() - start)
             errors[name] = float((made - exact).abs().max()) if made.dim() == 4 else None
     print(f"\nbatch {batch}, {'guided' if guided else 'unguided'}")
@@ -230,7 +238,8 @@ def latents(flow: TarFlow, batch: int) -> tuple[Tensor, Tensor]:
     """Return noise (B, T, D) and labels (B,)."""
     shape = (flow.config.tokens, flow.config.token_dim)
     noise = normal_per_image(torch.arange(batch), shape, 0, "benchmark", torch.float32)
-    return noise, torch.arange(batch) % max(1, flow.config.classes)
+    labels = torch.arange(batch) % max(1, flow.config.classes)
+    return noise.to(flow.var.device), labels.to(flow.var.device)
 
 
 def exact_inverse(
@@ -239,6 +248,7 @@ def exact_inverse(
     """Invert in float64, token by token."""
     double = TarFlow(flow.config).double().eval().requires_grad_(False)
     double.load_state_dict(flow.state_dict())
+    double = double.to(flow.var.device)
     return invert(double, noise.double(), labels, sampler)
 
 
@@ -248,6 +258,11 @@ def peak_memory(side: str, flow: TarFlow, official: Any) -> int:
     drawn, labels = latents(flow, 16)
     with torch.no_grad():
         call(drawn[:1].clone(), labels[:1])  # load what the first call loads
+        if drawn.is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            call(drawn.clone(), labels)
+            return torch.cuda.max_memory_allocated() - held
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
         before = status("VmRSS")
         call(drawn.clone(), labels)
