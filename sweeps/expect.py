@@ -11,9 +11,9 @@ On a processor core:
 with `layers` counted over all blocks, `scored` the images that are scored or fit the decoder
 (forward, and backward to the image: as dear as a training image) and `rate` that of a short
 matrix-product probe with all cores busy. VALUE_FLOPS stands for all work that is no matrix
-product, which is most of it in small models. An accelerator is taken at its data-sheet peak times
-a share that grows with the width, and no faster than its host launches the work. Finished runs of
-the study then correct both parts by the median of their ratios.
+product, which is most of it in small models. On an accelerator a step takes what
+`tarflow.step_time` says, and an image that is scored its share of a step. Finished runs of the
+study then correct both parts by the median of their ratios.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from sweeps.study import unknown
 from tarflow import cost, record
 from tarflow.config import ConfigError, RunConfig, from_dict
 from tarflow.data import cache_folder
-from tarflow.step_time import LAUNCH_SECONDS
+from tarflow.step_time import Cluster, step_time
 
 # Measured on a Xeon core with AVX-512.
 VALUE_FLOPS = 15_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
@@ -44,8 +44,8 @@ SAMPLING_BATCH = 250
 SAMPLING_IMAGES = 1.2  # a sample costs as much as so many training images, beside that
 FEATURES_SECONDS = 3e-3  # of an image in the feature extractor
 SPREAD = 0.3  # of an expectation that no finished run has corrected
-ACCELERATOR_SHARE = 0.45  # of the peak that a wide model reaches
-ACCELERATOR_WIDTH = 192  # channels at which half of that share is reached
+PER_NODE = 8  # accelerators
+DRIVER = Path("/proc/driver/nvidia/gpus")  # where it lists them
 
 
 @dataclass(frozen=True)
@@ -75,21 +75,29 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     model, evaluation = config.model, config.evaluation
     layers = model.blocks * model.layers
     flops = float(cost.training_flops(model))
-    images = config.images / config.execution.workers
-    passes = config.images / config.batch * layers  # through one layer, of a batch
+    steps = config.images / config.batch
     if rate.accelerator:
-        share = ACCELERATOR_SHARE * model.channels / (model.channels + ACCELERATOR_WIDTH)
-        per_image = flops / (rate.flops * share)
-        train = max(images * per_image, passes * LAUNCH_SECONDS)
+        step = step_time(config, _machines(rate.accelerator, config.execution.workers))
+        per_image = step.alone / step.images * config.execution.workers
+        train = steps * step.seconds
     else:
         values = model.tokens * model.channels * layers
         per_image = (flops + VALUE_FLOPS * values) / rate.flops
-        train = images * per_image + passes * LAYER_SECONDS
+        train = config.images / config.execution.workers * per_image
+        train += steps * layers * LAYER_SECONDS
     scored = evaluation.decoder_images + validation_images * evaluation.draws
     batches = -(-evaluation.samples // SAMPLING_BATCH)
     sampling = batches * model.tokens * layers * SAMPLING_SECONDS
     sampling += evaluation.samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
     return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
+
+
+def _machines(accelerator: str, workers: int) -> Cluster:
+    """Return as few nodes as hold a run."""
+    nodes = -(-workers // PER_NODE)
+    return Cluster(
+        device=cost.ACCELERATORS[accelerator], nodes=nodes, per_node=-(-workers // nodes)
+    )
 
 
 def correction(
@@ -130,8 +138,17 @@ def accelerator_rate(name: str, precision: str) -> Rate:
         raise ConfigError(f"accelerator {unknown(name, cost.ACCELERATORS)}")
     peaks = cost.ACCELERATORS[name].flops
     flops = peaks.get(precision, peaks["float32"])
-    source = f"data-sheet peak of {name}, {flops / 1e12:.0f} TFLOP/s, at an assumed share"
+    source = f"model of a step on {name}, {flops / 1e12:.0f} TFLOP/s at its peak"
     return Rate(flops, source, name)
+
+
+def local_accelerators() -> list[str]:
+    """Name the GPUs of this machine as `cost.ACCELERATORS` does; empty if one is not known."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return []
+    listed = [path.read_text() for path in sorted(DRIVER.glob("*/information"))]
+    known = [next((name for name in cost.ACCELERATORS if name in text), "") for text in listed]
+    return known if all(known) else []
 
 
 def core_rate() -> Rate:

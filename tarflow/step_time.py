@@ -1,9 +1,10 @@
-"""How long a training step takes on many workers, from arithmetic, memory and links.
+"""How long a training step takes on many accelerators, from arithmetic, memory and links.
 
     step         = products + traffic + launching + optimizer + waiting
-    products     = training FLOPs of a worker's images / (PRODUCTS_SHARE * peak rate)
-    traffic      = TRAFFIC_VALUES * C values per token and layer / memory bandwidth
-    launching    = what LAUNCH_SECONDS per layer and pass are longer than products + traffic
+    products     = training FLOPs of a worker's images / (PRODUCTS_SHARE * narrow * peak rate)
+    narrow       = C / (C + BALANCE * peak rate * bytes per value / memory bandwidth)
+    traffic      = VALUE_BYTES * C per token and layer / memory bandwidth
+    launching    = LAYER_SECONDS per layer and pass, whatever the batch
     optimizer    = OPTIMIZER_VALUES per parameter that a worker updates / memory bandwidth
     exchange(b)  = b * ((g - 1) / (g * link) + (N - 1) / (N * g * network))
                    + messages * ((g - 1) * link latency + ceil(log2 N) * network latency)
@@ -11,20 +12,19 @@
 for N nodes of g workers each. An exchange is a reduce-scatter or an all-gather of `b` bytes: rings
 within the nodes (Patarasuk and Yuan 2009), trees between them, where the workers of a node send an
 equal part each over a network port of their own (Thakur et al. 2005); both in the model of Hockney
-(1994), a latency and a bandwidth. The host launches the work of a device and either is the slower
-one. A measured MFU stands for all but the waiting.
+(1994), a latency and a bandwidth. A measured MFU stands for all but the waiting.
 
-- Replicated (DDP, Li et al. 2020, arXiv 2006.15704): an all-reduce, two exchanges, of the float32
-  gradients once a step, in buckets of 25 MB. It goes on behind the backward pass of the last
-  micro-batch, but for the last bucket, which waits for the end of it.
+- Replicated: an all-reduce, two exchanges, of the float32 gradients after the last pass of a step.
 - Sharded (FSDP, Zhao et al. 2023, arXiv 2304.11277; volume as ZeRO-3, Rajbhandari et al. 2020,
   arXiv 1910.02054): each pass gathers the weights forward and again backward, in the type of the
   products, and scatters the float32 gradients, layer by layer, all behind the work on the layer
-  before; the first layer has nothing to hide behind.
+  before; the first layer has nothing to hide behind. Such steps are not replayed: the host
+  launches their operations one by one, and the slower of host and device counts.
 
-Waiting is what does not fit behind the work. Left out: the slowdown of products by the exchange
-that goes on beside them, workers of unequal speed, and data, which `benchmarks/data_loading.py`
-measures. Nothing here was measured on a large cluster.
+The constants of a worker are fitted to 23 steps measured on an H100 (`docs/step-time.md`), which
+they give within 25%, 8% as a rule. Waiting is what does not fit behind the work. Left out: the
+slowdown of products by an exchange beside them, workers of unequal speed, and data, which
+`benchmarks/data_loading.py` measures. No link and no network was measured.
 
 Legend: `T` tokens per image, `C` channels.
 """
@@ -36,12 +36,14 @@ from dataclasses import dataclass, replace
 from tarflow import cost
 from tarflow.config import RunConfig, round_images
 
-PRODUCTS_SHARE = 0.6  # of the peak that large matrix products reach on an accelerator, assumed
-TRAFFIC_VALUES = 54  # read or written by norms, residuals and GELU: 18 forward, twice it backward
-LAUNCH_SECONDS = 1e-3  # of the host for a layer, forward and backward; 1.2 to 2.1 on a Xeon core
+PRODUCTS_SHARE = 0.75  # of the peak that the products of a very wide model reach
+BALANCE = 0.7  # narrow products wait for memory: at a width of so many FLOPs per value, half
+VALUE_BYTES = 280  # moved per value of a layer by norms, residuals, GELU, attention, conversions
+COMPILED_VALUE_BYTES = 120  # the same where the compiler has fused them
+LAYER_SECONDS = 0.3e-3  # of the device for a layer without work: its replayed kernels
+HOST_SECONDS = 10e-3  # of the host for a divided layer, whose operations are launched one by one
 OPTIMIZER_VALUES = 10  # float32: clipping 3 (norm, scale), AdamW 7 (w, g, m, v in; w, m, v out)
 AVERAGE_VALUES = 3  # of the weight average: two in, one out
-BUCKET_BYTES = 25 * 2**20  # of gradients that are sent together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,6 @@ class Cluster:
     network: float = 25e9  # bytes per second between nodes, each way, per worker
     link_latency: float = 5e-6  # seconds per message within a node
     network_latency: float = 15e-6  # seconds per message between nodes
-    overlaps: bool = True  # exchanges cost the worker no time of its own; not so on CPUs
 
     @property
     def workers(self) -> int:
@@ -76,7 +77,7 @@ class StepTime:
 
     products: float  # matrix products; with a measured MFU all that a worker does by itself
     traffic: float  # activations between memory and device
-    launching: float  # what the device waits for the host to give it work
+    launching: float  # of kernels, or what the device waits for the host
     optimizer: float
     communication: float  # exchanges, if nothing hid them
     waiting: float  # what of them is not hidden
@@ -136,13 +137,18 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
         traffic = launching = optimizer = 0.0
     else:
         work = 4 / 3 if again else 1.0  # the forward pass of a layer is done twice
+        balance = BALANCE * peak * narrow / device.bandwidth
+        share = PRODUCTS_SHARE * model.channels / (model.channels + balance)
         values = images * model.tokens * layers * model.channels
+        moved = COMPILED_VALUE_BYTES if config.execution.compile else VALUE_BYTES
         updated = weights / (cluster.workers if sharded else 1)
         per_weight = OPTIMIZER_VALUES + (AVERAGE_VALUES if config.optim.ema else 0)
-        products = work * flops / (PRODUCTS_SHARE * peak)
-        traffic = work * values * TRAFFIC_VALUES * narrow / device.bandwidth
-        launches = work * passes * layers * LAUNCH_SECONDS
-        launching = max(0.0, launches - products - traffic)
+        products = work * flops / (share * peak)
+        traffic = work * values * moved / device.bandwidth
+        launches = work * passes * layers
+        launching = launches * LAYER_SECONDS
+        if sharded:
+            launching = max(launching, launches * HOST_SECONDS - products - traffic)
         optimizer = updated * per_weight * 4 / device.bandwidth
     one_pass = (products + traffic + launching) / passes
     forward = one_pass * (0.25 if again else 1 / 3)
@@ -156,11 +162,7 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
         )
         waiting *= passes
     else:
-        buckets = math.ceil(weights * 4 / BUCKET_BYTES)
-        communication = 2 * cluster.exchange(weights * 4, buckets)
-        waiting = _unhidden(communication, backward, buckets)
-    if not cluster.overlaps:
-        waiting = communication
+        communication = waiting = 2 * cluster.exchange(weights * 4, 1)
     every = images * cluster.workers
     return StepTime(
         products, traffic, launching, optimizer, communication, waiting, every, sharded

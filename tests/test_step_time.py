@@ -1,13 +1,16 @@
 """Predicted steps against sums done by hand, and against what they must obey."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tarflow import cost
 from tarflow.__main__ import main
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig, to_yaml
-from tarflow.step_time import LAUNCH_SECONDS, Cluster, step_time, weak_scaling
+from tarflow.step_time import HOST_SECONDS, LAYER_SECONDS, Cluster, step_time, weak_scaling
 
 DEVICE = cost.Accelerator({"float32": 1e13, "bfloat16": 1e14}, 80e9, 1.0, 1e12, 1e11)
 RUN = RunConfig(
@@ -17,6 +20,7 @@ RUN = RunConfig(
     precision="bfloat16",
 )
 ONE = Cluster(device=DEVICE, per_node=1)
+MEASURED = pd.read_csv(Path(__file__).parent / "data" / "h100_steps.csv")
 
 
 def test_exchange_is_bytes_over_both_links_and_a_latency_for_every_hop():
@@ -34,37 +38,70 @@ def test_one_worker_waits_for_nobody():
     step = step_time(RUN, ONE)
     assert (step.waiting, step.communication, step.efficiency) == (0, 0, 1)
     flops = cost.training_flops(RUN.model) * 64
-    assert step.products == pytest.approx(flops / 0.6 / 1e14, rel=1e-12)
+    share = 0.75 * 512 / (512 + 0.7 * 1e14 * 2 / 1e12)
+    assert step.products == pytest.approx(flops / share / 1e14, rel=1e-12)
+    assert step.traffic == pytest.approx(280 * 64 * 256 * 16 * 512 / 1e12, rel=1e-12)
+    assert step.launching == pytest.approx(16 * LAYER_SECONDS, rel=1e-12)
     assert step.optimizer == pytest.approx(13 * 4 * cost.params_total(RUN.model) / 1e12, rel=1e-12)
-    assert step.launching == 0
-    assert step.seconds == step.products + step.traffic + step.optimizer
+    parts = (step.products, step.traffic, step.launching, step.optimizer)
+    assert step.seconds == pytest.approx(sum(parts), rel=1e-12)
     measured = step_time(RUN, ONE, mfu=0.3)
     assert measured.seconds == pytest.approx(flops / 0.3 / 1e14, rel=1e-12)
 
 
-def test_gradients_hide_behind_the_backward_pass_but_for_the_last_bucket():
+def test_steps_of_an_h100_took_what_is_predicted():
+    """Each step of a table measured on one, in milliseconds."""
+    alone = Cluster(device=cost.ACCELERATORS["H100"], per_node=1)
+    errors = []
+    for row in MEASURED.itertuples():
+        model = ModelConfig(
+            image_size=row.patch * math.isqrt(row.tokens),
+            image_channels=1 if row.patch == 7 else 3,
+            patch=row.patch,
+            channels=row.channels,
+            blocks=row.blocks,
+            layers=row.layers,
+        )
+        execution = ExecutionConfig(
+            compile=row.compile,
+            checkpoint_activations=row.checkpoint_activations,
+            micro_batch=row.micro_batch,
+        )
+        run = RunConfig(
+            model=model,
+            batch=row.batch,
+            images=row.batch,
+            precision=row.precision,
+            execution=execution,
+        )
+        errors.append(math.log(step_time(run, alone).seconds / (row.milliseconds / 1e3)))
+    assert max(map(abs, errors)) < math.log(1.3)
+    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.1
+
+
+def test_gradients_are_averaged_after_the_last_pass():
     cluster = Cluster(device=DEVICE, per_node=8)
-    gradients = 4 * cost.params_total(RUN.model)
-    buckets = -(-gradients // (25 * 2**20))
     step = step_time(RUN, cluster)
-    assert step.communication == 2 * cluster.exchange(gradients, buckets)
-    assert step.waiting == pytest.approx(step.communication / buckets, rel=1e-12)
-    assert step_time(RUN, replace(cluster, overlaps=False)).waiting == step.communication
-    slow = step_time(RUN, replace(cluster, device=replace(DEVICE, link=1e9)))
-    backward = 2 / 3 * (slow.products + slow.traffic + slow.launching)
-    assert slow.waiting == pytest.approx(slow.communication - backward, rel=1e-12)
+    assert step.waiting == step.communication
+    assert step.waiting == 2 * cluster.exchange(4 * cost.params_total(RUN.model), 1)
+    slow = step_time(RUN, replace(cluster, device=replace(DEVICE, link=1e8)))
+    assert slow.alone == step.alone
     assert slow.limit == "communication"
 
 
-def test_a_fast_device_waits_for_the_host_of_a_small_model():
-    small = replace(RUN, model=replace(RUN.model, channels=64))
-    step = step_time(small, ONE)
-    assert step.limit == "launching"
-    assert step.seconds == pytest.approx(16 * LAUNCH_SECONDS + step.optimizer, rel=1e-12)
-    passes = replace(small, execution=ExecutionConfig(micro_batch=16))
-    assert step_time(passes, ONE).seconds == pytest.approx(
-        4 * 16 * LAUNCH_SECONDS + step.optimizer, rel=1e-12
-    )
+def test_a_small_model_is_as_slow_as_its_layers_are_many():
+    small = replace(RUN, model=replace(RUN.model, channels=64), batch=4)
+    assert step_time(small, ONE).limit == "launching"
+    passes = replace(small, execution=ExecutionConfig(micro_batch=1))
+    assert step_time(passes, ONE).launching == 4 * step_time(small, ONE).launching
+
+
+def test_the_host_launches_a_divided_step_operation_by_operation():
+    cluster = Cluster(device=DEVICE, per_node=4)
+    divided = replace(RUN, execution=ExecutionConfig(sharding="shard"))
+    step = step_time(divided, cluster)
+    busy = step.products + step.traffic + step.launching
+    assert busy == pytest.approx(16 * HOST_SECONDS, rel=1e-12)
 
 
 def test_divided_state_travels_half_as_often_again():
@@ -85,9 +122,9 @@ def test_weak_scaling_keeps_the_images_of_a_worker_and_loses_efficiency():
     assert [step.images for step in steps] == [64, 128, 256, 64 * 64]
     efficiencies = [step.efficiency for step in steps]
     assert efficiencies == sorted(efficiencies, reverse=True)
-    assert efficiencies[0] > 0.95 > 0.5 > efficiencies[-1]
+    assert efficiencies[0] > 0.8 > 0.5 > efficiencies[-1]
     fast = weak_scaling(RUN, replace(cluster, network=1e15, network_latency=0.0), (1, 64))
-    assert fast[0].seconds == pytest.approx(fast[1].seconds, rel=1e-6)
+    assert fast[0].seconds == pytest.approx(fast[1].seconds, rel=1e-5)
 
 
 def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys):
