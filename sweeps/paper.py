@@ -42,7 +42,6 @@ def imagenet64_likelihood() -> Study:
         NoiseConfig(type="uniform"),
         epochs=100,
         workers=16,
-        micro_batch=4,
         precision="float32",
     )
 
@@ -59,7 +58,6 @@ def imagenet64() -> Study:
         NoiseConfig(std=0.05),
         epochs=200,
         workers=8,
-        micro_batch=8,
         sampler=SamplerConfig(guidance=0.2, temperature=0.3),
     )
 
@@ -78,7 +76,6 @@ def imagenet64_labels() -> Study:
         batch=768,
         epochs=320,
         workers=32,
-        micro_batch=8,
         sampler=SamplerConfig(guidance=2.3),
     )
 
@@ -96,7 +93,6 @@ def imagenet128() -> Study:
         batch=768,
         epochs=320,
         workers=32,
-        micro_batch=8,
         sampler=SamplerConfig(guidance=1.5),
     )
 
@@ -116,7 +112,6 @@ def afhq256() -> Study:
         validation=1500,
         epochs=4000,
         workers=8,
-        micro_batch=8,
         sampler=SamplerConfig(guidance=3.4),
     )
 
@@ -137,7 +132,6 @@ def cifar10() -> Study:
         depth=6,
         epochs=1000,
         workers=1,
-        micro_batch=64,
     )
 
 
@@ -153,7 +147,6 @@ def _run(
     batch: int = 256,
     epochs: int,
     workers: int,
-    micro_batch: int,
     precision: Literal["bfloat16", "float32"] = "bfloat16",
     sampler: SamplerConfig | None = None,
 ) -> Study:
@@ -170,7 +163,6 @@ def _run(
         batch: images per step over all workers.
         epochs: to train for.
         workers: accelerators, as published.
-        micro_batch: images per accelerator at a time, to fit its memory.
         precision: of training.
         sampler: that the published number was drawn with.
     """
@@ -185,7 +177,7 @@ def _run(
         precision=precision,
         sampler=sampler or SamplerConfig(),
         evaluation=EvaluationConfig(samples=50_000, features="inception"),
-        execution=ExecutionConfig(workers=workers, micro_batch=micro_batch),
+        execution=ExecutionConfig(workers=workers, compile=True),
     )
     per_image = cost.training_flops(sized_model(model, size))
     return Study(
