@@ -69,19 +69,18 @@ def saving(table: pd.DataFrame) -> str:
     )
 
 
-def overhead(outcome: Mapping[str, float]) -> str:
+def overhead(outcome: Mapping[str, Any]) -> str:
     """Say in a sentence what the sweep cost on top of its runs; empty if it was not recorded.
 
     Args:
-        outcome: wall_seconds of the sweep, device_seconds inside runs, cpus held.
+        outcome: wall_seconds of the sweep, device_seconds inside runs, devices and what they are.
     """
-    if not outcome:
+    if "devices" not in outcome:
         return ""
-    held = outcome["wall_seconds"] * outcome["cpus"]
-    return (
-        f" The sweep took {seconds(outcome['wall_seconds'])} on {outcome['cpus']:.0f} cores; "
-        f"{percent(1 - outcome['device_seconds'] / held)} of that was not spent in a run."
-    )
+    wall, devices = outcome["wall_seconds"], outcome["devices"]
+    held = f"{devices:g} {outcome['device']}{'' if devices == 1 else 's'}"
+    share = percent(1 - outcome["device_seconds"] / (wall * devices))
+    return f" The sweep took {seconds(wall)} on {held}; {share} of that was not spent in a run."
 
 
 def model_choice(findings: Findings) -> Table:

@@ -49,7 +49,7 @@ class Material:
     scored: pd.DataFrame  # runs joined to their sample scores, one row per sampler setting
     findings: Findings
     reference: Mapping[str, Any]  # kid, kid_se of real training images; may be empty
-    outcome: Mapping[str, float]  # wall_seconds, device_seconds, cpus of the sweep; or empty
+    outcome: Mapping[str, Any]  # wall_seconds, device_seconds, devices of the sweep; or empty
     seed: int
 
 

@@ -81,10 +81,9 @@ def confirmed() -> bool:
 
 def tell(outcome: "Outcome", wall: float, out: Path, console: Console) -> int:
     """Say how a batch of runs went, and return the exit code."""
-    share = 1 - outcome.device_seconds / (wall * outcome.cpus)
-    console.print(
-        f"{human.seconds(wall)} in all; overhead {human.percent(share)} of {outcome.cpus} cores"
-    )
+    share = 1 - outcome.device_seconds / (wall * outcome.devices)
+    held = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
+    console.print(f"{human.seconds(wall)} in all; overhead {human.percent(share)} of {held}")
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red")
     for row in outcome.failed:

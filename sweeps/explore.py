@@ -91,7 +91,9 @@ def explore(
     finally:
         for space, study in studies:
             settle(study, space, place.out)
-    return watch.outcome(total, needs["cpu"] * sum(progress.seconds.values()), place.where)
+    gpus = "gpu" in needs
+    spent = needs["gpu" if gpus else "cpu"] * sum(progress.seconds.values())
+    return watch.outcome(total, spent, place.where, gpus)
 
 
 class Suggester(Here, OptunaSearch):

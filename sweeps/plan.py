@@ -120,10 +120,10 @@ def make_plan(
     Args:
         study: resolved.
         out: the folder of the study; it need not exist.
-        devices: to spread runs over; by default this machine's cores; or 8 accelerators, or as
-            many as a run asks for.
+        devices: to spread runs over; by default this machine's GPUs, or else its cores; of an
+            accelerator that is asked for 8, or as many as a run wants.
         accelerator: a name of `cost.ACCELERATORS`; by default the study's, or this machine.
-        price: US dollars per device-hour; by default the list price of the accelerator.
+        price: US dollars per device-hour; by default the list price of what is asked for.
         runs: to price; by default the grid of the study.
 
     Raises:
@@ -131,13 +131,12 @@ def make_plan(
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"devices is {devices}: it must be at least 1")
-    accelerator = accelerator or study.accelerator
-    rate = (
-        expect.accelerator_rate(accelerator, study.base.precision)
-        if accelerator
-        else expect.core_rate()
-    )
-    listed = cost.ACCELERATORS[accelerator].price if accelerator else 0.0
+    asked = accelerator or study.accelerator
+    here = [] if study.base.execution.device == "cpu" else expect.local_accelerators()
+    device = asked or (here[0] if here else "")
+    precision = study.base.precision
+    rate = expect.accelerator_rate(device, precision) if device else expect.core_rate()
+    listed = cost.ACCELERATORS[asked].price if asked else 0.0
     samplings = to_sample(study, grid(study), out) if runs is None else []
     runs = grid(study) if runs is None else runs
     largest = max((run.config.execution.workers for run in runs), default=1)
@@ -162,7 +161,7 @@ def make_plan(
     return Plan(
         lines=tuple(sorted(lines, key=lambda line: -line.seconds.total)),
         rate=rate,
-        devices=devices or (max(8, largest) if accelerator else expect.cores()),
+        devices=devices or (max(8, largest) if asked else len(here) or expect.cores()),
         price=listed if price is None else price,
         corrected_by=len(rows),
         spread=spread,

@@ -93,11 +93,13 @@ def run_all(
                 run_large(run, out, where, storage, watch)
     ended = {name: row for name, row in progress.rows.items() if row["status"] == "done"}
     tidy(runs, finished | ended.keys(), out)
+    gpus = where.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
     spent = sum(
-        min(row["device_seconds"], progress.seconds[run_id] * _devices(progress.runs[run_id]))
+        min(row["wall_seconds"], progress.seconds[run_id])
+        * _devices(progress.runs[run_id], needs, gpus)
         for run_id, row in ended.items()
     )
-    return watch.outcome(len(todo), spent, where)
+    return watch.outcome(len(todo), spent, where, gpus)
 
 
 class Queue(Here, Searcher):
@@ -251,5 +253,9 @@ def _check_workers(runs: Sequence[Planned], where: Cluster) -> None:
             )
 
 
-def _devices(run: Task) -> int:
-    return run.config.execution.workers * run.config.execution.threads
+def _devices(run: Task, needs: Mapping[str, float], gpus: bool) -> float:
+    """Return the GPUs, or else the cores, that a run holds; a small one what all of them do."""
+    execution = run.config.execution
+    if execution.workers == 1:
+        return needs["gpu" if gpus else "cpu"]
+    return execution.workers * (1 if gpus else execution.threads)

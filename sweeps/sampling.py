@@ -52,7 +52,9 @@ def sample_all(
             SettingTeller(lambda config: todo[config["index"]], watch),
             Session(storage, needs, count, watch),
         )
-    return watch.outcome(len(todo), needs["cpu"] * sum(progress.seconds.values()), place.where)
+    gpus = "gpu" in needs
+    spent = needs["gpu" if gpus else "cpu"] * sum(progress.seconds.values())
+    return watch.outcome(len(todo), spent, place.where, gpus)
 
 
 def sample_one(

@@ -190,11 +190,12 @@ def trained(run: Planned, out: Path) -> bool:
 
 
 def note_overhead(outcome: "Outcome", wall: float, out: Path) -> None:
-    """Write how much of the cores' time was spent in runs, for the report."""
+    """Write how much of the devices' time was spent in runs, for the report."""
     spent = {
         "wall_seconds": wall,
         "device_seconds": outcome.device_seconds,
-        "cpus": outcome.cpus,
+        "devices": outcome.devices,
+        "device": outcome.device,
     }
     record.write_json(out / "outcome.json", spent)
 

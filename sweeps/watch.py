@@ -23,7 +23,8 @@ class Outcome:
     left: int  # runs that were not carried out to their end
     stopped: str  # why the rest was not carried out; empty if all were
     device_seconds: float  # that training and evaluation took here
-    cpus: int
+    devices: float  # of the cluster
+    device: str  # core or GPU: what runs hold
 
     def __add__(self, other: "Outcome") -> "Outcome":
         """Return how two batches on the same cluster went."""
@@ -32,7 +33,8 @@ class Outcome:
             left=self.left + other.left,
             stopped=self.stopped or other.stopped,
             device_seconds=self.device_seconds + other.device_seconds,
-            cpus=self.cpus,
+            devices=self.devices,
+            device=self.device,
         )
 
     @property
@@ -76,8 +78,8 @@ class Watch(Here, tune.Stopper):
             self.reason = f"the first {failed} runs all failed"
         return bool(self.reason)
 
-    def outcome(self, total: int, device_seconds: float, where: Cluster) -> Outcome:
-        """Return how a batch of `total` went, at its end.
+    def outcome(self, total: int, device_seconds: float, where: Cluster, on_gpus: bool) -> Outcome:
+        """Return how a batch of `total` went, at its end, on GPUs or on cores.
 
         Raises:
             ConfigError: the mistake that a worker found.
@@ -85,4 +87,5 @@ class Watch(Here, tune.Stopper):
         if self.mistake:
             raise self.mistake
         rows = tuple(self.progress.rows.values())
-        return Outcome(rows, total - len(rows), self.reason, device_seconds, where.cpus)
+        devices, device = (where.gpus, "GPU") if on_gpus else (where.cpus, "core")
+        return Outcome(rows, total - len(rows), self.reason, device_seconds, devices, device)

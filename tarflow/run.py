@@ -101,7 +101,9 @@ def run(
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
     evaluate_seconds = time.perf_counter() - evaluating
-    devices = distributed.world_size() * max(1, config.execution.threads)
+    devices = distributed.world_size()
+    if device.type == "cpu":
+        devices *= max(1, config.execution.threads)
     peak = peak_flops(device, config.precision) * distributed.world_size()
     wall_seconds = state.seconds - state.inherited_seconds + evaluate_seconds
     row = row_of(config, role, label) | {

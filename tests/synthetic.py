@@ -98,7 +98,8 @@ def plant(
     reference = {"kid": 0.004, "kid_se": 0.003, "n": 500, "feature_extractor": EXTRACTOR}
     record.write_json(folder / "reference.json", reference)
     record.write_json(
-        folder / "outcome.json", {"wall_seconds": 300.0, "device_seconds": 540.0, "cpus": 2}
+        folder / "outcome.json",
+        {"wall_seconds": 300.0, "device_seconds": 540.0, "devices": 2, "device": "core"},
     )
     if limit is None:
         forecast = {

@@ -121,6 +121,24 @@ def test_accelerators_are_priced(tmp_path):
         make_plan(study, tmp_path, accelerator="H10")
 
 
+def test_the_gpus_of_this_machine_are_planned_with(tmp_path, monkeypatch):
+    study = load("tiny")
+    study = replace(study, base=replace(study.base, data=replace(study.base.data, hash="0")))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(expect, "DRIVER", tmp_path)
+    assert make_plan(study, tmp_path / "study").rate.accelerator == ""
+    for number in "01":
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\n")
+    plan = make_plan(study, tmp_path / "study")
+    assert (plan.rate.accelerator, plan.devices, plan.gpus, plan.money) == ("H100", 2, 2, 0)
+    assert "on 2 H100s" in summary(study, plan)[0]
+    on_cores = replace(study, base=replace(study.base, execution=ExecutionConfig(device="cpu")))
+    assert make_plan(on_cores, tmp_path / "study").gpus == 0
+    (tmp_path / "1" / "information").write_text("Model: \t\t Some Other Card\n")
+    assert make_plan(study, tmp_path / "study").gpus == 0
+
+
 def test_runs_that_do_not_fit_the_accelerator_are_named(tmp_path):
     study = load("cifar10")
     base = replace(
