@@ -13,7 +13,7 @@ from statistics import median
 
 from train_step import LARGE, SMALL, elsewhere, measure, our_step, run_config
 
-from sweeps.expect import local_accelerators
+from sweeps.hardware import accelerators
 from tarflow import cost
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
 from tarflow.step_time import Cluster, step_time
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="steps of each")
     arguments = parser.parse_args()
-    if not (names := local_accelerators()):
+    if not (names := accelerators()):
         sys.exit("there is no GPU here that tarflow.cost.ACCELERATORS knows")
     device = cost.ACCELERATORS[names[0]]
     alone = Cluster(device=device, per_node=1)

@@ -16,23 +16,16 @@ product, which is most of it in small models. On an accelerator a step takes wha
 study then correct both parts by the median of their ratios.
 """
 
-import contextlib
 import json
-import os
-import platform
-import socket
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from sweeps import hardware
 from sweeps.study import unknown
-from tarflow import cost, record
+from tarflow import cost
 from tarflow.config import ConfigError, RunConfig, from_dict
-from tarflow.data import cache_folder
 from tarflow.step_time import Cluster, step_time
 
 # Measured on a Xeon core with AVX-512.
@@ -45,7 +38,6 @@ SAMPLING_IMAGES = 1.2  # a sample costs as much as so many training images, besi
 FEATURES_SECONDS = 3e-3  # of an image in the feature extractor
 SPREAD = 0.3  # of an expectation that no finished run has corrected
 PER_NODE = 8  # accelerators
-DRIVER = Path("/proc/driver/nvidia/gpus")  # where it lists them
 
 
 @dataclass(frozen=True)
@@ -142,64 +134,7 @@ def accelerator_rate(name: str, precision: str) -> Rate:
     return Rate(flops, source, name)
 
 
-def local_accelerators() -> list[str]:
-    """Name the GPUs of this machine as `cost.ACCELERATORS` does; empty if one is not known."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return []
-    listed = [path.read_text() for path in sorted(DRIVER.glob("*/information"))]
-    known = [next((name for name in cost.ACCELERATORS if name in text), "") for text in listed]
-    return known if all(known) else []
-
-
 def core_rate() -> Rate:
     """Return the matrix-product rate of one core with all cores busy, from a cached probe."""
-    key = f"{socket.gethostname()}-{platform.machine()}-{cores()}"
-    path = cache_folder() / f"rate-{key}.json"
-    try:
-        flops = float(json.loads(path.read_text())["flops"])
-    except (OSError, ValueError, KeyError):
-        flops = probe()
-        record.write_json(path, {"flops": flops})
+    flops = hardware.core_flops()
     return Rate(flops, f"matrix-product probe, {flops / 1e9:.0f} GFLOP/s a core")
-
-
-def cores() -> int:
-    """Return the processor cores this process may use, as its affinity and container allow."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed or 1, int(quota) // int(period)))
-    return allowed or 1
-
-
-PROBE = """
-import sys, time
-import numpy as np
-left, right = np.ones((2, 512, 512), np.float32)
-sys.stdin.readline()  # all probes start together
-best, end = 9e9, time.perf_counter() + 0.3
-while (start := time.perf_counter()) < end:
-    left @ right
-    best = min(best, time.perf_counter() - start)
-print(2 * 512**3 / best)
-"""
-
-
-def probe() -> float:
-    """Measure float32 matrix products per core, FLOPs per second, one thread on every core."""
-    single = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM")}
-    probes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROBE],
-            env=os.environ | single,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(cores())
-    ]
-    for each in probes:
-        if each.stdin:
-            each.stdin.write("\n")
-            each.stdin.flush()
-    return statistics.mean(float(each.communicate()[0]) for each in probes)

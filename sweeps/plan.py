@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from analysis import human
-from sweeps import expect
+from sweeps import expect, hardware
 from sweeps.branches import Start, starts
 from sweeps.expect import Rate, Seconds
 from sweeps.settings import Sampling, to_sample
@@ -132,7 +132,7 @@ def make_plan(
     if devices is not None and devices < 1:
         raise ConfigError(f"devices is {devices}: it must be at least 1")
     asked = accelerator or study.accelerator
-    here = [] if study.base.execution.device == "cpu" else expect.local_accelerators()
+    here = [] if study.base.execution.device == "cpu" else hardware.accelerators()
     device = asked or (here[0] if here else "")
     precision = study.base.precision
     rate = expect.accelerator_rate(device, precision) if device else expect.core_rate()
@@ -161,7 +161,7 @@ def make_plan(
     return Plan(
         lines=tuple(sorted(lines, key=lambda line: -line.seconds.total)),
         rate=rate,
-        devices=devices or (max(8, largest) if asked else len(here) or expect.cores()),
+        devices=devices or (max(8, largest) if asked else len(here) or hardware.cores()),
         price=listed if price is None else price,
         corrected_by=len(rows),
         spread=spread,

@@ -6,11 +6,11 @@ Nothing here trains or touches a disk. `presets` holds the studies that have a n
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from sweeps import hardware
 from tarflow import config as configs
 from tarflow import cost, data, identity
 from tarflow.config import ConfigError, ModelConfig, RunConfig, SamplerConfig
@@ -243,7 +243,7 @@ def resolve(study: Study) -> Study:
     for variant in study.variants:
         data.fitting(varied(base, variant))
     if base.precision == "auto":
-        cuda = base.execution.device != "cpu" and Path("/dev/nvidia0").exists()
+        cuda = base.execution.device != "cpu" and hardware.has_gpu()
         base = replace(base, precision="bfloat16" if cuda else "float32")
     return replace(study, base=base, train_images=found.train, validation_images=found.validation)
 

@@ -21,6 +21,16 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("golden", files, ids=[file.stem for file in files], scope="module")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_gpus(request):
+    """Hide GPUs from all tests but those of GPUs, so that they are the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ != "test_cuda":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that tests start
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def random_flow():
     """Make flows far from the identity: every weight, bias, norm and table is random."""

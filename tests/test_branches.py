@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from analysis.checklist import saving
-from sweeps import expect, runner
+from sweeps import hardware, runner
 from sweeps.branches import Start, marked, starts, tidy
 from sweeps.expect import Rate
 from sweeps.plan import make_plan, summary, table
@@ -28,7 +28,7 @@ NOTHING = Start()
 def probed(monkeypatch, tmp_path):
     """Give every test a cache of its own and a rate without a probe."""
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(expect, "probe", lambda: Rate(1e11, "test").flops)
+    monkeypatch.setattr(hardware, "probe", lambda: Rate(1e11, "test").flops)
 
 
 @pytest.fixture

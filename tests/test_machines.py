@@ -22,6 +22,7 @@ def head():
 
 @pytest.mark.ray
 def test_workers_that_are_still_to_come_are_waited_for_and_counted(head, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # Ray would not believe in its GPU
     monkeypatch.setattr(machines, "GROWING_SECONDS", 1.0)
     with pytest.raises(ConfigError, match="no GPU has joined"), machines.cluster(4):
         pass

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from sweeps import expect
+from sweeps import expect, hardware
 from sweeps.branches import Start
 from sweeps.expect import Rate
 from sweeps.plan import make_plan, summary, table, wall_seconds
@@ -20,7 +20,7 @@ RATE = Rate(1e11, "test")
 def probed(monkeypatch, tmp_path):
     """Give every test a cache of its own and a rate without a probe."""
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(expect, "probe", lambda: RATE.flops)
+    monkeypatch.setattr(hardware, "probe", lambda: RATE.flops)
 
 
 def finish(out, run, slower=1.0, status="done"):
@@ -125,7 +125,8 @@ def test_the_gpus_of_this_machine_are_planned_with(tmp_path, monkeypatch):
     study = load("tiny")
     study = replace(study, base=replace(study.base, data=replace(study.base.data, hash="0")))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(expect, "DRIVER", tmp_path)
+    monkeypatch.setattr(hardware, "DRIVER", tmp_path)
+    monkeypatch.setattr(hardware, "FIRST_GPU", tmp_path)
     assert make_plan(study, tmp_path / "study").rate.accelerator == ""
     for number in "01":
         (tmp_path / number).mkdir()
@@ -135,6 +136,9 @@ def test_the_gpus_of_this_machine_are_planned_with(tmp_path, monkeypatch):
     assert "on 2 H100s" in summary(study, plan)[0]
     on_cores = replace(study, base=replace(study.base, execution=ExecutionConfig(device="cpu")))
     assert make_plan(on_cores, tmp_path / "study").gpus == 0
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert make_plan(study, tmp_path / "study").gpus == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     (tmp_path / "1" / "information").write_text("Model: \t\t Some Other Card\n")
     assert make_plan(study, tmp_path / "study").gpus == 0
 
@@ -171,7 +175,7 @@ def test_runs_that_divide_their_state_are_marked(tmp_path):
 
 def test_the_probe_runs_once_per_machine(monkeypatch):
     calls = []
-    monkeypatch.setattr(expect, "probe", lambda: calls.append(1) or 5e10)
+    monkeypatch.setattr(hardware, "probe", lambda: calls.append(1) or 5e10)
     assert expect.core_rate() == expect.core_rate()
     assert calls == [1]
     assert expect.core_rate().flops == 5e10
@@ -179,4 +183,4 @@ def test_the_probe_runs_once_per_machine(monkeypatch):
 
 def test_the_probe_measures_this_machine(monkeypatch):
     monkeypatch.undo()
-    assert 1e8 < expect.probe() < 1e13
+    assert 1e8 < hardware.probe() < 1e13
