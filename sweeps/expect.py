@@ -17,6 +17,7 @@ study then correct both parts by the median of their ratios.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ SAMPLING_IMAGES = 1.2  # a sample costs as much as so many training images, besi
 FEATURES_SECONDS = 3e-3  # of an image in the feature extractor
 SPREAD = 0.3  # of an expectation that no finished run has corrected
 PER_NODE = 8  # accelerators
+SMALL_BYTES = 4e9  # runs that need less memory share an accelerator
+SHARING = 4  # such runs on one
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Rate:
     flops: float  # matrix-product FLOPs per second of one device
     source: str
     accelerator: str = ""  # empty for a processor core
+    sharing: int = 1  # runs on a device at a time
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     if rate.accelerator:
         step = step_time(config, _machines(rate.accelerator, config.execution.workers))
         per_image = step.alone / step.images * config.execution.workers
-        train = steps * step.seconds
+        train = steps * step.seconds * rate.sharing  # they take turns
     else:
         values = model.tokens * model.channels * layers
         per_image = (flops + VALUE_FLOPS * values) / rate.flops
@@ -120,8 +124,18 @@ def correction(
     return by_train, by_evaluate, spread
 
 
-def accelerator_rate(name: str, precision: str) -> Rate:
-    """Return the peak of an accelerator.
+def sharing(configs: Iterable[RunConfig]) -> int:
+    """Return how many of these runs an accelerator carries out at a time.
+
+    Their steps take turns there, but scoring and sampling wait for the host a good part of the
+    time.
+    """
+    needs = (cost.memory(config).total for config in configs)
+    return SHARING if max(needs, default=math.inf) < SMALL_BYTES else 1
+
+
+def accelerator_rate(name: str, precision: str, sharing: int = 1) -> Rate:
+    """Return the peak of an accelerator, on which so many runs go on at a time.
 
     Raises:
         ConfigError: if it is not known, naming the nearest.
@@ -131,7 +145,7 @@ def accelerator_rate(name: str, precision: str) -> Rate:
     peaks = cost.ACCELERATORS[name].flops
     flops = peaks.get(precision, peaks["float32"])
     source = f"model of a step on {name}, {flops / 1e12:.0f} TFLOP/s at its peak"
-    return Rate(flops, source, name)
+    return Rate(flops, source, name, sharing)
 
 
 def core_rate() -> Rate:

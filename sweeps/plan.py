@@ -75,7 +75,7 @@ class Plan:
     def device_hours(self) -> float:
         """Device-hours still to spend."""
         runs = sum(line.device_seconds for line in self.lines)
-        return (runs + sum(self.samplings.values())) / 3600
+        return (runs + sum(self.samplings.values())) / self.rate.sharing / 3600
 
     @property
     def money(self) -> float:
@@ -87,8 +87,13 @@ class Plan:
         """Expected seconds from start to end on the devices."""
         if not self.left and not self.samplings:
             return 0.0
-        sampling = sum(self.samplings.values()) / self.devices
-        return STARTING_SECONDS + wall_seconds(self.left, self.devices) + sampling
+        sampling = sum(self.samplings.values()) / self.slots
+        return STARTING_SECONDS + wall_seconds(self.left, self.slots) + sampling
+
+    @property
+    def slots(self) -> int:
+        """Runs at a time."""
+        return self.devices * self.rate.sharing
 
     @property
     def gpus(self) -> int:
@@ -135,10 +140,11 @@ def make_plan(
     here = [] if study.base.execution.device == "cpu" else hardware.accelerators()
     device = asked or (here[0] if here else "")
     precision = study.base.precision
-    rate = expect.accelerator_rate(device, precision) if device else expect.core_rate()
-    listed = cost.ACCELERATORS[asked].price if asked else 0.0
     samplings = to_sample(study, grid(study), out) if runs is None else []
     runs = grid(study) if runs is None else runs
+    together = expect.sharing(run.config for run in runs)
+    rate = expect.accelerator_rate(device, precision, together) if device else expect.core_rate()
+    listed = cost.ACCELERATORS[asked].price if asked else 0.0
     largest = max((run.config.execution.workers for run in runs), default=1)
     folders = [path.name for path in (out / "runs").glob("*")]
     rows = {name: row for name in sorted(folders) if (row := finished(out, name))}
@@ -269,7 +275,7 @@ def comes_to(plan: Plan) -> list[str]:
         lines.insert(
             1,
             f"of that, {len(plan.samplings)} more ways to sample from finished runs: "
-            f"{human.seconds(spent / plan.devices)}",
+            f"{human.seconds(spent / plan.slots)}",
         )
     if plan.rate.accelerator:
         sharded = [x.run.label for x in plan.left if cost.sharded(x.run.config, plan.room)]

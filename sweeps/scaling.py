@@ -87,7 +87,7 @@ def scale(options: Options) -> int:
         console.print(line)
     seconds = 0.0
     if settings := to_try(plan, options.sampler_trials, out):
-        seconds = settings * setting_seconds(plan) / plan.devices
+        seconds = settings * setting_seconds(plan) / plan.slots
         console.print(
             f"then {settings} sampler settings of the best run, about {human.seconds(seconds)}"
         )

@@ -142,7 +142,7 @@ def sampling_seconds(plan: Plan, trials: int) -> float:
         evaluation = replace(line.run.config.evaluation, decoder_images=0)
         config = replace(line.run.config, evaluation=evaluation)
         seconds += 2 * expect.expected_seconds(config, 0, plan.rate).evaluate / len(plan.lines)
-    return STARTING_SECONDS / 2 + seconds * CHECKPOINTS * trials / plan.devices
+    return STARTING_SECONDS / 2 + seconds * CHECKPOINTS * trials / plan.slots
 
 
 def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float) -> list[str]:

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from sweeps.expect import sharing
 from sweeps.space import SEED, SamplingSpace, Space, TrainingSpace
 from sweeps.study import Planned
 from tarflow import record
@@ -22,9 +23,6 @@ from tarflow.config import ConfigError
 from tarflow.preemption import Preempted
 from tarflow.storage import locate
 from tarflow.trunk import trunk_of
-
-SMALL_GPU_BYTES = 4e9  # runs that need less share a GPU
-SHARING = 4  # such runs per GPU
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -153,10 +151,7 @@ def single_threaded(run: Planned) -> Planned:
 
 def resources(runs: Sequence[Planned], gpus: float) -> dict[str, float]:
     """Return what one small trial holds, enough for any of the runs."""
-    from tarflow import cost
-
     needs = {"cpu": float(max(run.config.execution.threads for run in runs))}
     if gpus and any(run.config.execution.device != "cpu" for run in runs):
-        largest = max(cost.memory(run.config).total for run in runs)
-        needs["gpu"] = 1 / SHARING if largest < SMALL_GPU_BYTES else 1.0
+        needs["gpu"] = 1 / sharing(run.config for run in runs)
     return needs

@@ -134,6 +134,12 @@ def test_the_gpus_of_this_machine_are_planned_with(tmp_path, monkeypatch):
     plan = make_plan(study, tmp_path / "study")
     assert (plan.rate.accelerator, plan.devices, plan.gpus, plan.money) == ("H100", 2, 2, 0)
     assert "on 2 H100s" in summary(study, plan)[0]
+    assert (plan.rate.sharing, plan.slots) == (4, 8)  # runs so small
+    assert plan.device_hours == pytest.approx(sum(line.left for line in plan.lines) / 4 / 3600)
+    study64 = load("imagenet64")
+    base = replace(study64.base, data=replace(study64.base.data, hash="0"))
+    large = make_plan(replace(study64, base=base), tmp_path / "study")
+    assert (large.rate.sharing, large.slots) == (1, 8)
     on_cores = replace(study, base=replace(study.base, execution=ExecutionConfig(device="cpu")))
     assert make_plan(on_cores, tmp_path / "study").gpus == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
