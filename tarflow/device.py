@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -139,6 +140,18 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def check_compiler() -> None:
+    """Make sure that layers can be compiled here.
+
+    Raises:
+        ConfigError: if not, for `torch.compile` would say so after minutes and at length.
+    """
+    if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
+        raise ConfigError(
+            "execution.compile needs a C compiler on this machine: install gcc, or set it to false"
+        )
 
 
 def replays(device: torch.device) -> bool:

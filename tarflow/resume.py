@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tarflow import distributed, optim
 from tarflow.config import RunConfig
-from tarflow.device import master_dtype
+from tarflow.device import check_compiler, master_dtype
 from tarflow.model import FlowBlock, Layer, TarFlow, initialise
 from tarflow.schedule import shared_images
 from tarflow.state import StateWriter, load_state
@@ -39,7 +39,12 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
     """Return the state before the first step, a function of the config alone.
 
     Weights are drawn as for a single worker, and then divided if `execution.sharding` is `shard`.
+
+    Raises:
+        ConfigError: if layers are to be compiled and there is no compiler.
     """
+    if config.execution.compile:
+        check_compiler()
     flow = TarFlow(config.model)
     initialise(flow, config.seed)
     flow = flow.to(master_dtype(config)).train()

@@ -176,6 +176,13 @@ def test_compiled_layers_give_the_same_losses(tmp_path):
     assert losses(train(compiled, tmp_path / "compiled")) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_machine_without_a_compiler_is_told_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConfigError, match="needs a C compiler on this machine"):
+        train(config(execution=ExecutionConfig(threads=1, compile=True)), tmp_path / "run")
+
+
 def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):
     short, long = config(), config(images=640)
     both = [train(c, tmp_path / str(c.images)) for c in (short, long)]
