@@ -7,10 +7,9 @@ sides alternate in one process and medians of 5 pairs are compared, for machines
 weights are those of colour `leaves`, 256 channels, 4 blocks of 4 layers, 256 tokens, trained here
 for 1,600 steps and kept in the cache folder (a quarter of an hour the first time), or any
 --checkpoint. Errors are the largest of a pixel against an inverse in float64, token by token.
-`steps` counts passes
-of a batch through a block, one after another: what a device takes at least, however wide it is.
-`work` counts the tokens in them, in units of one parallel pass of the flow: what a device that is
-already full pays. On an accelerator ours are replayed and not counted.
+`steps` counts passes of a batch through a block, one after another: what a device takes at least,
+however wide it is. `work` counts the tokens in them, in units of one parallel pass of the flow:
+what a device that is already full pays. On an accelerator ours are replayed and not counted.
 """
 
 import argparse

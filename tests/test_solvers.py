@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from recordings import do_and_repeat
 
 from tarflow import solvers
 from tarflow.coefficients import Coefficients, Memory
@@ -195,12 +196,11 @@ def test_sweeps_that_find_their_window_on_the_device_give_the_same(
     """As CUDA devices run it, but for the replaying."""
     recordings = []
 
-    def once_and_again(work, *_):
+    def recorded(work, *where):
         recordings.append(work)
-        work()
-        return work
+        return do_and_repeat(work, *where)
 
-    monkeypatch.setattr(solvers, "recorded", once_and_again)
+    monkeypatch.setattr(solvers, "recorded", recorded)
     monkeypatch.setattr(solvers, "SWEEP_BUCKET", 5)
     flow = random_flow(classes=3)
     latents = some_latents(flow)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from recordings import do_and_repeat
 
 from tarflow import device, distributed
 from tarflow.config import (
@@ -26,12 +27,6 @@ RUN = RunConfig(
     batch=16,
     precision="float64",
 )
-
-
-def do_once_and_again(work, _device, _pool):
-    """Do as a graph: later changes of what the host holds are not seen, those of tensors are."""
-    work()
-    return work
 
 
 def steps(config, times=6):
@@ -61,7 +56,7 @@ def test_recorded_steps_train_alike_and_from_the_same_memory(changes, monkeypatc
     config = replace(RUN, **changes)
     expected, plain = steps(config)
     monkeypatch.setattr(distributed, "replays", lambda _: True)
-    monkeypatch.setattr(device, "recorded", do_once_and_again)
+    monkeypatch.setattr(device, "recorded", do_and_repeat)
     found, recorded = steps(config)
     assert found == pytest.approx(expected, rel=1e-6)  # rates are float32 there
     for ours, theirs in zip(recorded.flow.parameters(), plain.flow.parameters(), strict=True):
@@ -73,10 +68,9 @@ def test_recorded_steps_train_alike_and_from_the_same_memory(changes, monkeypatc
 def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
     made, total = [], torch.zeros(())
 
-    def recorded(work, *_):
+    def recorded(work, *where):
         made.append(work)
-        work()
-        return work
+        return do_and_repeat(work, *where)
 
     monkeypatch.setattr(device, "recorded", recorded)
 
@@ -93,7 +87,7 @@ def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
 
 def test_a_recorded_step_that_diverges_changes_no_weight(monkeypatch):
     monkeypatch.setattr(distributed, "replays", lambda _: True)
-    monkeypatch.setattr(device, "recorded", do_once_and_again)
+    monkeypatch.setattr(device, "recorded", do_and_repeat)
     _, state = steps(RUN, times=2)
     update = TrainStep(state, state.flow, RUN)
     state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)

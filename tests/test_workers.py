@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recordings import do_and_repeat
 from test_training import config, losses
 
 from tarflow import cost, device, distributed
@@ -69,7 +70,7 @@ def carry_out(job):
             patch.setattr(FlowBlock, "coefficients", poisoned)
         if job.replayed:
             patch.setattr(distributed, "replays", lambda _: True)
-            patch.setattr(device, "recorded", recorded)
+            patch.setattr(device, "recorded", do_and_repeat)
         if job.ends:  # the save is slow enough to tell who leaves before it
             patch.setattr(states, "save_state", slow_save)
         try:
@@ -80,11 +81,6 @@ def carry_out(job):
             whole = load_state(job.folder / "state")
             return Preempted(f"{error}; on disk: {whole and whole[1]['images']}")
     return losses(state), state.average
-
-
-def recorded(work, *_):
-    work()
-    return work
 
 
 def slow_save(*arguments, save=states.save_state):
