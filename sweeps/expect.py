@@ -134,7 +134,7 @@ def sharing(configs: Iterable[RunConfig]) -> int:
     return SHARING if max(needs, default=math.inf) < SMALL_BYTES else 1
 
 
-def accelerator_rate(name: str, precision: str, sharing: int = 1) -> Rate:
+def accelerator_rate(name: str, precision: str, together: int = 1) -> Rate:
     """Return the peak of an accelerator, on which so many runs go on at a time.
 
     Raises:
@@ -145,7 +145,7 @@ def accelerator_rate(name: str, precision: str, sharing: int = 1) -> Rate:
     peaks = cost.ACCELERATORS[name].flops
     flops = peaks.get(precision, peaks["float32"])
     source = f"model of a step on {name}, {flops / 1e12:.0f} TFLOP/s at its peak"
-    return Rate(flops, source, name, sharing)
+    return Rate(flops, source, name, together)
 
 
 def core_rate() -> Rate:

@@ -89,7 +89,7 @@ class Coefficients:
 
     @cached_property
     def room(self) -> Room:
-        """Room for single tokens, made at the first: an accelerator and windows need none."""
+        """Room for single tokens, made at the first: windows need none, nor does `at`."""
         return Room(self.layers[0])
 
     def __call__(self, tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class Coefficients:
         """
         count = tokens.shape[1]
         window = slice(start, start + count)
-        if count == 1 and not tokens.is_cuda:
+        if count == 1:
             output = self._step(tokens[:, 0], start)[:, None]
         else:
             output = self._transform(tokens, self.embedding[:, window], Window(start, count))
