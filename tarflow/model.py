@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tarflow import noise
 from tarflow.config import ConfigError, ModelConfig
+from tarflow.fused_layer import fused_layer
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -101,11 +102,16 @@ class Layer(nn.Module):
     def __init__(self, channels: int, head_dim: int) -> None:
         """Make attention and MLP."""
         super().__init__()
+        self.fused: torch.dtype | None = None  # of the activations, where `fused_layer` trains it
         self.attention = Attention(channels, head_dim)
         self.mlp = MLP(channels)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform (B, T, C) hidden states."""
+        if self.fused and torch.is_grad_enabled():
+            return fused_layer(
+                hidden, tuple(self.parameters()), self.attention.head_dim, self.fused
+            )
         hidden = hidden + self.attention(hidden)
         transformed: Tensor = hidden + self.mlp(hidden)
         return transformed

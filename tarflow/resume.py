@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tarflow import distributed, optim
 from tarflow.config import RunConfig
-from tarflow.device import check_compiler, master_dtype
+from tarflow.device import DTYPES, check_compiler, master_dtype
+from tarflow.kernels import kernels
 from tarflow.model import FlowBlock, Layer, TarFlow, initialise
 from tarflow.schedule import shared_images
 from tarflow.state import StateWriter, load_state
@@ -53,6 +54,8 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
             module.checkpoint_activations = config.execution.checkpoint_activations
         elif isinstance(module, Layer) and config.execution.compile:
             module.compile()  # all are alike, so the code of one serves all
+        elif isinstance(module, Layer):
+            module.fused = fused_dtype(config, device)
     if config.execution.sharding == "shard":
         distributed.divide(flow, device, config.precision)
     else:
@@ -60,6 +63,17 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
     average = {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
     losses = torch.zeros((), dtype=torch.float64, device=device)
     return TrainState(flow, average, optim.make_optimizers(flow, config.optim), losses=losses)
+
+
+def fused_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
+    """Return the type of the activations inside fused layers, or None if layers stay as they are.
+
+    They stay on accelerators, where the state is divided, in float64, and without a compiler.
+    """
+    execution, dtype = config.execution, DTYPES[config.precision]
+    if device.type != "cpu" or not execution.fused or execution.sharding == "shard":
+        return None
+    return dtype if kernels(dtype) else None
 
 
 def tensors(state: TrainState) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,134 @@
+"""A Transformer layer on a CPU as one function with a backward pass of its own.
+
+Between the matrix products PyTorch goes over memory once for each operation; here each stretch
+between two products is one pass (`native`). The arithmetic is that of `model.Layer`.
+
+Legend: `N` tokens of all images, `C` channels, `H` heads, `K` channels of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow.kernels import Kernels, kernels
+
+
+
+def fused_layer(hidden: Tensor, weights: tuple[Tensor, ...], head_dim: int, dtype: torch.dtype) -> Tensor:
+    """Transform hidden states (B, T, C), float32.
+
+    Args:
+        hidden: states before the layer.
+        weights: the parameters of `model.Layer` in its order, float32.
+        head_dim: channels of a head.
+        dtype: of the activations between, float32 or bfloat16, of which there are `kernels`.
+    """
+    after: Tensor = _Layer.apply(hidden, head_dim, dtype, *weights)
+    return after
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head_dim: int, dtype: torch.dtype, *weights: Tensor
+    ) -> Tensor:
+        run = _kernels(dtype)
+        (norm1, shift1, qkv, qkv_bias, proj, proj_bias) = weights[:6]
+        (norm2, shift2, up, up_bias, down, down_bias) = weights[6:]
+        qkv, proj, up, down = (matrix.to(dtype) for matrix in (qkv, proj, up, down))
+        (batch, tokens, channels), rows = hidden.shape, hidden.shape[:2].numel()
+        dims = batch, tokens, channels // head_dim, head_dim
+        before = hidden.contiguous().view(rows, channels)
+
+        normed1, means1, inverses1 = _norm_room(before, dtype)
+        run.add_norm(
+            before, None, None, norm1, shift1, None, normed1, means1, inverses1, rows, channels
+        )
+        joined = normed1 @ qkv.T
+        mixed = torch.empty_like(normed1)
+        totals = means1.new_empty(rows * dims[2])
+        run.attend(joined, qkv_bias, mixed, totals, *dims)
+        delta = mixed @ proj.T
+
+        between = torch.empty_like(before)
+        normed2, means2, inverses2 = _norm_room(before, dtype)
+        run.add_norm(
+            *(before, delta, proj_bias, norm2, shift2),
+            *(between, normed2, means2, inverses2, rows, channels),
+        )
+        slope = normed2 @ up.T
+        activated = torch.empty_like(slope)
+        run.gelu(slope, up_bias, activated, rows, 4 * channels)
+        delta = activated @ down.T
+
+        after = torch.empty_like(before)
+        run.add_norm(
+            between, delta, down_bias, None, None, after, None, None, None, rows, channels
+        )
+        ctx.dims = dims
+        ctx.save_for_backward(
+            *(before, means1, inverses1, normed1, joined, qkv_bias, mixed, totals),
+            *(between, means2, inverses2, normed2, slope, activated),
+            *(norm1, qkv, proj, norm2, up, down),
+        )
+        return after.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        (before, means1, inverses1, normed1, joined, qkv_bias, mixed, totals) = saved[:8]
+        (between, means2, inverses2, normed2, slope, activated) = saved[8:14]
+        (norm1, qkv, proj, norm2, up, down) = saved[14:]
+        run, dtype = _kernels(normed1.dtype), normed1.dtype
+        rows, channels = before.shape
+        grad = gradients[0].contiguous().view(rows, channels)
+
+        narrow = None if dtype == grad.dtype else grad.new_empty(grad.shape, dtype=dtype)
+        ddown_bias = norm2.new_empty(channels)
+        run.delta_backward(grad, narrow, ddown_bias, rows, channels)
+        given = grad if narrow is None else narrow
+        ddown = given.T @ activated
+        dslope = given @ down
+        dup_bias = norm2.new_empty(4 * channels)
+        run.gelu_backward(slope, dslope, dup_bias, rows, 4 * channels)
+        dup = dslope.T @ normed2
+        dnormed = dslope @ up
+
+        dbetween, dnorm2 = torch.empty_like(grad), torch.empty_like(norm2)
+        dshift2, dproj_bias = torch.empty_like(norm2), torch.empty_like(norm2)
+        run.norm_backward(
+            *(dnormed, between, means2, inverses2, norm2, grad, dbetween, dnorm2, dshift2),
+            *(narrow, dproj_bias, rows, channels),
+        )
+        given = dbetween if narrow is None else narrow
+        dproj = given.T @ mixed
+        djoined, dqkv_bias = torch.empty_like(joined), torch.empty_like(qkv_bias)
+        run.attend_backward(
+            joined, qkv_bias, mixed, totals, given @ proj, djoined, dqkv_bias, *ctx.dims
+        )
+        dqkv = djoined.T @ normed1
+        dnormed = djoined @ qkv
+
+        dbefore = torch.empty_like(grad)
+        dnorm1, dshift1 = torch.empty_like(norm1), torch.empty_like(norm1)
+        run.norm_backward(
+            *(dnormed, before, means1, inverses1, norm1, dbetween, dbefore, dnorm1, dshift1),
+            *(None, None, rows, channels),
+        )
+        return (
+            *(dbefore.view_as(gradients[0]), None, None),
+            *(dnorm1, dshift1, dqkv.float(), dqkv_bias, dproj.float(), dproj_bias),
+            *(dnorm2, dshift2, dup.float(), dup_bias, ddown.float(), ddown_bias),
+        )
+
+
+def _kernels(dtype: torch.dtype) -> Kernels:
+    found = kernels(dtype)
+    assert found, f"no kernels for {dtype}"
+    return found
+
+
+def _norm_room(like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    rows = len(like)
+    return like.new_empty(like.shape, dtype=dtype), like.new_empty(rows), like.new_empty(rows)

@@ -1,0 +1,116 @@
+"""Compiled functions for layers on CPUs: `native`, built on the machine that runs them."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow.data import cache_folder
+
+LOG = logging.getLogger("tarflow")
+SOURCES = sorted(Path(__file__).with_name("native").iterdir())
+FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -shared -fPIC"
+DEFINES = {torch.float32: [], torch.bfloat16: ["-DBFLOAT16"]}
+_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+SIGNATURES = {
+    "add_norm": [_POINTER] * 9 + [_COUNT] * 2,
+    "delta_backward": [_POINTER] * 3 + [_COUNT] * 2,
+    "norm_backward": [_POINTER] * 11 + [_COUNT] * 2,
+    "gelu": [_POINTER] * 3 + [_COUNT] * 2,
+    "gelu_backward": [_POINTER] * 3 + [_COUNT] * 2,
+    "attend": [_POINTER] * 4 + [_COUNT] * 4,
+    "attend_backward": [_POINTER] * 7 + [_COUNT] * 4,
+}
+
+
+class Kernels:
+    """The functions of one library; they take contiguous tensors, `None`, and numbers."""
+
+    def __init__(self, library: Path) -> None:
+        """Load a library.
+
+        Raises:
+            OSError: if it cannot be loaded, or the system refuses it the matrix units.
+        """
+        loaded = ctypes.CDLL(str(library))
+        if not loaded.usable():
+            raise OSError("the system does not let this process use the matrix units")
+        for name, kinds in SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = [*kinds, _THREADS], None
+            setattr(self, name, self._checked(function))
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Refuse a name that the source has no function of."""
+        raise AttributeError(f"there is no function {name}")
+
+    @staticmethod
+    def _checked(function: Any) -> Callable[..., None]:
+        def call(*arguments: Tensor | float | None) -> None:
+            given = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+            function(*given, torch.get_num_threads())
+
+        return call
+
+
+@cache
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """Return the functions for activations of a type, building them if need be.
+
+    Returns:
+        None if there are none for this type, or no `g++` on this machine.
+    """
+    if dtype not in DEFINES or not (compiler := shutil.which("g++")):
+        return None
+    try:
+        return Kernels(build(compiler, dtype))
+    except (OSError, subprocess.CalledProcessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        LOG.warning("layers run without compiled kernels, which is slower: %s", lines[0])
+        return None
+
+
+def build(compiler: str, dtype: torch.dtype) -> Path:
+    """Compile the source for a type and this machine's processor, unless that was done before.
+
+    Returns:
+        The library, in the cache folder. Processes that build at once do not disturb each other.
+
+    Raises:
+        OSError: if the cache folder cannot be written.
+        subprocess.CalledProcessError: if the compiler fails.
+    """
+    command = [compiler, *FLAGS.split(), *DEFINES[dtype]]
+    if "avx512f" in processor():
+        command.append("-mprefer-vector-width=512")  # by default GCC uses half of a register
+    made_of = [*(source.read_text() for source in SOURCES), *command, processor()]
+    name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
+    library = cache_folder() / "kernels" / f"{name}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            command += [str(source) for source in SOURCES if source.suffix == ".cpp"]
+            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+            os.replace(made, library)
+    return library
+
+
+@cache
+def processor() -> str:
+    """Describe what instructions this machine's processor has; a home folder may serve several."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = [line for line in lines if line.startswith(("flags", "Features"))]
+    return flags[0] if flags else platform.processor()
