@@ -6,7 +6,7 @@ The only importer of `torch.distributed`. Every function also serves a single pr
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -197,9 +197,9 @@ def average(gradients: Tensor) -> None:
         gradients /= world_size()
 
 
-def gradient_norm(flow: nn.Module) -> Tensor:
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients, the same on every worker."""
-    norm = nn.utils.get_total_norm([p.grad for p in flow.parameters() if p.grad is not None])
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return whole(norm)
 
 

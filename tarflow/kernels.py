@@ -31,6 +31,8 @@ SIGNATURES = {
     "gelu_backward": [_POINTER] * 3 + [_COUNT] * 2,
     "attend": [_POINTER] * 4 + [_COUNT] * 4,
     "attend_backward": [_POINTER] * 7 + [_COUNT] * 4,
+    "affine": [_POINTER] * 4 + [_COUNT] * 4,
+    "affine_backward": [_POINTER] * 6 + [_COUNT] * 4,
 }
 
 
@@ -57,8 +59,8 @@ class Kernels:
 
     @staticmethod
     def _checked(function: Any) -> Callable[..., None]:
-        def call(*arguments: Tensor | float | None) -> None:
-            given = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+        def call(*arguments: Tensor | int | None) -> None:
+            given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
             function(*given, torch.get_num_threads())
 
         return call

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tarflow import noise
 from tarflow.config import ConfigError, ModelConfig
-from tarflow.fused_layer import fused_layer
+from tarflow.fused import fused_affine, fused_layer
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -125,6 +125,7 @@ class FlowBlock(nn.Module):
         super().__init__()
         self.backwards = backwards
         self.checkpoint_activations = False
+        self.fused = False  # whether `fused_affine` trains it
         self.volume_preserving = config.volume_preserving
         outputs = config.token_dim * (1 if config.volume_preserving else 2)
         self.proj_in = nn.Linear(config.token_dim, config.channels)
@@ -158,6 +159,22 @@ class FlowBlock(nn.Module):
         chosen = self.class_embed[labels.clamp(min=0)]
         return position + torch.where((labels < 0)[:, None, None], mean, chosen)
 
+    def output(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
+        """Return what the last projection says of the successor of each token, (B, T, D or 2D).
+
+        Args:
+            tokens: (B, T, D) in the block's order.
+            labels: (B,) int64, -1 where dropped; `None` drops all.
+        """
+        hidden = self.proj_in(tokens) + self.embedding(labels)
+        for layer in self.attn_blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = layer(hidden)
+        projected: Tensor = self.proj_out(hidden)
+        return projected
+
     def coefficients(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return log-scale and shift for the successor of each token.
 
@@ -168,13 +185,7 @@ class FlowBlock(nn.Module):
         Returns:
             Two (B, T, D) tensors in float32 or wider.
         """
-        hidden = self.proj_in(tokens) + self.embedding(labels)
-        for layer in self.attn_blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
-            else:
-                hidden = layer(hidden)
-        output = self.proj_out(hidden)
+        output = self.output(tokens, labels)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if self.volume_preserving:
             return torch.zeros_like(output), output
@@ -191,6 +202,8 @@ class FlowBlock(nn.Module):
             Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
         """
         tokens = self.order(tokens)
+        if self.fused and torch.is_grad_enabled():
+            return fused_affine(tokens, self.output(tokens, labels), self.backwards)
         log_scale, shift = self.coefficients(tokens, labels)
         log_scale, shift = log_scale[:, :-1], shift[:, :-1]
         rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)

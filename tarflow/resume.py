@@ -49,13 +49,15 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
     flow = TarFlow(config.model)
     initialise(flow, config.seed)
     flow = flow.to(master_dtype(config)).train()
+    fused = fused_dtype(config, device)
     for module in flow.modules():
         if isinstance(module, FlowBlock):
             module.checkpoint_activations = config.execution.checkpoint_activations
+            module.fused = fused is not None and not config.model.volume_preserving
         elif isinstance(module, Layer) and config.execution.compile:
             module.compile()  # all are alike, so the code of one serves all
         elif isinstance(module, Layer):
-            module.fused = fused_dtype(config, device)
+            module.fused = fused
     if config.execution.sharding == "shard":
         distributed.divide(flow, device, config.precision)
     else:
@@ -66,9 +68,9 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
 
 
 def fused_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    """Return the type of the activations inside fused layers, or None if layers stay as they are.
+    """Return the type of the activations inside fused parts, or None if none are fused.
 
-    They stay on accelerators, where the state is divided, in float64, and without a compiler.
+    None are on accelerators, where the state is divided, in float64, and without a compiler.
     """
     execution, dtype = config.execution, DTYPES[config.precision]
     if device.type != "cpu" or not execution.fused or execution.sharding == "shard":

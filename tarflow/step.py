@@ -41,6 +41,7 @@ class TrainStep:
         """
         self.state, self.parallel, self.config = state, parallel, config
         device = state.flow.var.device
+        self.parameters = list(state.flow.parameters())  # to list them takes a millisecond
         self.total = torch.zeros((), device=device, dtype=master_dtype(config))
         self.norm = torch.zeros_like(self.total)
         self.square = torch.zeros_like(state.flow.var)
@@ -129,16 +130,16 @@ class TrainStep:
             self.square += latents.detach().square().sum(0) / mine
 
     def _measure(self) -> None:
-        self.norm.copy_(distributed.gradient_norm(self.state.flow))
+        self.norm.copy_(distributed.gradient_norm(self.parameters))
 
     def _update(self) -> None:
         """Change the weights, and leave no gradient behind."""
-        parameters, clip = self.state.flow.parameters(), self.config.optim.clip
-        nn.utils.clip_grads_with_norm_(parameters, clip, self.norm)
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, self.norm)
         for optimizer in self.state.optimizers:
             optimizer.step()
         if self.gradients is None:
-            self.state.flow.zero_grad()
+            for parameter in self.parameters:
+                parameter.grad = None
         else:
             self.gradients.zero_()
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "values.h"
 
@@ -27,29 +28,78 @@ struct Matrix {
 };
 
 #if defined(MATRIX_UNITS)
-constexpr long LANES = 32, BLOCK = 64;
+constexpr long LANES = 32;  // rows and columns come in these
+constexpr long BLOCK = 64;  // rows to multiply at a time
 constexpr long COPIED = 1;  // floats that a factor takes for an element of its matrix, at most
 #else
 #if defined(__AVX512F__)
-constexpr long LANES = 16, TILE_ROWS = 6, TILE_VECTORS = 4;  // 24 of 32 registers hold sums
+constexpr long WIDEST = 16, TILE_VECTORS = 4;  // of 32 registers 24 hold the sums of 6 rows
 #elif defined(__AVX__)
-constexpr long LANES = 8, TILE_ROWS = 6, TILE_VECTORS = 2;
+constexpr long WIDEST = 8, TILE_VECTORS = 2;
 #else
-constexpr long LANES = 4, TILE_ROWS = 6, TILE_VECTORS = 2;
+constexpr long WIDEST = 4, TILE_VECTORS = 2;
 #endif
-constexpr long BLOCK = 48;  // rows to multiply at a time: whole vectors, whole tiles
-constexpr long COPIED = 0;
+constexpr long LANES = WIDEST < 8 ? WIDEST : 8, BLOCK = 48, COPIED = 0;
 #endif
 
 inline long padded(long count) { return (count + LANES - 1) / LANES * LANES; }
 
-Matrix transposed(const Matrix& from, float* room) {
-    for (long k0 = 0; k0 < from.columns; k0 += LANES)
-        for (long t0 = 0; t0 < from.rows; t0 += LANES)
-            for (long k = k0; k < k0 + LANES; k++)
-#pragma omp simd
-                for (long t = t0; t < t0 + LANES; t++)
-                    room[k * from.rows + t] = from.data[t * from.columns + k];
+// Memory of a thread, kept from call to call.
+class Scratch {
+  public:
+    explicit Scratch(long floats) {
+        static thread_local std::vector<float> kept;
+        if (long(kept.size()) < floats + 16) kept.resize(floats + 16);
+        next = kept.data();
+        while (reinterpret_cast<uintptr_t>(next) % 64) next++;
+    }
+
+    float* take(long floats) { return (next += floats) - floats; }
+
+    Matrix matrix(long rows, long columns) { return {take(rows * columns), rows, columns}; }
+
+  private:
+    float* next;
+};
+
+template <long WIDTH>
+struct Of {
+    typedef float Vector __attribute__((vector_size(4 * WIDTH), aligned(4)));
+    typedef int32_t Places __attribute__((vector_size(4 * WIDTH)));
+};
+
+// Swaps the off-diagonal halves of all blocks of 2 * STEP in a square whose rows are `row`.
+template <long WIDTH, long STEP>
+inline void swap_halves(typename Of<WIDTH>::Vector (&row)[WIDTH]) {
+    typename Of<WIDTH>::Places upper, lower;
+#pragma GCC unroll 16
+    for (int j = 0; j < WIDTH; j++) {
+        upper[j] = j & STEP ? WIDTH + j - STEP : j;
+        lower[j] = j & STEP ? WIDTH + j : j + STEP;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < WIDTH; i++) {
+        if (i & STEP) continue;
+        const auto above = row[i], below = row[i + STEP];
+        row[i] = __builtin_shuffle(above, below, upper);
+        row[i + STEP] = __builtin_shuffle(above, below, lower);
+    }
+    if constexpr (2 * STEP < WIDTH) swap_halves<WIDTH, 2 * STEP>(row);
+}
+
+inline Matrix transposed(const Matrix& from, float* room) {
+    constexpr long SIDE = LANES < 16 ? LANES : 16;
+    typename Of<SIDE>::Vector row[SIDE];
+    for (long i = 0; i < from.rows; i += SIDE)
+        for (long j = 0; j < from.columns; j += SIDE) {
+#pragma GCC unroll 16
+            for (long r = 0; r < SIDE; r++)
+                row[r] = *(const typename Of<SIDE>::Vector*)(from.row(i + r) + j);
+            swap_halves<SIDE, 1>(row);
+#pragma GCC unroll 16
+            for (long r = 0; r < SIDE; r++)
+                *(typename Of<SIDE>::Vector*)(room + (j + r) * from.rows + i) = row[r];
+        }
     return {room, from.columns, from.rows};
 }
 
@@ -67,18 +117,14 @@ struct Right {
     long row;
 };
 
-Left as_left(const Matrix& from, float* room) {
+inline Left as_left(const Matrix& from, float* room) {
     Value* to = reinterpret_cast<Value*>(room);
 #pragma omp simd
     for (long i = 0; i < from.size(); i++) write(to[i], from.data[i]);
     return {to, from.columns};
 }
 
-Left as_left_transposed(const Matrix& from, float* across, float* room) {
-    return as_left(transposed(from, across), room);
-}
-
-Right as_right(const Matrix& from, float* room) {
+inline Right as_right(const Matrix& from, float* room) {
     uint32_t* to = reinterpret_cast<uint32_t*>(room);
     for (long i = 0; i < from.rows; i += 2) {
         const float *even = from.row(i), *odd = from.row(i + 1);
@@ -113,15 +159,15 @@ class Tiles {
 };
 
 // Linux gives the registers of matrix units to processes that ask for them.
-bool allowed() {
+inline bool allowed() {
     constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     static const bool answer = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
     return answer;
 }
 
 // result (rows x columns) = or += left (rows x inner) * right (inner x columns), in steps of LANES.
-void multiply(Left left, Right right, float* result, long stride, long rows, long columns,
-              long inner, bool add = false) {
+inline void multiply(Left left, Right right, float* result, long stride, long rows, long columns,
+                     long inner, bool add = false) {
     const long bytes = 4 * stride;
     for (long i = 0; i < rows; i += LANES)
         for (long j = 0; j < columns; j += LANES) {
@@ -156,6 +202,28 @@ void multiply(Left left, Right right, float* result, long stride, long rows, lon
         }
 }
 
+// A sum over blocks of rows of weight^T * factor, kept transposed: so the weights need no turning.
+class SumDown {
+  public:
+    SumDown(const Matrix& factor, Scratch& scratch)
+        : across(scratch.matrix(factor.columns, factor.rows)) {
+        const Matrix turned = transposed(factor, scratch.take(factor.size()));
+        left = as_left(turned, scratch.take(factor.size()));
+        std::fill(across.data, across.data + across.size(), 0);
+    }
+
+    void add(const Matrix& weight, long start, float* room) const {
+        multiply(left.from(0, start), as_right(weight, room), across.data, across.columns,
+                 across.rows, weight.columns, weight.rows, true);
+    }
+
+    Matrix result(float* room) const { return transposed(across, room); }
+
+  private:
+    Matrix across;
+    Left left;
+};
+
 #else
 
 struct Left {
@@ -170,71 +238,89 @@ struct Right {
     long row;
 };
 
-Left as_left(const Matrix& from, float*) { return {from.data, from.columns, 1}; }
+inline Left as_left(const Matrix& from, float*) { return {from.data, from.columns, 1}; }
 
-Left as_left_transposed(const Matrix& from, float*, float*) {
-    return {from.data, 1, from.columns};
-}
-
-Right as_right(const Matrix& from, float*) { return {from.data, from.columns}; }
+inline Right as_right(const Matrix& from, float*) { return {from.data, from.columns}; }
 
 struct Tiles {
     Tiles() {}  // so that unused ones are no warning
 };
 
-bool allowed() { return true; }
+inline bool allowed() { return true; }
 
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
-
-// A ROWS x (VECTORS * LANES) tile of `result`, whose sums are kept in registers.
-template <long ROWS, long VECTORS>
+// A ROWS x (VECTORS * WIDTH) tile of `result`, whose sums are kept in registers.
+template <long ROWS, long VECTORS, long WIDTH>
 inline void tile(Left left, Right right, float* result, long stride, long inner, bool add) {
+    using Vector = typename Of<WIDTH>::Vector;
     Vector sum[ROWS][VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (long r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (long v = 0; v < VECTORS; v++)
-            sum[r][v] = add ? *(Vector*)(result + r * stride + v * LANES) : Vector{};
+            sum[r][v] = add ? *(Vector*)(result + r * stride + v * WIDTH) : Vector{};
     for (long i = 0; i < inner; i++) {
         Vector across[VECTORS];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (long v = 0; v < VECTORS; v++)
-            across[v] = *(const Vector*)(right.data + i * right.row + v * LANES);
-#pragma GCC unroll 8
+            across[v] = *(const Vector*)(right.data + i * right.row + v * WIDTH);
+#pragma GCC unroll 16
         for (long r = 0; r < ROWS; r++) {
             const float down = left.data[r * left.row + i * left.column];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (long v = 0; v < VECTORS; v++) sum[r][v] += down * across[v];
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (long r = 0; r < ROWS; r++)
-#pragma GCC unroll 8
-        for (long v = 0; v < VECTORS; v++) *(Vector*)(result + r * stride + v * LANES) = sum[r][v];
+#pragma GCC unroll 16
+        for (long v = 0; v < VECTORS; v++) *(Vector*)(result + r * stride + v * WIDTH) = sum[r][v];
 }
 
-template <long VECTORS>
+template <long VECTORS, long WIDTH>
 void strip(Left left, Right right, float* result, long stride, long rows, long inner, bool add) {
     long i = 0;
-    for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
-        tile<TILE_ROWS, VECTORS>(left.from(i, 0), right, result + i * stride, stride, inner, add);
-    for (; i + 2 <= rows; i += 2)
-        tile<2, VECTORS>(left.from(i, 0), right, result + i * stride, stride, inner, add);
-    for (; i < rows; i++)
-        tile<1, VECTORS>(left.from(i, 0), right, result + i * stride, stride, inner, add);
+    const auto take = [&](auto tile_of, long count) {
+        for (; i + count <= rows; i += count)
+            tile_of(left.from(i, 0), right, result + i * stride, stride, inner, add);
+    };
+    constexpr long MOST = VECTORS == 1 ? 12 : 6;
+    take(tile<MOST, VECTORS, WIDTH>, MOST);
+    take(tile<4, VECTORS, WIDTH>, 4);
+    take(tile<1, VECTORS, WIDTH>, 1);
 }
 
 // result (rows x columns) = or += left (rows x inner) * right (inner x columns), `columns` in steps
 // of LANES.
-void multiply(Left left, Right right, float* result, long stride, long rows, long columns,
-              long inner, bool add = false) {
-    const auto part = [&](long j) { return Right{right.data + j, right.row}; };
+inline void multiply(Left left, Right right, float* result, long stride, long rows, long columns,
+                     long inner, bool add = false) {
     long j = 0;
-    for (; j + TILE_VECTORS * LANES <= columns; j += TILE_VECTORS * LANES)
-        strip<TILE_VECTORS>(left, part(j), result + j, stride, rows, inner, add);
-    for (; j < columns; j += LANES)
-        strip<1>(left, part(j), result + j, stride, rows, inner, add);
+    const auto take = [&](auto strip_of, long count) {
+        for (; j + count <= columns; j += count)
+            strip_of(left, Right{right.data + j, right.row}, result + j, stride, rows, inner, add);
+    };
+    take(strip<TILE_VECTORS, WIDEST>, TILE_VECTORS * WIDEST);
+    take(strip<1, WIDEST>, WIDEST);
+    take(strip<1, LANES>, LANES);
 }
+
+// A sum over blocks of rows of weight^T * factor.
+class SumDown {
+  public:
+    SumDown(const Matrix& factor, Scratch& scratch)
+        : factor(factor), sum(scratch.matrix(factor.rows, factor.columns)) {
+        std::fill(sum.data, sum.data + sum.size(), 0);
+    }
+
+    void add(const Matrix& weight, long start, float*) const {
+        multiply(Left{weight.data, 1, weight.columns}, Right{factor.row(start), factor.columns},
+                 sum.data, sum.columns, weight.columns, sum.columns, weight.rows, true);
+    }
+
+    Matrix result(float*) const { return sum; }
+
+  private:
+    Matrix factor, sum;
+};
 
 #endif
 

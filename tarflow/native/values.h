@@ -32,7 +32,7 @@ inline float read(Value value) { return value; }
 inline void write(Value& place, float value) { place = value; }
 #endif
 
-// e^x for x <= 0, within 2 units in the last place; 0 comes out as 1e-38.
+// e^x for x < 88, within 2 units in the last place; 0 comes out as 1e-38.
 inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;  // NaN stays NaN
     const float magic = 12582912.0f;  // 1.5 * 2^23: its last bits are those of the power of 2

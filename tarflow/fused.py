@@ -1,9 +1,9 @@
-"""A Transformer layer on a CPU as one function with a backward pass of its own.
+"""Parts of a flow on a CPU, each as one function with a backward pass of its own.
 
 Between the matrix products PyTorch goes over memory once for each operation; here each stretch
-between two products is one pass (`native`). The arithmetic is that of `model.Layer`.
+between two products is one pass (`native`). The arithmetic is that of `model`.
 
-Legend: `N` tokens of all images, `C` channels, `H` heads, `K` channels of a head.
+Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels.
 """
 
 from typing import Any
@@ -26,6 +26,45 @@ def fused_layer(hidden: Tensor, weights: tuple[Tensor, ...], head_dim: int, dtyp
     """
     after: Tensor = _Layer.apply(hidden, head_dim, dtype, *weights)
     return after
+
+
+
+def fused_affine(tokens: Tensor, output: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+    """Map tokens as `model.FlowBlock` does, given what its last projection says of them.
+
+    Args:
+        tokens: (B, T, D) in the block's order, float32.
+        output: (B, T, 2D), log-scale and shift for the successor of each token, float32 or bfloat16.
+        backwards: whether the block's order is opposite to raster order.
+
+    Returns:
+        Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
+    """
+    mapped: tuple[Tensor, Tensor] = _Affine.apply(tokens, output, backwards)
+    return mapped
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, tokens: Tensor, output: Tensor, backwards: bool
+    ) -> tuple[Tensor, Tensor]:
+        tokens, output = tokens.contiguous(), output.contiguous()
+        mapped, logdet = torch.empty_like(tokens), tokens.new_empty(len(tokens))
+        ctx.dims = *tokens.shape, int(backwards)
+        _kernels(output.dtype).affine(tokens, output, mapped, logdet, *ctx.dims)
+        ctx.save_for_backward(output, mapped)
+        return mapped, logdet
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        output, mapped = ctx.saved_tensors
+        dmapped, dlogdet = (each.contiguous() for each in gradients)
+        dtokens, doutput = torch.empty_like(mapped), torch.empty_like(output)
+        _kernels(output.dtype).affine_backward(
+            output, mapped, dmapped, dlogdet, dtokens, doutput, *ctx.dims
+        )
+        return dtokens, doutput, None
 
 
 class _Layer(torch.autograd.Function):
