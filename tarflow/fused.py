@@ -80,26 +80,27 @@ class _Layer(torch.autograd.Function):
         dims = batch, tokens, channels // head_dim, head_dim
         before = hidden.contiguous().view(rows, channels)
 
-        normed1, means1, inverses1 = _norm_room(before, dtype)
+        means1, inverses1, means2, inverses2 = before.new_empty(4, rows)
+        normed1 = torch.empty_like(before, dtype=dtype)
         run.add_norm(
             before, None, None, norm1, shift1, None, normed1, means1, inverses1, rows, channels
         )
-        joined = normed1 @ qkv.T
+        joined = torch.mm(normed1, qkv.t())
         mixed = torch.empty_like(normed1)
         totals = means1.new_empty(rows * dims[2])
         run.attend(joined, qkv_bias, mixed, totals, *dims)
-        delta = mixed @ proj.T
+        delta = torch.mm(mixed, proj.t())
 
         between = torch.empty_like(before)
-        normed2, means2, inverses2 = _norm_room(before, dtype)
+        normed2 = torch.empty_like(normed1)
         run.add_norm(
             *(before, delta, proj_bias, norm2, shift2),
             *(between, normed2, means2, inverses2, rows, channels),
         )
-        slope = normed2 @ up.T
+        slope = torch.mm(normed2, up.t())
         activated = torch.empty_like(slope)
         run.gelu(slope, up_bias, activated, rows, 4 * channels)
-        delta = activated @ down.T
+        delta = torch.mm(activated, down.t())
 
         after = torch.empty_like(before)
         run.add_norm(
@@ -127,12 +128,12 @@ class _Layer(torch.autograd.Function):
         ddown_bias = norm2.new_empty(channels)
         run.delta_backward(grad, narrow, ddown_bias, rows, channels)
         given = grad if narrow is None else narrow
-        ddown = given.T @ activated
-        dslope = given @ down
+        ddown = torch.mm(given.t(), activated)
+        dslope = torch.mm(given, down)
         dup_bias = norm2.new_empty(4 * channels)
         run.gelu_backward(slope, dslope, dup_bias, rows, 4 * channels)
-        dup = dslope.T @ normed2
-        dnormed = dslope @ up
+        dup = torch.mm(dslope.t(), normed2)
+        dnormed = torch.mm(dslope, up)
 
         dbetween, dnorm2 = torch.empty_like(grad), torch.empty_like(norm2)
         dshift2, dproj_bias = torch.empty_like(norm2), torch.empty_like(norm2)
@@ -141,13 +142,13 @@ class _Layer(torch.autograd.Function):
             *(narrow, dproj_bias, rows, channels),
         )
         given = dbetween if narrow is None else narrow
-        dproj = given.T @ mixed
+        dproj = torch.mm(given.t(), mixed)
         djoined, dqkv_bias = torch.empty_like(joined), torch.empty_like(qkv_bias)
         run.attend_backward(
-            joined, qkv_bias, mixed, totals, given @ proj, djoined, dqkv_bias, *ctx.dims
+            joined, qkv_bias, mixed, totals, torch.mm(given, proj), djoined, dqkv_bias, *ctx.dims
         )
-        dqkv = djoined.T @ normed1
-        dnormed = djoined @ qkv
+        dqkv = torch.mm(djoined.t(), normed1)
+        dnormed = torch.mm(djoined, qkv)
 
         dbefore = torch.empty_like(grad)
         dnorm1, dshift1 = torch.empty_like(norm1), torch.empty_like(norm1)
@@ -166,8 +167,3 @@ def _kernels(dtype: torch.dtype) -> Kernels:
     found = kernels(dtype)
     assert found, f"no kernels for {dtype}"
     return found
-
-
-def _norm_room(like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    rows = len(like)
-    return like.new_empty(like.shape, dtype=dtype), like.new_empty(rows), like.new_empty(rows)

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr long BANDS = 64;
+constexpr long BANDS = 32;
 
 template <typename Body>
 void in_bands(long rows, int threads, Body body) {
