@@ -58,7 +58,10 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
     execution = ExecutionConfig(
-        device=arguments.device, threads=arguments.threads, compile=arguments.compile
+        device=arguments.device,
+        threads=arguments.threads,
+        fused=not arguments.compile,
+        compile=arguments.compile,
     )
     device = choose_device(execution)
     default, narrow = (resolve_precision("auto", device, model) for model in (LARGE, SMALL))

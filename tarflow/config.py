@@ -194,7 +194,7 @@ class ExecutionConfig:
     threads: int = 0  # CPU threads per worker; 0 leaves torch's choice
     micro_batch: int = 0  # images per forward pass and worker; 0 is the most that fit in memory
     fused: bool = True  # on a CPU, layers by kernels that g++ compiles in 3 s, once
-    compile: bool = False  # torch.compile of the layers: 10 to 20 s at first, pays on a GPU
+    compile: bool = False  # torch.compile of layers that are not fused: 10 to 20 s, pays on a GPU
     checkpoint_activations: bool = False  # keep less for the backward pass, compute it again
     solver: str = "auto"  # how blocks are inverted: see `tarflow.solver_plan.named_plan`
     checkpoint_seconds: float = 30.0  # between saved states; more if that costs 2% of training

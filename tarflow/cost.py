@@ -80,7 +80,8 @@ def memory(config: RunConfig, device_bytes: float = math.inf) -> Memory:
 
     A layer keeps 16 values of width C per token: its two residual inputs, two norms' outputs,
     query, key, value, what they mix to, and the fourfold hidden states before and after GELU.
-    The attention matrix is kept in bfloat16 on a CPU only (`model.products_are_faster`).
+    The attention matrix is kept in bfloat16 on a CPU only, unless layers are fused there
+    (`model.products_are_faster`).
 
     Args:
         config: of the run. Micro-batches are those it asks for, or what a worker's share is
@@ -133,7 +134,8 @@ def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
         copies = params(model) * narrow if narrow < wide else 0
     residuals = RESIDUALS_PER_LAYER * wide
     full = model.channels * (residuals + (ACTIVATIONS_PER_LAYER - RESIDUALS_PER_LAYER) * narrow)
-    if narrow < wide and config.execution.device == "cpu" and model.tokens <= PRODUCTS_TOKENS:
+    plain = config.execution.device == "cpu" and not config.execution.fused
+    if narrow < wide and plain and model.tokens <= PRODUCTS_TOKENS:
         full += model.channels // model.head_dim * model.tokens * narrow
     working = model.channels * WORKING_VALUES * wide
     per_token = model.blocks * END_VALUES * model.token_dim * wide + working

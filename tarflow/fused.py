@@ -14,13 +14,14 @@ from torch import Tensor
 from tarflow.kernels import Kernels, kernels
 
 
-
-def fused_layer(hidden: Tensor, weights: tuple[Tensor, ...], head_dim: int, dtype: torch.dtype) -> Tensor:
+def fused_layer(
+    hidden: Tensor, weights: tuple[Tensor, ...], head_dim: int, dtype: torch.dtype
+) -> Tensor:
     """Transform hidden states (B, T, C), float32.
 
     Args:
         hidden: states before the layer.
-        weights: the parameters of `model.Layer` in its order, float32.
+        weights: `model.Layer.weights`, float32.
         head_dim: channels of a head.
         dtype: of the activations between, float32 or bfloat16, of which there are `kernels`.
     """
@@ -28,13 +29,13 @@ def fused_layer(hidden: Tensor, weights: tuple[Tensor, ...], head_dim: int, dtyp
     return after
 
 
-
 def fused_affine(tokens: Tensor, output: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
     """Map tokens as `model.FlowBlock` does, given what its last projection says of them.
 
     Args:
         tokens: (B, T, D) in the block's order, float32.
-        output: (B, T, 2D), log-scale and shift for the successor of each token, float32 or bfloat16.
+        output: (B, T, 2D), log-scale and shift for the successor of each token, in a type that
+            `kernels` knows.
         backwards: whether the block's order is opposite to raster order.
 
     Returns:

@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -105,7 +104,7 @@ def build(compiler: str, dtype: torch.dtype) -> Path:
             made = Path(folder) / library.name
             command += [str(source) for source in SOURCES if source.suffix == ".cpp"]
             subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            os.replace(made, library)
+            made.replace(library)
     return library
 
 

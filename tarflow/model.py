@@ -5,6 +5,7 @@ Legend: `B` batch, `T` tokens per image, `D` values per token, `C` channels, `H`
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,12 +107,17 @@ class Layer(nn.Module):
         self.attention = Attention(channels, head_dim)
         self.mlp = MLP(channels)
 
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The parameters in their order; to search the modules for them takes longer."""
+        mixer, (up, _, down) = self.attention, self.mlp.main
+        modules: Any = (mixer.norm, mixer.qkv, mixer.proj, self.mlp.norm, up, down)
+        return tuple(each for module in modules for each in (module.weight, module.bias))
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform (B, T, C) hidden states."""
         if self.fused and torch.is_grad_enabled():
-            return fused_layer(
-                hidden, tuple(self.parameters()), self.attention.head_dim, self.fused
-            )
+            return fused_layer(hidden, self.weights, self.attention.head_dim, self.fused)
         hidden = hidden + self.attention(hidden)
         transformed: Tensor = hidden + self.mlp(hidden)
         return transformed
@@ -202,7 +208,7 @@ class FlowBlock(nn.Module):
             Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
         """
         tokens = self.order(tokens)
-        if self.fused and torch.is_grad_enabled():
+        if self.fused and not self.volume_preserving and torch.is_grad_enabled():
             return fused_affine(tokens, self.output(tokens, labels), self.backwards)
         log_scale, shift = self.coefficients(tokens, labels)
         log_scale, shift = log_scale[:, :-1], shift[:, :-1]

@@ -44,20 +44,21 @@ def new_state(config: RunConfig, device: torch.device) -> TrainState:
     Raises:
         ConfigError: if layers are to be compiled and there is no compiler.
     """
-    if config.execution.compile:
+    fused = fused_dtype(config, device)
+    compiled = config.execution.compile and not fused
+    if compiled:
         check_compiler()
     flow = TarFlow(config.model)
     initialise(flow, config.seed)
     flow = flow.to(master_dtype(config)).train()
-    fused = fused_dtype(config, device)
     for module in flow.modules():
         if isinstance(module, FlowBlock):
             module.checkpoint_activations = config.execution.checkpoint_activations
-            module.fused = fused is not None and not config.model.volume_preserving
-        elif isinstance(module, Layer) and config.execution.compile:
-            module.compile()  # all are alike, so the code of one serves all
+            module.fused = fused is not None
         elif isinstance(module, Layer):
             module.fused = fused
+            if compiled:
+                module.compile()  # all are alike, so the code of one serves all
     if config.execution.sharding == "shard":
         distributed.divide(flow, device, config.precision)
     else:
@@ -72,7 +73,7 @@ def fused_dtype(config: RunConfig, device: torch.device) -> torch.dtype | None:
 
     None are on accelerators, where the state is divided, in float64, and without a compiler.
     """
-    execution, dtype = config.execution, DTYPES[config.precision]
+    execution, dtype = config.execution, DTYPES.get(config.precision)
     if device.type != "cpu" or not execution.fused or execution.sharding == "shard":
         return None
     return dtype if kernels(dtype) else None

@@ -42,6 +42,7 @@ def choice(kind, sharding="auto", **execution):
         chosen = replace(chosen, precision=kind, model=replace(chosen.model, blocks=1))
     if kind == "bfloat16":
         chosen = replace(chosen, precision=kind, images=5 * BATCH)
+        execution = {"fused": False, **execution}  # a divided state never is
     execution = {"sharding": sharding, "checkpoint_seconds": 1e9, **execution}
     return replace(chosen, execution=replace(chosen.execution, **execution))
 
