@@ -4,8 +4,10 @@ import ctypes
 import hashlib
 import logging
 import platform
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -44,6 +46,7 @@ class Kernels:
         Raises:
             OSError: if it cannot be loaded, or the system refuses it the matrix units.
         """
+        share_threads()
         loaded = ctypes.CDLL(str(library))
         if not loaded.usable():
             raise OSError("the system does not let this process use the matrix units")
@@ -70,9 +73,11 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
     """Return the functions for activations of a type, building them if need be.
 
     Returns:
-        None if there are none for this type, or no `g++` on this machine.
+        None if there are none for this type, or no `g++` on this machine; that of macOS is another
+        compiler, without OpenMP.
     """
-    if dtype not in DEFINES or not (compiler := shutil.which("g++")):
+    compiler = shutil.which("g++") if sys.platform == "linux" else None
+    if dtype not in DEFINES or not compiler:
         return None
     try:
         return Kernels(build(compiler, dtype))
@@ -106,6 +111,17 @@ def build(compiler: str, dtype: torch.dtype) -> Path:
             subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
             made.replace(library)
     return library
+
+
+@cache
+def share_threads() -> None:
+    """Let libraries that are loaded later use PyTorch's threads: those of a second OpenMP runtime
+    would wait for work on the same cores. PyTorch brings its own, often under another name.
+    """
+    loaded = Path("/proc/self/maps").read_text().split()
+    found = [path for path in loaded if re.match(r"lib(gomp|iomp5)\b", Path(path).name)]
+    if found:
+        ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
 
 
 @cache
