@@ -130,10 +130,15 @@ def describe_device(device: torch.device) -> str:
     """Name a device as its maker does, as far as that can be known."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return processor("model name")
+
+
+def processor(*keys: str) -> str:
+    """Return what the system says of the first processor under one of these names, if anything."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    values = [line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)]
+    return values[0] if values else platform.processor()
 
 
 def synchronize(device: torch.device) -> None:

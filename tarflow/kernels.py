@@ -3,7 +3,6 @@
 import ctypes
 import hashlib
 import logging
-import platform
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tarflow.data import cache_folder
+from tarflow.device import processor
 
 LOG = logging.getLogger("tarflow")
 SOURCES = sorted(Path(__file__).with_name("native").iterdir())
@@ -53,14 +53,14 @@ class Kernels:
         for name, kinds in SIGNATURES.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = [*kinds, _THREADS], None
-            setattr(self, name, self._checked(function))
+            setattr(self, name, self._by_pointers(function))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         """Refuse a name that the source has no function of."""
         raise AttributeError(f"there is no function {name}")
 
     @staticmethod
-    def _checked(function: Any) -> Callable[..., None]:
+    def _by_pointers(function: Any) -> Callable[..., None]:
         def call(*arguments: Tensor | int | None) -> None:
             given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
             function(*given, torch.get_num_threads())
@@ -98,9 +98,10 @@ def build(compiler: str, dtype: torch.dtype) -> Path:
         subprocess.CalledProcessError: if the compiler fails.
     """
     command = [compiler, *FLAGS.split(), *DEFINES[dtype]]
-    if "avx512f" in processor():
+    instructions = processor("flags", "Features")  # a home folder may serve several processors
+    if "avx512f" in instructions:
         command.append("-mprefer-vector-width=512")  # by default GCC uses half of a register
-    made_of = [*(source.read_text() for source in SOURCES), *command, processor()]
+    made_of = [*(source.read_text() for source in SOURCES), *command, instructions]
     name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{name}.so"
     if not library.exists():
@@ -122,12 +123,3 @@ def share_threads() -> None:
     found = [path for path in loaded if re.match(r"lib(gomp|iomp5)\b", Path(path).name)]
     if found:
         ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
-
-
-@cache
-def processor() -> str:
-    """Describe what instructions this machine's processor has; a home folder may serve several."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    flags = [line for line in lines if line.startswith(("flags", "Features"))]
-    return flags[0] if flags else platform.processor()

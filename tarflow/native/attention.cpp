@@ -1,6 +1,7 @@
 // Attention of all heads and images, by several threads.
 
 #include "attention.h"
+#include "sums.h"
 
 extern "C" {
 
@@ -31,7 +32,7 @@ void attend_backward(const Value* joined, const float* bias, const Value* mixed,
                      long batch, long tokens, long heads, long width, int threads) {
     const Heads shape{tokens, heads, width};
     const long channels = shape.channels(), image = tokens * channels;
-    std::vector<float> biases(batch * 3 * channels);
+    ColumnSums biases(batch, 3 * channels);
 #pragma omp parallel num_threads(threads)
     {
         const Scratch scratch(shape.backward_room());
@@ -42,13 +43,11 @@ void attend_backward(const Value* joined, const float* bias, const Value* mixed,
                 const long at = b * image + h * width, joint = 3 * b * image + h * width;
                 attend_backward_head(shape, joined + joint, bias + h * width, mixed + at,
                                      totals + (b * heads + h) * tokens, grad + at,
-                                     djoined + joint, &biases[b * 3 * channels + h * width],
+                                     djoined + joint, biases.of(b) + h * width,
                                      scratch);
             }
     }
-    std::fill(dbias, dbias + 3 * channels, 0);
-    for (long b = 0; b < batch; b++)
-        for (long j = 0; j < 3 * channels; j++) dbias[j] += biases[b * 3 * channels + j];
+    biases.add_up(dbias);
 }
 
 }  // extern "C"

@@ -51,21 +51,28 @@ struct Heads {
     }
 };
 
+// Reads all three of `joined`, adds their bias and scales the queries.
+inline void pack_joined(const Heads& shape, const Value* joined, const float* bias,
+                        const Matrix& query, const Matrix& key, const Matrix& value) {
+    const long width = shape.width, channels = shape.channels();
+    for (long t = 0; t < shape.tokens; t++) {
+        const Value* from = joined + t * 3 * channels;
+        pack(from, width, bias, shape.scale(), query.row(t));
+        pack(from + channels, width, bias + channels, 1, key.row(t));
+        pack(from + 2 * channels, width, bias + 2 * channels, 1, value.row(t));
+    }
+    for (const Matrix& each : {query, key, value}) pad(each, shape.tokens, width);
+}
+
 // `joined` is without its `bias`. All pointers are at the first value of the head in the first row
 // of the image; `totals` (tokens) is the log of the sum of exponentials, for the backward pass.
 inline void attend_head(const Heads& shape, const Value* joined, const float* bias, Value* mixed,
                         float* totals, Scratch scratch) {
     const long tokens = shape.tokens, width = shape.width, rows = shape.rows();
-    const long columns = shape.columns(), channels = shape.channels(), stride = 3 * channels;
+    const long columns = shape.columns(), channels = shape.channels();
     const Matrix query = scratch.matrix(rows, columns), key = scratch.matrix(rows, columns);
     const Matrix value = scratch.matrix(rows, columns), sums = scratch.matrix(BLOCK, columns);
-    for (long t = 0; t < tokens; t++) {
-        const Value* from = joined + t * stride;
-        pack(from, width, bias, shape.scale(), query.row(t));
-        pack(from + channels, width, bias + channels, 1, key.row(t));
-        pack(from + 2 * channels, width, bias + 2 * channels, 1, value.row(t));
-    }
-    for (const Matrix& each : {query, key, value}) pad(each, tokens, width);
+    pack_joined(shape, joined, bias, query, key, value);
     const auto room = [&] { return scratch.take(COPIED * shape.size()); };
     const Left queries = as_left(query, room());
     const Right keys = as_right(transposed(key, scratch.take(shape.size())), room());
@@ -106,18 +113,13 @@ inline void attend_backward_head(const Heads& shape, const Value* joined, const 
                                  const Value* mixed, const float* totals, const Value* grad,
                                  Value* djoined, float* dbias, Scratch scratch) {
     const long tokens = shape.tokens, width = shape.width, rows = shape.rows();
-    const long columns = shape.columns(), channels = shape.channels(), stride = 3 * channels;
+    const long columns = shape.columns(), channels = shape.channels();
     const long size = shape.size(), block = BLOCK * rows;
     const Matrix query = scratch.matrix(rows, columns), key = scratch.matrix(rows, columns);
     const Matrix value = scratch.matrix(rows, columns), given = scratch.matrix(rows, columns);
-    for (long t = 0; t < tokens; t++) {
-        const Value* from = joined + t * stride;
-        pack(from, width, bias, shape.scale(), query.row(t));
-        pack(from + channels, width, bias + channels, 1, key.row(t));
-        pack(from + 2 * channels, width, bias + 2 * channels, 1, value.row(t));
-        pack(grad + t * channels, width, nullptr, 1, given.row(t));
-    }
-    for (const Matrix& each : {query, key, value, given}) pad(each, tokens, width);
+    pack_joined(shape, joined, bias, query, key, value);
+    for (long t = 0; t < tokens; t++) pack(grad + t * channels, width, nullptr, 1, given.row(t));
+    pad(given, tokens, width);
     float *keys_across = scratch.take(size), *values_across = scratch.take(size);
     const auto room = [&] { return scratch.take(COPIED * size); };
     const Left asked = as_left(query, room()), wanted = as_left(given, room());
@@ -158,7 +160,7 @@ inline void attend_backward_head(const Heads& shape, const Value* joined, const 
     }
     const Matrix dkey = dkeys.result(keys_across), dvalue = dvalues.result(values_across);
     for (long t = 0; t < tokens; t++) {
-        Value* to = djoined + t * stride;
+        Value* to = djoined + t * 3 * channels;
         unpack(dquery.row(t), width, shape.scale(), to, dbias);
         unpack(dkey.row(t), width, 1, to + channels, dbias + channels);
         unpack(dvalue.row(t), width, 1, to + 2 * channels, dbias + 2 * channels);

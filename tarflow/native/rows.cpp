@@ -3,9 +3,7 @@
 // cut into bands, and the sums of the bands are added in order.
 
 #include "rows.h"
-
-#include <algorithm>
-#include <vector>
+#include "sums.h"
 
 namespace {
 
@@ -17,27 +15,6 @@ void in_bands(long rows, int threads, Body body) {
     for (long band = 0; band < BANDS; band++)
         body(band, rows * band / BANDS, rows * (band + 1) / BANDS);
 }
-
-// Room for a sum of each column and band.
-class ColumnSums {
-  public:
-    explicit ColumnSums(long columns) : columns(columns), sums(BANDS * columns) {}
-
-    float* of(long band) { return &sums[band * columns]; }
-
-    void add_up(float* total) const {
-        std::copy(sums.begin(), sums.begin() + columns, total);
-        for (long band = 1; band < BANDS; band++) {
-            const float* sum = &sums[band * columns];
-#pragma omp simd
-            for (long j = 0; j < columns; j++) total[j] += sum[j];
-        }
-    }
-
-  private:
-    long columns;
-    std::vector<float> sums;
-};
 
 // e^-x; it overflows where it should, so that a flow that diverges is noticed.
 inline float shrinkage(float x) {
@@ -61,7 +38,7 @@ void add_norm(const float* x, const Value* delta, const float* bias, const float
 
 void delta_backward(const float* grad, Value* narrow, float* dbias, long rows, long columns,
                     int threads) {
-    ColumnSums biases(columns);
+    ColumnSums biases(BANDS, columns);
     in_bands(rows, threads, [&](long band, long first, long last) {
         const long at = first * columns;
         delta_backward_rows(grad + at, narrow ? narrow + at : nullptr, biases.of(band),
@@ -74,7 +51,7 @@ void norm_backward(const Value* grad, const float* x, const float* means, const 
                    const float* weight, const float* skip, float* dx, float* dweight,
                    float* dshift, Value* narrow, float* dbias, long rows, long columns,
                    int threads) {
-    ColumnSums weights(columns), shifts(columns), biases(columns);
+    ColumnSums weights(BANDS, columns), shifts(BANDS, columns), biases(BANDS, columns);
     in_bands(rows, threads, [&](long band, long first, long last) {
         const long at = first * columns;
         norm_backward_rows(grad + at, x + at, means + first, inverses + first, weight, skip + at,
@@ -95,7 +72,7 @@ void gelu(Value* x, const float* bias, Value* result, long rows, long columns, i
 
 void gelu_backward(const Value* slope, Value* grad, float* dbias, long rows, long columns,
                    int threads) {
-    ColumnSums biases(columns);
+    ColumnSums biases(BANDS, columns);
     in_bands(rows, threads, [&](long band, long first, long last) {
         const long at = first * columns;
         gelu_backward_rows(slope + at, grad + at, biases.of(band), last - first, columns);

@@ -98,12 +98,8 @@ inline void norm_backward_rows(const Value* grad, const float* x, const float* m
             const float unit = (from[j] - mean) * inverse;
             const float each = read(given[j]) * weight[j] - along_one - unit * along_unit;
             to[j] = past[j] + inverse * each;
-            dbias[j] += to[j];
         }
-        if (!narrow) continue;
-        Value* low = narrow + i * columns;
-#pragma omp simd
-        for (long j = 0; j < columns; j++) write(low[j], to[j]);
+        delta_backward_rows(to, narrow ? narrow + i * columns : nullptr, dbias, 1, columns);
     }
 }
 
