@@ -24,7 +24,7 @@ SOURCES = sorted(Path(__file__).with_name("native").iterdir())
 FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -shared -fPIC"
 DEFINES = {torch.float32: [], torch.bfloat16: ["-DBFLOAT16"]}
 _POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-SIGNATURES = {
+SIGNATURES: dict[str, list[Any]] = {
     "add_norm": [_POINTER] * 9 + [_COUNT] * 2,
     "delta_backward": [_POINTER] * 3 + [_COUNT] * 2,
     "norm_backward": [_POINTER] * 11 + [_COUNT] * 2,
@@ -34,11 +34,28 @@ SIGNATURES = {
     "attend_backward": [_POINTER] * 7 + [_COUNT] * 4,
     "affine": [_POINTER] * 4 + [_COUNT] * 4,
     "affine_backward": [_POINTER] * 6 + [_COUNT] * 4,
+    "gradient_norm": [_POINTER, _COUNT, _POINTER],
+    "adamw": [_POINTER, _COUNT] + [ctypes.c_double] * 7,
 }
 
 
+class Parameter(ctypes.Structure):
+    """Where the float32 values of a parameter are, and what changes them."""
+
+    _fields_ = [
+        ("weight", _POINTER),
+        ("gradient", _POINTER),
+        ("mean", _POINTER),
+        ("square", _POINTER),
+        ("average", _POINTER),
+        ("count", _COUNT),
+        ("rate", ctypes.c_float),
+        ("decay", ctypes.c_float),
+    ]
+
+
 class Kernels:
-    """The functions of one library; they take contiguous tensors, `None`, and numbers."""
+    """The functions of one library: they take contiguous tensors, arrays, `None`, and numbers."""
 
     def __init__(self, library: Path) -> None:
         """Load a library.
@@ -61,7 +78,7 @@ class Kernels:
 
     @staticmethod
     def _by_pointers(function: Any) -> Callable[..., None]:
-        def call(*arguments: Tensor | int | None) -> None:
+        def call(*arguments: Any) -> None:
             given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
             function(*given, torch.get_num_threads())
 

@@ -5,17 +5,17 @@ Legend: `B` batch, `T` tokens per image, `D` values per token.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tarflow import distributed, noise
+from tarflow import distributed, noise, optim
 from tarflow.config import RunConfig
 from tarflow.device import Recorder, autocast, master_dtype, memory_pool
 from tarflow.likelihood import negative_log_likelihood
-from tarflow.resume import TrainState
+from tarflow.resume import TrainState, fused_dtype
 from tarflow.schedule import step_rate
+from tarflow.update import FusedUpdate, Update
 
 
 class Diverged(RuntimeError):
@@ -23,12 +23,12 @@ class Diverged(RuntimeError):
 
 
 class TrainStep:
-    """Updates a state, batch by batch.
+    """Updates a state, its weight average included, batch by batch.
 
     On an accelerator the passes and the update are recorded once and replayed, for launching the
     operations of a model one by one can take the host longer than the device needs for them. The
     gradients then share one piece of memory, which is averaged over the workers after the last
-    pass, and rates are tensors.
+    pass.
     """
 
     def __init__(self, state: TrainState, parallel: nn.Module, config: RunConfig) -> None:
@@ -41,24 +41,20 @@ class TrainStep:
         """
         self.state, self.parallel, self.config = state, parallel, config
         device = state.flow.var.device
-        self.parameters = list(state.flow.parameters())  # to list them takes a millisecond
         self.total = torch.zeros((), device=device, dtype=master_dtype(config))
-        self.norm = torch.zeros_like(self.total)
         self.square = torch.zeros_like(state.flow.var)
         self.gradients: Tensor | None = None  # all of them, where steps are replayed
         self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
-        self.measure: Callable[[], None] = self._measure
-        self.update: Callable[[], None] = self._update
         if distributed.replayed(state.flow):
             self.gradients = distributed.joined_gradients(state.flow)
             pool = memory_pool(device)
             self.run_pass = Recorder(self._pass, device, pool)
-            self.measure = Recorder(self._measure, device, pool)
-            if config.optim.optimizer == "adamw":  # Muon takes its rate from the host
-                self.update = Recorder(self._update, device, pool)
-                for group in state.optimizers[0].param_groups:
-                    group["lr"] = torch.tensor(float(group["lr"]), device=device)
-                    group["capturable"] = True
+            self.update = Update(state, config, self.gradients, pool)
+        elif fused_dtype(config, device) and config.optim.optimizer == "adamw":
+            self.update = FusedUpdate(state, config)
+        else:
+            self.update = Update(state, config)
+        self.exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
     def __call__(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Update once.
@@ -90,19 +86,22 @@ class TrainStep:
                 self.run_pass(part, part_labels)
         if self.gradients is not None:
             distributed.average(self.gradients)
-        self.measure()
-        total = distributed.mean(self.total)
-        if not torch.isfinite(total + self.norm):
+        self.update.measure()
+        total, norm = distributed.mean(self.total), self.update.norm
+        if not torch.isfinite(total + norm):
             raise Diverged(describe_divergence(state, noised, labels))
         if config.model.volume_preserving:
             state.flow.follow(distributed.mean(self.square))
         rate = step_rate(config, state.images)
-        for optimizer in state.optimizers:
-            for group in optimizer.param_groups:
-                set_rate(group, rate * group["factor"])
-        self.update()
         state.images += config.batch
-        return total.clone(), self.norm.clone()
+        self.update(rate, self.decay())
+        return total.clone(), norm.clone()
+
+    def decay(self) -> float:
+        """Return how much of the weight average this step keeps."""
+        if self.exponent is None:
+            return 0.0
+        return optim.ema_decay(self.exponent, self.state.images, self.config.batch)
 
     def share_of(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Draw what is random of the global batch, and return this worker's part of it."""
@@ -128,28 +127,6 @@ class TrainStep:
         self.total += loss.detach()
         if self.config.model.volume_preserving:
             self.square += latents.detach().square().sum(0) / mine
-
-    def _measure(self) -> None:
-        self.norm.copy_(distributed.gradient_norm(self.parameters))
-
-    def _update(self) -> None:
-        """Change the weights, and leave no gradient behind."""
-        nn.utils.clip_grads_with_norm_(self.parameters, self.config.optim.clip, self.norm)
-        for optimizer in self.state.optimizers:
-            optimizer.step()
-        if self.gradients is None:
-            for parameter in self.parameters:
-                parameter.grad = None
-        else:
-            self.gradients.zero_()
-
-
-def set_rate(group: dict[str, Any], rate: float) -> None:
-    """Set the learning rate of a group of an optimizer, in place if a recording reads it."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tarflow import cost, data, distributed, optim
+from tarflow import cost, data, distributed
 from tarflow.config import ConfigError, RunConfig
 from tarflow.device import autocast, choose_device, master_dtype, peak_flops, synchronize
 from tarflow.likelihood import negative_log_likelihood
@@ -116,20 +116,12 @@ def train(
         state.micro_batch = fitting_micro_batch(state, parallel, config)
     rate = cost.training_flops(config.model) / distributed.world_size()
     rate /= peak_flops(device, config.precision)  # MFU of one image per second
-    exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else 0.0
-    names, parameters = zip(*state.flow.named_parameters(), strict=True)
-    parts = [distributed.part(parameter) for parameter in parameters]
-    averages = [distributed.part(state.average[name]) for name in names]
     step = TrainStep(state, parallel, config)
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
     with StateWriter(folder / "state") as writer, notice() as told:
         for pixels, labels in batches(config, state.images, device):
             loss, norm = step(pixels, labels)
-            decay = (
-                optim.ema_decay(exponent, state.images, config.batch) if config.optim.ema else 0.0
-            )
-            optim.update_average(averages, parts, decay)
             state.losses += loss
             state.steps += 1
             state.seconds = time.perf_counter() - started

@@ -1,7 +1,7 @@
 // Attention of all heads and images, by several threads.
 
 #include "attention.h"
-#include "sums.h"
+#include "bands.h"
 
 extern "C" {
 

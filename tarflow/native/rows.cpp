@@ -1,20 +1,10 @@
 // What a block does to rows of tokens, by several threads: the functions of `rows.h` for its layers,
-// and its affine map. Sums over rows do not depend on how many: rows are
-// cut into bands, and the sums of the bands are added in order.
+// and its affine map.
 
 #include "rows.h"
-#include "sums.h"
+#include "bands.h"
 
 namespace {
-
-constexpr long BANDS = 32;
-
-template <typename Body>
-void in_bands(long rows, int threads, Body body) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (long band = 0; band < BANDS; band++)
-        body(band, rows * band / BANDS, rows * (band + 1) / BANDS);
-}
 
 // e^-x; it overflows where it should, so that a flow that diverges is noticed.
 inline float shrinkage(float x) {

@@ -1,5 +1,5 @@
-// Sums of columns that do not depend on the number of threads: parts of the rows have sums of
-// their own, which are added in order.
+// Work on rows or values, by several threads. Sums do not depend on how many there are: each band
+// has a sum of its own, and these are added in order.
 
 #pragma once
 
@@ -7,6 +7,15 @@
 #include <vector>
 
 namespace {
+
+constexpr long BANDS = 32;
+
+template <typename Body>
+void in_bands(long count, int threads, Body body) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long band = 0; band < BANDS; band++)
+        body(band, count * band / BANDS, count * (band + 1) / BANDS);
+}
 
 class ColumnSums {
   public:
