@@ -34,7 +34,7 @@ constexpr long WIDEST = 8, TILE_VECTORS = 2;
 #else
 constexpr long WIDEST = 4, TILE_VECTORS = 2;
 #endif
-constexpr long LANES = WIDEST < 8 ? WIDEST : 8, BLOCK = 48, COPIED = 0;
+constexpr long LANES = WIDEST < 8 ? WIDEST : 8, BLOCK = 24, COPIED = 0;
 #endif
 
 inline long padded(long count) { return (count + LANES - 1) / LANES * LANES; }
