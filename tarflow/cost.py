@@ -79,7 +79,8 @@ def memory(config: RunConfig, device_bytes: float = math.inf) -> Memory:
     """Estimate the memory of one data-parallel worker.
 
     A layer keeps 16 values of width C per token: its two residual inputs, two norms' outputs,
-    query, key, value, what they mix to, and the fourfold hidden states before and after GELU.
+    query, key, value, what they mix to, and the fourfold hidden states before and after GELU; a
+    fused one makes its norms' outputs again, which is not counted on.
     The attention matrix is kept in bfloat16 on a CPU only, unless layers are fused there
     (`model.products_are_faster`).
 

@@ -109,19 +109,17 @@ class _Layer(torch.autograd.Function):
         )
         ctx.dims = dims
         ctx.save_for_backward(
-            *(before, means1, inverses1, normed1, joined, qkv_bias, mixed, totals),
-            *(between, means2, inverses2, normed2, slope, activated),
-            *(norm1, qkv, proj, norm2, up, down),
+            *(before, means1, inverses1, norm1, shift1, qkv, joined, qkv_bias, mixed, totals),
+            *(proj, between, means2, inverses2, norm2, shift2, up, slope, activated, down),
         )
         return after.view_as(hidden)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         saved = ctx.saved_tensors
-        (before, means1, inverses1, normed1, joined, qkv_bias, mixed, totals) = saved[:8]
-        (between, means2, inverses2, normed2, slope, activated) = saved[8:14]
-        (norm1, qkv, proj, norm2, up, down) = saved[14:]
-        run, dtype = _kernels(normed1.dtype), normed1.dtype
+        before, means1, inverses1, norm1, shift1, qkv, joined, qkv_bias, mixed, totals = saved[:10]
+        proj, between, means2, inverses2, norm2, shift2, up, slope, activated, down = saved[10:]
+        run, dtype = _kernels(mixed.dtype), mixed.dtype
         rows, channels = before.shape
         grad = gradients[0].contiguous().view(rows, channels)
 
@@ -133,30 +131,30 @@ class _Layer(torch.autograd.Function):
         dslope = torch.mm(given, down)
         dup_bias = norm2.new_empty(4 * channels)
         run.gelu_backward(slope, dslope, dup_bias, rows, 4 * channels)
-        dup = torch.mm(dslope.t(), normed2)
-        dnormed = torch.mm(dslope, up)
+        dnormed, normed = torch.mm(dslope, up), torch.empty_like(mixed)
 
         dbetween, dnorm2 = torch.empty_like(grad), torch.empty_like(norm2)
         dshift2, dproj_bias = torch.empty_like(norm2), torch.empty_like(norm2)
         run.norm_backward(
-            *(dnormed, between, means2, inverses2, norm2, grad, dbetween, dnorm2, dshift2),
-            *(narrow, dproj_bias, rows, channels),
+            *(dnormed, between, means2, inverses2, norm2, shift2, grad),
+            *(normed, dbetween, dnorm2, dshift2, narrow, dproj_bias, rows, channels),
         )
+        dup = torch.mm(dslope.t(), normed)
         given = dbetween if narrow is None else narrow
         dproj = torch.mm(given.t(), mixed)
         djoined, dqkv_bias = torch.empty_like(joined), torch.empty_like(qkv_bias)
         run.attend_backward(
             joined, qkv_bias, mixed, totals, torch.mm(given, proj), djoined, dqkv_bias, *ctx.dims
         )
-        dqkv = torch.mm(djoined.t(), normed1)
         dnormed = torch.mm(djoined, qkv)
 
         dbefore = torch.empty_like(grad)
         dnorm1, dshift1 = torch.empty_like(norm1), torch.empty_like(norm1)
         run.norm_backward(
-            *(dnormed, before, means1, inverses1, norm1, dbetween, dbefore, dnorm1, dshift1),
-            *(None, None, rows, channels),
+            *(dnormed, before, means1, inverses1, norm1, shift1, dbetween),
+            *(normed, dbefore, dnorm1, dshift1, None, None, rows, channels),
         )
+        dqkv = torch.mm(djoined.t(), normed)
         return (
             *(dbefore.view_as(gradients[0]), None, None),
             *(dnorm1, dshift1, dqkv.float(), dqkv_bias, dproj.float(), dproj_bias),

@@ -27,7 +27,7 @@ _POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 SIGNATURES: dict[str, list[Any]] = {
     "add_norm": [_POINTER] * 9 + [_COUNT] * 2,
     "delta_backward": [_POINTER] * 3 + [_COUNT] * 2,
-    "norm_backward": [_POINTER] * 11 + [_COUNT] * 2,
+    "norm_backward": [_POINTER] * 13 + [_COUNT] * 2,
     "gelu": [_POINTER] * 3 + [_COUNT] * 2,
     "gelu_backward": [_POINTER] * 3 + [_COUNT] * 2,
     "attend": [_POINTER] * 4 + [_COUNT] * 4,

@@ -38,14 +38,14 @@ void delta_backward(const float* grad, Value* narrow, float* dbias, long rows, l
 }
 
 void norm_backward(const Value* grad, const float* x, const float* means, const float* inverses,
-                   const float* weight, const float* skip, float* dx, float* dweight,
-                   float* dshift, Value* narrow, float* dbias, long rows, long columns,
-                   int threads) {
+                   const float* weight, const float* shift, const float* skip, Value* result,
+                   float* dx, float* dweight, float* dshift, Value* narrow, float* dbias,
+                   long rows, long columns, int threads) {
     ColumnSums weights(BANDS, columns), shifts(BANDS, columns), biases(BANDS, columns);
     in_bands(rows, threads, [&](long band, long first, long last) {
         const long at = first * columns;
-        norm_backward_rows(grad + at, x + at, means + first, inverses + first, weight, skip + at,
-                           dx + at, weights.of(band), shifts.of(band),
+        norm_backward_rows(grad + at, x + at, means + first, inverses + first, weight, shift,
+                           skip + at, result + at, dx + at, weights.of(band), shifts.of(band),
                            narrow ? narrow + at : nullptr, biases.of(band), last - first, columns);
     });
     weights.add_up(dweight);

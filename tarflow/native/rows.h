@@ -71,11 +71,13 @@ inline void delta_backward_rows(const float* grad, Value* narrow, float* dbias, 
     }
 }
 
-// dx = skip + the gradient through the norm; `narrow` and `dbias` as in `delta_backward_rows`.
+// dx = skip + the gradient through the norm, whose `result` is made again; `narrow` and `dbias` as
+// in `delta_backward_rows`.
 inline void norm_backward_rows(const Value* grad, const float* x, const float* means,
-                               const float* inverses, const float* weight, const float* skip,
-                               float* dx, float* dweight, float* dshift, Value* narrow,
-                               float* dbias, long rows, long columns) {
+                               const float* inverses, const float* weight, const float* shift,
+                               const float* skip, Value* result, float* dx, float* dweight,
+                               float* dshift, Value* narrow, float* dbias, long rows,
+                               long columns) {
     for (long i = 0; i < rows; i++) {
         const Value* given = grad + i * columns;
         const float *from = x + i * columns, *past = skip + i * columns;
@@ -93,9 +95,11 @@ inline void norm_backward_rows(const Value* grad, const float* x, const float* m
         along_one /= columns;
         along_unit /= columns;
         float* to = dx + i * columns;
+        Value* again = result + i * columns;
 #pragma omp simd
         for (long j = 0; j < columns; j++) {
             const float unit = (from[j] - mean) * inverse;
+            write(again[j], unit * weight[j] + shift[j]);
             const float each = read(given[j]) * weight[j] - along_one - unit * along_unit;
             to[j] = past[j] + inverse * each;
         }
