@@ -23,7 +23,12 @@ from tarflow.resume import new_state
 
 CPU = torch.device("cpu")
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-INSTRUCTIONS = ["native", "haswell", "x86-64"]  # 16, 8 and 4 floats at a time
+INSTRUCTIONS = {  # by processor, what another one must have to run them
+    "native": "",  # matrix units, if there are any
+    "cooperlake": "avx512_bf16",  # pairs of bfloat16
+    "haswell": "avx2",  # 8 floats at a time
+    "x86-64": "",  # 4 floats
+}
 
 pytestmark = pytest.mark.skipif(
     built.kernels(torch.float32) is None, reason="there is no g++ on this machine"
@@ -38,7 +43,8 @@ def instructions(request, monkeypatch):
             pytest.skip("other instructions")
         flags = built.FLAGS.replace("-march=native", f"-march={request.param}")
         monkeypatch.setattr(built, "FLAGS", flags)
-        if request.param == "haswell" and "avx2" not in processor("flags").split():
+        needed = INSTRUCTIONS[request.param]
+        if needed and needed not in processor("flags").split():
             pytest.skip("an older processor")
     built.kernels.cache_clear()
     yield

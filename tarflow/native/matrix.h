@@ -7,8 +7,11 @@
 
 #include "values.h"
 
-#if defined(BFLOAT16) && defined(__AMX_BF16__)
+#if defined(BFLOAT16) && defined(__AVX512BF16__)
+#define PAIRS  // factors are in bfloat16
+#if defined(__AMX_BF16__)
 #define MATRIX_UNITS
+#endif
 #endif
 
 namespace {
@@ -22,11 +25,6 @@ struct Matrix {
     float* row(long i) const { return data + i * columns; }
 };
 
-#if defined(MATRIX_UNITS)
-constexpr long LANES = 32;  // rows and columns come in these
-constexpr long BLOCK = 64;  // rows to multiply at a time
-constexpr long COPIED = 1;  // floats that a factor takes for an element of its matrix, at most
-#else
 #if defined(__AVX512F__)
 constexpr long WIDEST = 16, TILE_VECTORS = 4;  // of 32 registers 24 hold the sums of 6 rows
 #elif defined(__AVX__)
@@ -34,6 +32,14 @@ constexpr long WIDEST = 8, TILE_VECTORS = 2;
 #else
 constexpr long WIDEST = 4, TILE_VECTORS = 2;
 #endif
+
+// Rows and columns come in LANES; BLOCK rows are multiplied at a time; a factor takes at most COPIED
+// floats for an element of its matrix.
+#if defined(MATRIX_UNITS)
+constexpr long LANES = 32, BLOCK = 64, COPIED = 1;
+#elif defined(PAIRS)
+constexpr long LANES = 16, BLOCK = 32, COPIED = 1;
+#else
 constexpr long LANES = WIDEST < 8 ? WIDEST : 8, BLOCK = 24, COPIED = 0;
 #endif
 

@@ -1,4 +1,4 @@
-// Products of small matrices on matrix units (AMX): factors in bfloat16, sums in float32.
+// Products of small matrices on matrix units (AMX), a tile of pairs at a time.
 
 #pragma once
 
@@ -6,44 +6,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "matrix.h"
+#include "pairs.h"
 
 namespace {
-
-struct Left {
-    const Value* data;
-    long row;
-
-    Left from(long i, long j) const { return {data + i * row + j, row}; }
-};
-
-struct Right {
-    const uint32_t* data;  // element (i, j) holds those at (2i, j) and (2i + 1, j)
-    long row;
-};
-
-inline Left as_left(const Matrix& from, float* room) {
-    Value* to = reinterpret_cast<Value*>(room);
-#pragma omp simd
-    for (long i = 0; i < from.size(); i++) write(to[i], from.data[i]);
-    return {to, from.columns};
-}
-
-inline Right as_right(const Matrix& from, float* room) {
-    uint32_t* to = reinterpret_cast<uint32_t*>(room);
-    for (long i = 0; i < from.rows; i += 2) {
-        const float *even = from.row(i), *odd = from.row(i + 1);
-        uint32_t* pairs = to + i / 2 * from.columns;
-#pragma omp simd
-        for (long j = 0; j < from.columns; j++) {
-            Value low, high;
-            write(low, even[j]);
-            write(high, odd[j]);
-            pairs[j] = low | uint32_t(high) << 16;
-        }
-    }
-    return {to, from.columns};
-}
 
 // The tiles of this thread are set up for `multiply` while one of these lives.
 class Tiles {
@@ -70,9 +35,8 @@ inline bool allowed() {
     return answer;
 }
 
-// result (rows x columns) = or += left (rows x inner) * right (inner x columns), in steps of LANES.
 inline void multiply(Left left, Right right, float* result, long stride, long rows, long columns,
-                     long inner, bool add = false) {
+                     long inner, bool add) {
     const long bytes = 4 * stride;
     for (long i = 0; i < rows; i += LANES)
         for (long j = 0; j < columns; j += LANES) {
@@ -106,27 +70,5 @@ inline void multiply(Left left, Right right, float* result, long stride, long ro
             _tile_stored(3, lower + 16, bytes);
         }
 }
-
-// A sum over blocks of rows of weight^T * factor, kept transposed: so the weights need no turning.
-class SumDown {
-  public:
-    SumDown(const Matrix& factor, Scratch& scratch)
-        : across(scratch.matrix(factor.columns, factor.rows)) {
-        const Matrix turned = transposed(factor, scratch.take(factor.size()));
-        left = as_left(turned, scratch.take(factor.size()));
-        std::fill(across.data, across.data + across.size(), 0);
-    }
-
-    void add(const Matrix& weight, long start, float* room) const {
-        multiply(left.from(0, start), as_right(weight, room), across.data, across.columns,
-                 across.rows, weight.columns, weight.rows, true);
-    }
-
-    Matrix result(float* room) const { return transposed(across, room); }
-
-  private:
-    Matrix across;
-    Left left;
-};
 
 }  // namespace

@@ -1,26 +1,16 @@
-// Products of small matrices in float32 registers.
+// Products of small matrices in registers: strips of columns, and these in tiles.
 
 #pragma once
 
 #include "matrix.h"
 
+#if defined(PAIRS)
+#include "pairs.h"
+#else
+#include "floats.h"
+#endif
+
 namespace {
-
-struct Left {
-    const float* data;
-    long row, column;  // from one element to the next
-
-    Left from(long i, long j) const { return {data + i * row + j * column, row, column}; }
-};
-
-struct Right {
-    const float* data;
-    long row;
-};
-
-inline Left as_left(const Matrix& from, float*) { return {from.data, from.columns, 1}; }
-
-inline Right as_right(const Matrix& from, float*) { return {from.data, from.columns}; }
 
 struct Tiles {
     Tiles() {}  // so that unused ones are no warning
@@ -38,16 +28,15 @@ inline void tile(Left left, Right right, float* result, long stride, long inner,
 #pragma GCC unroll 16
         for (long v = 0; v < VECTORS; v++)
             sum[r][v] = add ? *(Vector*)(result + r * stride + v * WIDTH) : Vector{};
-    for (long i = 0; i < inner; i++) {
-        Vector across[VECTORS];
+    for (long i = 0; i < inner; i += AT_ONCE) {
+        decltype(across<WIDTH>(right, 0, 0)) many[VECTORS];
 #pragma GCC unroll 16
-        for (long v = 0; v < VECTORS; v++)
-            across[v] = *(const Vector*)(right.data + i * right.row + v * WIDTH);
+        for (long v = 0; v < VECTORS; v++) many[v] = across<WIDTH>(right, i, v * WIDTH);
 #pragma GCC unroll 16
         for (long r = 0; r < ROWS; r++) {
-            const float down = left.data[r * left.row + i * left.column];
+            const auto each = down(left, r, i);
 #pragma GCC unroll 16
-            for (long v = 0; v < VECTORS; v++) sum[r][v] += down * across[v];
+            for (long v = 0; v < VECTORS; v++) add_product(sum[r][v], each, many[v]);
         }
     }
 #pragma GCC unroll 16
@@ -69,10 +58,8 @@ void strip(Left left, Right right, float* result, long stride, long rows, long i
     take(tile<1, VECTORS, WIDTH>, 1);
 }
 
-// result (rows x columns) = or += left (rows x inner) * right (inner x columns), `columns` in steps
-// of LANES.
 inline void multiply(Left left, Right right, float* result, long stride, long rows, long columns,
-                     long inner, bool add = false) {
+                     long inner, bool add) {
     long j = 0;
     const auto take = [&](auto strip_of, long count) {
         for (; j + count <= columns; j += count)
@@ -82,24 +69,5 @@ inline void multiply(Left left, Right right, float* result, long stride, long ro
     take(strip<1, WIDEST>, WIDEST);
     take(strip<1, LANES>, LANES);
 }
-
-// A sum over blocks of rows of weight^T * factor.
-class SumDown {
-  public:
-    SumDown(const Matrix& factor, Scratch& scratch)
-        : factor(factor), sum(scratch.matrix(factor.rows, factor.columns)) {
-        std::fill(sum.data, sum.data + sum.size(), 0);
-    }
-
-    void add(const Matrix& weight, long start, float*) const {
-        multiply(Left{weight.data, 1, weight.columns}, Right{factor.row(start), factor.columns},
-                 sum.data, sum.columns, weight.columns, sum.columns, weight.rows, true);
-    }
-
-    Matrix result(float*) const { return sum; }
-
-  private:
-    Matrix factor, sum;
-};
 
 }  // namespace
