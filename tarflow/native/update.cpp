@@ -37,10 +37,10 @@ void gradient_norm(const Parameter* parameters, long number, float* norm, int th
     double squares[BANDS] = {}, total = 0;
     over_values(parameters, number, threads,
                 [&](long band, const Parameter& each, long first, long last) {
+                    const float* gradient = each.gradient;
                     double sum = 0;
 #pragma omp simd reduction(+ : sum)
-                    for (long i = first; i < last; i++)
-                        sum += double(each.gradient[i]) * each.gradient[i];
+                    for (long i = first; i < last; i++) sum += double(gradient[i]) * gradient[i];
                     squares[band] += sum;
                 });
     for (double square : squares) total += square;
