@@ -73,19 +73,19 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**30)
 
 
-WIDE = 128  # channels from which bfloat16 pays on a CPU with matrix units
+WIDE = 64  # channels from which bfloat16 pays on a CPU that multiplies in it
 
 
 def resolve_precision(precision: str, device: torch.device, model: ModelConfig) -> str:
     """Turn `auto` into the faster of bfloat16 and float32 for this device and model.
 
-    A CPU trains faster in bfloat16 if it has matrix units (AMX) and the products are wide enough
-    to make up for the conversions.
+    A CPU trains faster in bfloat16 if it multiplies in it (AVX512-BF16, as all with matrix units
+    do) and the products are wide enough to make up for the conversions (`benchmarks/README.md`).
     """
     if precision != "auto":
         return precision
-    matrix_units = torch.cpu.get_capabilities().get("amx_bf16", False)
-    wide = matrix_units and model.channels >= WIDE
+    multiplies = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    wide = multiplies and model.channels >= WIDE
     return "bfloat16" if device.type == "cuda" or wide else "float32"
 
 

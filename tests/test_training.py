@@ -1,4 +1,5 @@
 import json
+import platform
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from tarflow.config import (
     OptimConfig,
     RunConfig,
 )
+from tarflow.device import resolve_precision
 from tarflow.identity import run_id
 from tarflow.model import TarFlow
 from tarflow.record import CURVE, RUNS, read_result, read_table
@@ -181,6 +183,25 @@ def test_a_machine_without_a_compiler_is_told_before_the_first_step(tmp_path, mo
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ConfigError, match="needs a C compiler on this machine"):
         train(config(execution=ExecutionConfig(threads=1, compile=True)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "channels", "chosen"),
+    [
+        ({"avx512_bf16": True}, 64, "bfloat16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, 256, "bfloat16"),
+        ({"avx512_bf16": True}, 48, "float32"),  # too narrow
+        ({"avx512_f": True}, 256, "float32"),
+        ({}, 256, "float32"),  # not of this family of processors
+    ],
+)
+def test_a_cpu_trains_in_the_faster_precision(instructions, channels, chosen, monkeypatch):
+    if platform.machine() == "x86_64":
+        assert instructions.keys() <= torch.cpu.get_capabilities().keys()  # spelt as there
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    model = ModelConfig(channels=channels, head_dim=16)
+    assert resolve_precision("auto", torch.device("cpu"), model) == chosen
+    assert resolve_precision("float64", torch.device("cpu"), model) == "float64"
 
 
 def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):
