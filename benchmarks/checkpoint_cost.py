@@ -48,7 +48,7 @@ def main() -> int:
     state = resume.new_state(CONFIG, device)
     batches = training.batches(CONFIG, 0, device)
 
-    update = TrainStep(state, state.flow, CONFIG)
+    update = TrainStep(state, CONFIG)
 
     def step() -> None:
         update(*next(batches))

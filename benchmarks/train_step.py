@@ -173,7 +173,7 @@ def our_step(config: RunConfig) -> Work:
     """Return a training step of this package."""
     device = choose_device(config.execution)
     state = new_state(config, device)
-    update = TrainStep(state, state.flow, config)
+    update = TrainStep(state, config)
     pixels = random_pixels(config.model, config.batch).to(device)
 
     def step() -> None:

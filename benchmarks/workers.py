@@ -145,8 +145,11 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
         os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     choose_device(ExecutionConfig(device="cpu", threads=2 if rank is None else 1))
+    alone = TrainStep(
+        new_state(config, CPU), config
+    )  # made before they meet, it exchanges nothing
     with distributed.process_group():
-        works = ways(config)
+        works = ways(config, alone)
         while (asked := end.recv())[0] != "end":
             way, times = asked
             distributed.barrier()
@@ -156,14 +159,12 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
             end.send((time.perf_counter() - begin) / times)
 
 
-def ways(config: RunConfig) -> dict[str, Callable[[], Any]]:
+def ways(config: RunConfig, alone: TrainStep) -> dict[str, Callable[[], Any]]:
     """Return what can be asked for by name."""
-    state = new_state(config, CPU)
-    parallel = distributed.parallel(state.flow)
+    together = TrainStep(new_state(config, CPU), config)
     model = config.model
     shape = (config.batch, model.image_channels, model.image_size, model.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8)
-    alone, together = TrainStep(state, state.flow, config), TrainStep(state, parallel, config)
     bucket, scalar = torch.zeros(BUCKET // 4), torch.zeros(1)
     return {
         "process": lambda: alone(pixels, None),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from tarflow import cost
 from tarflow.config import ConfigError, RunConfig
@@ -120,29 +119,6 @@ def replayed(flow: TarFlow) -> bool:
     return replays(flow.var.device) and not isinstance(flow, FSDPModule)
 
 
-def parallel(flow: TarFlow) -> nn.Module:
-    """Return the flow whose gradients are averaged over the workers; alone, as it is.
-
-    Steps that are replayed do it by themselves: see `average`.
-    """
-    if world_size() == 1 or isinstance(flow, FSDPModule) or replayed(flow):
-        return flow
-    wrapped = DistributedDataParallel(flow, gradient_as_bucket_view=True)
-    wrapped.broadcast_buffers = False  # `var` is the same everywhere; as an argument it warns
-    return wrapped
-
-
-def without_sync(flow: nn.Module) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which gradients only accumulate locally.
-
-    Where the state is divided, each worker sums its part of them at every pass: whole gradients
-    would not fit.
-    """
-    if isinstance(flow, DistributedDataParallel):
-        return flow.no_sync()
-    return contextlib.nullcontext()
-
-
 def part(tensor: Tensor) -> Tensor:
     """Return what this worker holds of a tensor; they share memory."""
     held: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -180,8 +156,15 @@ def from_first(value: Any, device: torch.device) -> Any:
     return json.loads(bytes(sent.cpu().numpy()))
 
 
-def joined_gradients(flow: nn.Module) -> Tensor:
-    """Give every parameter a gradient of zeros, and return the memory that holds them all."""
+def joined_gradients(flow: TarFlow) -> Tensor | None:
+    """Give every parameter a gradient of zeros, and return the memory that holds them all.
+
+    Returns:
+        None if that would serve nobody: one process that records nothing, or a divided flow, which
+        sums gradients by itself.
+    """
+    if isinstance(flow, FSDPModule) or not (world_size() > 1 or replayed(flow)):
+        return None
     parameters = list(flow.parameters())
     sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in parameters]
     whole = parameters[0].new_zeros(sum(sizes))

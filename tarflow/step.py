@@ -3,11 +3,10 @@
 Legend: `B` batch, `T` tokens per image, `D` values per token.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tarflow import distributed, noise, optim
 from tarflow.config import RunConfig
@@ -25,35 +24,33 @@ class Diverged(RuntimeError):
 class TrainStep:
     """Updates a state, its weight average included, batch by batch.
 
+    The gradients of several workers share one piece of memory, averaged after the last pass.
+
     On an accelerator the passes and the update are recorded once and replayed, for launching the
-    operations of a model one by one can take the host longer than the device needs for them. The
-    gradients then share one piece of memory, which is averaged over the workers after the last
-    pass.
+    operations of a model one by one can take the host longer than the device needs for them.
     """
 
-    def __init__(self, state: TrainState, parallel: nn.Module, config: RunConfig) -> None:
+    def __init__(self, state: TrainState, config: RunConfig) -> None:
         """Serve one run.
 
         Args:
             state: is changed by each step.
-            parallel: the flow as the workers share it.
             config: of the run.
         """
-        self.state, self.parallel, self.config = state, parallel, config
+        self.state, self.config = state, config
         device = state.flow.var.device
         self.total = torch.zeros((), device=device, dtype=master_dtype(config))
         self.square = torch.zeros_like(state.flow.var)
-        self.gradients: Tensor | None = None  # all of them, where steps are replayed
+        self.gradients = distributed.joined_gradients(state.flow)
         self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
         if distributed.replayed(state.flow):
-            self.gradients = distributed.joined_gradients(state.flow)
             pool = memory_pool(device)
             self.run_pass = Recorder(self._pass, device, pool)
             self.update = Update(state, config, self.gradients, pool)
         elif fused_dtype(config, device) and config.optim.optimizer == "adamw":
-            self.update = FusedUpdate(state, config)
+            self.update = FusedUpdate(state, config, self.gradients)
         else:
-            self.update = Update(state, config)
+            self.update = Update(state, config, self.gradients)
         self.exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
     def __call__(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -81,9 +78,7 @@ class TrainStep:
         for start in range(0, len(noised), micro):
             part = noised[start : start + micro]
             part_labels = None if labels is None else labels[start : start + micro]
-            last = start + micro >= len(noised)
-            with contextlib.nullcontext() if last else distributed.without_sync(self.parallel):
-                self.run_pass(part, part_labels)
+            self.run_pass(part, part_labels)
         if self.gradients is not None:
             distributed.average(self.gradients)
         self.update.measure()
@@ -121,7 +116,7 @@ class TrainStep:
         """Add the gradients and the loss of a micro-batch to those of the step."""
         mine = self.config.batch // distributed.world_size()
         with autocast(self.config.precision, images.device):
-            latents, logdet = self.parallel(images, labels)
+            latents, logdet = self.state.flow(images, labels)
         loss = negative_log_likelihood(latents, logdet).mean() * (len(images) / mine)
         loss.backward()
         self.total += loss.detach()

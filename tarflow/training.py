@@ -25,7 +25,7 @@ Report = Callable[[dict[str, Any]], None]
 CURVE_POINTS = 64  # rows of the loss curve while the steps double
 
 
-def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfig) -> int:
+def fitting_micro_batch(state: TrainState, config: RunConfig) -> int:
     """Return how many images one pass of a worker can take: halved until memory suffices.
 
     Each trial goes forward and backward and holds what the optimizer will; the state does not
@@ -50,7 +50,7 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
     labels = torch.zeros(len(images), dtype=torch.int64, device=device) if model.classes else None
     micro = min(state.micro_batch or len(images), len(images))
     while True in distributed.any_worker(
-        [not fits(parallel, images[:micro], None if labels is None else labels[:micro], config)],
+        [not fits(state.flow, images[:micro], None if labels is None else labels[:micro], config)],
         device,
     ):
         if micro == 1:
@@ -61,16 +61,15 @@ def fitting_micro_batch(state: TrainState, parallel: nn.Module, config: RunConfi
     return micro
 
 
-def fits(parallel: nn.Module, images: Tensor, labels: Tensor | None, config: RunConfig) -> bool:
+def fits(flow: nn.Module, images: Tensor, labels: Tensor | None, config: RunConfig) -> bool:
     """Tell whether memory suffices for a pass over these images; gradients are left empty."""
     try:
-        moments = [torch.empty_like(p) for p in parallel.parameters() for _ in range(2)]
-        for parameter in parallel.parameters():
+        moments = [torch.empty_like(p) for p in flow.parameters() for _ in range(2)]
+        for parameter in flow.parameters():
             parameter.grad = torch.zeros_like(parameter)  # as an earlier pass leaves it
-        with distributed.without_sync(parallel):
-            with autocast(config.precision, images.device):
-                latents, logdet = parallel(images, labels)
-            negative_log_likelihood(latents, logdet).mean().backward()
+        with autocast(config.precision, images.device):
+            latents, logdet = flow(images, labels)
+        negative_log_likelihood(latents, logdet).mean().backward()
         del moments
     except RuntimeError as error:
         message = "can't allocate memory"  # the CPU's allocator has no error type of its own
@@ -78,7 +77,7 @@ def fits(parallel: nn.Module, images: Tensor, labels: Tensor | None, config: Run
             raise
         return False
     finally:
-        parallel.zero_grad(set_to_none=True)
+        flow.zero_grad(set_to_none=True)
     return True
 
 
@@ -111,12 +110,11 @@ def train(
     config, first = distributed.resolve(config, device), distributed.rank() == 0
     state = restore(new_state(config, device), folder / "state", config, trunk)
     distributed.barrier()
-    parallel = distributed.parallel(state.flow)
     if not config.execution.micro_batch:
-        state.micro_batch = fitting_micro_batch(state, parallel, config)
+        state.micro_batch = fitting_micro_batch(state, config)
     rate = cost.training_flops(config.model) / distributed.world_size()
     rate /= peak_flops(device, config.precision)  # MFU of one image per second
-    step = TrainStep(state, parallel, config)
+    step = TrainStep(state, config)
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
     with StateWriter(folder / "state") as writer, notice() as told:

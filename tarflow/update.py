@@ -32,8 +32,8 @@ class Update:
         Args:
             state: is changed by each update.
             config: of the run.
-            gradients: the memory they share, if work is to be recorded; rates are then tensors.
-            pool: as for `Recorder`.
+            gradients: the memory they share, if they do (`distributed.joined_gradients`).
+            pool: as for `Recorder`, where steps are replayed; rates are then tensors.
         """
         self.optimizers, self.clip, self.gradients = state.optimizers, config.optim.clip, gradients
         named = dict(state.flow.named_parameters())  # to list them takes a millisecond
@@ -44,7 +44,7 @@ class Update:
         self.norm = torch.zeros((), device=device, dtype=master_dtype(config))
         self.measure: Callable[[], None] = self._measure
         self.step: Callable[[], None] = self._step
-        if gradients is not None:
+        if distributed.replayed(state.flow):
             self.measure = Recorder(self._measure, device, pool)
             if config.optim.optimizer == "adamw":  # Muon takes its rate from the host
                 self.step = Recorder(self._step, device, pool)
@@ -90,9 +90,11 @@ class FusedUpdate(Update):
     small model. The moments stay in the optimizer's state, by the same names.
     """
 
-    def __init__(self, state: TrainState, config: RunConfig) -> None:
+    def __init__(
+        self, state: TrainState, config: RunConfig, gradients: Tensor | None = None
+    ) -> None:
         """Serve one run; see `Update`."""
-        super().__init__(state, config)
+        super().__init__(state, config, gradients)
         dtype = fused_dtype(config, state.flow.var.device)
         found = kernels(dtype) if dtype else None
         assert found

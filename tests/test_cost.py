@@ -123,7 +123,7 @@ run = config.from_dict(config.RunConfig, json.loads(sys.argv[1]))
 torch.set_num_threads(1)
 def train(run):
     state = resume.new_state(run, torch.device("cpu"))
-    update = step.TrainStep(state, state.flow, run)
+    update = step.TrainStep(state, run)
     size, model = run.model.image_size, run.model
     pixels = torch.zeros(run.batch, model.image_channels, size, size, dtype=torch.uint8)
     for _ in range(2):

@@ -53,7 +53,7 @@ def run(**changes):
 
 def losses(config, steps, device=GPU):
     state = new_state(config, device)
-    update = TrainStep(state, state.flow, config)
+    update = TrainStep(state, config)
     rng = torch.Generator().manual_seed(0)
     size = config.model.image_size
     found = []
@@ -98,10 +98,10 @@ def test_a_pass_is_halved_until_the_memory_of_the_gpu_suffices():
         model = ModelConfig(patch=2, channels=128, blocks=4, layers=2)
         config = run(model=model, batch=2048, images=2048)
         state = new_state(config, GPU)
-        state.micro_batch = fitting_micro_batch(state, state.flow, config)
+        state.micro_batch = fitting_micro_batch(state, config)
         assert 1 <= state.micro_batch < 2048
         pixels = torch.zeros(2048, 1, 28, 28, dtype=torch.uint8, device=GPU)
-        update = TrainStep(state, state.flow, config)
+        update = TrainStep(state, config)
         for _ in range(3):
             loss, _ = update(pixels, None)
         assert loss.isfinite()

@@ -31,7 +31,7 @@ RUN = RunConfig(
 
 def steps(config, times=6):
     state = new_state(config, CPU)
-    update = TrainStep(state, state.flow, config)
+    update = TrainStep(state, config)
     rng = torch.Generator().manual_seed(0)
     found = []
     for _ in range(times):
@@ -89,7 +89,7 @@ def test_a_recorded_step_that_diverges_changes_no_weight(monkeypatch):
     monkeypatch.setattr(distributed, "replays", lambda _: True)
     monkeypatch.setattr(device, "recorded", do_and_repeat)
     _, state = steps(RUN, times=2)
-    update = TrainStep(state, state.flow, RUN)
+    update = TrainStep(state, RUN)
     state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)
     before = [parameter.clone() for parameter in state.flow.parameters()]
     with pytest.raises(Diverged, match="block 1"):

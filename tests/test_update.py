@@ -119,7 +119,7 @@ def test_what_is_fused_follows_the_config():
     def chosen(**changes):
         config = replace(RUN, **changes)
         state = new_state(config, CPU)
-        return type(TrainStep(state, state.flow, config).update)
+        return type(TrainStep(state, config).update)
 
     assert chosen() is FusedUpdate
     assert chosen(precision="bfloat16") is FusedUpdate
