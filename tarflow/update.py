@@ -87,7 +87,7 @@ class FusedUpdate(Update):
     """The same for float32 parameters on a CPU and one AdamW, each as one pass over all values.
 
     PyTorch takes the parameters one by one, and needs longer for that than for the values of a
-    small model. The moments stay in the optimizer's state, by the same names.
+    small model. Moments and step count stay in the optimizer's state, the count as one for all.
     """
 
     def __init__(
