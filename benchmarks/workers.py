@@ -145,9 +145,7 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
         os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     choose_device(ExecutionConfig(device="cpu", threads=2 if rank is None else 1))
-    alone = TrainStep(
-        new_state(config, CPU), config
-    )  # made before they meet, it exchanges nothing
+    alone = TrainStep(new_state(config, CPU), config)  # before they meet: it exchanges nothing
     with distributed.process_group():
         works = ways(config, alone)
         while (asked := end.recv())[0] != "end":
