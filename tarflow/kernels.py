@@ -35,7 +35,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "affine": [_POINTER] * 4 + [_COUNT] * 4,
     "affine_backward": [_POINTER] * 6 + [_COUNT] * 4,
     "gradient_norm": [_POINTER, _COUNT, _POINTER],
-    "adamw": [_POINTER, _COUNT] + [ctypes.c_double] * 7,
+    "adamw": [_POINTER, _COUNT] + [ctypes.c_double] * 8,
 }
 
 
@@ -49,7 +49,7 @@ class Parameter(ctypes.Structure):
         ("square", _POINTER),
         ("average", _POINTER),
         ("count", _COUNT),
-        ("rate", ctypes.c_float),
+        ("factor", ctypes.c_double),
         ("decay", ctypes.c_float),
     ]
 

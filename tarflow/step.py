@@ -12,9 +12,9 @@ from tarflow import distributed, noise, optim
 from tarflow.config import RunConfig
 from tarflow.device import Recorder, autocast, master_dtype, memory_pool
 from tarflow.likelihood import negative_log_likelihood
-from tarflow.resume import TrainState, fused_dtype
+from tarflow.resume import TrainState
 from tarflow.schedule import step_rate
-from tarflow.update import FusedUpdate, Update
+from tarflow.update import make_update
 
 
 class Diverged(RuntimeError):
@@ -41,16 +41,11 @@ class TrainStep:
         device = state.flow.var.device
         self.total = torch.zeros((), device=device, dtype=master_dtype(config))
         self.square = torch.zeros_like(state.flow.var)
-        self.gradients = distributed.joined_gradients(state.flow)
         self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
+        pool = memory_pool(device)
         if distributed.replayed(state.flow):
-            pool = memory_pool(device)
             self.run_pass = Recorder(self._pass, device, pool)
-            self.update = Update(state, config, self.gradients, pool)
-        elif fused_dtype(config, device) and config.optim.optimizer == "adamw":
-            self.update = FusedUpdate(state, config, self.gradients)
-        else:
-            self.update = Update(state, config, self.gradients)
+        self.update = make_update(state, config, pool)
         self.exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
     def __call__(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -79,8 +74,6 @@ class TrainStep:
             part = noised[start : start + micro]
             part_labels = None if labels is None else labels[start : start + micro]
             self.run_pass(part, part_labels)
-        if self.gradients is not None:
-            distributed.average(self.gradients)
         self.update.measure()
         total, norm = distributed.mean(self.total), self.update.norm
         if not torch.isfinite(total + norm):

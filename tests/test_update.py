@@ -10,7 +10,7 @@ from tarflow.kernels import kernels
 from tarflow.resume import new_state, restore, save, tensors
 from tarflow.state import StateWriter
 from tarflow.step import TrainStep
-from tarflow.update import FusedUpdate, Update
+from tarflow.update import FusedUpdate, Update, make_update
 
 CPU = torch.device("cpu")
 RUN = RunConfig(
@@ -51,7 +51,7 @@ def contents(state):
 def test_a_fused_update_is_as_near_to_exact_arithmetic_as_a_plain_one():
     exact_norms, exact = updated(Update, replace(RUN, precision="float64"), 12)
     plain_norms, plain = updated(Update, RUN, 12)
-    norms, found = updated(FusedUpdate, RUN, 12)
+    norms, found = updated(make_update, RUN, 12)
     assert any(norm > RUN.optim.clip for norm in norms)
     assert any(norm < RUN.optim.clip for norm in norms)
     assert norms == pytest.approx(exact_norms, rel=1e-6)
@@ -65,7 +65,7 @@ def test_a_fused_update_is_as_near_to_exact_arithmetic_as_a_plain_one():
 
 def test_without_a_width_the_average_is_the_weights():
     state = new_state(RUN, CPU)
-    update = FusedUpdate(state, RUN)
+    update = make_update(state, RUN)
     for parameter in state.flow.parameters():
         parameter.grad = torch.ones_like(parameter)
     update.measure()
@@ -74,7 +74,7 @@ def test_without_a_width_the_average_is_the_weights():
         assert torch.equal(state.average[name], parameter)
 
 
-@pytest.mark.parametrize(("first", "then"), [(FusedUpdate, Update), (Update, FusedUpdate)])
+@pytest.mark.parametrize(("first", "then"), [(make_update, Update), (Update, make_update)])
 def test_either_goes_on_from_a_saved_state_of_the_other(first, then, tmp_path):
     _, through = updated(first, RUN, 5)
     _, before = updated(first, RUN, 3)
@@ -95,7 +95,7 @@ def test_no_number_depends_on_the_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            norms, state = updated(FusedUpdate, RUN, 3)
+            norms, state = updated(make_update, RUN, 3)
             found.append((norms, contents(state)))
     finally:
         torch.set_num_threads(before)
@@ -107,7 +107,7 @@ def test_no_number_depends_on_the_threads():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_a_gradient_that_is_not_finite_shows_in_the_norm(value):
     state = new_state(RUN, CPU)
-    update = FusedUpdate(state, RUN)
+    update = make_update(state, RUN)
     for parameter in state.flow.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.flow.blocks[1].proj_out.bias.grad[3] = value

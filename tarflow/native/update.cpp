@@ -11,7 +11,8 @@ namespace {
 struct Parameter {
     float *weight, *gradient, *mean, *square, *average;
     long count;
-    float rate, decay;
+    double factor;  // of the rate
+    float decay;
 };
 
 // Calls `body(band, parameter, first, last)` for each stretch of values that a band has of one.
@@ -47,15 +48,17 @@ void gradient_norm(const Parameter* parameters, long number, float* norm, int th
     *norm = std::sqrt(total);
 }
 
-// Gradients are multiplied by `clip`; moments keep `beta1` and `beta2` of themselves and are
-// divided by `bias1` and `bias2`; the average goes `moved` of the way to the weights.
-void adamw(const Parameter* parameters, long number, double clip, double beta1, double beta2,
-           double epsilon, double bias1, double bias2, double moved, int threads) {
+// `base` is the rate before factors. Gradients are multiplied by `clip`; moments keep `beta1` and
+// `beta2` of themselves and are divided by `bias1` and `bias2`; the average goes `moved` of the way
+// to the weights.
+void adamw(const Parameter* parameters, long number, double base, double clip, double beta1,
+           double beta2, double epsilon, double bias1, double bias2, double moved, int threads) {
     const float kept1 = beta1, kept2 = beta2, new1 = 1 - beta1, new2 = 1 - beta2;
     const float factor = clip, root = 1 / std::sqrt(bias2), least = epsilon, way = moved;
     over_values(parameters, number, threads,
                 [=](long, const Parameter& each, long first, long last) {
-                    const float step = each.rate / bias1, shrunk = 1 - each.rate * each.decay;
+                    const float rate = base * each.factor;
+                    const float step = rate / bias1, shrunk = 1 - rate * each.decay;
 #pragma omp simd
                     for (long i = first; i < last; i++) {
                         const float gradient = factor * each.gradient[i];
