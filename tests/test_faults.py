@@ -298,7 +298,8 @@ def test_sigterm_to_torchrun_saves_the_state_of_all_workers(
 ):
     changed = config.read_text().replace("sharding: auto", f"sharding: {sharding}")
     config.write_text(changed.replace("checkpoint_seconds: 0.5", "checkpoint_seconds: 99"))
-    folder, launcher = tmp_path / "run", ("-m", "torch.distributed.run", "--nproc-per-node=2")
+    folder = tmp_path / "run"
+    launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
     started = train(config, folder, *launcher)
     wait_for(lambda: "images" in started.stderr.readline())
     started.send_signal(signal.SIGTERM)

@@ -257,7 +257,8 @@ def test_torchrun_leaves_the_folder_that_one_process_leaves(tmp_path):
     chosen = replace(choice("float32", "shard"), images=4 * BATCH)
     chosen = replace(chosen, optim=replace(chosen.optim, ema=0.0))
     (tmp_path / "config.yaml").write_text(to_yaml(chosen))
-    command = "-m torch.distributed.run --nproc-per-node 2 -m tarflow train config.yaml --out two"
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
+    command = f"{launcher} -m tarflow train config.yaml --out two"
     said = subprocess.run(
         [sys.executable, *command.split()],
         cwd=tmp_path,

@@ -18,7 +18,7 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     Example: python -m tarflow train studies/digits/best.yaml
 
     Several workers, here on one machine, do the same run and leave the same folder:
-    torchrun --nproc-per-node 2 -m tarflow train studies/digits/best.yaml
+    torchrun --standalone --nproc-per-node 2 -m tarflow train studies/digits/best.yaml
 
     Args:
         config: a config file, such as best.yaml of a study.
