@@ -16,7 +16,9 @@ rounds. Ours also move the weight average. Compared are
   float32 and under bfloat16 autocast. They do not clip, and run in processes of their own, as
   the published script does: ours keeps freed memory (`tarflow/device.py`), for the whole process.
 
-With --check the exit code is 1 if a bar is missed. The bars were set for a CPU with matrix units.
+With --check the exit code is 1 if a bar is missed. That of the default precision over published
+float32, 3, was set on a CPU with matrix units, whose bfloat16 products are 4 times as fast as its
+float32 ones. Where these gain less than 3, measured beside the steps, it is what they gain.
 """
 
 import argparse
@@ -67,7 +69,7 @@ def main() -> None:
     default, narrow = (resolve_precision("auto", device, model) for model in (LARGE, SMALL))
     large = {
         "ours float32": our_step(run_config(LARGE, LARGE_BATCH, "float32", execution)),
-        "products": layer_products(LARGE, LARGE_BATCH, device),
+        "products": layer_products(LARGE, LARGE_BATCH, device, torch.float32),
         f"ours {default}": our_step(run_config(LARGE, LARGE_BATCH, default, execution)),
     }
     small = {
@@ -81,6 +83,7 @@ def main() -> None:
         if not path.exists():
             sys.exit(f"there is no {path}")
         large["ours bfloat16"] = our_step(run_config(LARGE, LARGE_BATCH, "bfloat16", execution))
+        large["bfloat16 products"] = layer_products(LARGE, LARGE_BATCH, device, torch.bfloat16)
         for name, bfloat16 in (("official float32", False), ("official bfloat16", True)):
             large[name] = elsewhere(official_step, *where, LARGE, LARGE_BATCH, bfloat16)
         small["small official"] = elsewhere(official_step, *where, SMALL, SMALL_BATCH, False)
@@ -103,11 +106,13 @@ def main() -> None:
         ("steps per time of getting a batch", ratio(seconds, f"small {narrow}", "data"), 1 / 0.03),
     ]
     if arguments.official:
+        gain = ratio(seconds, "products", "bfloat16 products")
+        print(f"bfloat16 products are {gain:.2f} times as fast as float32 ones")
         bars += [
             (
                 f"default ({default}) over official float32",
                 ratio(seconds, "official float32", f"ours {default}"),
-                3.0,
+                min(3.0, gain),
             ),
             (
                 "bfloat16 over official bfloat16",
@@ -258,13 +263,16 @@ def next_batch(model: ModelConfig, batch: int, device: torch.device) -> Work:
     return get
 
 
-def layer_products(model: ModelConfig, batch: int, device: torch.device) -> Work:
+def layer_products(
+    model: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype
+) -> Work:
     """Return what multiplies as the layers do, forward and backward."""
     rows = batch * model.tokens
     factors = []
     for inner, outer in layer_shapes(model):
         shapes = (rows, inner), (outer, inner), (rows, outer)
-        inputs, weight, grad = (torch.randn(*shape, device=device) for shape in shapes)
+        made = (torch.randn(*shape, device=device, dtype=dtype) for shape in shapes)
+        inputs, weight, grad = made
         outputs = inputs.new_empty(rows, outer), inputs.new_empty(rows, inner), weight.clone()
         factors.append((inputs, weight, grad, outputs))
 
