@@ -8,10 +8,10 @@ On a processor core:
                  + batches sampled * tokens * layers * SAMPLING_SECONDS
                  + samples * (SAMPLING_IMAGES * effective FLOPs / rate + FEATURES_SECONDS)
 
-with `layers` counted over all blocks, `scored` the images that are scored or fit the decoder
-(forward, and backward to the image: as dear as a training image) and `rate` that of a short
-matrix-product probe with all cores busy. VALUE_FLOPS stands for all work that is no matrix
-product, which is most of it in small models. On an accelerator a step takes what
+with the images of one worker, `layers` counted over all blocks, `scored` the images that are
+scored or fit the decoder (forward, and backward to the image: as dear as a training image) and
+`rate` that of a short matrix-product probe with all cores busy. VALUE_FLOPS stands for all work
+that is no matrix product, which is most of it in small models. On an accelerator a step takes what
 `tarflow.step_time` says, and an image that is scored its share of a step. Finished runs of the
 study then correct both parts by the median of their ratios.
 """
@@ -81,10 +81,11 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
         per_image = (flops + VALUE_FLOPS * values) / rate.flops
         train = config.images / config.execution.workers * per_image
         train += steps * layers * LAYER_SECONDS
-    scored = evaluation.decoder_images + validation_images * evaluation.draws
-    batches = -(-evaluation.samples // SAMPLING_BATCH)
-    sampling = batches * model.tokens * layers * SAMPLING_SECONDS
-    sampling += evaluation.samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
+    workers = config.execution.workers
+    scored = evaluation.decoder_images + validation_images * evaluation.draws / workers
+    samples = evaluation.samples / workers
+    sampling = math.ceil(samples / SAMPLING_BATCH) * model.tokens * layers * SAMPLING_SECONDS
+    sampling += samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
     return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
 
 

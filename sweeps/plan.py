@@ -176,9 +176,13 @@ def make_plan(
 
 
 def sampling_seconds(wanted: Sampling, rate: Rate) -> float:
-    """Expect the seconds of one more way to sample from a run; guidance needs two passes."""
+    """Expect the seconds of one more way to sample from a run; guidance needs two passes.
+
+    It is done by one process, however many trained the run.
+    """
     evaluation = replace(wanted.config.evaluation, decoder_images=0)
-    config = replace(wanted.config, evaluation=evaluation)
+    alone = replace(wanted.config.execution, workers=1)
+    config = replace(wanted.config, evaluation=evaluation, execution=alone)
     once = expect.expected_seconds(config, 0, rate).evaluate
     return once * (2 if wanted.sampler.guidance else 1)
 

@@ -70,6 +70,35 @@ def share(batch: int) -> slice:
     return slice(rank() * each, (rank() + 1) * each)
 
 
+def portion(count: int) -> slice:
+    """Return this worker's part of so many items; the parts are in the order of the workers."""
+    first, last = (-(-count * each // world_size()) for each in (rank(), rank() + 1))
+    return slice(first, last)
+
+
+def concatenated(rows: Tensor, device: torch.device) -> Tensor:
+    """Join the rows of all workers, in their order, for each of them.
+
+    Args:
+        rows: (n, ...) of this worker; others may have more or fewer.
+        device: of the workers, over which the rows travel.
+
+    Returns:
+        All rows, on the CPU.
+    """
+    size = world_size()
+    if size == 1:
+        return rows.cpu()
+    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    counts[rank()] = len(rows)
+    dist.all_reduce(counts)
+    padded = torch.zeros(int(counts.max()), *rows.shape[1:], dtype=rows.dtype, device=device)
+    padded[: len(rows)] = rows
+    every = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(every, padded)
+    return torch.cat([each[:n].cpu() for each, n in zip(every, counts.tolist(), strict=True)])
+
+
 def memory(device: torch.device) -> float:
     """Return the bytes that every worker may fill; all must ask, and the smallest one counts."""
     here = memory_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
-from tarflow import data, likelihood, metrics
+from tarflow import data, distributed, likelihood, metrics
 from tarflow.calibration import choose_plan
 from tarflow.checkpoint import load_model
-from tarflow.config import RunConfig, SamplerConfig
+from tarflow.config import RunConfig, SamplerConfig, from_dict, to_dict
 from tarflow.device import choose_device
 from tarflow.features import Extractor, features, find_extractor
 from tarflow.identity import HALVES, WHOLE, run_id, setting_id
@@ -22,7 +23,7 @@ from tarflow.noise import to_pixels
 from tarflow.record import read_json, replacing, write_json
 from tarflow.reference import cached_features
 from tarflow.sampling import image_grid, sample
-from tarflow.solver_plan import PLAN
+from tarflow.solver_plan import PLAN, Plan
 from tarflow.storage import local_copy
 
 Made = TypeVar("Made")
@@ -112,6 +113,8 @@ def evaluate_samples(
 ) -> list[dict[str, Any]]:
     """Draw samples, save a picture of some, and compare them with the held-out images.
 
+    All workers must ask. Each draws a part of the samples, and the first one compares them.
+
     Args:
         flow: the weights to sample from.
         config: of the run; its sampler and evaluation say how and how many.
@@ -122,20 +125,30 @@ def evaluate_samples(
         plans: file of measured solver plans, beside the checkpoint.
 
     Returns:
-        Rows of `evaluations.parquet`, one for each part.
+        Rows of `evaluations.parquet`, one for each of `halves`; none on all workers but the first.
     """
-    evaluation = config.evaluation
+    evaluation, device = config.evaluation, flow.var.device
     start = time.perf_counter()
     count, batch = evaluation.samples, BATCH
     plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
-    drawn = sample(flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan)
+    plan = from_dict(Plan, distributed.from_first(to_dict(plan), device))
+    mine = distributed.portion(count)
+    drawn = sample(
+        flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan, part=mine
+    )
     seconds = time.perf_counter() - start
+    mishaps = torch.tensor([[drawn.redrawn, drawn.lost]])
+    redrawn, lost = distributed.concatenated(mishaps, device).sum(0).tolist()
+    shown = distributed.concatenated(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
+    described = torch.from_numpy(features(to_pixels(drawn.images), extractor))
+    made = distributed.concatenated(described, device).numpy()
+    if distributed.rank():
+        return []
     if picture:
         with replacing(picture) as temporary:
-            image_grid(drawn.images[:GRID_IMAGES], GRID_COLUMNS).save(temporary, format="PNG")
+            image_grid(shown, GRID_COLUMNS).save(temporary, format="PNG")
     held_out = data.open_split(config.data, evaluation.split)
     reference = f"{config.data.name}/{evaluation.split}"
-    made = features(to_pixels(drawn.images), extractor)
     real = cached_features(held_out.pixels, extractor)
     return [
         {
@@ -144,9 +157,9 @@ def evaluate_samples(
             "solver": str(plan),
             "seed": seed,
             "half": half,
-            "seconds_per_image": seconds / evaluation.samples,
-            "redrawn": drawn.redrawn,
-            "lost": drawn.lost,
+            "seconds_per_image": seconds / (mine.stop - mine.start),
+            "redrawn": redrawn,
+            "lost": lost,
             **metrics.compare(part, real, extractor, reference),
         }
         for half, part in zip(halves, np.array_split(made, len(halves)), strict=True)

@@ -95,6 +95,8 @@ def features(images: Pixels, extractor: Extractor, batch: int = 50) -> NDArray[n
         raise ValueError(f"images have shape {tuple(images.shape)}: (N, 1 or 3, H, W) is needed")
     if images.dtype not in (np.uint8, torch.uint8):
         raise ValueError(f"images are {images.dtype}: uint8 is needed")
+    if not len(images):
+        return np.empty((0, extractor.width), np.float32)
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), batch):

@@ -7,13 +7,14 @@ token, `N_dim = T * D`. Images are 8 bit; `x` in [-1, 1].
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tarflow import data, noise
+from tarflow import data, distributed, noise
 from tarflow.config import ModelConfig, NoiseConfig, RunConfig
 from tarflow.cost import ACTIVATIONS_PER_LAYER
 from tarflow.decoder import LEVELS, Decoder
@@ -184,7 +185,9 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Re
 
 
 def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
-    """Score the held-out images of a run with its trained flow.
+    """Score the held-out images of a run with its trained flow; all workers must ask.
+
+    Each of them scores a part of the images, and all get the values of all.
 
     With Gaussian noise BPD is the bound
     `E[-log p(y) - log P(x | xhat(y)) + log N(y; x, std^2)] / (N_dim ln 2)`, a code length of the
@@ -203,23 +206,23 @@ def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
     held_out = data.open_split(config.data, config.evaluation.split)
     reference = training_reference(flow, config, batch)
     decoder = reference.decoder
-    everything = np.arange(len(held_out.labels))
-    bpd, loss = np.zeros(len(everything)), np.zeros(len(everything))
+    labels_seen = np.asarray(held_out.labels)
+    mine = np.arange(len(labels_seen))[distributed.portion(len(labels_seen))]
+    values = torch.zeros(len(mine), 2, dtype=torch.float64)  # bits per dimension and loss
     for draw in range(config.evaluation.draws):
-        rows = []
-        parts = noised_batches(held_out, everything, config, flow, f"held-out {draw}", batch)
-        for pixels, labels, noised in parts:
+        parts = noised_batches(held_out, mine, config, flow, f"held-out {draw}", batch)
+        for start, (pixels, labels, noised) in zip(count(0, batch), parts, strict=False):
             if decoder is None:
                 with torch.no_grad():
                     losses = _loss(log_density(flow, noised, labels), noised)
-                rows.append((dequantised_bpd(losses), losses))
+                bits = dequantised_bpd(losses)
             else:
                 bits, density = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
-                rows.append((bits, _loss(density, noised)))
-        bpd += torch.cat([a for a, _ in rows]).cpu().numpy() / config.evaluation.draws
-        loss += torch.cat([b for _, b in rows]).cpu().numpy() / config.evaluation.draws
+                losses = _loss(density, noised)
+            values[start : start + batch] += torch.stack([bits, losses], 1).cpu()
+    values = distributed.concatenated(values / config.evaluation.draws, flow.var.device)
+    bpd, loss = values.T.numpy()
     kind = "dequantised" if decoder is None else "bound"
-    labels_seen = np.asarray(held_out.labels)
     return Likelihood(kind, bpd, loss, labels_seen, float(reference.losses.mean()))
 
 

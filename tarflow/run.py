@@ -60,7 +60,7 @@ def run(
     """Carry out a run, or go on with it, and leave its folder complete.
 
     A run that is already done is returned as it is. Every worker of a data-parallel job calls
-    this; the first one scores, samples and writes.
+    this, for scoring and sampling are divided as well; the first one writes.
 
     Args:
         config: resolved.
@@ -71,7 +71,8 @@ def run(
         trunk: of the run's family, or None if it shares nothing.
 
     Returns:
-        The row of `runs.parquet`; its status is `failed` if training diverged.
+        The row of `runs.parquet`; its status is `failed` if training diverged. It is empty on all
+        workers but the first.
     """
     result = read_result(folder)
     if result and result["run"]["status"] == "done":
@@ -82,24 +83,26 @@ def run(
     if first:
         write_text(folder / "config.yaml", to_yaml(config))
         (folder / "error.txt").unlink(missing_ok=True)
-    device = choose_device(config.execution)
+    device = choose_device(config.execution, distributed.local_rank())
     wanted = config.evaluation
     extractor = find_extractor(wanted.features, device=device.type) if wanted.samples else None
     try:
         state = train(config, folder, report, trunk)
     except Diverged as error:
         return record_failure(config, folder, role, label, error) if first else {}
-    if not first:
-        return {}
-    write_table(folder / "curve.parquet", state.curve, CURVE)
-    save_model(folder / "model.safetensors", state.average, config)
+    if first:
+        write_table(folder / "curve.parquet", state.curve, CURVE)
+        save_model(folder / "model.safetensors", state.average, config)
     flow = build(config.model, state.average).to(device).requires_grad_(False)
     evaluating = time.perf_counter()
     scores = likelihood.evaluate(flow, config)
-    write_table(folder / "images.parquet", image_rows(scores), IMAGES)
+    if first:
+        write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluations = []
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
+    if not first:
+        return {}
     evaluate_seconds = time.perf_counter() - evaluating
     devices = distributed.world_size()
     if device.type == "cpu":

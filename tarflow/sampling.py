@@ -42,6 +42,7 @@ def sample(
     batch: int = 64,
     plan: Plan | None = None,
     precision: str = "float32",
+    part: slice = slice(None),
 ) -> Samples:
     """Draw images; image i is a function of (seed, i, its label), whatever the batch size.
 
@@ -55,6 +56,7 @@ def sample(
         batch: images at a time.
         plan: how each block is inverted; token by token by default.
         precision: of matrix products, float32 or bfloat16; tokens stay in the flow's type.
+        part: of the images, those to draw here; by default all.
 
     Raises:
         ConfigError: if `count` is not positive, or labels are unknown or of another number.
@@ -65,20 +67,24 @@ def sample(
         labels = torch.arange(count) % flow.config.classes
     if labels is not None and len(labels) != count:
         raise ConfigError(f"{len(labels)} labels for {count} images: give one label per image")
+    wanted = torch.arange(count)[part]
+    labels = None if labels is None else labels[part]
     images = torch.empty(
-        count, flow.config.image_channels, flow.config.image_size, flow.config.image_size
+        len(wanted), flow.config.image_channels, flow.config.image_size, flow.config.image_size
     )
-    pending = torch.arange(count)
+    pending = torch.arange(len(wanted))
     redrawn = 0
     for attempt in range(1 + REDRAWS):
-        redrawn += len(pending) if attempt else 0
-        for part in pending.split(batch):
-            part_labels = None if labels is None else labels[part]
-            with autocast(precision, flow.var.device):
-                images[part] = _draw(flow, part, part_labels, sampler, noise, seed, attempt, plan)
-        pending = pending[~images[pending].isfinite().flatten(1).all(1)]
         if not len(pending):
             break
+        redrawn += len(pending) if attempt else 0
+        for some in pending.split(batch):
+            some_labels = None if labels is None else labels[some]
+            with autocast(precision, flow.var.device):
+                images[some] = _draw(
+                    flow, wanted[some], some_labels, sampler, noise, seed, attempt, plan
+                )
+        pending = pending[~images[pending].isfinite().flatten(1).all(1)]
     kept = images.isfinite().flatten(1).all(1)
     return Samples(
         images[kept].clamp(-1, 1),

@@ -99,7 +99,7 @@ def train(
         trunk: of the run's family, or None if it shares nothing.
 
     Returns:
-        The final state. `state.average` holds the weights to keep, whole, on the first worker.
+        The final state. `state.average` holds the weights to keep, whole.
 
     Raises:
         Diverged: if the loss or the gradient stops being finite.
@@ -159,8 +159,7 @@ def train(
                 distributed.barrier()  # once one worker has left, the others may be killed
                 raise Preempted(f"the process was told to end after {state.images} images")
     state.average |= {name: each.clone() for name, each in state.flow.named_buffers()}
-    whole = ((name, distributed.whole(each)) for name, each in state.average.items())
-    state.average = {name: each.cpu() for name, each in whole if first}
+    state.average = {name: distributed.whole(each).cpu() for name, each in state.average.items()}
     synchronize(device)
     state.seconds = time.perf_counter() - started
     return state

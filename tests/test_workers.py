@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from recordings import do_and_repeat
 from test_training import config, losses
 
@@ -57,6 +59,7 @@ class Job:
     ends: int = 0  # images after which the workers are told to end
     poison: bool = False  # let the images of the last worker become NaN in block 1
     replayed: bool = False  # as on accelerators: what is recorded runs again
+    complete: bool = False  # scored, sampled and recorded as well
 
 
 def carry_out(job):
@@ -75,6 +78,8 @@ def carry_out(job):
         if job.ends:  # the save is slow enough to tell who leaves before it
             patch.setattr(states, "save_state", slow_save)
         try:
+            if job.complete:
+                return run(job.config, job.folder, role="final")
             state = train(job.config, job.folder, report)
         except Diverged as error:
             return error
@@ -159,9 +164,10 @@ def outcomes(tmp_path_factory):
                 jobs.append(Job((2, "replayed", way), replayed, out / f"re {way}", replayed=True))
         every = together(workers, jobs, out)
         found |= every[0]
-        for outcome in every[1:]:  # the others leave the same losses, and no weights
+        for outcome in every[1:]:  # the others leave the same
             for name, (curve, average) in ((n, o) for n, o in outcome.items() if type(o) is tuple):
-                assert (curve, average) == (found[name][0], {})
+                assert curve == found[name][0]
+                torch.testing.assert_close(average, found[name][1], rtol=0, atol=0)
             for name, raised in ((n, o) for n, o in outcome.items() if type(o) is not tuple):
                 assert str(raised) == str(found[name])
     for way in WAYS:
@@ -253,9 +259,34 @@ def test_a_divided_run_computes_how_many_images_fit():
     assert cost.micro_batch(whole, 1.0) == 1
 
 
-def test_torchrun_leaves_the_folder_that_one_process_leaves(tmp_path):
+def scored(**evaluation):
+    """Return a short run of float32 that is scored and sampled."""
     chosen = replace(choice("float32", "shard"), images=4 * BATCH)
-    chosen = replace(chosen, optim=replace(chosen.optim, ema=0.0))
+    evaluation = replace(chosen.evaluation, features="efficientnet-lite0@32/112", **evaluation)
+    return replace(chosen, evaluation=evaluation, optim=replace(chosen.optim, ema=0.0))
+
+
+def assert_same_folder(found, expected):
+    """Compare what two runs left, but for seconds."""
+    names = {path.name for path in expected.iterdir()}
+    assert {path.name for path in found.iterdir()} == names
+    curves = [read_table(folder / "curve.parquet").to_pydict() for folder in (found, expected)]
+    assert curves[0]["loss"] == pytest.approx(curves[1]["loss"], abs=1e-4)
+    images = [read_table(folder / "images.parquet").to_pydict() for folder in (found, expected)]
+    assert images[0]["index"] == images[1]["index"]
+    assert images[0]["label"] == images[1]["label"]
+    assert images[0]["bpd"] == pytest.approx(images[1]["bpd"], abs=1e-3)
+    assert images[0]["loss"] == pytest.approx(images[1]["loss"], abs=1e-3)
+    rows = [read_result(folder)["evaluations"][0] for folder in (found, expected)]
+    for name in ("n", "redrawn", "lost", "solver"):
+        assert rows[0][name] == rows[1][name]
+    assert rows[0]["kid"] == pytest.approx(rows[1]["kid"], abs=1e-3)
+    first, second = (np.asarray(Image.open(each / "samples.png")) for each in (found, expected))
+    assert np.abs(first.astype(int) - second).max() <= 1
+
+
+def test_torchrun_leaves_the_folder_that_one_process_leaves(tmp_path):
+    chosen = scored(samples=67)
     (tmp_path / "config.yaml").write_text(to_yaml(chosen))
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2"
     command = f"{launcher} -m tarflow train config.yaml --out two"
@@ -274,7 +305,26 @@ def test_torchrun_leaves_the_folder_that_one_process_leaves(tmp_path):
     row = read_result(two)["run"]
     assert (row["run_id"], row["status"]) == (one["run_id"], "done")
     assert row["bpd"] == pytest.approx(one["bpd"], abs=1e-4)
-    left = {path.name for path in (tmp_path / "one").iterdir()}
-    assert {path.name for path in two.iterdir()} == left
-    curves = [read_table(tmp_path / name / "curve.parquet").to_pydict() for name in ("one", "two")]
-    assert curves[0]["loss"] == pytest.approx(curves[1]["loss"], abs=1e-4)
+    assert_same_folder(two, tmp_path / "one")
+
+
+def test_workers_share_scoring_and_sampling_even_if_some_have_nothing_to_draw(tmp_path):
+    job = Job((), scored(samples=4), tmp_path / "eight", complete=True)
+    row, *others = (outcome[()] for outcome in together(8, [job], tmp_path))
+    assert (row["status"], others) == ("done", [{}] * 7)
+    run(job.config, tmp_path / "one", role="final")
+    assert_same_folder(tmp_path / "eight", tmp_path / "one")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 500])
+def test_portions_are_even_and_follow_one_another(monkeypatch, count, workers):
+    monkeypatch.setattr(distributed, "world_size", lambda: workers)
+    items, sizes = [], []
+    for rank in range(workers):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        part = range(count)[distributed.portion(count)]
+        items += part
+        sizes.append(len(part))
+    assert items == list(range(count))
+    assert max(sizes) - min(sizes) <= 1
