@@ -82,7 +82,7 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
         train = config.images / config.execution.workers * per_image
         train += steps * layers * LAYER_SECONDS
     workers = config.execution.workers
-    scored = evaluation.decoder_images + validation_images * evaluation.draws / workers
+    scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
     samples = evaluation.samples / workers
     sampling = math.ceil(samples / SAMPLING_BATCH) * model.tokens * layers * SAMPLING_SECONDS
     sampling += samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)

@@ -161,6 +161,8 @@ class Reference:
 def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Reference:
     """Fit the decoder and measure the loss on `evaluation.decoder_images` training images.
 
+    All workers must ask; each takes a part of the images through the flow.
+
     Args:
         flow: the trained flow, on its device.
         config: of the run.
@@ -168,20 +170,25 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Re
     """
     train = data.open_split(config.data, "train")
     count = min(config.evaluation.decoder_images, len(train.labels))
-    chosen = data.order(len(train.labels), EVALUATION_SEED, 0, count)
-    seen, losses = [], []
-    for pixels, labels, noised in noised_batches(train, chosen, config, flow, "decoder", batch):
+    mine = data.order(len(train.labels), EVALUATION_SEED, 0, count)[distributed.portion(count)]
+    shape = 0, flow.config.image_channels, flow.config.image_size, flow.config.image_size
+    seen = [torch.empty(shape, dtype=torch.uint8)]  # so that those who have no image can join
+    xhats, losses = [torch.empty(shape, dtype=flow.var.dtype)], [flow.var.new_empty(0)]
+    for pixels, labels, noised in noised_batches(train, mine, config, flow, "decoder", batch):
         if config.noise.type == "gaussian":
             xhat, density = denoised_mean(flow, noised, labels, config.noise.std)
-            seen.append((xhat.cpu(), pixels.cpu()))
+            xhats.append(xhat.cpu())
+            seen.append(pixels.cpu())
         else:
             with torch.no_grad():
                 density = log_density(flow, noised, labels)
-        losses.append(_loss(density, noised).cpu())
-    decoder = None
-    if seen:
-        decoder = Decoder.fit(torch.cat([a for a, _ in seen]), torch.cat([b for _, b in seen]))
-    return Reference(decoder, torch.cat(losses))
+        losses.append(_loss(density, noised))
+    every_xhat, every_image, every_loss = (
+        distributed.concatenated(torch.cat(parts), flow.var.device)
+        for parts in (xhats, seen, losses)
+    )
+    decoder = Decoder.fit(every_xhat, every_image) if len(every_xhat) else None
+    return Reference(decoder, every_loss)
 
 
 def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
