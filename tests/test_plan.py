@@ -70,13 +70,20 @@ def test_finished_runs_correct_the_expectation(tmp_path):
         assert line.seconds.evaluate == pytest.approx(before[line.run.run_id].evaluate)
 
 
+def scoring(run):
+    """Return what 500 held-out images more are expected to take."""
+    few, many = (expect.expected_seconds(run, count, RATE).evaluate for count in (500, 1000))
+    return many - few
+
+
 def test_more_work_is_expected_to_take_longer():
     run = grid(resolve(load("tiny")))[0].config
     once = expect.expected_seconds(run, 500, RATE)
     twice = expect.expected_seconds(replace(run, images=2 * run.images), 500, RATE)
     assert twice.train == pytest.approx(2 * once.train)
     assert twice.evaluate == once.evaluate
-    assert expect.expected_seconds(run, 1000, RATE).evaluate > once.evaluate
+    shared = replace(run, execution=replace(run.execution, workers=2))
+    assert 0 < scoring(shared) == pytest.approx(scoring(run) / 2)
     fewer_steps = expect.expected_seconds(replace(run, batch=2 * run.batch), 500, RATE)
     assert fewer_steps.train < once.train
 
