@@ -63,11 +63,9 @@ def share(batch: int) -> slice:
     Raises:
         ConfigError: if the batch does not divide evenly.
     """
-    size = world_size()
-    if batch % size:
-        raise ConfigError(f"batch {batch} is not a multiple of the {size} workers")
-    each = batch // size
-    return slice(rank() * each, (rank() + 1) * each)
+    if batch % world_size():
+        raise ConfigError(f"batch {batch} is not a multiple of the {world_size()} workers")
+    return portion(batch)
 
 
 def portion(count: int) -> slice:

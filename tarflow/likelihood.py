@@ -7,7 +7,6 @@ token, `N_dim = T * D`. Images are 8 bit; `x` in [-1, 1].
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
@@ -217,8 +216,9 @@ def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
     mine = np.arange(len(labels_seen))[distributed.portion(len(labels_seen))]
     values = torch.zeros(len(mine), 2, dtype=torch.float64)  # bits per dimension and loss
     for draw in range(config.evaluation.draws):
+        rows = [flow.var.new_empty(0, 2)]
         parts = noised_batches(held_out, mine, config, flow, f"held-out {draw}", batch)
-        for start, (pixels, labels, noised) in zip(count(0, batch), parts, strict=False):
+        for pixels, labels, noised in parts:
             if decoder is None:
                 with torch.no_grad():
                     losses = _loss(log_density(flow, noised, labels), noised)
@@ -226,9 +226,9 @@ def evaluate(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
             else:
                 bits, density = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
                 losses = _loss(density, noised)
-            values[start : start + batch] += torch.stack([bits, losses], 1).cpu()
-    values = distributed.concatenated(values / config.evaluation.draws, flow.var.device)
-    bpd, loss = values.T.numpy()
+            rows.append(torch.stack([bits, losses], 1))
+        values += torch.cat(rows).cpu() / config.evaluation.draws
+    bpd, loss = distributed.concatenated(values, flow.var.device).T.numpy()
     kind = "dequantised" if decoder is None else "bound"
     return Likelihood(kind, bpd, loss, labels_seen, float(reference.losses.mean()))
 

@@ -96,13 +96,12 @@ def run(
     flow = build(config.model, state.average).to(device).requires_grad_(False)
     evaluating = time.perf_counter()
     scores = likelihood.evaluate(flow, config)
-    if first:
-        write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluations = []
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
     if not first:
         return {}
+    write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluate_seconds = time.perf_counter() - evaluating
     devices = distributed.world_size()
     if device.type == "cpu":
