@@ -20,7 +20,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeps import hardware
@@ -71,22 +71,29 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     model, evaluation = config.model, config.evaluation
     layers = model.blocks * model.layers
     flops = float(cost.training_flops(model))
-    steps = config.images / config.batch
+    steps, workers = config.images / config.batch, config.execution.workers
     if rate.accelerator:
-        step = step_time(config, _machines(rate.accelerator, config.execution.workers))
-        per_image = step.alone / step.images * config.execution.workers
+        step = step_time(config, _machines(rate.accelerator, workers))
+        per_image = step.alone / step.images * workers
         train = steps * step.seconds * rate.sharing  # they take turns
     else:
         values = model.tokens * model.channels * layers
         per_image = (flops + VALUE_FLOPS * values) / rate.flops
-        train = config.images / config.execution.workers * per_image
+        train = config.images / workers * per_image
         train += steps * layers * LAYER_SECONDS
-    workers = config.execution.workers
     scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
     samples = evaluation.samples / workers
     sampling = math.ceil(samples / SAMPLING_BATCH) * model.tokens * layers * SAMPLING_SECONDS
     sampling += samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
     return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
+
+
+def drawing_seconds(config: RunConfig, rate: Rate) -> float:
+    """Return what one process should take to draw and compare the samples of a finished run."""
+    evaluation = replace(config.evaluation, decoder_images=0)
+    alone = replace(config.execution, workers=1)
+    config = replace(config, evaluation=evaluation, execution=alone)
+    return expected_seconds(config, 0, rate).evaluate
 
 
 def _machines(accelerator: str, workers: int) -> Cluster:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +176,8 @@ def make_plan(
 
 
 def sampling_seconds(wanted: Sampling, rate: Rate) -> float:
-    """Expect the seconds of one more way to sample from a run; guidance needs two passes.
-
-    It is done by one process, however many trained the run.
-    """
-    evaluation = replace(wanted.config.evaluation, decoder_images=0)
-    alone = replace(wanted.config.execution, workers=1)
-    config = replace(wanted.config, evaluation=evaluation, execution=alone)
-    once = expect.expected_seconds(config, 0, rate).evaluate
-    return once * (2 if wanted.sampler.guidance else 1)
+    """Expect the seconds of one more way to sample from a run; guidance needs two passes."""
+    return expect.drawing_seconds(wanted.config, rate) * (2 if wanted.sampler.guidance else 1)
 
 
 def finished(out: Path, run_id: str) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ This file may be sent alone to a machine that has the package installed (`ray su
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,9 +139,7 @@ def sampling_seconds(plan: Plan, trials: int) -> float:
         return 0.0
     seconds = 0.0
     for line in plan.lines:
-        evaluation = replace(line.run.config.evaluation, decoder_images=0)
-        config = replace(line.run.config, evaluation=evaluation)
-        seconds += 2 * expect.expected_seconds(config, 0, plan.rate).evaluate / len(plan.lines)
+        seconds += 2 * expect.drawing_seconds(line.run.config, plan.rate) / len(plan.lines)
     return STARTING_SECONDS / 2 + seconds * CHECKPOINTS * trials / plan.slots
 
 
