@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from tarflow.config import ConfigError
-from tarflow.exit_codes import exit_code_of
+from tarflow.errors import UserError, exit_code_of
 
 
 def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
@@ -97,10 +96,10 @@ def fit(
     from tarflow.record import write_json
 
     if flops and (params or tokens):
-        raise ConfigError("give --flops alone, or --params with --tokens")
+        raise UserError("give --flops alone, or --params with --tokens")
     named = {"flops": flops} if flops else {"params": params, "tokens": tokens}
     if not all(named.values()):
-        raise ConfigError("name the inputs: --params COLUMN --tokens COLUMN, or --flops COLUMN")
+        raise UserError("name the inputs: --params COLUMN --tokens COLUMN, or --flops COLUMN")
     columns = read_columns(table, named | {"loss": loss})
     fits = fit_table(columns, tuple(named), seed)
     for law in fits:

@@ -8,7 +8,8 @@ import pandas as pd
 from analysis.allocate import Allocation, allocate, best_run, read_config
 from analysis.findings import Findings
 from tarflow import cost
-from tarflow.config import ConfigError, RunConfig
+from tarflow.config import RunConfig
+from tarflow.errors import UserError
 from tarflow.identity import run_id
 
 NEXT = 4.0  # times the largest budget of a study
@@ -38,10 +39,10 @@ def check_budget(flops: float) -> None:
     """Refuse what is no budget of training FLOPs.
 
     Raises:
-        ConfigError: if it is not positive, or endless.
+        UserError: if it is not positive, or endless.
     """
     if not 0 < flops < float("inf"):
-        raise ConfigError(f"flops is {flops:g}: a budget must be positive")
+        raise UserError(f"flops is {flops:g}: a budget must be positive")
 
 
 def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
@@ -51,11 +52,11 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     but the learning rate, which follows the size as it did in the study.
 
     Raises:
-        ConfigError: if no finished run is left to start from, or the budget is not positive.
+        UserError: if no finished run is left to start from, or the budget is not positive.
     """
     runs = findings.runs
     if not len(runs):
-        raise ConfigError("nothing to recommend: no finished grid run in this study")
+        raise UserError("nothing to recommend: no finished grid run in this study")
     flops = NEXT * float(findings.budgets[-1].flops) if flops is None else flops
     check_budget(flops)
     best = best_run(runs)

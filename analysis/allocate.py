@@ -18,7 +18,8 @@ from analysis.isoflop import DRAWS, Interval, IsoFlop
 from analysis.laws import Array
 from analysis.uncertainty import LEVEL
 from tarflow import cost
-from tarflow.config import ConfigError, ModelConfig, RunConfig, from_dict, round_images
+from tarflow.config import ModelConfig, RunConfig, from_dict, round_images
+from tarflow.errors import UserError
 
 TRUSTED = 10.0  # ends of an interval of the optimal size may differ by this factor, not more
 SIZES = 300  # points on which the best size is looked for
@@ -216,5 +217,5 @@ def read_config(row: "pd.Series[Any]") -> RunConfig:
     try:
         plain = json.loads(str(row["config"]))
     except json.JSONDecodeError:
-        raise ConfigError(f"run {row['run_id']} has no readable config in the table") from None
+        raise UserError(f"run {row['run_id']} has no readable config in the table") from None
     return from_dict(RunConfig, plain, where=f"config of run {row['run_id']}")

@@ -30,7 +30,7 @@ from analysis.validate import (
     score,
 )
 from analysis.warn import warnings_of
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 GROWTH = (1, 2, 4, 10, 30, 100)  # budgets of the allocation, times the largest of the study
 
@@ -239,7 +239,7 @@ def _allocation(found: Findings, seed: int) -> tuple[Allocation, ...]:
         return ()
     try:
         template = read_config(best_run(rows))
-    except ConfigError:  # a table from elsewhere: laws can be fitted, models cannot be built
+    except UserError:  # a table from elsewhere: laws can be fitted, models cannot be built
         return ()
     return tuple(
         allocate(

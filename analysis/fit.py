@@ -21,7 +21,7 @@ from analysis.uncertainty import (
     settle_scale,
     singular_values,
 )
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 Space = Literal["log", "raw"]
 Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non-finite"]
@@ -143,7 +143,7 @@ def fit(
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: if a column is missing, not finite, or not positive where it must be.
+        UserError: if a column is missing, not finite, or not positive where it must be.
     """
     logs, y = _columns(form, inputs, values, space)
     count = np.ones(len(y)) if weights is None else np.asarray(weights, float)
@@ -218,14 +218,14 @@ def _columns(
 ) -> tuple[Array, Array]:
     y = np.asarray(values, float)
     if missing := [name for name in form.inputs if name not in inputs]:
-        raise ConfigError(f"the {form.name} law needs a column of {' and of '.join(missing)}")
+        raise UserError(f"the {form.name} law needs a column of {' and of '.join(missing)}")
     x = np.stack([np.asarray(inputs[name], float) for name in form.inputs])
     if x.shape[1:] != y.shape or not y.size:
-        raise ConfigError("a fit needs inputs and values of one length, at least one row")
+        raise UserError("a fit needs inputs and values of one length, at least one row")
     if not np.all(np.isfinite(x) & (x > 0)):
-        raise ConfigError(f"{' and '.join(form.inputs)} must be positive in every row")
+        raise UserError(f"{' and '.join(form.inputs)} must be positive in every row")
     if not np.all(np.isfinite(y)) or (space == "log" and y.min() <= 0):
-        raise ConfigError(
+        raise UserError(
             "losses must be finite, and positive in log space; fit negative ones in raw space"
         )
     return np.log(x), y
@@ -234,7 +234,7 @@ def _columns(
 def _relative_error(se: ArrayLike, y: Array, space: Space) -> Array:
     error = np.asarray(se, float) / (y if space == "log" else 1.0)
     if error.shape != y.shape or not np.all(error > 0):
-        raise ConfigError("standard errors must be positive, one per row")
+        raise UserError("standard errors must be positive, one per row")
     return error / float(np.median(error))
 
 

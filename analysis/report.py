@@ -19,7 +19,7 @@ from analysis.findings import Findings
 from analysis.page import Material
 from analysis.summary import summarise, typeset
 from tarflow import record
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 
 def write_report(study: Path, seed: int = 0) -> Path:
@@ -33,7 +33,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
         The page. With too few runs for a law it says so and shows what there is.
 
     Raises:
-        ConfigError: if the folder holds no study, or tables of another version.
+        UserError: if the folder holds no study, or tables of another version.
     """
     table, evaluations = read_study(study)
     findings = find(table, evaluations, seed=seed)
@@ -46,14 +46,14 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the run and evaluation tables of a study, rebuilt if a run is newer than they are.
 
     Raises:
-        ConfigError: if the folder holds no study, or tables of another version.
+        UserError: if the folder holds no study, or tables of another version.
     """
     tables = [study / "runs.parquet", study / "evaluations.parquet"]
     results = [path.stat().st_mtime for path in study.glob("runs/*/result.json")]
     built = min((path.stat().st_mtime if path.exists() else 0.0) for path in tables)
     if not results and not built:
         if not (study / "runs").is_dir():
-            raise ConfigError(f"{study} holds no study: it has neither runs/ nor runs.parquet")
+            raise UserError(f"{study} holds no study: it has neither runs/ nor runs.parquet")
         record.gather(study)
     elif results and max(results) >= built:
         record.gather(study)

@@ -14,7 +14,7 @@ from analysis.advice import recommend
 from analysis.findings import Findings
 from analysis.fit import Fit
 from analysis.human import bits, count, interval, number, percent, power
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 ABLATION = Markup(
     "<b>An ablation: choices side by side at equal training FLOPs, no law.</b> Differences count "
@@ -190,7 +190,7 @@ def _tiles(findings: Findings) -> list[Tile]:
 def _advice(findings: Findings) -> str:
     try:
         found = recommend(findings)
-    except ConfigError as error:
+    except UserError as error:
         return f"{str(error)[0].upper()}{str(error)[1:]}."
     item, model = found.allocation, found.config.model
     ratio = item.flops / findings.budgets[-1].flops

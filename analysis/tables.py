@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.fit import Fit
 from analysis.laws import FRONTIER_FORMS, SURFACE_FORMS
 from analysis.validate import Table
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 from tarflow.record import read_table
 
 
@@ -24,25 +24,25 @@ def read_columns(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         columns: the column of the file for each new name.
 
     Raises:
-        ConfigError: if the file cannot be read, lacks a column, or no row is complete.
+        UserError: if the file cannot be read, lacks a column, or no row is complete.
     """
     try:
         raw = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     for name in columns.values():
         if name not in raw:
             near = get_close_matches(name, [str(column) for column in raw], n=1, cutoff=0.0)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"{path} has no column '{name}'{hint}")
+            raise UserError(f"{path} has no column '{name}'{hint}")
     table = pd.DataFrame(
         {name: pd.to_numeric(raw[column], errors="coerce") for name, column in columns.items()}
     ).dropna()
     if table.empty:
-        raise ConfigError(f"{path} has no row with a number in every column asked for")
+        raise UserError(f"{path} has no row with a number in every column asked for")
     if (table <= 0).any(axis=None):
         bad = next(name for name in table if (table[name] <= 0).any())
-        raise ConfigError(f"column '{columns[str(bad)]}' has values of 0 or less: not a power law")
+        raise UserError(f"column '{columns[str(bad)]}' has values of 0 or less: not a power law")
     return table
 
 
@@ -50,12 +50,12 @@ def fit_table(columns: pd.DataFrame, inputs: Sequence[str], seed: int = 0) -> li
     """Fit every form of these inputs to a table with a column `loss`.
 
     Raises:
-        ConfigError: if there are fewer rows than parameters.
+        UserError: if there are fewer rows than parameters.
     """
     forms = FRONTIER_FORMS if tuple(inputs) == ("flops",) else SURFACE_FORMS
     fewest = min(len(form.parameters) for form in forms)
     if len(columns) < fewest:
-        raise ConfigError(f"{len(columns)} complete rows: a law needs at least {fewest}")
+        raise UserError(f"{len(columns)} complete rows: a law needs at least {fewest}")
     rows = Table(
         {name: columns[name].to_numpy(float) for name in inputs},
         columns["loss"].to_numpy(float),
@@ -105,7 +105,7 @@ def paired(a: Path, b: Path) -> list[Pair]:
     """Return the finished runs that two studies share by data, label and seed.
 
     Raises:
-        ConfigError: if a folder holds no study, or none of their runs can be paired.
+        UserError: if a folder holds no study, or none of their runs can be paired.
     """
     from analysis.report import read_study
 
@@ -113,7 +113,7 @@ def paired(a: Path, b: Path) -> list[Pair]:
     first, second = (read_study(study)[0].query("status == 'done'") for study in (a, b))
     both = first.merge(second, on=keys, suffixes=("_a", "_b"))
     if both.empty:
-        raise ConfigError(f"{a} and {b} share no finished run with the same data, label and seed")
+        raise UserError(f"{a} and {b} share no finished run with the same data, label and seed")
     return [
         Pair(
             label=row["label"],

@@ -28,10 +28,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tarflow import data
-from tarflow.calibration import calibrate, calibration_images
-from tarflow.checkpoint import load_model
-from tarflow.coefficients import Coefficients
 from tarflow.config import (
     DataConfig,
     EvaluationConfig,
@@ -43,11 +39,15 @@ from tarflow.config import (
     SamplerConfig,
 )
 from tarflow.device import choose_device, describe_device, synchronize
-from tarflow.model import TarFlow
-from tarflow.noise import normal_per_image
+from tarflow.model.flow import TarFlow
+from tarflow.model.noise import normal_per_image
+from tarflow.model.weights import load_model
 from tarflow.run import resolve, run
-from tarflow.solver_plan import SEQUENTIAL, Method, Plan, default_tolerance, named_plan
-from tarflow.solvers import invert
+from tarflow.sample.calibration import calibrate, calibration_images
+from tarflow.sample.coefficients import Coefficients
+from tarflow.sample.inverse import invert
+from tarflow.sample.plan import SEQUENTIAL, Method, Plan, default_tolerance, named_plan
+from tarflow.storage import cache_folder
 
 GUIDED = SamplerConfig(guidance=1.5)
 STRICT = 1e-3
@@ -120,7 +120,7 @@ def parse() -> argparse.Namespace:
 def trained() -> Path:
     """Return the checkpoint of `TRAINED`, after training it if it is not there."""
     config = replace(resolve(TRAINED), precision="float32")
-    folder = data.cache_folder() / "benchmarks" / "leaves-256-tokens"
+    folder = cache_folder() / "benchmarks" / "leaves-256-tokens"
     if not (folder / "result.json").exists():
         print(f"training {config.images // config.batch} steps first, into {folder}")
         run(config, folder)

@@ -16,17 +16,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tarflow import data, resume, training
+from tarflow import data
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.device import choose_device, synchronize
-from tarflow.state import StateWriter
-from tarflow.step import TrainStep
+from tarflow.train import loop as training
+from tarflow.train import state as resume
+from tarflow.train.checkpoint import StateWriter
+from tarflow.train.step import TrainStep
 
 WINDOW, ROUNDS = 6.0, 5  # seconds, and windows of each kind
 BAR = 0.02
 CONFIG = RunConfig(
     model=ModelConfig(patch=4, channels=512, blocks=4, layers=3, classes=10),
-    data=data.resolve(DataConfig()),
+    data=data.hash_data(DataConfig()),
     images=1 << 20,
     batch=16,
     precision="float32",

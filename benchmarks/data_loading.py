@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tarflow.config import DataConfig
-from tarflow.data import Images, batch, open_split, order
+from tarflow.data.images import Images, batch, open_split, order
 
 BATCH = 256
 ROUNDS = 7

@@ -34,12 +34,13 @@ import torch
 
 from sweeps.grids import DIGITS_CHANNELS, DIGITS_LR_POWER, digits
 from sweeps.study import learning_rate
-from tarflow import data, noise
+from tarflow import data
 from tarflow.config import ExecutionConfig, RunConfig
-from tarflow.likelihood import negative_log_likelihood
-from tarflow.model import TarFlow
-from tarflow.step import Diverged
-from tarflow.training import train
+from tarflow.model import noise
+from tarflow.model.flow import TarFlow
+from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.train.loop import train
+from tarflow.train.step import Diverged
 
 STUDY = digits()
 STEPS, SEEDS = 256, 3
@@ -84,7 +85,7 @@ class Point:
             model=replace(
                 base.model, channels=shape.channels, blocks=shape.blocks, layers=shape.layers
             ),
-            data=data.resolve(base.data),
+            data=data.hash_data(base.data),
             optim=replace(
                 base.optim,
                 lr=self.rate,

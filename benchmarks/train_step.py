@@ -40,9 +40,9 @@ import torch
 from tarflow import cost, data
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.device import choose_device, resolve_precision, synchronize
-from tarflow.resume import new_state
-from tarflow.step import TrainStep
-from tarflow.training import batches
+from tarflow.train.loop import batches
+from tarflow.train.state import new_state
+from tarflow.train.step import TrainStep
 
 Work = Callable[[], object]
 LARGE = ModelConfig(image_size=32, image_channels=3, patch=2, channels=256, blocks=4, layers=4)
@@ -253,7 +253,7 @@ def official_step(
 def next_batch(model: ModelConfig, batch: int, device: torch.device) -> Work:
     """Return what gets the next batch of embedded digits."""
     config = run_config(model, batch, "auto", ExecutionConfig())
-    config = replace(config, data=data.resolve(DataConfig()))
+    config = replace(config, data=data.hash_data(DataConfig()))
     source = batches(config, 0, device)
 
     def get() -> None:

@@ -30,9 +30,9 @@ from tarflow import cost, distributed
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import Accelerator
 from tarflow.device import choose_device
-from tarflow.resume import new_state
-from tarflow.step import TrainStep
 from tarflow.step_time import Cluster, step_time
+from tarflow.train.state import new_state
+from tarflow.train.step import TrainStep
 
 BAR = 0.90
 CPU = torch.device("cpu")

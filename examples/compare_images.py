@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional
 
 from tarflow.config import DataConfig
-from tarflow.data import open_split
-from tarflow.features import features, find_extractor
-from tarflow.metrics import kid
+from tarflow.data.images import open_split
+from tarflow.evaluate.features import features, find_extractor
+from tarflow.evaluate.metrics import kid
 
 COUNT = 200
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from tarflow.config import DataConfig
-from tarflow.data import describe
-from tarflow.imports import import_folder
-from tarflow.procedural import LEAF_CLASSES, leaves
+from tarflow.data.images import describe
+from tarflow.data.importing import import_folder
+from tarflow.data.procedural import LEAF_CLASSES, leaves
 
 
 def paint(folder: Path) -> None:

@@ -9,10 +9,10 @@ from that of training images. Prints the five worst of either.
 import sys
 from pathlib import Path
 
-from tarflow.checkpoint import load_model
-from tarflow.data import open_split
-from tarflow.likelihood import training_reference
-from tarflow.scoring import score
+from tarflow.data.images import open_split
+from tarflow.evaluate.scoring import score
+from tarflow.model.likelihood import training_reference
+from tarflow.model.weights import load_model
 
 
 def main(checkpoint: Path) -> None:

@@ -1,6 +1,6 @@
 """Which runs share their training, where each begins, and which has to wait for another.
 
-Of runs that differ only in their images (`tarflow.trunk`) the longest to do is the trunk. It
+Of runs that differ only in their images (`tarflow.train.trunk`) the longest to do is the trunk. It
 leaves its state wherever a shorter one branches off; that one waits until it is there, which is
 no later than it would have come so far by itself.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sweeps.study import Planned
 from tarflow.record import read_json
-from tarflow.schedule import shared_images
-from tarflow.state_files import name_of, remove_states, saved_images
-from tarflow.trunk import any_length, trunk_folder
+from tarflow.train.schedule import shared_images
+from tarflow.train.state_files import name_of, remove_states, saved_images
+from tarflow.train.trunk import any_length, trunk_folder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from sweeps.progress import Task
 from sweeps.space import SamplingSpace
 from sweeps.watch import Here, Watch
 from tarflow import record
-from tarflow.config import ConfigError, RunConfig, to_dict
+from tarflow.config import RunConfig, to_dict
+from tarflow.errors import UserError
 
 BANDS = 3  # of noise levels, equally wide in the logarithm; the best run of each is sampled from
 
@@ -84,7 +85,7 @@ class SettingTeller(Here, tune.Callback):
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Note the failure; a user's mistake ends the search."""
         error = cause_of(error_of(trial))
-        if isinstance(error, ConfigError):
+        if isinstance(error, UserError):
             self.watch.mistake = error
             return
         task = self.named(trial.config)

@@ -13,8 +13,7 @@ from analysis import human
 from sweeps.plan import Plan
 from sweeps.presets import IMPORTS
 from sweeps.study import Study, resolve
-from tarflow.config import ConfigError
-from tarflow.exit_codes import exit_code_of
+from tarflow.errors import UserError, exit_code_of
 from tarflow.identity import with_hash
 from tarflow.storage import check_reachable, locate
 
@@ -40,12 +39,12 @@ def study_folder(out: Path | None, study: Study) -> Path:
     """Return the absolute folder of a study.
 
     Raises:
-        ConfigError: if it is a file, or an address that cannot be reached.
+        UserError: if it is a file, or an address that cannot be reached.
     """
     folder = locate(out or Path("studies") / study.name).expanduser().absolute()
     check_reachable(folder)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--out {folder} is a file; name a folder")
+        raise UserError(f"--out {folder} is a file; name a folder")
     return folder
 
 
@@ -53,10 +52,10 @@ def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
     """Return the study with all that its data decide; in a dry run, else what is missing."""
     try:
         return resolve(study), ""
-    except ConfigError:
+    except UserError:
         name = study.base.data.name
         if name in IMPORTS and not locate(name).exists():
-            error = ConfigError(
+            error = UserError(
                 f"no data set {name}; make it with: python -m tarflow data {IMPORTS[name]}"
             )
         if not dry_run:

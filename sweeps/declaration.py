@@ -5,14 +5,15 @@ from typing import Any
 
 from sweeps.study import Study
 from tarflow import record
-from tarflow.config import ConfigError, read_yaml, to_dict, to_yaml
+from tarflow.config import read_yaml, to_dict, to_yaml
+from tarflow.errors import UserError
 
 
 def declare(study: Study, out: Path) -> None:
     """Write study.yaml.
 
     Raises:
-        ConfigError: if the folder holds a study whose runs could not be compared with these.
+        UserError: if the folder holds a study whose runs could not be compared with these.
     """
     path = out / "study.yaml"
     check_comparable(study, out)
@@ -24,13 +25,13 @@ def check_comparable(study: Study, out: Path) -> None:
     """Make sure that a folder, if it holds a study, holds one whose runs compare with these.
 
     Raises:
-        ConfigError: naming a setting in which they differ.
+        UserError: naming a setting in which they differ.
     """
     path = out / "study.yaml"
     if not path.exists():
         return
     if difference := differing(comparable(read_yaml(Study, path)), comparable(study)):
-        raise ConfigError(
+        raise UserError(
             f"{out} holds a study with other settings ({difference}); choose another --out"
         )
 

@@ -26,7 +26,8 @@ from typing import Any
 from sweeps import hardware
 from sweeps.study import unknown
 from tarflow import cost
-from tarflow.config import ConfigError, RunConfig, from_dict
+from tarflow.config import RunConfig, from_dict
+from tarflow.errors import UserError
 from tarflow.step_time import Cluster, step_time
 
 # Between two processors with AVX-512: training takes a Xeon 1.4 times as long, an EPYC 0.7 times.
@@ -146,10 +147,10 @@ def accelerator_rate(name: str, precision: str, together: int = 1) -> Rate:
     """Return the peak of an accelerator, on which so many runs go on at a time.
 
     Raises:
-        ConfigError: if it is not known, naming the nearest.
+        UserError: if it is not known, naming the nearest.
     """
     if name not in cost.ACCELERATORS:
-        raise ConfigError(f"accelerator {unknown(name, cost.ACCELERATORS)}")
+        raise UserError(f"accelerator {unknown(name, cost.ACCELERATORS)}")
     peaks = cost.ACCELERATORS[name].flops
     flops = peaks.get(precision, peaks["float32"])
     source = f"model of a step on {name}, {flops / 1e12:.0f} TFLOP/s at its peak"

@@ -22,7 +22,7 @@ from sweeps.progress import Progress
 from sweeps.runner import Session, scratch, tune_trials
 from sweeps.space import Space
 from sweeps.watch import Here, Outcome, Watch
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 STARTUP = 8  # random trials of a space before its model speaks
 REDRAWS = 20  # times a suggestion may fall on a run that is going on
@@ -64,7 +64,7 @@ def explore(
         How it went; its rows are those of the trials that ended here.
 
     Raises:
-        ConfigError: if a worker finds a mistake, or the cluster cannot hold a trial.
+        UserError: if a worker finds a mistake, or the cluster cannot hold a trial.
     """
     check_shared(place.out, place.where)
     journal = open_journal(place.out)
@@ -121,7 +121,7 @@ class Suggester(Here, OptunaSearch):
                 self.busy[trial_id] = name
                 return params
             self.study.tell(self._ot_trials.pop(trial_id).number, state=TrialState.FAIL)
-        raise ConfigError("the search space has too few points for so many trials at a time")
+        raise UserError("the search space has too few points for so many trials at a time")
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -9,7 +9,7 @@ from ray.tune.experiment import Trial
 
 from sweeps.study import Planned
 from sweeps.watch import Watch
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 RETRIES = 2  # of a run whose process dies again and again at the same image
 
@@ -22,7 +22,7 @@ def end_failed(run: Planned, out: Path, error: Exception, watch: Watch) -> None:
     from tarflow.run import record_failure  # imports torch, which the driver rarely needs
 
     cause = cause_of(error)
-    if isinstance(cause, ConfigError):
+    if isinstance(cause, UserError):
         watch.mistake = cause
         return
     cause.add_note(str(error))

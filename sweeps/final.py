@@ -26,7 +26,8 @@ from sweeps.plan import comes_to, finished, make_plan, table
 from sweeps.presets import PRESETS, load
 from sweeps.study import Planned, Size, Study, resolve, short
 from tarflow import cost, record
-from tarflow.config import ConfigError, RunConfig, from_dict, read_yaml, to_dict
+from tarflow.config import RunConfig, from_dict, read_yaml, to_dict
+from tarflow.errors import UserError
 from tarflow.storage import locate
 
 THREAD_FLOPS = 1e9  # of a layer's step: with less to do, threads cost more than they give
@@ -64,7 +65,7 @@ def final(options: Options) -> int:
         The exit code: 0, or 1 if the run failed.
 
     Raises:
-        ConfigError: for a user's mistake.
+        UserError: for a user's mistake.
     """
     out = folder(options.study)
     study = resolve(load(str(out)))
@@ -73,7 +74,7 @@ def final(options: Options) -> int:
     run = planned(study, config)
     before = finished(out, run.run_id)
     if before and before["split"] != "test":
-        raise ConfigError(
+        raise UserError(
             f"run {run.run_id} was trained already, to be compared on the {before['split']} "
             "split: a final run is a new one, ask for another --flops"
         )
@@ -95,13 +96,13 @@ def folder(name: str) -> Path:
     """Return the folder of a study.
 
     Raises:
-        ConfigError: if it holds none.
+        UserError: if it holds none.
     """
     path = locate(name).expanduser().absolute()
     if not path.is_dir() and name in PRESETS:
         path = commands.study_folder(None, load(name))
     if not (path / "study.yaml").is_file():
-        raise ConfigError(
+        raise UserError(
             f"{path} holds no study: run one first, with python sweeps/scaling.py {path.name}"
         )
     return path
@@ -111,17 +112,17 @@ def chosen(options: Options, out: Path, fits: Callable[[], Findings]) -> tuple[R
     """Return the config to train, and why this one.
 
     Raises:
-        ConfigError: if there is none, two were asked for, or the budget is not positive.
+        UserError: if there is none, two were asked for, or the budget is not positive.
     """
     if options.flops is not None:
         if options.config:
-            raise ConfigError("give --flops or --config, not both")
+            raise UserError("give --flops or --config, not both")
         check_budget(options.flops)
         found = recommend(fits(), options.flops)
         return found.config, found.explanation
     path = locate(options.config or out / "best.yaml")
     if not path.is_file():
-        raise ConfigError(f"there is no {path}: give --flops, or --config FILE")
+        raise UserError(f"there is no {path}: give --flops, or --config FILE")
     return read_yaml(RunConfig, path), f"the run is that of {path}"
 
 
@@ -129,7 +130,7 @@ def planned(study: Study, config: RunConfig) -> Planned:
     """Return the final run: resolved, and scored on the test split.
 
     Raises:
-        ConfigError: if the config does not fit its data.
+        UserError: if the config does not fit its data.
     """
     model, budget = config.model, cost.run_flops(config)
     size = Size(channels=model.channels, blocks=model.blocks, layers=model.layers)

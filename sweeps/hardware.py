@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tarflow import cost, record
-from tarflow.data import cache_folder
+from tarflow.storage import cache_folder
 
 FIRST_GPU = Path("/dev/nvidia0")
 DRIVER = Path("/proc/driver/nvidia/gpus")  # where it describes them

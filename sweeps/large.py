@@ -22,9 +22,9 @@ from sweeps.machines import Cluster, room
 from sweeps.study import Planned
 from sweeps.trainable import Report, carry_out
 from sweeps.watch import Watch
-from tarflow.config import ConfigError
-from tarflow.preemption import listen
+from tarflow.errors import UserError
 from tarflow.record import read_result
+from tarflow.train.preemption import listen
 
 
 class TogetherBackend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -87,7 +87,7 @@ def run_large(run: Planned, out: Path, where: Cluster, storage: Path, watch: Wat
         images = ray.get(mailbox.get.remote()).get("images", 0)
         deaths, reached = (0 if images > reached else deaths) + 1, images
         cause = cause_of(error)
-        if isinstance(cause, ConfigError) or deaths > RETRIES:
+        if isinstance(cause, UserError) or deaths > RETRIES:
             end_failed(run, out, error, watch)
             return
         said = str(cause).partition("\n")[0]

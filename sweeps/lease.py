@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 from tarflow.storage import Remote, writing
 
 HEARTBEAT_SECONDS = 5.0
@@ -34,7 +34,7 @@ class Lease:
         """Become the owner.
 
         Raises:
-            ConfigError: if another driver is.
+            UserError: if another driver is.
         """
         with _locked(self.path):
             there = _read(self.path)
@@ -69,8 +69,8 @@ class Lease:
     def _ours(self, there: dict[str, Any]) -> bool:
         return self.owner.items() <= there.items()
 
-    def _taken(self, there: dict[str, Any]) -> ConfigError:
-        return ConfigError(
+    def _taken(self, there: dict[str, Any]) -> UserError:
+        return UserError(
             f"{self.path.parent} is in use by process {there.get('pid')} on {there.get('host')}; "
             "wait for it, stop it, or choose another --out"
         )
@@ -84,7 +84,7 @@ def lease(folder: Path) -> Iterator[Lease]:
     `STALE_SECONDS`.
 
     Raises:
-        ConfigError: if another driver owns the folder, saying which; or if it cannot be written.
+        UserError: if another driver owns the folder, saying which; or if it cannot be written.
     """
     held, ended = Lease(folder / FILE), threading.Event()
     with writing(folder):
@@ -95,7 +95,7 @@ def lease(folder: Path) -> Iterator[Lease]:
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
                 held.beat()
-            except (OSError, ConfigError):  # the disk is full, or the network away: try again
+            except (OSError, UserError):  # the disk is full, or the network away: try again
                 held.lost = time.time() - held.beaten > STALE_SECONDS
 
     heart = threading.Thread(target=keep, daemon=True)
@@ -105,7 +105,7 @@ def lease(folder: Path) -> Iterator[Lease]:
     finally:
         ended.set()
         heart.join()
-        with contextlib.suppress(OSError, ConfigError):  # then it goes stale
+        with contextlib.suppress(OSError, UserError):  # then it goes stale
             held.release()
 
 

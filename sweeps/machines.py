@@ -16,7 +16,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 from tarflow.storage import Remote, locate
 
 CONNECT_SECONDS = 3.0  # for a cluster on this machine to answer
@@ -42,7 +42,7 @@ def cluster(gpus: int = 0) -> Iterator[Cluster]:
             waited for, and the rest are counted as there, so that runs queue for them.
 
     Raises:
-        ConfigError: if no GPU has come after `GROWING_SECONDS`.
+        UserError: if no GPU has come after `GROWING_SECONDS`.
     """
     ours = not ray.is_initialized()
     if ours:
@@ -87,7 +87,7 @@ def _grown(gpus: int) -> Cluster:
     end = time.monotonic() + GROWING_SECONDS
     while (here := _here()).gpus == 0:
         if time.monotonic() > end:
-            raise ConfigError(
+            raise UserError(
                 f"no GPU has joined the cluster in {GROWING_SECONDS / 60:.0f} minutes: see "
                 "`ray status` there"
             )
@@ -100,7 +100,7 @@ def check_shared(out: Path, where: Cluster) -> None:
     """Make sure that all machines of a cluster see the folder of the study.
 
     Raises:
-        ConfigError: naming a machine that does not.
+        UserError: naming a machine that does not.
     """
     if where.nodes < 2 and not isinstance(out, Remote):
         return
@@ -115,7 +115,7 @@ def check_shared(out: Path, where: Cluster) -> None:
         for node in _nodes():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             if not ray.get(sees.options(scheduling_strategy=there).remote(str(token))):
-                raise ConfigError(
+                raise UserError(
                     f"{out} is not visible on {node['NodeManagerHostname']}; choose an --out on a "
                     "disk that all machines share, or on an object store such as s3://bucket/study"
                 )
@@ -127,13 +127,13 @@ def slots(needs: Mapping[str, float], where: Cluster) -> int:
     """Return how many small runs fit the cluster at a time.
 
     Raises:
-        ConfigError: if not even one does.
+        UserError: if not even one does.
     """
     count = int(where.cpus // needs["cpu"])
     if "gpu" in needs:
         count = min(count, int(where.gpus / needs["gpu"]))
     if count < 1:
-        raise ConfigError(
+        raise UserError(
             f"a run needs {needs['cpu']:g} CPUs, the cluster has {where.cpus}: "
             "lower base.execution.threads"
         )

@@ -16,7 +16,7 @@ from sweeps.settings import Sampling, to_sample
 from sweeps.study import Planned, Study, grid, left_out
 from sweeps.timetable import Job, timetable
 from tarflow import cost, record
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 STARTING_SECONDS = 12.0  # Ray, imports and the report of a whole study
 
@@ -132,10 +132,10 @@ def make_plan(
         runs: to price; by default the grid of the study.
 
     Raises:
-        ConfigError: if the accelerator is not known, or a number makes no sense.
+        UserError: if the accelerator is not known, or a number makes no sense.
     """
     if devices is not None and devices < 1:
-        raise ConfigError(f"devices is {devices}: it must be at least 1")
+        raise UserError(f"devices is {devices}: it must be at least 1")
     asked = accelerator or study.accelerator
     here = [] if study.base.execution.device == "cpu" else hardware.accelerators()
     device = asked or (here[0] if here else "")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from sweeps import ablations, grids, paper
 from sweeps.study import Study, unknown
 from tarflow import config as configs
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 from tarflow.storage import locate
 
 PRESETS: dict[str, Callable[[], Study]] = {
@@ -40,7 +40,7 @@ def load(name: str) -> Study:
     """Return a preset by name, or the study in a YAML file or in the folder of a study.
 
     Raises:
-        ConfigError: if there is neither, naming the nearest; or if the file is no study.
+        UserError: if there is neither, naming the nearest; or if the file is no study.
     """
     if name in PRESETS:
         return PRESETS[name]()
@@ -50,5 +50,5 @@ def load(name: str) -> Study:
         return configs.read_yaml(Study, path)
     if path.suffix in (".yaml", ".yml"):
         files = [str(file) for file in path.parent.glob("*.y*ml")]
-        raise ConfigError(f"study {unknown(name, files)}")
-    raise ConfigError(f"study {unknown(name, PRESETS)} (or give a YAML file)")
+        raise UserError(f"study {unknown(name, files)}")
+    raise UserError(f"study {unknown(name, PRESETS)} (or give a YAML file)")

@@ -27,7 +27,7 @@ from sweeps.progress import Progress, Task
 from sweeps.study import Planned
 from sweeps.trainable import resources, single_threaded, trial
 from sweeps.watch import Here, Outcome, Watch
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 from tarflow.record import read_result
 
 Named = Callable[[dict[str, Any]], Planned]
@@ -55,7 +55,7 @@ def run_all(
         limit: on the monotonic clock; what has not ended then is stopped.
 
     Raises:
-        ConfigError: if a run asks for more than the cluster has, `out` is not shared by it, or
+        UserError: if a run asks for more than the cluster has, `out` is not shared by it, or
             a worker finds a mistake in the config.
     """
     results = {run.run_id: read_result(out / "runs" / run.run_id) for run in runs}
@@ -173,7 +173,7 @@ class Teller(Here, tune.Callback):
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Say that the run goes on; only deaths without progress in between are counted."""
         run = self.planned(trial.config)
-        if isinstance(mistake := cause_of(error_of(trial)), ConfigError):
+        if isinstance(mistake := cause_of(error_of(trial)), UserError):
             self.watch.mistake = mistake
             return
         images = self.progress.latest.get(run.run_id, {}).get("images", 0)
@@ -247,7 +247,7 @@ def _check_workers(runs: Sequence[Planned], where: Cluster) -> None:
     for run in runs:
         workers = run.config.execution.workers
         if workers * run.config.execution.threads > where.cpus:
-            raise ConfigError(
+            raise UserError(
                 f"{run.label} asks for {workers} workers, the cluster has {where.cpus} CPUs: "
                 "lower base.execution.workers, or join a larger cluster through RAY_ADDRESS"
             )

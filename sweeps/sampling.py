@@ -28,7 +28,7 @@ def sample_all(
     """Carry out what is left to sample; `expected` has the seconds of each, by its id.
 
     Raises:
-        ConfigError: as `runner.run_all`.
+        UserError: as `runner.run_all`.
     """
     todo = [replace(each, run=single_threaded(each.run)) for each in samplings]
     needs = resources([each.run for each in todo], place.where.gpus)
@@ -61,7 +61,7 @@ def sample_one(
     config: Mapping[str, Any], samplings: Sequence[Sampling], out: str, home: str
 ) -> None:
     """Carry out the sampling numbered `config["index"]`: a Tune function trainable."""
-    from tarflow.evaluation import evaluate_setting
+    from tarflow.evaluate.evaluation import evaluate_setting
 
     wanted = samplings[config["index"]]
     with workplace(home):
@@ -76,7 +76,7 @@ def search_settings(
     """Try settings that Optuna suggests for finished runs, until each run has had `trials`.
 
     Raises:
-        ConfigError: as `explore`.
+        UserError: as `explore`.
     """
     named = {space.run_id: space for space in spaces}
     work = tune.with_parameters(

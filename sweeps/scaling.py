@@ -23,7 +23,8 @@ from sweeps.settings import Sampling
 from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Planned, Study
 from tarflow import record
-from tarflow.config import ConfigError, SamplerConfig, to_yaml
+from tarflow.config import SamplerConfig, to_yaml
+from tarflow.errors import UserError
 
 if TYPE_CHECKING:
     from sweeps.explore import Place
@@ -71,12 +72,12 @@ def scale(options: Options) -> int:
         The exit code: 0, or 1 if some runs failed.
 
     Raises:
-        ConfigError: for a user's mistake.
+        UserError: for a user's mistake.
     """
     if options.max_hours is not None and options.max_hours <= 0:
-        raise ConfigError(f"max-hours is {options.max_hours:g}: it must be positive")
+        raise UserError(f"max-hours is {options.max_hours:g}: it must be positive")
     if options.sampler_trials < 0:
-        raise ConfigError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
+        raise UserError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
     study = chosen(options)
     out = commands.study_folder(options.out, study)
     study, missing = commands.resolved(study, options.dry_run)

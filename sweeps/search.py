@@ -24,7 +24,7 @@ from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
 from sweeps.trainable import resources, single_threaded, train_candidate
 from tarflow import record
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ def search(options: Options) -> int:
         The exit code: 0, or 1 if some runs failed.
 
     Raises:
-        ConfigError: for a user's mistake.
+        UserError: for a user's mistake.
     """
     study = load(options.study)
     out = commands.study_folder(options.out, study)
@@ -109,17 +109,17 @@ def check(options: Options, space: TrainingSpace) -> None:
     """Refuse a search that makes no sense.
 
     Raises:
-        ConfigError: saying what to change.
+        UserError: saying what to change.
     """
     if options.trials < 1 or options.sampler_trials < 0:
-        raise ConfigError("--trials must be at least 1, --sampler-trials at least 0")
+        raise UserError("--trials must be at least 1, --sampler-trials at least 0")
     if options.seed < 0:
-        raise ConfigError(f"seed is {options.seed}: it must be 0 or more")
+        raise UserError(f"seed is {options.seed}: it must be 0 or more")
     if not 0 < space.budget < math.inf:
-        raise ConfigError(f"budget is {space.budget:g}: it must be positive")
+        raise UserError(f"budget is {space.budget:g}: it must be positive")
     samples = space.study.base.evaluation.samples
     if samples < FEWEST_SAMPLES:
-        raise ConfigError(
+        raise UserError(
             f"base.evaluation.samples is {samples}: a search compares samples, "
             f"ask for at least {FEWEST_SAMPLES}"
         )

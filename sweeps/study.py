@@ -13,8 +13,9 @@ from pydantic import ConfigDict
 from sweeps import hardware
 from tarflow import config as configs
 from tarflow import cost, data, identity
-from tarflow.config import ConfigError, ModelConfig, RunConfig, SamplerConfig
-from tarflow.trunk import any_length
+from tarflow.config import ModelConfig, RunConfig, SamplerConfig
+from tarflow.errors import ConfigError
+from tarflow.train.trunk import any_length
 
 CHANGEABLE = ("model", "noise", "optim", "batch")  # of a run, by a variant
 
@@ -239,9 +240,9 @@ def resolve(study: Study) -> Study:
     Raises:
         ConfigError: if there is no such data set, or its images do not fit the model.
     """
-    base, found = data.fitting(study.base), data.describe(study.base.data)
+    base, found = data.match_data(study.base), data.describe(study.base.data)
     for variant in study.variants:
-        data.fitting(varied(base, variant))
+        data.match_data(varied(base, variant))
     if base.precision == "auto":
         cuda = base.execution.device != "cpu" and hardware.has_gpu()
         base = replace(base, precision="bfloat16" if cuda else "float32")

@@ -19,10 +19,10 @@ from sweeps.expect import sharing
 from sweeps.space import SEED, SamplingSpace, Space, TrainingSpace
 from sweeps.study import Planned
 from tarflow import record
-from tarflow.config import ConfigError
-from tarflow.preemption import Preempted
+from tarflow.errors import UserError
 from tarflow.storage import locate
-from tarflow.trunk import trunk_of
+from tarflow.train.preemption import Preempted
+from tarflow.train.trunk import trunk_of
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -34,9 +34,9 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
         run: what to do.
         out: folder of the study.
         home: working folder of the driver, from which relative data paths are read.
-        report: gets progress; see `tarflow.training.train`.
+        report: gets progress; see `tarflow.train.loop.train`.
     """
-    from tarflow.evaluation import reference_quality
+    from tarflow.evaluate.evaluation import reference_quality
     from tarflow.run import run as carry
 
     study = locate(out)
@@ -54,14 +54,14 @@ def attempt(run: Planned, out: str, home: str, report: Report) -> dict[str, Any]
     """Do one run that goes on alone; a failure is its row.
 
     Raises:
-        ConfigError: for a user's mistake, which no other run can get around.
+        UserError: for a user's mistake, which no other run can get around.
         Preempted: if the process has to end.
     """
     from tarflow.run import record_failure
 
     try:
         return carry_out(run, out, home, report)
-    except (ConfigError, Preempted):
+    except (UserError, Preempted):
         raise
     except Exception as error:
         folder = locate(out) / "runs" / run.run_id
@@ -128,7 +128,7 @@ def sample_setting(
     """Sample from a finished run as a search suggests: a Tune function trainable."""
     from ray import tune
 
-    from tarflow.evaluation import evaluate_setting
+    from tarflow.evaluate.evaluation import evaluate_setting
 
     space = spaces[config["run_id"]]
     with workplace(home):

@@ -10,7 +10,7 @@ from ray import tune
 from sweeps.lease import Lease
 from sweeps.machines import Cluster
 from sweeps.progress import Progress
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 FIRST_FAILURES = 4  # so many failures before any success: the machine is sick, stop
 
@@ -58,7 +58,7 @@ class Watch(Here, tune.Stopper):
         """Watch a batch; `limit` is on the monotonic clock."""
         self.progress, self.held, self.limit = progress, held, limit
         self.reason = ""
-        self.mistake: ConfigError | None = None  # that only a worker could find
+        self.mistake: UserError | None = None  # that only a worker could find
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never end a single run: that would be a hole in the study."""
@@ -82,7 +82,7 @@ class Watch(Here, tune.Stopper):
         """Return how a batch of `total` went, at its end, on GPUs or on cores.
 
         Raises:
-            ConfigError: the mistake that a worker found.
+            UserError: the mistake that a worker found.
         """
         if self.mistake:
             raise self.mistake

@@ -14,7 +14,7 @@ from tarflow.commands.evaluate import evaluate
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
-from tarflow.exit_codes import exit_code_of
+from tarflow.errors import exit_code_of
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,

@@ -12,13 +12,11 @@ from typing import Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from tarflow.errors import ConfigError
+
 Config = TypeVar("Config")
 
 NUMERICS_VERSION = 1  # raised when the same config would give other numbers
-
-
-class ConfigError(ValueError):
-    """A user's mistake in a config, a file or a flag; its text is one line saying what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +194,7 @@ class ExecutionConfig:
     fused: bool = True  # on a CPU, layers by kernels that g++ compiles in 3 s, once
     compile: bool = False  # torch.compile of layers that are not fused: 10 to 20 s, pays on a GPU
     checkpoint_activations: bool = False  # keep less for the backward pass, compute it again
-    solver: str = "auto"  # how blocks are inverted: see `tarflow.solver_plan.named_plan`
+    solver: str = "auto"  # how blocks are inverted: see `tarflow.sample.plan.named_plan`
     checkpoint_seconds: float = 30.0  # between saved states; more if that costs 2% of training
     report_seconds: float = 1.0  # between progress reports
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.config import ConfigError, ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import ACCELERATORS
+from tarflow.errors import UserError
 
 Replay = Callable[[], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -30,13 +31,13 @@ def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.devi
     """Return the device a worker trains on, make it the current one, and apply the thread count.
 
     Raises:
-        ConfigError: if CUDA is asked for and absent.
+        UserError: if CUDA is asked for and absent.
     """
     if execution.threads:
         torch.set_num_threads(execution.threads)
     available = torch.cuda.is_available()
     if execution.device == "cuda" and not available:
-        raise ConfigError("execution.device is cuda, but this machine has no CUDA device; use cpu")
+        raise UserError("execution.device is cuda, but this machine has no CUDA device; use cpu")
     if execution.device == "cpu" or not available:
         keep_freed_memory()
         return torch.device("cpu")
@@ -151,10 +152,10 @@ def check_compiler() -> None:
     """Make sure that layers can be compiled here.
 
     Raises:
-        ConfigError: if not, for `torch.compile` would say so after minutes and at length.
+        UserError: if not, for `torch.compile` would say so after minutes and at length.
     """
     if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
-        raise ConfigError(
+        raise UserError(
             "execution.compile needs a C compiler on this machine: install gcc, or set it to false"
         )
 

@@ -19,9 +19,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tarflow import cost
-from tarflow.config import ConfigError, RunConfig
+from tarflow.config import RunConfig
 from tarflow.device import memory_bytes, replays
-from tarflow.model import FlowBlock, Layer, TarFlow
+from tarflow.errors import UserError
+from tarflow.model.flow import FlowBlock, Layer, TarFlow
 
 ALIGNED = 64  # values, so that kernels can read several at once
 
@@ -61,10 +62,10 @@ def share(batch: int) -> slice:
     """Return this worker's part of a global batch.
 
     Raises:
-        ConfigError: if the batch does not divide evenly.
+        UserError: if the batch does not divide evenly.
     """
     if batch % world_size():
-        raise ConfigError(f"batch {batch} is not a multiple of the {world_size()} workers")
+        raise UserError(f"batch {batch} is not a multiple of the {world_size()} workers")
     return portion(batch)
 
 
@@ -110,13 +111,13 @@ def resolve(config: RunConfig, device: torch.device) -> RunConfig:
     """Fill in how many workers there are, and whether they divide the state or each holds all.
 
     Raises:
-        ConfigError: if they divide it and the optimizer needs whole matrices.
+        UserError: if they divide it and the optimizer needs whole matrices.
     """
     execution = replace(config.execution, workers=world_size())
     config = replace(config, execution=execution)
     shard = cost.sharded(config, memory(device))
     if shard and config.optim.optimizer == "muon":
-        raise ConfigError(
+        raise UserError(
             "muon needs whole matrices on every worker: set optim.optimizer to adamw, or "
             "execution.sharding to replicate"
         )

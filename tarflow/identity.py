@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tarflow.config import ConfigError, RunConfig, to_dict
+from tarflow.config import RunConfig, to_dict
+from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")
 WHOLE = ("all",)  # samples that are scored together

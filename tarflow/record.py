@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 from tarflow.storage import Remote, writing
 
 SCHEMA_VERSION = "1"
@@ -146,7 +146,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Beside a local file it is renamed there, to an object store it goes with one put.
 
     Raises:
-        ConfigError: if the disk is full, read-only, or forbids it; what was there is whole.
+        UserError: if the disk is full, read-only, or forbids it; what was there is whole.
     """
     if isinstance(path, Remote):
         with tempfile.TemporaryDirectory(prefix="tarflow-") as folder:
@@ -203,15 +203,15 @@ def read_table(path: Path) -> pa.Table:
     """Read a table, refusing one of another schema version.
 
     Raises:
-        ConfigError: if the file is missing, is not Parquet, or has another version.
+        UserError: if the file is missing, is not Parquet, or has another version.
     """
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (OSError, pa.ArrowInvalid) as error:
-        raise ConfigError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
     if found != SCHEMA_VERSION:
-        raise ConfigError(
+        raise UserError(
             f"{path} has schema version {found}, this program reads {SCHEMA_VERSION}; "
             "rebuild it from its runs/ folder or read it with the release that wrote it"
         )

@@ -11,14 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tarflow import cost, data, distributed, likelihood
-from tarflow.checkpoint import build, save_model
+from tarflow import cost, data, distributed
 from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
-from tarflow.evaluation import evaluate_samples
-from tarflow.features import find_extractor
+from tarflow.evaluate.evaluation import evaluate_samples
+from tarflow.evaluate.features import find_extractor
 from tarflow.identity import run_id
-from tarflow.likelihood import Likelihood
+from tarflow.model import likelihood
+from tarflow.model.likelihood import Likelihood
+from tarflow.model.weights import build, save_model
 from tarflow.record import (
     CURVE,
     IMAGES,
@@ -28,12 +29,12 @@ from tarflow.record import (
     write_table,
     write_text,
 )
-from tarflow.resume import forget_states
-from tarflow.schedule import shared_images
-from tarflow.state_files import remove_state
-from tarflow.step import Diverged
-from tarflow.training import Report, train
-from tarflow.trunk import Trunk
+from tarflow.train.loop import Report, train
+from tarflow.train.schedule import shared_images
+from tarflow.train.state import forget_states
+from tarflow.train.state_files import remove_state
+from tarflow.train.step import Diverged
+from tarflow.train.trunk import Trunk
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -42,7 +43,7 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: if the images do not fit the model, or cannot be found.
     """
-    config = data.fitting(config)
+    config = data.match_data(config)
     precision: Any = resolve_precision(
         config.precision, choose_device(config.execution), config.model
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9]+):/+(.*)", re.DOTALL)  # Path turns :// into :/
 ATTEMPTS = 4  # of a request, with growing pauses
@@ -37,7 +37,7 @@ def locate(place: str | Path) -> Path:
 class Remote(PosixPath):
     """A path on an object store, where only whole files exist; folders are parts of names.
 
-    Every method that reaches the store raises `ConfigError` if the store cannot be reached or
+    Every method that reaches the store raises `UserError` if the store cannot be reached or
     refuses, and `FileNotFoundError` if only the file is absent. S3 is found through the standard
     environment: credentials, AWS_REGION or AWS_DEFAULT_REGION, AWS_ENDPOINT_URL.
     """
@@ -69,7 +69,7 @@ class Remote(PosixPath):
             raise
         except (OSError, NotImplementedError) as error:
             said = str(error).splitlines()[0].split(" (Request ID")[0]
-            raise ConfigError(
+            raise UserError(
                 f"cannot use {self}: {said}; check the address, the credentials and the endpoint "
                 "in the environment"
             ) from None
@@ -192,20 +192,20 @@ def _filesystem(scheme: str, bucket: str = "") -> fs.FileSystem:
     try:
         return fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
     except ValueError as error:  # pyarrow's ArrowInvalid
-        raise ConfigError(f"{scheme}://{bucket}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{scheme}://{bucket}: {str(error).splitlines()[0]}") from None
 
 
 def check_reachable(place: Path) -> None:
     """Make sure, in seconds, that there is a bucket behind an address.
 
     Raises:
-        ConfigError: if there is none, or it cannot be reached.
+        UserError: if there is none, or it cannot be reached.
     """
     if not isinstance(place, Remote):
         return
     bucket = Remote(*place.parts[:2])
     if len(place.parts) < 2 or not bucket.exists():
-        raise ConfigError(f"there is no bucket {bucket}, or these credentials may not see it")
+        raise UserError(f"there is no bucket {bucket}, or these credentials may not see it")
 
 
 @contextlib.contextmanager
@@ -213,12 +213,12 @@ def writing(path: Path) -> Iterator[None]:
     """Turn the failure to write a file into one line.
 
     Raises:
-        ConfigError: if the disk is full, read-only, or forbids it.
+        UserError: if the disk is full, read-only, or forbids it.
     """
     try:
         yield
     except OSError as error:
-        raise ConfigError(
+        raise UserError(
             f"cannot write {path}: {error.strerror or error}; what was written before is whole, "
             "the same command goes on from there"
         ) from None
@@ -234,3 +234,11 @@ def local_copy(path: Path) -> Iterator[Path]:
         copy = Path(folder) / path.name
         copy.write_bytes(path.read_bytes())
         yield copy
+
+
+def cache_folder() -> Path:
+    """Return the folder of files that can be rebuilt: `$TARFLOW_CACHE`, or the user's cache."""
+    if chosen := os.environ.get("TARFLOW_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "tarflow"

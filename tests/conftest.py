@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tarflow.config import ModelConfig
-from tarflow.model import TarFlow, initialise
+from tarflow.model.flow import TarFlow, initialise
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser):

@@ -18,8 +18,8 @@ from sweeps.study import Point, grid, resolve
 from sweeps.timetable import Job, timetable
 from tarflow import cost
 from tarflow.record import write_json
-from tarflow.schedule import shared_images
-from tarflow.trunk import trunk_folder
+from tarflow.train.schedule import shared_images
+from tarflow.train.trunk import trunk_folder
 
 NOTHING = Start()
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tarflow.config import (
-    ConfigError,
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
@@ -24,6 +23,7 @@ from tarflow.config import (
     to_dict,
     to_yaml,
 )
+from tarflow.errors import ConfigError
 from tarflow.identity import run_id, with_hash
 
 PLAIN = RunConfig(data=DataConfig(hash="0123456789abcdef"), precision="float32")

@@ -118,7 +118,9 @@ def test_micro_batch_is_halved_until_it_fits_unless_it_is_asked_for():
 MEASURE = """
 import json, sys, torch
 from dataclasses import replace
-from tarflow import config, cost, resume, step
+from tarflow import config, cost
+from tarflow.train import state as resume
+from tarflow.train import step
 run = config.from_dict(config.RunConfig, json.loads(sys.argv[1]))
 torch.set_num_threads(1)
 def train(run):

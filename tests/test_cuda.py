@@ -7,7 +7,6 @@ import torch
 from test_golden import TOLERANCE, built, compute, outputs, read
 
 from tarflow import distributed
-from tarflow.calibration import calibrate
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
@@ -17,12 +16,13 @@ from tarflow.config import (
     RunConfig,
     SamplerConfig,
 )
-from tarflow.noise import normal_per_image
-from tarflow.resume import new_state
-from tarflow.solver_plan import named_plan
-from tarflow.solvers import invert
-from tarflow.step import TrainStep
-from tarflow.training import fitting_micro_batch, train
+from tarflow.model.noise import normal_per_image
+from tarflow.sample.calibration import calibrate
+from tarflow.sample.inverse import invert
+from tarflow.sample.plan import named_plan
+from tarflow.train.loop import fitting_micro_batch, train
+from tarflow.train.state import new_state
+from tarflow.train.step import TrainStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GPU = torch.device("cuda", 0)

@@ -27,7 +27,7 @@ def test_a_reader_that_leaves_early_is_no_error(command):
 
 def test_a_pipe_that_breaks_elsewhere_is_an_error():
     code = (
-        "from tarflow.exit_codes import exit_code_of\n"
+        "from tarflow.errors import exit_code_of\n"
         "def act(): raise BrokenPipeError('to a worker')\n"
         "exit_code_of(act)"
     )

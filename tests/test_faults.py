@@ -19,10 +19,11 @@ from test_runner import wee, with_ray, write_study
 
 from sweeps import scaling
 from sweeps.study import grid, resolve
-from tarflow.checkpoint import load_model
-from tarflow.config import ConfigError, to_yaml
+from tarflow.config import to_yaml
+from tarflow.errors import UserError
+from tarflow.model.weights import load_model
 from tarflow.record import read_table
-from tarflow.state import StateWriter, load_state, save_state
+from tarflow.train.checkpoint import StateWriter, load_state, save_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -260,7 +261,7 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
 
 NOTING = """
 import threading, time
-from tarflow.preemption import listen, notice
+from tarflow.train.preemption import listen, notice
 
 def work():
     with notice() as told:
@@ -384,7 +385,7 @@ def test_a_pickle_in_the_place_of_a_state_or_a_model_is_never_run(tmp_path):
         (tmp_path / "state" / f"{192:015d}.json").write_bytes(content)
         assert load_state(tmp_path / "state")[1]["images"] == 64
         model.write_bytes(content)
-        with pytest.raises(ConfigError, match="is not a whole safetensors file"):
+        with pytest.raises(UserError, match="is not a whole safetensors file"):
             load_model(model)
     assert not (tmp_path / "run by the pickle").exists()
 
@@ -408,7 +409,7 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
             going[0] -= 1
 
     with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
-        patch.setattr("tarflow.state.save_state", slow)
+        patch.setattr("tarflow.train.checkpoint.save_state", slow)
         weights = torch.zeros(4)
         writer.save(64, [("x", weights)], {})
         weights += 1  # training goes on: the state is that of the moment
@@ -421,7 +422,7 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
     assert load_state(tmp_path)[0]["x"].tolist() == [0, 0, 0, 0]
 
     with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
-        patch.setattr("tarflow.state.save_state", lambda *_: time.sleep(0.05))
+        patch.setattr("tarflow.train.checkpoint.save_state", lambda *_: time.sleep(0.05))
         writer.save(64, [("x", weights)], {})
         writer.wait()
         assert writer.interval(1.0) > 2.5  # it is to be 2% of that
@@ -429,5 +430,5 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
 
     shutil.rmtree(tmp_path)
     tmp_path.write_text("a file in the way")
-    with pytest.raises(ConfigError, match="cannot write"), StateWriter(tmp_path) as writer:
+    with pytest.raises(UserError, match="cannot write"), StateWriter(tmp_path) as writer:
         writer.save(64, [("x", weights)], {})

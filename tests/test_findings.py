@@ -158,5 +158,5 @@ def test_small_studies_say_too_few_runs(rows):
     if rows:
         assert identity.run_id(recommend(found).config) not in set(found.finished["run_id"])
     else:
-        with pytest.raises(c.ConfigError, match="nothing to recommend"):
+        with pytest.raises(c.UserError, match="nothing to recommend"):
             recommend(found)

@@ -9,9 +9,9 @@ import pytest
 
 from analysis.fit import fit
 from analysis.laws import CHINCHILLA, FORMS, POWER, SURFACE_FORMS, TIED
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
-TABLES = Path(__file__).parent / "data" / "scaling"
+TABLES = Path(__file__).parent / "scaling"
 TRUTH = {"E": 1.42, "A": 30.0, "a": 0.4, "B": 46.0, "b": 0.37, "g": 1.2}
 
 
@@ -147,7 +147,7 @@ def test_band_widens_with_the_distance_beyond_the_data():
 
 def test_negative_losses_fit_in_raw_space_only():
     inputs, values = noisy()
-    with pytest.raises(ConfigError, match="raw space"):
+    with pytest.raises(UserError, match="raw space"):
         fit(TIED, inputs, values - 5)
     law = fit(TIED, inputs, truth(TIED, inputs) - 5, space="raw", draws=0)
     assert law.values["E"] == pytest.approx(TRUTH["E"] - 5, rel=1e-5)

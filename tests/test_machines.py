@@ -7,7 +7,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from sweeps import machines
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def head():
 def test_workers_that_are_still_to_come_are_waited_for_and_counted(head, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # Ray would not believe in its GPU
     monkeypatch.setattr(machines, "GROWING_SECONDS", 1.0)
-    with pytest.raises(ConfigError, match="no GPU has joined"), machines.cluster(4):
+    with pytest.raises(UserError, match="no GPU has joined"), machines.cluster(4):
         pass
     monkeypatch.setattr(machines, "GROWING_SECONDS", 60.0)
     start = "start", f"--address={head.address}", "--num-cpus=2", "--num-gpus=1", "--block"

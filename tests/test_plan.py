@@ -10,7 +10,8 @@ from sweeps.plan import make_plan, summary, table, wall_seconds
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve
 from tarflow import cost
-from tarflow.config import ConfigError, ExecutionConfig, to_dict
+from tarflow.config import ExecutionConfig, to_dict
+from tarflow.errors import UserError
 from tarflow.record import write_json
 
 RATE = Rate(1e11, "test")
@@ -124,7 +125,7 @@ def test_accelerators_are_priced(tmp_path):
     faster = make_plan(study, tmp_path, accelerator="H100", price=9.0)
     assert faster.device_hours < listed.device_hours
     assert faster.price == 9.0
-    with pytest.raises(ConfigError, match="accelerator 'H10' is not known; did you mean 'H100'"):
+    with pytest.raises(UserError, match="accelerator 'H10' is not known; did you mean 'H100'"):
         make_plan(study, tmp_path, accelerator="H10")
 
 

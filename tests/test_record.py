@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tarflow import record
-from tarflow.config import ConfigError
+from tarflow.errors import UserError
 
 ROW = {"run_id": "0123456789", "label": "w64", "role": "grid", "status": "done"}
 
@@ -92,7 +92,7 @@ def test_a_row_without_its_id_is_refused(tmp_path: Path):
 def test_a_table_of_another_version_is_refused_in_one_line(tmp_path: Path, metadata, found):
     path = tmp_path / "runs.parquet"
     pq.write_table(pa.Table.from_pylist([ROW]).replace_schema_metadata(metadata), path)
-    with pytest.raises(ConfigError, match=f"schema version {found}, this program reads") as caught:
+    with pytest.raises(UserError, match=f"schema version {found}, this program reads") as caught:
         record.read_table(path)
     assert "\n" not in str(caught.value)
     assert "rebuild" in str(caught.value)
@@ -103,7 +103,7 @@ def test_what_is_not_a_table_is_refused_in_one_line(tmp_path: Path, content):
     path = tmp_path / "runs.parquet"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match="cannot read") as caught:
+    with pytest.raises(UserError, match="cannot read") as caught:
         record.read_table(path)
     assert "\n" not in str(caught.value)
 

@@ -17,9 +17,10 @@ from sweeps.machines import Cluster, check_shared
 from sweeps.presets import load
 from sweeps.progress import Progress
 from sweeps.study import Point, Size, grid, resolve
-from tarflow.config import ConfigError, to_yaml
+from tarflow.config import to_yaml
+from tarflow.errors import UserError
 from tarflow.record import read_table
-from tarflow.schedule import shared_images
+from tarflow.train.schedule import shared_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -184,7 +185,7 @@ def test_a_mistake_that_only_a_worker_finds_ends_the_study(tmp_path):
     study, out = wee("typo"), tmp_path / "out"
     evaluation = replace(study.base.evaluation, samples=8, features="efficientnt")
     path = write_study(tmp_path, replace(study, base=replace(study.base, evaluation=evaluation)))
-    with pytest.raises(ConfigError, match="no features 'efficientnt'"):
+    with pytest.raises(UserError, match="no features 'efficientnt'"):
         scaling.scale(scaling.Options(study=str(path), out=out))
     assert not list(out.glob("runs/*/result.json"))
 
@@ -221,7 +222,7 @@ def test_more_workers_than_the_cluster_has_are_refused(tmp_path):
     study = wee("big")
     execution = replace(study.base.execution, workers=64)
     path = write_study(tmp_path, replace(study, base=replace(study.base, execution=execution)))
-    with pytest.raises(ConfigError, match="asks for 64 workers, the cluster has 2 CPUs"):
+    with pytest.raises(UserError, match="asks for 64 workers, the cluster has 2 CPUs"):
         scaling.scale(scaling.Options(study=str(path), out=tmp_path / "out"))
 
 
@@ -232,14 +233,14 @@ def test_a_folder_that_a_machine_does_not_see_is_refused(tmp_path, monkeypatch):
     check_shared(tmp_path, where)
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr(Path, "touch", lambda _: None)
-    with pytest.raises(ConfigError, match="is not visible on"):
+    with pytest.raises(UserError, match="is not visible on"):
         check_shared(tmp_path, where)
 
 
 def test_a_folder_has_one_owner(tmp_path):
     with lease(tmp_path) as first:
         with (
-            pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on"),
+            pytest.raises(UserError, match=f"in use by process {os.getpid()} on"),
             lease(tmp_path),
         ):
             pass
@@ -259,7 +260,7 @@ def test_a_dead_or_silent_owner_is_replaced(tmp_path):
     with lease(tmp_path):  # dead on this host
         pass
     path.write_text(json.dumps(held.owner | now | {"host": "elsewhere", "pid": 1}))
-    with pytest.raises(ConfigError, match="process 1 on elsewhere"), lease(tmp_path):
+    with pytest.raises(UserError, match="process 1 on elsewhere"), lease(tmp_path):
         pass
     now = {"beat": time.time() - STALE_SECONDS - 1}
     path.write_text(json.dumps(held.owner | now | {"host": "elsewhere", "pid": 1}))

@@ -11,7 +11,8 @@ from sweeps import commands, scaling
 from sweeps.declaration import declare
 from sweeps.presets import load
 from sweeps.study import grid, resolve
-from tarflow.config import ConfigError, NoiseConfig, read_yaml, to_yaml
+from tarflow.config import NoiseConfig, read_yaml, to_yaml
+from tarflow.errors import UserError
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -101,7 +102,7 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     declare(more, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
     noisier = replace(study, base=replace(study.base, noise=NoiseConfig(std=0.3)))
-    with pytest.raises(ConfigError, match=r"noise.std is 0.25 there, 0.3 here"):
+    with pytest.raises(UserError, match=r"noise.std is 0.25 there, 0.3 here"):
         declare(noisier, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
 

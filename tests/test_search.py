@@ -29,26 +29,19 @@ from sweeps.space import RULES, SEED, SamplingSpace, TrainingSpace
 from sweeps.study import Size, grid, resolve
 from sweeps.tuned import verdict
 from tarflow import cost
-from tarflow.checkpoint import save_model
-from tarflow.config import (
-    ConfigError,
-    NoiseConfig,
-    RunConfig,
-    SamplerConfig,
-    read_yaml,
-    to_dict,
-    to_yaml,
-)
-from tarflow.data import open_split
-from tarflow.evaluation import evaluate_setting
-from tarflow.features import features, find_extractor
+from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_dict, to_yaml
+from tarflow.data.images import open_split
+from tarflow.errors import UserError
+from tarflow.evaluate.evaluation import evaluate_setting
+from tarflow.evaluate.features import features, find_extractor
+from tarflow.evaluate.metrics import kid
+from tarflow.evaluate.reference import cached_features
 from tarflow.identity import HALVES, WHOLE, run_id, setting_id
-from tarflow.metrics import kid
-from tarflow.noise import to_pixels
+from tarflow.model.noise import to_pixels
+from tarflow.model.weights import save_model
 from tarflow.record import read_table, write_json
-from tarflow.reference import cached_features
 from tarflow.run import resolve as resolve_run
-from tarflow.sampling import sample
+from tarflow.sample.sampling import sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 BUDGET = 2e8
@@ -187,7 +180,7 @@ def test_a_mistake_that_only_a_worker_finds_ends_the_search(tmp_path):
     study = wee()
     evaluation = replace(study.base.evaluation, features="efficientnt")
     path = written(tmp_path, replace(study, base=replace(study.base, evaluation=evaluation)))
-    with pytest.raises(ConfigError, match="no features 'efficientnt'"):
+    with pytest.raises(UserError, match="no features 'efficientnt'"):
         search.search(Options(study=path, trials=2, out=tmp_path / "out"))
 
 

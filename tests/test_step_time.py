@@ -20,7 +20,7 @@ RUN = RunConfig(
     precision="bfloat16",
 )
 ONE = Cluster(device=DEVICE, per_node=1)
-MEASURED = pd.read_csv(Path(__file__).parent / "data" / "h100_steps.csv")
+MEASURED = pd.read_csv(Path(__file__).parent / "h100_steps.csv")
 
 
 def test_exchange_is_bytes_over_both_links_and_a_latency_for_every_hop():

@@ -23,13 +23,14 @@ from sweeps.presets import load
 from sweeps.space import TrainingSpace
 from sweeps.study import grid, resolve
 from tarflow import record, storage
-from tarflow.checkpoint import load_model, save_model
-from tarflow.config import ConfigError, RunConfig
-from tarflow.schedule import shared_images
-from tarflow.state import load_state, save_state
-from tarflow.state_files import remove_states
+from tarflow.config import RunConfig
+from tarflow.errors import UserError
+from tarflow.model.weights import load_model, save_model
 from tarflow.storage import Remote, locate
-from tarflow.training import train
+from tarflow.train.checkpoint import load_state, save_state
+from tarflow.train.loop import train
+from tarflow.train.schedule import shared_images
+from tarflow.train.state_files import remove_states
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 ROW = {"run_id": "0123456789", "label": "w64", "role": "grid", "status": "done"}
@@ -175,7 +176,7 @@ def test_an_address_has_one_owner(bucket, monkeypatch):
     out = bucket / "study"
     with lease.lease(out) as first:
         with (
-            pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"),
+            pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
             lease.lease(out),
         ):
             pass
@@ -186,7 +187,7 @@ def test_an_address_has_one_owner(bucket, monkeypatch):
         (out / lease.FILE).write_text(json.dumps(thief))
         second.beat()
         assert second.lost
-    with pytest.raises(ConfigError, match="on elsewhere"), lease.lease(out):
+    with pytest.raises(UserError, match="on elsewhere"), lease.lease(out):
         pass
 
 
@@ -197,7 +198,7 @@ def test_of_two_that_take_an_address_at_once_one_wins(bucket, monkeypatch):
     first, second = (lease.Lease(bucket / lease.FILE) for _ in range(2))
     first.owner["pid"] = 1
     monkeypatch.setattr(lease.time, "sleep", lambda _: second._write())
-    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         first.take()
 
 

@@ -9,7 +9,8 @@ from sweeps.presets import IMPORTS, PRESETS, load
 from sweeps.settings import settings
 from sweeps.study import Point, Size, Study, Variant, grid, resolve, varied
 from tarflow import cost
-from tarflow.config import ConfigError, RunConfig, to_yaml
+from tarflow.config import RunConfig, to_yaml
+from tarflow.errors import ConfigError
 from tarflow.identity import with_hash
 
 # Changed on purpose only: other ids mean that finished runs of the preset are trained again.

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tarflow.commands.flags import NO_FLAGS, Flags
 from tarflow.config import ExecutionConfig
-from tarflow.solver_plan import PLAN, Plan, keep_plan
+from tarflow.sample.plan import PLAN, Plan, keep_plan
 
 
 def calibrate(
@@ -34,9 +34,9 @@ def calibrate(
         precision: of matrix products.
         sampling: whether and where it is guided.
     """
-    from tarflow import calibration
-    from tarflow.checkpoint import load_model
     from tarflow.device import autocast, choose_device
+    from tarflow.model.weights import load_model
+    from tarflow.sample import calibration
 
     flow, config = load_model(checkpoint)
     flow = flow.to(choose_device(ExecutionConfig()))

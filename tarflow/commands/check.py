@@ -7,7 +7,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tarflow.config import ConfigError, ExecutionConfig
+from tarflow.config import ExecutionConfig
+from tarflow.errors import UserError
 
 
 def check(
@@ -26,16 +27,16 @@ def check(
     import torch
 
     from tarflow import data
-    from tarflow.checkpoint import load_model
     from tarflow.device import choose_device
-    from tarflow.likelihood import noised_batches
-    from tarflow.noise import normal_per_image
+    from tarflow.evaluate.verify import verify
+    from tarflow.model.likelihood import noised_batches
+    from tarflow.model.noise import normal_per_image
+    from tarflow.model.weights import load_model
     from tarflow.run import resolve
-    from tarflow.solvers import invert
-    from tarflow.verify import verify
+    from tarflow.sample.inverse import invert
 
     if count < 1:
-        raise ConfigError(f"cannot check at {count} images: give at least 1")
+        raise UserError(f"cannot check at {count} images: give at least 1")
     flow, config = load_model(checkpoint)
     flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
     device, model = flow.var.device, config.model
@@ -45,7 +46,7 @@ def check(
         parts = noised_batches(held_out, chosen, config, flow, "held-out 0", count)
         _, labels, images = next(parts)
         at = f"{len(images)} validation images of {config.data.name}"
-    except ConfigError:
+    except UserError:
         labels = torch.arange(count, device=device) % model.classes if model.classes else None
         shape = (model.tokens, model.token_dim)
         drawn = normal_per_image(torch.arange(count), shape, seed, "check", flow.var.dtype)

@@ -29,7 +29,7 @@ def convert(
             does not say; 0 for uniform noise.
         data: images to evaluate on, as in the config of a run.
     """
-    from tarflow import official
+    from tarflow.model import official
 
     target = out / "model.safetensors"
     config = official.convert(source, target, name, patch, noise_std, data)

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tarflow import cost as costs
-from tarflow.config import ConfigError, RunConfig, read_yaml
+from tarflow.config import RunConfig, read_yaml
+from tarflow.errors import UserError
 from tarflow.step_time import Cluster, StepTime, step_time, weak_scaling
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
@@ -66,14 +67,14 @@ def cost(
 def _accelerator(name: str) -> costs.Accelerator:
     if name not in costs.ACCELERATORS:
         known = ", ".join(costs.ACCELERATORS)
-        raise ConfigError(f"accelerator '{name}' is not known; write one of {known}")
+        raise UserError(f"accelerator '{name}' is not known; write one of {known}")
     return costs.ACCELERATORS[name]
 
 
 def _show_steps(config: RunConfig, name: str, nodes: int, network: float, mfu: float) -> None:
     workers = config.execution.workers
     if nodes < 1 or workers % nodes or network <= 0 or not 0 <= mfu < 1:
-        raise ConfigError(
+        raise UserError(
             f"{workers} workers, {nodes} nodes: workers must be a multiple of nodes, link above 0 "
             "GB/s, and mfu from 0 to below 1"
         )

@@ -26,7 +26,7 @@ def data(
         size: pixels along one side after resizing and cutting (folder and hub).
         grey: make grey images (folder and hub).
     """
-    from tarflow import imports
+    from tarflow.data import importing as imports
 
     if kind == "folder":
         counts = imports.import_folder(Path(source), target, size, grey)

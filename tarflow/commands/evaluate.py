@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tarflow.commands.flags import NO_FLAGS, Flags
-from tarflow.config import ConfigError, ExecutionConfig
+from tarflow.config import ExecutionConfig
+from tarflow.errors import UserError
 from tarflow.storage import locate
 
 FEWEST = 4  # samples that any measure can compare
@@ -44,11 +45,11 @@ def evaluate(
         sampling: how.
     """
     from tarflow import data
-    from tarflow.checkpoint import load_model
     from tarflow.device import choose_device
-    from tarflow.evaluation import evaluate_checkpoint, score_checkpoint
-    from tarflow.features import find_extractor
-    from tarflow.metrics import refused
+    from tarflow.evaluate.evaluation import evaluate_checkpoint, score_checkpoint
+    from tarflow.evaluate.features import find_extractor
+    from tarflow.evaluate.metrics import refused
+    from tarflow.model.weights import load_model
 
     path = locate(checkpoint)
     flow, config = load_model(path)
@@ -56,9 +57,9 @@ def evaluate(
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     wanted = replace(config.evaluation, **asked)
     if wanted.samples < FEWEST and wanted.samples:
-        raise ConfigError(f"--count is {wanted.samples}: write 0 for none, or at least {FEWEST}")
+        raise UserError(f"--count is {wanted.samples}: write 0 for none, or at least {FEWEST}")
     if wanted.draws < 1:
-        raise ConfigError(f"--draws is {wanted.draws}: it must be at least 1")
+        raise UserError(f"--draws is {wanted.draws}: it must be at least 1")
     config = replace(config, sampler=sampling.over(config.sampler), evaluation=wanted)
     device = choose_device(ExecutionConfig())
     flow = flow.to(device)

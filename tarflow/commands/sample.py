@@ -9,7 +9,7 @@ import tyro
 
 from tarflow.commands.flags import NO_FLAGS, Flags
 from tarflow.config import ExecutionConfig
-from tarflow.solver_plan import PLAN
+from tarflow.sample.plan import PLAN
 
 
 def sample(
@@ -44,11 +44,11 @@ def sample(
     """
     import torch
 
-    from tarflow.calibration import choose_plan
-    from tarflow.checkpoint import load_model
     from tarflow.device import autocast, choose_device
-    from tarflow.sampling import image_grid
-    from tarflow.sampling import sample as draw
+    from tarflow.model.weights import load_model
+    from tarflow.sample.calibration import choose_plan
+    from tarflow.sample.sampling import image_grid
+    from tarflow.sample.sampling import sample as draw
 
     flow, config = load_model(checkpoint)
     flow = flow.to(choose_device(ExecutionConfig()))

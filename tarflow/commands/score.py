@@ -10,10 +10,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from tarflow.config import ConfigError, ExecutionConfig, RunConfig
+from tarflow.config import ExecutionConfig, RunConfig
+from tarflow.errors import UserError
 
 if TYPE_CHECKING:
-    from tarflow.scoring import Scores
+    from tarflow.evaluate.scoring import Scores
 
 GRID_COLUMNS, GRID_HALF = 8, 32  # of the picture: the worst images, then the best
 COLUMNS = {
@@ -62,29 +63,30 @@ def score(
     """
     import torch
 
-    from tarflow import data, scoring
-    from tarflow.checkpoint import load_model
+    from tarflow import data
+    from tarflow.data.pictures import read_pictures
     from tarflow.device import choose_device
-    from tarflow.likelihood import training_reference
-    from tarflow.noise import unit
-    from tarflow.pictures import read_pictures
+    from tarflow.evaluate import scoring
+    from tarflow.model.likelihood import training_reference
+    from tarflow.model.noise import unit
+    from tarflow.model.weights import load_model
     from tarflow.record import write_table
     from tarflow.run import resolve
-    from tarflow.sampling import image_grid
+    from tarflow.sample.sampling import image_grid
 
     if draws < 1:
-        raise ConfigError(f"cannot average {draws} draws: ask for at least 1")
+        raise UserError(f"cannot average {draws} draws: ask for at least 1")
     flow, config = load_model(checkpoint)
     flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
     missing = ""
     try:
         config = resolve(config)
-    except ConfigError as error:
+    except UserError as error:
         missing = str(error)
     if images:
         pictures, names = read_pictures(images, config.model, resize)
     elif missing:
-        raise ConfigError(f"{missing}; or name the images to score")
+        raise UserError(f"{missing}; or name the images to score")
     else:
         pictures = data.open_split(config.data, split)
         if not pictures.classes:

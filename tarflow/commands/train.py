@@ -27,8 +27,8 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from rich.console import Console
 
     from tarflow import distributed
-    from tarflow.preemption import Preempted
     from tarflow.run import resolve, run
+    from tarflow.train.preemption import Preempted
 
     console = Console(stderr=True, highlight=False)
     chosen = resolve(read_yaml(RunConfig, locate(config)))

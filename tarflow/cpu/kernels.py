@@ -1,0 +1,142 @@
+"""Compiled functions for layers on CPUs: `native`, built on the machine that runs them."""
+
+import ctypes
+import hashlib
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tarflow.device import processor
+from tarflow.storage import cache_folder
+
+LOG = logging.getLogger("tarflow")
+SOURCES = sorted(Path(__file__).with_name("native").iterdir())
+FLAGS = "-std=c++17 -O3 -march=native -fopenmp -fno-math-errno -fno-trapping-math -shared -fPIC"
+DEFINES = {torch.float32: [], torch.bfloat16: ["-DBFLOAT16"]}
+_POINTER, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+SIGNATURES: dict[str, list[Any]] = {
+    "add_norm": [_POINTER] * 9 + [_COUNT] * 2,
+    "delta_backward": [_POINTER] * 3 + [_COUNT] * 2,
+    "norm_backward": [_POINTER] * 13 + [_COUNT] * 2,
+    "gelu": [_POINTER] * 3 + [_COUNT] * 2,
+    "gelu_backward": [_POINTER] * 3 + [_COUNT] * 2,
+    "attend": [_POINTER] * 4 + [_COUNT] * 4,
+    "attend_backward": [_POINTER] * 7 + [_COUNT] * 4,
+    "affine": [_POINTER] * 4 + [_COUNT] * 4,
+    "affine_backward": [_POINTER] * 6 + [_COUNT] * 4,
+    "gradient_norm": [_POINTER, _COUNT, _POINTER],
+    "adamw": [_POINTER, _COUNT] + [ctypes.c_double] * 8,
+}
+
+
+class Parameter(ctypes.Structure):
+    """Where the float32 values of a parameter are, and what changes them."""
+
+    _fields_ = [
+        ("weight", _POINTER),
+        ("gradient", _POINTER),
+        ("mean", _POINTER),
+        ("square", _POINTER),
+        ("average", _POINTER),
+        ("count", _COUNT),
+        ("factor", ctypes.c_double),
+        ("decay", ctypes.c_float),
+    ]
+
+
+class Kernels:
+    """The functions of one library: they take contiguous tensors, arrays, `None`, and numbers."""
+
+    def __init__(self, library: Path) -> None:
+        """Load a library.
+
+        Raises:
+            OSError: if it cannot be loaded, or the system refuses it the matrix units.
+        """
+        share_threads()
+        loaded = ctypes.CDLL(str(library))
+        if not loaded.usable():
+            raise OSError("the system does not let this process use the matrix units")
+        for name, kinds in SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = [*kinds, _THREADS], None
+            setattr(self, name, self._by_pointers(function))
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Refuse a name that the source has no function of."""
+        raise AttributeError(f"there is no function {name}")
+
+    @staticmethod
+    def _by_pointers(function: Any) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+            function(*given, torch.get_num_threads())
+
+        return call
+
+
+@cache
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """Return the functions for activations of a type, building them if need be.
+
+    Returns:
+        None if there are none for this type, or no `g++` on this machine; that of macOS is another
+        compiler, without OpenMP.
+    """
+    compiler = shutil.which("g++") if sys.platform == "linux" else None
+    if dtype not in DEFINES or not compiler:
+        return None
+    try:
+        return Kernels(build(compiler, dtype))
+    except (OSError, subprocess.CalledProcessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        LOG.warning("layers run without compiled kernels, which is slower: %s", lines[0])
+        return None
+
+
+def build(compiler: str, dtype: torch.dtype) -> Path:
+    """Compile the source for a type and this machine's processor, unless that was done before.
+
+    Returns:
+        The library, in the cache folder. Processes that build at once do not disturb each other.
+
+    Raises:
+        OSError: if the cache folder cannot be written.
+        subprocess.CalledProcessError: if the compiler fails.
+    """
+    command = [compiler, *FLAGS.split(), *DEFINES[dtype]]
+    instructions = processor("flags", "Features")  # a home folder may serve several processors
+    if "avx512f" in instructions:
+        command.append("-mprefer-vector-width=512")  # by default GCC uses half of a register
+    made_of = [*(source.read_text() for source in SOURCES), *command, instructions]
+    name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
+    library = cache_folder() / "kernels" / f"{name}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            command += [str(source) for source in SOURCES if source.suffix == ".cpp"]
+            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+            made.replace(library)
+    return library
+
+
+@cache
+def share_threads() -> None:
+    """Let libraries that are loaded later use PyTorch's threads: those of a second OpenMP runtime
+    would wait for work on the same cores. PyTorch brings its own, often under another name.
+    """
+    loaded = Path("/proc/self/maps").read_text().split()
+    found = [path for path in loaded if re.match(r"lib(gomp|iomp5)\b", Path(path).name)]
+    if found:
+        ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)

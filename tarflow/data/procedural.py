@@ -1,0 +1,204 @@
+"""Image sets that are computed: as many images as wanted, each a function of (split, index).
+
+`leaves` are colour images of the dead-leaves model, the classic model of natural-image statistics
+(Lee, Mumford and Huang 2001); `markov` are grey images whose probability is known exactly.
+A name may carry a size and a number of training images: `leaves-16`, `markov-8-100000`.
+
+Legend: `N` images, `C` colour channels, `S` pixels along one side, `K` disks of an image.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tarflow.data.splits import Split
+from tarflow.errors import UserError
+
+_VERSION = 1  # raised when an index would give another image
+_HELD_OUT = 2000  # images of the validation split, and of the test split
+_CHUNK = 512  # images generated at a time
+
+LEAF_CLASSES = 10
+DISKS = 200  # a pixel stays background with probability 0.1%
+RADII = (1 / 16, 1 / 2)  # smallest and largest radius, in image sides
+
+LEVELS = 256  # grey levels of a markov image
+SCALE = 4.0  # width of the logistic noise of a markov pixel, in grey levels
+
+
+@dataclass(frozen=True)
+class Procedural:
+    """A procedural set of a given size."""
+
+    kind: str  # leaves or markov
+    image_size: int  # S
+    images: int  # of the training split
+
+    @property
+    def digest(self) -> str:
+        """Name the content: the generator, its version and its parameters."""
+        parameters = (DISKS, RADII, LEAF_CLASSES) if self.kind == "leaves" else (LEVELS, SCALE)
+        content = (self.kind, _VERSION, self.image_size, self.images, _HELD_OUT, parameters)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, (C, S, S)."""
+        return (3 if self.kind == "leaves" else 1, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: the palettes of the leaves; markov images have no labels."""
+        return LEAF_CLASSES if self.kind == "leaves" else 0
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Images in each split."""
+        return {"train": self.images, "validation": _HELD_OUT, "test": _HELD_OUT}
+
+    def fill(self, split: Split, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        """Generate a split into `pixels` (N, C, S, S) and `labels` (N,)."""
+        generate: Callable[..., NDArray[np.uint8]] = leaves if self.kind == "leaves" else markov
+        labels[:] = np.arange(len(labels)) % max(1, self.classes)
+        for start in range(0, len(pixels), _CHUNK):
+            count = min(_CHUNK, len(pixels) - start)
+            pixels[start : start + count] = generate(split, start, count, self.image_size)
+
+
+def find_procedural(name: str) -> Procedural | None:
+    """Return the procedural set of that name, None if the name is not of one.
+
+    Raises:
+        UserError: if the size or the number of images is out of range.
+
+    >>> find_procedural("leaves-16")
+    Procedural(kind='leaves', image_size=16, images=20000)
+    """
+    match = re.fullmatch(r"(leaves|markov)(?:-(\d+))?(?:-(\d+))?", name)
+    if match is None:
+        return None
+    kind, size, images = match[1], match[2], match[3]
+    found = Procedural(kind, int(size or {"leaves": 32, "markov": 16}[kind]), int(images or 20000))
+    if not 4 <= found.image_size <= 1024 or found.images < 1:
+        raise UserError(f"data.name {name}: write {kind}-SIZE-IMAGES, with SIZE 4 to 1024")
+    return found
+
+
+def leaves(split: Split, start: int, count: int, size: int) -> NDArray[np.uint8]:
+    """Paint dead-leaves images `start` to `start + count`, (N, 3, S, S).
+
+    Opaque disks fall on the plane, their radii r distributed as r^-3 between `RADII`; the image is
+    a window on it. Of the disks that meet the window, larger ones are therefore more frequent, by
+    the area their centre can lie in, (S + 2r)^2. The label, index modulo `LEAF_CLASSES`, is the
+    hue of the palette.
+    """
+    u = _uniforms(f"leaves {split}", start, count, 6 * DISKS).astype(np.float32)
+    u = np.ascontiguousarray(u.reshape(count, 6, DISKS).transpose(1, 2, 0))  # (6, K, N)
+    radius = _visible_radii(u[0], size)
+    x, y = (u[axis] * (size + 2 * radius) - radius for axis in (1, 2))
+    hue = (np.arange(start, start + count) % LEAF_CLASSES) / LEAF_CLASSES
+    colours = _rgb(hue + 0.2 * (u[3] - 0.5), 0.2 + 0.7 * u[4], 0.15 + 0.85 * u[5])  # (K, N, 3)
+
+    centres = np.arange(size, dtype=np.float32)[:, None] + np.float32(0.5)  # of the pixels
+    top = np.zeros((size, size, count), np.uint8)  # the last disk to fall on each pixel
+    covered, candidate = np.empty(top.shape, bool), np.empty(top.shape, np.uint8)
+    for disk in range(1, DISKS):  # disk 0 is the background
+        reach = radius[disk] ** 2 - (centres - y[disk]) ** 2  # (S, N)
+        np.less((centres - x[disk]) ** 2, reach[:, None], out=covered)
+        np.multiply(covered.view(np.uint8), np.uint8(disk), out=candidate)
+        np.maximum(top, candidate, out=top)
+    painted = colours[top, np.arange(count)]  # (S, S, N, 3)
+    return np.ascontiguousarray(painted.transpose(2, 3, 0, 1))
+
+
+def _visible_radii(u: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Map uniform numbers to radii with density r^-3 (S + 2r)^2, in pixels."""
+    lowest, highest = (size * bound for bound in RADII)
+    r = np.geomspace(lowest, highest, 1024)
+    integral = -(size**2) / (2 * r**2) - 4 * size / r + 4 * np.log(r)
+    share = (integral - integral[0]) / (integral[-1] - integral[0])
+    return np.interp(u, share, r).astype(np.float32)
+
+
+def _rgb(
+    hue: NDArray[np.float64], saturation: NDArray[np.float32], value: NDArray[np.float32]
+) -> NDArray[np.uint8]:
+    """Turn hue, saturation and value (0 to 1, the hue periodic) into 8-bit RGB, (..., 3)."""
+    sector = (np.array([5.0, 3.0, 1.0]) + 6 * hue[..., None]) % 6
+    depth = np.clip(np.minimum(sector, 4 - sector), 0, 1)
+    rgb = 255 * value[..., None] * (1 - saturation[..., None] * depth)
+    return np.asarray(np.rint(rgb), np.uint8)
+
+
+def markov(split: Split, start: int, count: int, size: int) -> NDArray[np.uint8]:
+    """Draw markov images `start` to `start + count`, (N, 1, S, S).
+
+    In raster order, a pixel is its mean given the pixels to the left and above plus logistic
+    noise of width `SCALE`, rounded and clipped to 0..255.
+    """
+    u = _uniforms(f"markov {split}", start, count, -(-(size**2) // 4) * 4)
+    noise = SCALE * (np.log(u) - np.log1p(-u))
+    pixels = np.empty((count, size, size), np.uint8)
+    for row in range(size):
+        for column in range(size):
+            above = pixels[:, row - 1, column] if row else None
+            left = pixels[:, row, column - 1] if column else None
+            mean = _mean(_outside(above, count), _outside(left, count))
+            value = np.rint(mean + noise[:, row * size + column])
+            pixels[:, row, column] = np.clip(value, 0, LEVELS - 1)
+    return pixels[:, None]
+
+
+def markov_bits(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the exact information of markov images (N, 1, S, S) in bits per dimension, (N,)."""
+    grey = pixels[:, 0].astype(np.float64)
+    padded = np.pad(grey, ((0, 0), (1, 0), (1, 0)), constant_values=_OUTSIDE)
+    mean = _mean(padded[:, :-1, 1:], padded[:, 1:, :-1])
+    nats: NDArray[np.float64] = -markov_log_probability(grey, mean).mean(axis=(1, 2))
+    return nats / math.log(2)
+
+
+def markov_log_probability(
+    value: NDArray[np.float64], mean: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return log P(value | mean): the logistic mass that rounds and clips to `value`, in nats."""
+    upper = np.where(value < LEVELS - 1, (value + 0.5 - mean) / SCALE, np.inf)
+    lower = np.where(value > 0, (value - 0.5 - mean) / SCALE, -np.inf)
+    # Measured in the nearer tail, where the difference of the two masses is exact.
+    flip = lower + upper > 0
+    upper, lower = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
+    # log(F(upper) - F(lower)), F the logistic function
+    difference = -np.expm1(np.logaddexp(0, -upper) - np.logaddexp(0, -lower))
+    nats: NDArray[np.float64] = np.log(difference) - np.logaddexp(0, -upper)
+    return nats
+
+
+_OUTSIDE = 128.0  # what a pixel sees beyond the upper and left edges
+
+
+def _outside(pixels: NDArray[np.uint8] | None, count: int) -> NDArray[np.float64]:
+    return np.full(count, _OUTSIDE) if pixels is None else pixels.astype(np.float64)
+
+
+def _mean(above: NDArray[np.float64], left: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of a pixel: drawn to the two neighbours, with a wave where they differ."""
+    wave: NDArray[np.float64] = 32 * np.sin((above - left) * (np.pi / 32))
+    return 0.04 * _OUTSIDE + 0.48 * (above + left) + wave
+
+
+def _uniforms(purpose: str, start: int, count: int, each: int) -> NDArray[np.float64]:
+    """Draw `each` numbers in (0, 1) for the images from `start` on, (N, each).
+
+    Raw Philox output, which does not change between releases of numpy; its counter is the index.
+    """
+    if each % 4:
+        raise ValueError("Philox counts in blocks of four")
+    key = int.from_bytes(hashlib.sha256(f"{purpose} {_VERSION}".encode()).digest()[:16], "little")
+    raw = np.random.Philox(key=key, counter=start * (each // 4)).random_raw(count * each)
+    high = (raw >> np.uint64(12)).astype(np.float64)  # 52 bits, so that adding a half is exact
+    return (high.reshape(count, each) + 0.5) * 2.0**-52

@@ -1,0 +1,1 @@
+"""How good a trained flow is: bits per dimension, sample quality, checks of its mathematics."""

@@ -1,0 +1,1 @@
+"""Networks whose features sample quality is measured in."""

@@ -1,0 +1,172 @@
+"""Weights published as `afhq_model_8_768_8_8_0.07.pth`: read them without running what they hold.
+
+Such a file is a bare state dict, saved by `torch.save`; the rest stands in its name: data set,
+patch, channels, blocks, layers and the standard deviation of the training noise (or `uniform`).
+
+Legend: `T` tokens per image, `D` values per token.
+"""
+
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tarflow.config import DataConfig, ModelConfig, NoiseConfig, RunConfig
+from tarflow.errors import UserError
+from tarflow.model.weights import build, config_from_state, save_model
+from tarflow.run import resolve
+
+_NAME = re.compile(
+    r"(?P<data>.+)_model_(?P<patch>\d+)_(?P<channels>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)"
+    r"_(?P<noise>uniform|\d*\.\d+)(\.\w+)?"
+)
+_EXAMPLE = "afhq_model_8_768_8_8_0.07.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What the name of a published file says."""
+
+    data: str
+    patch: int
+    channels: int
+    blocks: int
+    layers: int
+    noise_std: float  # in [-1, 1] units; 0 is uniform noise
+
+
+def parse_name(name: str) -> Named | None:
+    """Read the name of a published file; None if it is not of that form.
+
+    >>> parse_name("imagenet64_model_2_768_8_8_uniform.pth")
+    Named(data='imagenet64', patch=2, channels=768, blocks=8, layers=8, noise_std=0.0)
+    """
+    found = _NAME.fullmatch(Path(name).name)
+    if not found:
+        return None
+    noise = found["noise"]
+    return Named(
+        data=found["data"],
+        patch=int(found["patch"]),
+        channels=int(found["channels"]),
+        blocks=int(found["blocks"]),
+        layers=int(found["layers"]),
+        noise_std=0.0 if noise == "uniform" else float(noise),
+    )
+
+
+def convert(
+    source: Path,
+    target: Path,
+    name: str = "",
+    patch: int | None = None,
+    noise_std: float | None = None,
+    data: str = "",
+) -> RunConfig:
+    """Write published weights as a model of this package.
+
+    How the weights were trained is unknown but for the noise: the optimizer, images and seed of
+    the config are defaults.
+
+    Args:
+        source: the published file.
+        target: model.safetensors to make.
+        name: the published name, if the file has another one now.
+        patch: pixels along one side of a patch, over the name; by default what shapes allow for
+            colour images, else grey ones.
+        noise_std: of the training noise, over the name; 0 is uniform noise.
+        data: the images that the model is to be scored on, checked against its shape; by default
+            the data set's name in the file's name, which may not be the name of images here.
+
+    Returns:
+        The config in the metadata of the target.
+
+    Raises:
+        UserError: if the file is not of plain finite weights, name, flags and shapes disagree,
+            neither name nor flag tells the noise, or the target exists.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists; remove it or name another folder")
+    named = parse_name(name or source.name)
+    if name and named is None:
+        raise UserError(f"'{name}' is not a published name like {_EXAMPLE}")
+    if noise_std is None:
+        if named is None:
+            raise UserError(
+                f"the name {source.name} does not tell the training noise, as {_EXAMPLE} does; "
+                "give --noise-std (0 for uniform noise), or --name with the published name"
+            )
+        noise_std = named.noise_std
+    state = read_state(source)
+    model = _model(state, patch or (named.patch if named else None))
+    if named:
+        for field in ("channels", "blocks", "layers"):
+            said, found = getattr(named, field), getattr(model, field)
+            if said != found:
+                raise UserError(f"the name says {said} {field}, the weights have {found}")
+    flow = build(model, state, where=str(source))
+    config = RunConfig(
+        model=model,
+        data=DataConfig(name=data or (named.data if named else "unknown")),
+        noise=NoiseConfig(std=noise_std) if noise_std else NoiseConfig(type="uniform"),
+        precision="float32",
+    )
+    if data:
+        config = resolve(config)
+    save_model(target, flow.state_dict(), config)
+    return config
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the float tensors of a state dict as float32, refusing a file that would run code.
+
+    Raises:
+        UserError: if the file cannot be read, holds anything but tensors, or values that are
+            not finite.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked:
+            raise UserError(
+                f"{path} is refused: it holds more than weights, and loading it would call "
+                f"{asked[1]}"
+            ) from None
+        raise UserError(f"{path} is not a file of weights saved by torch.save") from None
+    except Exception:  # a damaged file can raise anything
+        raise UserError(f"{path} is not a whole file of weights saved by torch.save") from None
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
+        raise UserError(f"{path} holds no state dict: published weights are a bare one")
+    state = {name: tensor.float() for name, tensor in loaded.items()}
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} has values that are not finite")
+    return state
+
+
+def _model(state: Mapping[str, Tensor], patch: int | None) -> ModelConfig:
+    """Infer the architecture; without patch, D = 3 patch^2 or patch^2, which are never both."""
+    projection = state.get("blocks.0.proj_in.weight")
+    image_channels = 3
+    if projection is not None and projection.ndim == 2:
+        token_dim = projection.shape[1]
+        if patch:
+            image_channels, rest = divmod(token_dim, patch**2)
+            if rest or image_channels not in (1, 3):
+                raise UserError(
+                    f"the weights have {token_dim} values a token, which patches of "
+                    f"{patch} x {patch} grey or colour pixels do not give"
+                )
+        elif math.isqrt(token_dim) ** 2 == token_dim:
+            image_channels = 1
+    return config_from_state(state, image_channels)

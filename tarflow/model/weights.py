@@ -1,0 +1,131 @@
+"""Models on disk: safetensors with the config in the metadata; official weights in.
+
+Legend: `T` tokens per image, `D` values per token, `C` channels.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tarflow.config import ModelConfig, RunConfig, from_dict, to_dict
+from tarflow.errors import UserError
+from tarflow.model.flow import TarFlow
+from tarflow.record import replacing
+from tarflow.storage import local_copy, locate
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
+    """Write the state dict of a flow and the config of its run, whole or not at all."""
+    write_tensors(path, state, {"config": json.dumps(to_dict(config))})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> int:
+    """Write a safetensors file, whole or not at all, and return its CRC-32.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from None  # a full disk, mostly
+        with temporary.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            return zlib.crc32(content)
+
+
+def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
+    """Read a model that `save_model` wrote: the flow on the CPU in eval mode, and its config.
+
+    Raises:
+        UserError: if the file is missing, broken, without a config, or of another model.
+    """
+    path = locate(path)
+    try:
+        with local_copy(path) as local, safe_open(local, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or 'no such file'}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}") from None
+    if "config" not in metadata:
+        raise UserError(f"{path} has no run config in its metadata; import foreign weights first")
+    try:
+        plain = json.loads(metadata["config"])
+    except json.JSONDecodeError:
+        raise UserError(f"the run config in the metadata of {path} is not JSON") from None
+    config = from_dict(RunConfig, plain, where=str(path))
+    return build(config.model, state, where=str(path)), config
+
+
+def build(config: ModelConfig, state: Mapping[str, Tensor], where: str = "weights") -> TarFlow:
+    """Make a flow in eval mode from the tensors of a state dict, without copying them.
+
+    The attention masks that published files carry are left out.
+
+    Raises:
+        UserError: if names or shapes are not those of the config.
+    """
+    with torch.device("meta"):
+        flow = TarFlow(config)
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
+    try:
+        flow.load_state_dict(kept, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{where} does not fit its config: {first}") from None
+    return flow.eval()
+
+
+def config_from_state(
+    state: Mapping[str, Tensor], image_channels: int = 3, head_dim: int = 64
+) -> ModelConfig:
+    """Infer the architecture from the shapes of a state dict with the published names.
+
+    Args:
+        state: of a flow; attention masks may be among it.
+        image_channels: shapes only tell channels times patch area.
+        head_dim: shapes do not tell; 64 in all published weights.
+
+    Raises:
+        UserError: if the names are not those of a TarFlow or the shapes contradict each other.
+    """
+    try:
+        tokens, channels = state["blocks.0.pos_embed"].shape
+        token_dim = state["blocks.0.proj_in.weight"].shape[1]
+        outputs = state["blocks.0.proj_out.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"these are not the weights of a TarFlow: no usable {error}") from None
+    side, patch = math.isqrt(tokens), math.isqrt(token_dim // image_channels)
+    if side**2 != tokens or image_channels * patch**2 != token_dim:
+        raise UserError(
+            f"{tokens} tokens of {token_dim} values are no square image with {image_channels} "
+            "channels; give the right image_channels"
+        )
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    first = "blocks.0.attn_blocks."
+    layers = {name.split(".")[3] for name in state if name.startswith(first)}
+    table = state.get("blocks.0.class_embed")
+    return ModelConfig(
+        image_size=side * patch,
+        image_channels=image_channels,
+        classes=0 if table is None else len(table),
+        patch=patch,
+        channels=channels,
+        blocks=len(blocks),
+        layers=len(layers),
+        head_dim=head_dim,
+        volume_preserving=outputs == token_dim,
+    )

@@ -1,0 +1,1 @@
+"""The training loop: one step, its state on disk, and what runs share."""

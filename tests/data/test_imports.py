@@ -1,0 +1,195 @@
+"""Imports of image sets from other layouts."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from image_files import noise_images, png
+from PIL import Image
+
+from tarflow import data
+from tarflow.config import DataConfig
+from tarflow.data import importing as imports
+from tarflow.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+def test_import_folder(tmp_path):
+    images = noise_images(5, size=8)
+    for number, image in enumerate(images):
+        name = ("cat", "dog")[number % 2]
+        path = tmp_path / "source" / ("val" if number == 4 else "train") / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+    target = tmp_path / "set"
+    assert imports.import_folder(tmp_path / "source", target, 8) == {"train": 4, "validation": 1}
+    config = DataConfig(name=str(target))
+    found = data.open_split(config, "validation")
+    np.testing.assert_array_equal(found.pixels[0], images[4].transpose(2, 0, 1))
+    assert (found.labels.tolist(), found.classes) == ([0], 2)
+    with pytest.raises(UserError, match="exists"):
+        imports.import_folder(tmp_path / "source", target, 8)
+
+    (tmp_path / "source/train/dog/1.png").write_bytes(png(images[0])[:-40])
+    with pytest.raises(UserError, match=r"dog/1\.png cannot be decoded"):
+        imports.import_folder(tmp_path / "source", tmp_path / "other", 8)
+    assert not list(tmp_path.glob("*other*"))
+    with pytest.raises(UserError, match="holds no images"):
+        imports.import_folder(target, tmp_path / "other", 8)
+
+
+def test_fit_resizes_the_shorter_side_and_cuts_the_centre():
+    ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 120 wide, 60 high
+    fitted = np.asarray(imports.fit(Image.fromarray(ramp), 30))
+    assert fitted.shape == (30, 30)
+    # The middle half of the ramp, 60..178, at half the resolution.
+    np.testing.assert_allclose(fitted[0], 61 + 4 * np.arange(30), atol=1)
+
+
+def test_import_npz(tmp_path):
+    images = noise_images(24, size=4).transpose(0, 3, 1, 2)
+    (tmp_path / "source").mkdir()
+    for name, part in {"train_data_batch_10": [2, 3], "train_data_batch_2": [0, 1]}.items():
+        rows = np.concatenate([images[8 * part[0] // 2 : 8 * part[0] // 2 + 8]]).reshape(8, -1)
+        np.savez(tmp_path / f"source/{name}.npz", data=rows, labels=np.arange(1, 9))
+    np.savez(tmp_path / "source/val_data.npz", data=images[16:].reshape(8, -1), labels=[1000] * 8)
+    counts = imports.import_npz(tmp_path / "source", tmp_path / "set")
+    assert counts == {"train": 16, "test": 8}
+    table = pq.read_table(tmp_path / "set/train-00000.parquet")
+    assert table["label"].to_pylist() == [*range(8), *range(8)]
+    first = np.asarray(Image.open(io.BytesIO(table["image"][0].as_py()["bytes"])))
+    np.testing.assert_array_equal(first, images[0].transpose(1, 2, 0))
+    test = data.open_split(DataConfig(name=str(tmp_path / "set")), "test")
+    np.testing.assert_array_equal(test.pixels, images[16:])
+
+    np.savez(tmp_path / "wrong.npz", data=np.array([{}], object), labels=[1])
+    with pytest.raises(UserError, match="is not an ImageNet64 batch"):
+        imports.import_npz(tmp_path / "wrong.npz", tmp_path / "other")
+
+
+def python2_pickle(value):
+    """Pickle as Python 2 did, protocol 2: byte strings are STRING, arrays numpy.core's."""
+
+    def put(value):
+        if isinstance(value, bytes):
+            return b"T" + len(value).to_bytes(4, "little") + value
+        if isinstance(value, bool):
+            return b"\x88" if value else b"\x89"
+        if isinstance(value, int):
+            return b"J" + value.to_bytes(4, "little", signed=True)
+        if value is None:
+            return b"N"
+        if isinstance(value, tuple):
+            return b"(" + b"".join(map(put, value)) + b"t"
+        if isinstance(value, list):
+            return b"](" + b"".join(map(put, value)) + b"e"
+        if isinstance(value, dict):
+            return b"}(" + b"".join(put(part) for pair in value.items() for part in pair) + b"u"
+        make = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + put((0,)) + put(b"b")
+        kind = b"cnumpy\ndtype\n" + put((b"u1", 0, 1)) + b"R"
+        kind += put((3, b"|", None, None, None, -1, -1, 0)) + b"b"
+        state = put(1) + put(value.shape) + kind + put(False) + put(value.tobytes())
+        return make + b"tR(" + state + b"tb"
+
+    return b"\x80\x02" + put(value) + b"."
+
+
+def write_cifar10(folder, images):
+    folder.mkdir()
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for name, part in zip(names, np.split(rows, 6), strict=True):
+        labels = [number % 10 for number in range(len(part))]
+        batch = {b"batch_label": name.encode(), b"labels": labels, b"data": part}
+        (folder / name).write_bytes(python2_pickle(batch))
+    classes = [b"class %d" % number for number in range(10)]
+    (folder / "batches.meta").write_bytes(python2_pickle({b"label_names": classes}))
+
+
+def test_import_cifar10(tmp_path):
+    images = noise_images(240, size=32)
+    write_cifar10(tmp_path / "cifar", images)
+    counts = imports.import_cifar(tmp_path / "cifar", tmp_path / "set")
+    assert counts == {"train": 200, "test": 40}
+    config = DataConfig(name=str(tmp_path / "set"))
+    test = data.open_split(config, "test")
+    np.testing.assert_array_equal(test.pixels, images[200:].transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(test.labels, np.arange(40) % 10)
+    described = data.describe(config)
+    assert (described.classes, described.train + described.validation) == (10, 200)
+    assert described.validation > 0
+
+
+def test_import_cifar100(tmp_path):
+    images = noise_images(3, size=32)
+    rows = images.transpose(0, 3, 1, 2).reshape(3, -1)
+    (tmp_path / "cifar").mkdir()
+    for name in ("train", "test"):
+        batch = {b"fine_labels": [99, 0, 5], b"coarse_labels": [1, 1, 1], b"data": rows}
+        (tmp_path / "cifar" / name).write_bytes(python2_pickle(batch))
+    names = {b"fine_label_names": [b"name %d" % number for number in range(100)]}
+    (tmp_path / "cifar/meta").write_bytes(python2_pickle(names))
+    imports.import_cifar(tmp_path / "cifar", tmp_path / "set")
+    test = data.open_split(DataConfig(name=str(tmp_path / "set")), "test")
+    assert (test.labels.tolist(), test.classes) == ([99, 0, 5], 100)
+    np.testing.assert_array_equal(test.pixels, images.transpose(0, 3, 1, 2))
+
+
+def test_import_cifar_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "run"),))
+
+    write_cifar10(tmp_path / "cifar", noise_images(6, size=32))
+    for payload, reason in {
+        pickle.dumps({b"data": Evil()}, protocol=2): "it asks for",
+        b"cbuiltins\neval\n(S'1'\ntR.": "it asks for",
+        b"cnumpy\nload\n.": "it asks for numpy.load",
+        b"cnumpy\ndtype\n" + b"(T\x01\0\0\0OtR.": "array of type",
+        b"\x80\x02}": "is not a CIFAR batch",
+        b"N.": "is not a CIFAR batch",
+    }.items():
+        (tmp_path / "cifar/data_batch_3").write_bytes(payload)
+        with pytest.raises(UserError, match=reason):
+            imports.import_cifar(tmp_path / "cifar", tmp_path / "set")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "set").exists()
+
+
+def test_example_prints_what_it_says():
+    script = Path(__file__).parents[2] / "examples" / "import_folder.py"
+    printed = subprocess.check_output([sys.executable, script], text=True)
+    assert printed.strip() in script.read_text()
+    assert "10 classes" in printed
+
+
+def test_import_hub_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        imports.import_hub("mnist", tmp_path / "set", 8)
+
+
+def test_import_hub_reads_a_local_folder(tmp_path):
+    pytest.importorskip("datasets")
+    images = noise_images(6, size=8)
+    for number, image in enumerate(images):
+        split = ("train", "test")[number // 4]
+        path = tmp_path / "source" / split / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+    counts = imports.import_hub(str(tmp_path / "source"), tmp_path / "set", 8)
+    assert counts == {"train": 4, "test": 2}
+    test = data.open_split(DataConfig(name=str(tmp_path / "set")), "test")
+    assert sorted(test.labels.tolist()) == [0, 1]
+    assert {image.tobytes() for image in test.pixels} == {
+        image.transpose(2, 0, 1).tobytes() for image in images[4:]
+    }
+    with pytest.raises(UserError, match="cannot load"):
+        imports.import_hub(str(tmp_path / "nowhere"), tmp_path / "other", 8)

@@ -1,0 +1,123 @@
+"""The check of a model passes on right ones and fails on every way of being wrong."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tarflow.__main__ import main
+from tarflow.config import DataConfig, NoiseConfig, RunConfig
+from tarflow.evaluate import verify as verifying
+from tarflow.evaluate.verify import verify
+from tarflow.model.flow import FlowBlock, TarFlow
+from tarflow.model.weights import save_model
+
+GAUSSIAN = NoiseConfig(std=0.1)
+
+
+@pytest.fixture
+def failures(random_flow):
+    """Verify a random flow and name the checks it fails."""
+
+    def fail(flow=None, **fields):
+        flow = flow or random_flow(torch.float32, classes=3, **fields)
+        rng = torch.Generator().manual_seed(0)
+        config = flow.config
+        shape = (3, config.image_channels, config.image_size, config.image_size)
+        images = 0.5 * torch.randn(shape, generator=rng)
+        checks = list(verify(flow, images, torch.tensor([2, 0, -1]), GAUSSIAN))
+        assert len(checks) in (1, 2 * config.blocks + 4)
+        return {check.name for check in checks if not check.passed}
+
+    return fail
+
+
+@pytest.mark.parametrize("jacobian", [verifying.JACOBIAN, 24])  # whole images; 3 of 16 tokens
+@pytest.mark.parametrize("volume_preserving", [False, True])
+def test_right_flows_pass(failures, monkeypatch, jacobian, volume_preserving):
+    monkeypatch.setattr(verifying, "JACOBIAN", jacobian)
+    assert failures(volume_preserving=volume_preserving) == set()
+
+
+def test_attention_that_sees_the_future_is_found(failures, monkeypatch):
+    attend = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda query, key, value, *_, **__: attend(query, key, value),
+    )
+    assert failures() >= {f"block {index} causality" for index in range(3)}
+
+
+@pytest.mark.parametrize("place", [0, 7, 14])
+def test_a_leak_between_any_two_neighbours_is_found(failures, monkeypatch, place):
+    forward = FlowBlock.forward
+
+    def leaky(block, tokens, labels=None):
+        mapped, logdet = forward(block, tokens, labels)
+        ordered, source = block.order(mapped).clone(), block.order(tokens)
+        ordered[:, place] += 1e-6 * source[:, place + 1].detach()  # autograd does not see it
+        return block.order(ordered), logdet
+
+    monkeypatch.setattr(FlowBlock, "forward", leaky)
+    assert failures() >= {f"block {index} causality" for index in range(3)}
+
+
+@pytest.mark.parametrize("jacobian", [verifying.JACOBIAN, 24])
+def test_a_wrong_log_determinant_of_a_block_is_found(failures, monkeypatch, jacobian):
+    monkeypatch.setattr(verifying, "JACOBIAN", jacobian)
+    forward = FlowBlock.forward
+
+    def wrong(block, tokens, labels=None):
+        mapped, logdet = forward(block, tokens, labels)
+        return mapped, logdet * (1 + 1e-6 * block.backwards)
+
+    monkeypatch.setattr(FlowBlock, "forward", wrong)
+    found = failures()
+    assert "block 1 log-determinant" in found
+    assert not found & {"block 0 log-determinant", "block 2 log-determinant"}
+
+
+@pytest.mark.parametrize("jacobian", [verifying.JACOBIAN, 24])
+def test_a_wrong_log_determinant_of_the_flow_is_found(failures, monkeypatch, jacobian):
+    monkeypatch.setattr(verifying, "JACOBIAN", jacobian)
+    forward = TarFlow.forward
+
+    def wrong(flow, images, labels=None):
+        latents, logdet = forward(flow, images, labels)
+        return latents, logdet + 1e-2
+
+    monkeypatch.setattr(TarFlow, "forward", wrong)
+    assert failures() == {"flow log-determinant", "arithmetic of the likelihood"}
+
+
+def test_a_wrong_inverse_is_found(failures, monkeypatch):
+    invert = verifying.invert
+    monkeypatch.setattr(verifying, "invert", lambda *given: invert(*given) + 0.011)
+    assert failures() == {"round trip"}
+
+
+def test_lost_precision_is_found(failures, random_flow):
+    """Weights of this size leave nothing of float32's digits."""
+    flow = random_flow(torch.float32, classes=3)
+    with torch.no_grad():
+        for block in flow.blocks:
+            block.proj_out.weight.mul_(40)
+    assert failures(flow) & {"arithmetic of the likelihood", "round trip"}
+
+
+def test_the_command_prints_a_table_and_fails_on_a_weight_that_is_no_number(
+    tmp_path, random_flow, capsys
+):
+    flow = random_flow(torch.float32, classes=3)
+    path = tmp_path / "model.safetensors"
+    config = RunConfig(model=flow.config, noise=GAUSSIAN, data=DataConfig(name="elsewhere"))
+    save_model(path, flow.state_dict(), config)
+    assert main(["check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("pass") == 10
+    assert "FAIL" not in printed
+    with torch.no_grad():
+        flow.blocks[1].proj_out.bias[2] = float("nan")
+    save_model(path, flow.state_dict(), config)
+    assert main(["check", str(path)]) == 1
+    assert "FAIL" in capsys.readouterr().out
