@@ -42,7 +42,7 @@ from tarflow.device import choose_device, describe_device, synchronize
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import normal_per_image
 from tarflow.model.weights import load_model
-from tarflow.run import resolve, run
+from tarflow.run import resolve_config, run
 from tarflow.sample.calibration import calibrate, calibration_images
 from tarflow.sample.coefficients import Coefficients
 from tarflow.sample.inverse import invert
@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
 
 def trained() -> Path:
     """Return the checkpoint of `TRAINED`, after training it if it is not there."""
-    config = replace(resolve(TRAINED), precision="float32")
+    config = replace(resolve_config(TRAINED), precision="float32")
     folder = cache_folder() / "benchmarks" / "leaves-256-tokens"
     if not (folder / "result.json").exists():
         print(f"training {config.images // config.batch} steps first, into {folder}")

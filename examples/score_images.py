@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from tarflow.data.images import open_split
+from tarflow.evaluate.held_out import training_reference
 from tarflow.evaluate.scoring import score
-from tarflow.model.likelihood import training_reference
 from tarflow.model.weights import load_model
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sweeps.study import Planned
 from tarflow.record import read_json
+from tarflow.train.checkpoint import checkpoint_name, remove_checkpoints, saved_images
 from tarflow.train.schedule import shared_images
-from tarflow.train.state_files import name_of, remove_states, saved_images
 from tarflow.train.trunk import any_length, trunk_folder
 
 
@@ -33,7 +33,7 @@ def starts(todo: Sequence[Planned], out: Path) -> dict[str, Start]:
         for index, run in enumerate(family):
             own = out / "runs" / run.run_id / "state"
             if states := saved_images(own):
-                facts = read_json(own / f"{name_of(states[-1])}.json") or {}
+                facts = read_json(own / f"{checkpoint_name(states[-1])}.json") or {}
                 start = Start(states[-1], facts.get("inherited", 0))
             else:
                 point = shared_images(run.config) if run.trunk else 0
@@ -76,6 +76,6 @@ def tidy(runs: Iterable[Planned], done: Collection[str], out: Path) -> None:
     for family in families(run for run in runs if run.trunk):
         folder = trunk_folder(family[0].config, out)
         if all(run.run_id in done for run in family):
-            remove_states(folder)
+            remove_checkpoints(folder)
     if (out / "trunks").exists() and not any((out / "trunks").iterdir()):
         (out / "trunks").rmdir()

@@ -24,7 +24,7 @@ from sweeps.trainable import Report, carry_out
 from sweeps.watch import Watch
 from tarflow.errors import UserError
 from tarflow.record import read_result
-from tarflow.train.preemption import listen
+from tarflow.train.preemption import defer_sigterm
 
 
 class TogetherBackend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -33,7 +33,7 @@ class TogetherBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Set up the workers, each in its main thread."""
         super().on_start(worker_group, backend_config)
-        worker_group.execute(listen)
+        worker_group.execute(defer_sigterm)
 
 
 class Together(TorchConfig):

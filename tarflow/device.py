@@ -7,19 +7,15 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import ACCELERATORS
 from tarflow.errors import UserError
 
-Replay = Callable[[], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 CONTAINER_LIMITS = (  # of memory, in bytes: control groups of version 2 and 1
     Path("/sys/fs/cgroup/memory.max"),
@@ -158,75 +154,3 @@ def check_compiler() -> None:
         raise UserError(
             "execution.compile needs a C compiler on this machine: install gcc, or set it to false"
         )
-
-
-def replays(device: torch.device) -> bool:
-    """Tell whether work can be recorded on a device."""
-    return device.type == "cuda"
-
-
-def recorded(work: Callable[[], None], device: torch.device, pool: Any = None) -> Replay:
-    """Do some work once, and return what does it again, on the same memory, as a single launch.
-
-    The host needs some microseconds for each operation, an accelerator often fewer: a replayed
-    graph costs one launch however many operations the work has.
-
-    Args:
-        work: of fixed shapes, which never waits for the device.
-        device: that it runs on.
-        pool: memory that recordings share which are never replayed at the same time.
-    """
-    side = torch.cuda.Stream(device)  # libraries must have been set up before the capture
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # "thread_local" as another thread may be copying a state to the host
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        work()
-    return graph.replay
-
-
-def memory_pool(device: torch.device) -> Any:
-    """Return an empty pool of memory for recordings."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-
-
-class Recorder:
-    """A function of tensors that is recorded at its first call with some shapes, then replayed.
-
-    It gives nothing back, but writes to tensors that outlive it.
-    """
-
-    def __init__(
-        self, function: Callable[..., None], device: torch.device, pool: Any = None
-    ) -> None:
-        """Take the function; `pool` as for `recorded`."""
-        self.function, self.device, self.pool = function, device, pool
-        self._made: dict[tuple[Any, ...], tuple[list[Tensor | None], Replay]] = {}
-
-    def __call__(self, *arguments: Tensor | None) -> None:
-        """Call the function with these values."""
-        shapes = tuple(None if each is None else each.shape for each in arguments)
-        if shapes not in self._made:
-            held = [None if each is None else each.clone() for each in arguments]
-            again = recorded(partial(self.function, *held), self.device, self.pool)
-            self._made[shapes] = held, again
-            return
-        held, again = self._made[shapes]
-        for kept, given in zip(held, arguments, strict=True):
-            if kept is not None and given is not None:
-                kept.copy_(given)
-        again()
-
-
-def repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
-    """Call a step of fixed shapes several times; where it can be recorded, it is."""
-    if not replays(device) or times < 3:
-        for _ in range(times):
-            step()
-        return
-    again = recorded(step, device)
-    for _ in range(times - 1):
-        again()

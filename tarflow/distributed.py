@@ -20,7 +20,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tarflow import cost
 from tarflow.config import RunConfig
-from tarflow.device import memory_bytes, replays
+from tarflow.cuda_graph import supports_cuda_graphs
+from tarflow.device import memory_bytes
 from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
 
@@ -58,7 +59,7 @@ def process_group() -> Iterator[None]:
             time.sleep(0.2)
 
 
-def share(batch: int) -> slice:
+def batch_slice(batch: int) -> slice:
     """Return this worker's part of a global batch.
 
     Raises:
@@ -66,16 +67,16 @@ def share(batch: int) -> slice:
     """
     if batch % world_size():
         raise UserError(f"batch {batch} is not a multiple of the {world_size()} workers")
-    return portion(batch)
+    return local_slice(batch)
 
 
-def portion(count: int) -> slice:
+def local_slice(count: int) -> slice:
     """Return this worker's part of so many items; the parts are in the order of the workers."""
     first, last = (-(-count * each // world_size()) for each in (rank(), rank() + 1))
     return slice(first, last)
 
 
-def concatenated(rows: Tensor, device: torch.device) -> Tensor:
+def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
     """Join the rows of all workers, in their order, for each of them.
 
     Args:
@@ -148,35 +149,35 @@ def divide(flow: nn.Module, device: torch.device, precision: str) -> None:
 
 def replayed(flow: TarFlow) -> bool:
     """Tell whether the steps of a flow are recorded: on accelerators, unless it is divided."""
-    return replays(flow.var.device) and not isinstance(flow, FSDPModule)
+    return supports_cuda_graphs(flow.var.device) and not isinstance(flow, FSDPModule)
 
 
-def part(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """Return what this worker holds of a tensor; they share memory."""
     held: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return held.detach()
 
 
 @torch.no_grad()
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return all of a tensor; if it is divided, every worker must call this."""
     gathered: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return gathered.detach()
 
 
-def fill(tensor: Tensor, given: Tensor | None) -> None:
+def scatter(tensor: Tensor, given: Tensor | None) -> None:
     """Fill a tensor, or each worker's part of it, from the whole that the first worker gives."""
-    held = part(tensor)
+    held = local_shard(tensor)
     sent = held.new_empty(tensor.shape) if given is None else given.to(held)
     if world_size() > 1:
         dist.broadcast(sent, 0)
     if isinstance(tensor, DTensor):
         mesh, placements = tensor.device_mesh, tensor.placements
-        sent = part(distribute_tensor(sent, mesh, placements, src_data_rank=None))
+        sent = local_shard(distribute_tensor(sent, mesh, placements, src_data_rank=None))
     held.copy_(sent)
 
 
-def from_first(value: Any, device: torch.device) -> Any:
+def broadcast(value: Any, device: torch.device) -> Any:
     """Return the first worker's value, which JSON can hold."""
     if world_size() == 1:
         return value
@@ -188,7 +189,7 @@ def from_first(value: Any, device: torch.device) -> Any:
     return json.loads(bytes(sent.cpu().numpy()))
 
 
-def joined_gradients(flow: TarFlow) -> Tensor | None:
+def flatten_gradients(flow: TarFlow) -> Tensor | None:
     """Give every parameter a gradient of zeros, and return the memory that holds them all.
 
     Returns:
@@ -205,8 +206,8 @@ def joined_gradients(flow: TarFlow) -> Tensor | None:
     return whole
 
 
-def average(gradients: Tensor) -> None:
-    """Average what `joined_gradients` gave over the workers, in place."""
+def average_gradients(gradients: Tensor) -> None:
+    """Average what `flatten_gradients` gave over the workers, in place."""
     if world_size() > 1:
         dist.all_reduce(gradients)
         gradients /= world_size()
@@ -215,7 +216,7 @@ def average(gradients: Tensor) -> None:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients, the same on every worker."""
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return whole(norm)
+    return full_tensor(norm)
 
 
 def mean(value: Tensor) -> Tensor:

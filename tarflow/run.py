@@ -16,9 +16,8 @@ from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
 from tarflow.evaluate.evaluation import evaluate_samples
 from tarflow.evaluate.features import find_extractor
+from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
 from tarflow.identity import run_id
-from tarflow.model import likelihood
-from tarflow.model.likelihood import Likelihood
 from tarflow.model.weights import build, save_model
 from tarflow.record import (
     CURVE,
@@ -29,15 +28,15 @@ from tarflow.record import (
     write_table,
     write_text,
 )
+from tarflow.train.checkpoint import remove_checkpoint
 from tarflow.train.loop import Report, train
 from tarflow.train.schedule import shared_images
 from tarflow.train.state import forget_states
-from tarflow.train.state_files import remove_state
 from tarflow.train.step import Diverged
 from tarflow.train.trunk import Trunk
 
 
-def resolve(config: RunConfig) -> RunConfig:
+def resolve_config(config: RunConfig) -> RunConfig:
     """Fill in what depends on the data and the machine, so that the run has a name.
 
     Raises:
@@ -96,7 +95,7 @@ def run(
         save_model(folder / "model.safetensors", state.average, config)
     flow = build(config.model, state.average).to(device).requires_grad_(False)
     evaluating = time.perf_counter()
-    scores = likelihood.evaluate(flow, config)
+    scores = held_out_likelihood(flow, config)
     evaluations = []
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
@@ -129,7 +128,7 @@ def run(
     write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
     forget_states(folder)
     if trunk:  # nobody else branches off there
-        remove_state(trunk.folder, shared_images(config))
+        remove_checkpoint(trunk.folder, shared_images(config))
     return row
 
 

@@ -261,16 +261,16 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
 
 NOTING = """
 import threading, time
-from tarflow.train.preemption import listen, notice
+from tarflow.train.preemption import defer_sigterm, catch_sigterm
 
 def work():
-    with notice() as told:
+    with catch_sigterm() as stop_requested:
         print("begun", flush=True)
         told.wait()
         time.sleep(0.5)
         print("saved", flush=True)
 
-listen()
+defer_sigterm()
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
 thread.join()

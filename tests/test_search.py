@@ -40,7 +40,7 @@ from tarflow.identity import HALVES, WHOLE, run_id, setting_id
 from tarflow.model.noise import to_pixels
 from tarflow.model.weights import save_model
 from tarflow.record import read_table, write_json
-from tarflow.run import resolve as resolve_run
+from tarflow.run import resolve_config
 from tarflow.sample.sampling import sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -124,7 +124,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
         assert len(values) == 3
         assert set(values) == set(kids)
 
-    best = resolve_run(read_yaml(RunConfig, out / "best.yaml"))
+    best = resolve_config(read_yaml(RunConfig, out / "best.yaml"))
     assert run_id(best) not in runs
     assert best.images in {4 * row["images"] for row in runs.values()}
     words = (out / "best.yaml").read_text()

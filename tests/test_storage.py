@@ -27,10 +27,9 @@ from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model, save_model
 from tarflow.storage import Remote, locate
-from tarflow.train.checkpoint import load_state, save_state
+from tarflow.train.checkpoint import load_state, remove_checkpoints, save_state
 from tarflow.train.loop import train
 from tarflow.train.schedule import shared_images
-from tarflow.train.state_files import remove_states
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 ROW = {"run_id": "0123456789", "label": "w64", "role": "grid", "status": "done"}
@@ -124,7 +123,7 @@ def test_what_a_run_leaves_comes_back(bucket, random_flow):
     newest.write_bytes(newest.read_bytes()[:-1])
     tensors, facts = load_state(folder / "state")
     assert (facts["images"], tensors["x"].tolist()) == (128, [128, 128, 128])
-    remove_states(folder / "state")
+    remove_checkpoints(folder / "state")
     assert load_state(folder / "state") is None
 
 

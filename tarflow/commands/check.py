@@ -28,11 +28,11 @@ def check(
 
     from tarflow import data
     from tarflow.device import choose_device
+    from tarflow.evaluate.held_out import noised_batches
     from tarflow.evaluate.verify import verify
-    from tarflow.model.likelihood import noised_batches
     from tarflow.model.noise import normal_per_image
     from tarflow.model.weights import load_model
-    from tarflow.run import resolve
+    from tarflow.run import resolve_config
     from tarflow.sample.inverse import invert
 
     if count < 1:
@@ -41,7 +41,7 @@ def check(
     flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
     device, model = flow.var.device, config.model
     try:
-        held_out = data.open_split(resolve(config).data, "validation")
+        held_out = data.open_split(resolve_config(config).data, "validation")
         chosen = np.arange(min(count, len(held_out)))
         parts = noised_batches(held_out, chosen, config, flow, "held-out 0", count)
         _, labels, images = next(parts)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from tarflow.errors import UserError
+
 
 def convert(
     source: Annotated[Path, tyro.conf.Positional],
@@ -29,10 +31,17 @@ def convert(
             does not say; 0 for uniform noise.
         data: images to evaluate on, as in the config of a run.
     """
-    from tarflow.model import official
+    from tarflow.model.official import read_official
+    from tarflow.model.weights import save_model
+    from tarflow.run import resolve_config
 
     target = out / "model.safetensors"
-    config = official.convert(source, target, name, patch, noise_std, data)
+    if target.exists():
+        raise UserError(f"{target} exists; remove it or name another folder")
+    flow, config = read_official(source, name, patch, noise_std, data)
+    if data:
+        config = resolve_config(config)
+    save_model(target, flow.state_dict(), config)
     model = config.model
     labels = f"{model.classes} classes" if model.classes else "no classes"
     noise = f"Gaussian, std {config.noise.std}" if config.noise.type == "gaussian" else "uniform"

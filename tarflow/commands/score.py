@@ -67,11 +67,11 @@ def score(
     from tarflow.data.pictures import read_pictures
     from tarflow.device import choose_device
     from tarflow.evaluate import scoring
-    from tarflow.model.likelihood import training_reference
+    from tarflow.evaluate.held_out import training_reference
     from tarflow.model.noise import unit
     from tarflow.model.weights import load_model
     from tarflow.record import write_table
-    from tarflow.run import resolve
+    from tarflow.run import resolve_config
     from tarflow.sample.sampling import image_grid
 
     if draws < 1:
@@ -80,7 +80,7 @@ def score(
     flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
     missing = ""
     try:
-        config = resolve(config)
+        config = resolve_config(config)
     except UserError as error:
         missing = str(error)
     if images:

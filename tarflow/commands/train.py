@@ -27,11 +27,11 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from rich.console import Console
 
     from tarflow import distributed
-    from tarflow.run import resolve, run
+    from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
     console = Console(stderr=True, highlight=False)
-    chosen = resolve(read_yaml(RunConfig, locate(config)))
+    chosen = resolve_config(read_yaml(RunConfig, locate(config)))
     folder = locate(out) if out else Path("runs") / run_id(chosen)
 
     def report(progress: dict[str, Any]) -> None:

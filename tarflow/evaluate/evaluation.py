@@ -16,9 +16,9 @@ from tarflow.config import RunConfig, SamplerConfig, from_dict, to_dict
 from tarflow.device import choose_device
 from tarflow.evaluate import metrics
 from tarflow.evaluate.features import Extractor, features, find_extractor
+from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.evaluate.reference import cached_features
 from tarflow.identity import HALVES, WHOLE, run_id, setting_id
-from tarflow.model import likelihood
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.model.weights import load_model
@@ -101,7 +101,7 @@ def score_checkpoint(checkpoint: Path, flow: TarFlow, config: RunConfig) -> dict
     wanted = config.evaluation
     name = _name(_digest(checkpoint), wanted.split, wanted.draws, wanted.decoder_images)
     path = checkpoint.parent / "likelihood" / f"{name}.json"
-    return _once(path, lambda: likelihood.evaluate(flow, config).columns())
+    return _once(path, lambda: held_out_likelihood(flow, config).columns())
 
 
 def evaluate_samples(
@@ -133,17 +133,17 @@ def evaluate_samples(
     start = time.perf_counter()
     count, batch = evaluation.samples, BATCH
     plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
-    plan = from_dict(Plan, distributed.from_first(to_dict(plan), device))
-    mine = distributed.portion(count)
+    plan = from_dict(Plan, distributed.broadcast(to_dict(plan), device))
+    mine = distributed.local_slice(count)
     drawn = sample(
         flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan, part=mine
     )
     seconds = time.perf_counter() - start
     mishaps = torch.tensor([[drawn.redrawn, drawn.lost]])
-    redrawn, lost = distributed.concatenated(mishaps, device).sum(0).tolist()
-    shown = distributed.concatenated(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
+    redrawn, lost = distributed.gather_rows(mishaps, device).sum(0).tolist()
+    shown = distributed.gather_rows(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
     described = torch.from_numpy(features(to_pixels(drawn.images), extractor))
-    made = distributed.concatenated(described, device).numpy()
+    made = distributed.gather_rows(described, device).numpy()
     if distributed.rank():
         return []
     if picture:

@@ -23,15 +23,14 @@ from torch import Tensor
 from tarflow import data
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.evaluate.held_out import Reference, noised_batches
 from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import (
     HALF_LN_2PI,
-    Reference,
     bound_bpd,
     dequantised_bpd,
     images_at_a_time,
     log_density,
-    noised_batches,
 )
 from tarflow.record import SCHEMA_VERSION
 

@@ -102,13 +102,13 @@ def causality(name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | None
     """
     last = tokens.shape[1] - 1
     tried = last if last < ALL_PLACES else SOME_PLACES
-    before = block.order(block(tokens, labels)[0])
-    given = block.order(tokens)
+    before = block.permute(block(tokens, labels)[0])
+    given = block.permute(tokens)
     others = given.roll(1, 1) + 1
     worst = 0.0
     for place in torch.linspace(0, last - 1, tried).round().long().tolist():
         changed = torch.cat([given[:, : place + 1], others[:, place + 1 :]], 1)
-        after = block.order(block(block.order(changed), labels)[0])
+        after = block.permute(block(block.permute(changed), labels)[0])
         moved = (after - before)[:, : place + 1].abs().max().item()
         worst = max(worst, moved if math.isfinite(moved) else math.inf)
     how = f"change of outputs with later tokens, after {tried} of {last} places"
@@ -133,7 +133,7 @@ def block_log_determinant(
     kept = min(count, max(2, JACOBIAN // dims))
 
     def cut(values: Tensor) -> Tensor:
-        return block.order(block.order(values)[:, :kept])
+        return block.permute(block.permute(values)[:, :kept])
 
     short = copy.deepcopy(block)
     short.pos_embed = nn.Parameter(cut(block.pos_embed[None])[0], requires_grad=False)

@@ -148,7 +148,7 @@ class FlowBlock(nn.Module):
         self.proj_out = nn.Linear(config.channels, outputs)
         nn.init.zeros_(self.proj_out.weight)  # the bias is not zeroed, as published
 
-    def order(self, tokens: Tensor) -> Tensor:
+    def permute(self, tokens: Tensor) -> Tensor:
         """Take (B, T, ...) from raster order to the order of this block, or back."""
         return tokens.flip(1) if self.backwards else tokens
 
@@ -157,7 +157,7 @@ class FlowBlock(nn.Module):
 
         A dropped label (-1; `None` for the whole batch) is the mean of the class table.
         """
-        position = self.order(self.pos_embed[None])
+        position = self.permute(self.pos_embed[None])
         if self.class_embed is None:
             return position
         mean = self.class_embed.mean(0, keepdim=True)
@@ -208,14 +208,14 @@ class FlowBlock(nn.Module):
         Returns:
             Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
         """
-        tokens = self.order(tokens)
+        tokens = self.permute(tokens)
         if self.fused and not self.volume_preserving and torch.is_grad_enabled():
             return fused_affine(tokens, self.output(tokens, labels), self.backwards)
         log_scale, shift = self.coefficients(tokens, labels)
         log_scale, shift = log_scale[:, :-1], shift[:, :-1]
         rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
         logdet = -log_scale.sum((1, 2)) / tokens[0].numel()
-        return self.order(torch.cat([tokens[:, :1], rest], 1)), logdet
+        return self.permute(torch.cat([tokens[:, :1], rest], 1)), logdet
 
 
 class TarFlow(nn.Module):
@@ -256,7 +256,7 @@ class TarFlow(nn.Module):
         return steps
 
     @torch.no_grad()
-    def follow(self, square: Tensor) -> None:
+    def update_prior_variance(self, square: Tensor) -> None:
         """Move `var` a tenth of the way to the mean square (T, D) of a batch's latents.
 
         The published code does so in each forward pass of a flow that preserves volume.

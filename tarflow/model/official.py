@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tarflow.config import DataConfig, ModelConfig, NoiseConfig, RunConfig
 from tarflow.errors import UserError
-from tarflow.model.weights import build, config_from_state, save_model
-from tarflow.run import resolve
+from tarflow.model.flow import TarFlow
+from tarflow.model.weights import build, config_from_state
 
 _NAME = re.compile(
     r"(?P<data>.+)_model_(?P<patch>\d+)_(?P<channels>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)"
@@ -60,38 +60,32 @@ def parse_name(name: str) -> Named | None:
     )
 
 
-def convert(
+def read_official(
     source: Path,
-    target: Path,
     name: str = "",
     patch: int | None = None,
     noise_std: float | None = None,
     data: str = "",
-) -> RunConfig:
-    """Write published weights as a model of this package.
+) -> tuple[TarFlow, RunConfig]:
+    """Read published weights as a flow, and infer the config of its run.
 
-    How the weights were trained is unknown but for the noise: the optimizer, images and seed of
-    the config are defaults.
+    How the weights were trained is unknown except for the noise: the optimizer, the number of
+    images and the seed of the config are defaults.
 
     Args:
-        source: the published file.
-        target: model.safetensors to make.
-        name: the published name, if the file has another one now.
-        patch: pixels along one side of a patch, over the name; by default what shapes allow for
-            colour images, else grey ones.
-        noise_std: of the training noise, over the name; 0 is uniform noise.
-        data: the images that the model is to be scored on, checked against its shape; by default
-            the data set's name in the file's name, which may not be the name of images here.
-
-    Returns:
-        The config in the metadata of the target.
+        source: Published file.
+        name: Published name, if the file has been renamed.
+        patch: Pixels along one side of a patch; overrides the name. By default the largest that
+            the shapes allow for colour images, or else for grey ones.
+        noise_std: Standard deviation of the training noise, 0 for uniform noise; overrides the
+            name.
+        data: Images to score the model on; by default the data set in the file's name, which may
+            not be the name of images here.
 
     Raises:
-        UserError: if the file is not of plain finite weights, name, flags and shapes disagree,
-            neither name nor flag tells the noise, or the target exists.
+        UserError: If the file does not hold plain finite weights; if name, flags and shapes
+            disagree; or if neither name nor flag tells the noise.
     """
-    if target.exists():
-        raise UserError(f"{target} exists; remove it or name another folder")
     named = parse_name(name or source.name)
     if name and named is None:
         raise UserError(f"'{name}' is not a published name like {_EXAMPLE}")
@@ -106,20 +100,16 @@ def convert(
     model = _model(state, patch or (named.patch if named else None))
     if named:
         for field in ("channels", "blocks", "layers"):
-            said, found = getattr(named, field), getattr(model, field)
-            if said != found:
-                raise UserError(f"the name says {said} {field}, the weights have {found}")
-    flow = build(model, state, where=str(source))
+            expected, found = getattr(named, field), getattr(model, field)
+            if expected != found:
+                raise UserError(f"the name says {expected} {field}, the weights have {found}")
     config = RunConfig(
         model=model,
         data=DataConfig(name=data or (named.data if named else "unknown")),
         noise=NoiseConfig(std=noise_std) if noise_std else NoiseConfig(type="uniform"),
         precision="float32",
     )
-    if data:
-        config = resolve(config)
-    save_model(target, flow.state_dict(), config)
-    return config
+    return build(model, state, where=str(source)), config
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -58,5 +58,5 @@ def _blocks(flow: TarFlow, images: Tensor) -> Iterator[tuple[FlowBlock, Tensor, 
     tokens = patchify(images, flow.config.patch)
     for each, (latents, _) in zip(flow.blocks, flow.trace(images), strict=True):
         block = cast(FlowBlock, each)
-        yield block, block.order(tokens), block.order(latents)
+        yield block, block.permute(tokens), block.permute(latents)
         tokens = latents

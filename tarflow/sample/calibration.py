@@ -233,7 +233,7 @@ class _Batch:
         block = cast(FlowBlock, self.flow.blocks[index])
         inversion = self._inversion()
         timer = _Timer(self.flow)
-        swept = sweep(inversion.coefficients(index), block.order(latents), method, seconds)
+        swept = sweep(inversion.coefficients(index), block.permute(latents), method, seconds)
         taken = timer.stop()
         solved = swept.done == latents.shape[1] - 1
         return (taken, swept.sweeps) if solved else (math.inf, 0)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from tarflow.config import SamplerConfig
-from tarflow.device import Replay, memory_pool, recorded, repeat, replays
+from tarflow.cuda_graph import Replay, capture, graph_pool, repeat, supports_cuda_graphs
 from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
 from tarflow.sample.coefficients import Coefficients, Memory
 from tarflow.sample.guidance import is_guided
 from tarflow.sample.plan import SEQUENTIAL, Method, Plan
 
 LOG = logging.getLogger("tarflow")
-BUCKET = 64  # keys by which the attention of a recorded step grows
-SWEEP_BUCKET = 256  # and that of a recorded sweep, of which there are fewer to replay
+BUCKET = 64  # keys by which the attention of a capture step grows
+SWEEP_BUCKET = 256  # and that of a capture sweep, of which there are fewer to replay
 
 
 def invert(
@@ -91,10 +91,10 @@ class Inversion:
         What sweeps leave unsolved is solved token by token, and a line says so.
         """
         block = cast(FlowBlock, self.flow.blocks[index])
-        ordered = block.order(latents)
+        ordered = block.permute(latents)
         coefficients = self.coefficients(index)
         if not method.segments:
-            return block.order(sequential(coefficients, ordered))
+            return block.permute(sequential(coefficients, ordered))
         swept = sweep(coefficients, ordered, method)
         if swept.done < ordered.shape[1] - 1:
             LOG.warning(
@@ -103,7 +103,7 @@ class Inversion:
                 swept.done,
                 swept.sweeps,
             )
-        return block.order(sequential(coefficients, ordered, swept.tokens, swept.done))
+        return block.permute(sequential(coefficients, ordered, swept.tokens, swept.done))
 
     def coefficients(self, index: int) -> Coefficients:
         """Return the coefficients of a block; those of the block before must be done with."""
@@ -127,7 +127,7 @@ def sequential(
         start: where to go on.
     """
     tokens = latents.clone() if tokens is None else tokens
-    if replays(latents.device):
+    if supports_cuda_graphs(latents.device):
         return sequential_on_device(coefficients, latents, tokens, start)
     for index in range(start, latents.shape[1] - 1):
         scale, shift = coefficients(tokens[:, index : index + 1], index)
@@ -188,7 +188,7 @@ def sweep(
     Returns:
         All tokens solved, unless a budget ran out.
     """
-    if replays(latents.device):
+    if supports_cuda_graphs(latents.device):
         return sweep_on_device(coefficients, latents, method, seconds)
     last = latents.shape[1] - 1
     width = -(-last // method.segments)
@@ -227,7 +227,7 @@ def sweep_on_device(
     reached = torch.zeros(1, dtype=torch.int64, device=device)  # tokens up to it are final
     offsets = torch.arange(width, device=device)
     recordings: dict[int, Replay] = {}
-    pool = memory_pool(device)
+    pool = graph_pool(device)
 
     def once(filled: int) -> None:
         positions = reached.clamp(max=last - width) + offsets
@@ -250,7 +250,7 @@ def sweep_on_device(
         if filled in recordings:
             recordings[filled]()
         else:
-            recordings[filled] = recorded(partial(once, filled), device, pool)
+            recordings[filled] = capture(partial(once, filled), device, pool)
         sweeps += 1
         done = int(reached)  # waits for the device
         if time.perf_counter() > ends:

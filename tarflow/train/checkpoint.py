@@ -3,6 +3,7 @@
 Tensors are safetensors and facts are JSON, so reading a state runs no code from it.
 """
 
+import contextlib
 import json
 import time
 import zlib
@@ -11,18 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from tarflow.errors import UserError
-from tarflow.model.weights import write_tensors
 from tarflow.record import write_json
 from tarflow.storage import local_copy
-from tarflow.train.state_files import name_of, remove_state
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEPT = 2
 SHARE = 0.02  # of training time that saving states may cost
@@ -71,7 +70,7 @@ class StateWriter:
     def save(
         self,
         images: int,
-        tensors: Iterable[tuple[str, Tensor]],
+        tensors: "Iterable[tuple[str, Tensor]]",
         facts: Mapping[str, Any],
         kept: Path | None = None,
     ) -> None:
@@ -79,6 +78,8 @@ class StateWriter:
 
         With `kept`, another folder, they go there instead and no older state is removed.
         """
+        import torch
+
         self.wait()
         start = time.perf_counter()
         for name, tensor in tensors:
@@ -103,7 +104,7 @@ class StateWriter:
 def save_state(
     folder: Path,
     images: int,
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     facts: Mapping[str, Any],
     newest: int = KEPT,
 ) -> None:
@@ -112,16 +113,18 @@ def save_state(
     Raises:
         UserError: if it cannot be written; the states before are then whole.
     """
-    stem = folder / name_of(images)
+    from tarflow.model.weights import write_tensors
+
+    stem = folder / checkpoint_name(images)
     checksum = write_tensors(stem.with_suffix(".safetensors"), tensors)
     write_json(stem.with_suffix(".json"), {"crc32": checksum, "images": images, **facts})
     for old in sorted(folder.glob("*.json"))[:-newest]:
-        remove_state(folder, int(old.stem))
+        remove_checkpoint(folder, int(old.stem))
 
 
 def load_state(
     folder: Path, images: int | None = None
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
     """Return tensors and facts of the newest sound state, or None.
 
     With `images`, states beyond so many are not looked at. A state that is truncated or whose
@@ -130,8 +133,10 @@ def load_state(
     Raises:
         UserError: if the object store that holds them cannot be reached.
     """
+    from safetensors.torch import load_file
+
     for path in sorted(folder.glob("*.json"), reverse=True):
-        if images is not None and path.stem > name_of(images):
+        if images is not None and path.stem > checkpoint_name(images):
             continue
         try:
             facts: dict[str, Any] = json.loads(path.read_text())
@@ -145,3 +150,27 @@ def load_state(
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             continue
     return None
+
+
+def checkpoint_name(images: int) -> str:
+    """Return the stem of the files of a checkpoint; stems sort by images seen."""
+    return f"{images:015d}"
+
+
+def saved_images(folder: Path) -> list[int]:
+    """Return the numbers of images at which the checkpoints of a folder were saved, ascending."""
+    return sorted(int(path.stem) for path in folder.glob("*.json"))
+
+
+def remove_checkpoint(folder: Path, images: int) -> None:
+    """Remove a checkpoint if it exists."""
+    for suffix in (".json", ".safetensors"):
+        (folder / checkpoint_name(images)).with_suffix(suffix).unlink(missing_ok=True)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a folder of checkpoints if it exists."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob("*"):
+            path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -17,7 +17,7 @@ from tarflow.device import autocast, choose_device, master_dtype, peak_flops, sy
 from tarflow.errors import UserError
 from tarflow.model.likelihood import negative_log_likelihood
 from tarflow.train.checkpoint import StateWriter
-from tarflow.train.preemption import Preempted, notice
+from tarflow.train.preemption import Preempted, catch_sigterm
 from tarflow.train.state import TrainState, new_state, restore, save
 from tarflow.train.step import TrainStep
 from tarflow.train.trunk import Trunk
@@ -118,7 +118,7 @@ def train(
     step = TrainStep(state, config)
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
-    with StateWriter(folder / "state") as writer, notice() as told:
+    with StateWriter(folder / "state") as writer, catch_sigterm() as stop_requested:
         for pixels, labels in batches(config, state.images, device):
             loss, norm = step(pixels, labels)
             state.losses += loss
@@ -151,7 +151,7 @@ def train(
                 save(state, writer, trunk.folder)
             due = state.seconds - saved > writer.interval(config.execution.checkpoint_seconds)
             due = due and first and state.images < config.images  # the first worker's clock counts
-            ending, due = distributed.any_worker([told.is_set(), due], device)
+            ending, due = distributed.any_worker([stop_requested.is_set(), due], device)
             if ending or due:
                 saved = state.seconds
                 save(state, writer)
@@ -160,7 +160,9 @@ def train(
                 distributed.barrier()  # once one worker has left, the others may be killed
                 raise Preempted(f"the process was told to end after {state.images} images")
     state.average |= {name: each.clone() for name, each in state.flow.named_buffers()}
-    state.average = {name: distributed.whole(each).cpu() for name, each in state.average.items()}
+    state.average = {
+        name: distributed.full_tensor(each).cpu() for name, each in state.average.items()
+    }
     synchronize(device)
     state.seconds = time.perf_counter() - started
     return state

@@ -8,61 +8,60 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-GRACE_SECONDS = 20.0  # that an ending process waits for the state to be saved
+GRACE_SECONDS = 20.0  # an ending process waits this long for its state to be saved
 
-
-_noting: set[threading.Event] = set()  # of the blocks that go on outside of the main thread
+_deferred: set[threading.Event] = set()  # events of `catch_sigterm` blocks outside the main thread
 
 
 class Preempted(RuntimeError):
-    """The process was told to end; the state has been saved, the same command goes on from it."""
+    """The process was told to end; its state is saved, and the same command resumes from it."""
 
 
 @contextlib.contextmanager
-def notice() -> Iterator[threading.Event]:
-    """Give an event that is set when this process is told to end.
+def catch_sigterm() -> Iterator[threading.Event]:
+    """Yield an event that is set when this process is told to end.
 
-    In the main thread that is SIGTERM itself, and also in any other thread, such as Ray's workers
-    use, once the main thread has called `listen`. Until then the main thread acts on SIGTERM by
-    leaving, and the interpreter waits for the block to end.
+    In the main thread, SIGTERM sets it. In any other thread, such as Ray's workers use, SIGTERM
+    sets it once the main thread has called `defer_sigterm`; before that the main thread exits on
+    SIGTERM, and the interpreter waits up to `GRACE_SECONDS` for the block to end.
     """
-    wanted, over = threading.Event(), threading.Event()
+    stop_requested, finished = threading.Event(), threading.Event()
     main = threading.current_thread() is threading.main_thread()
 
-    def told(*_: Any) -> None:
-        wanted.set()
+    def request_stop(*_: Any) -> None:
+        stop_requested.set()
 
-    def leave() -> None:
-        wanted.set()
-        over.wait(GRACE_SECONDS)
+    def wait_for_block() -> None:
+        stop_requested.set()
+        finished.wait(GRACE_SECONDS)
 
-    before = signal.signal(signal.SIGTERM, told) if main else None
+    before = signal.signal(signal.SIGTERM, request_stop) if main else None
     if not main:
-        _noting.add(wanted)
-        atexit.register(leave)
+        _deferred.add(stop_requested)
+        atexit.register(wait_for_block)
     try:
-        yield wanted
+        yield stop_requested
     finally:
-        over.set()
-        _noting.discard(wanted)
-        atexit.unregister(leave)
+        finished.set()
+        _deferred.discard(stop_requested)
+        atexit.unregister(wait_for_block)
         if main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def listen() -> None:
-    """Let the main thread, which calls this, only note SIGTERM while a block of `notice` goes on.
+def defer_sigterm() -> None:
+    """Let SIGTERM only set the events of `catch_sigterm` while any such block runs.
 
-    For workers that save together: one that began to leave would be missed, and the others ended
-    for it before they have saved.
+    Call it in the main thread of workers that save together: if one of them exited at once, the
+    others would be ended as well before they have saved.
     """
     before = signal.getsignal(signal.SIGTERM)
 
-    def told(*_: Any) -> None:
-        for wanted in tuple(_noting):
-            wanted.set()
-        if not _noting:
+    def request_stop(*_: Any) -> None:
+        for stop_requested in tuple(_deferred):
+            stop_requested.set()
+        if not _deferred:
             signal.signal(signal.SIGTERM, before)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, told)
+    signal.signal(signal.SIGTERM, request_stop)

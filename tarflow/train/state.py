@@ -14,9 +14,8 @@ from tarflow.cpu.kernels import kernels
 from tarflow.device import DTYPES, check_compiler, master_dtype
 from tarflow.model.flow import FlowBlock, Layer, TarFlow, initialise
 from tarflow.train import optim
-from tarflow.train.checkpoint import StateWriter, load_state
+from tarflow.train.checkpoint import StateWriter, load_state, remove_checkpoints
 from tarflow.train.schedule import shared_images
-from tarflow.train.state_files import remove_states
 from tarflow.train.trunk import Trunk
 
 
@@ -98,7 +97,7 @@ def save(state: TrainState, writer: StateWriter, trunk: Path | None = None) -> N
     With `trunk` it goes to that folder, for other runs. One tensor at a time is whole on the
     device. What is written does not tell how many workers there were.
     """
-    gathered = ((name, distributed.whole(tensor)) for name, tensor in tensors(state))
+    gathered = ((name, distributed.full_tensor(tensor)) for name, tensor in tensors(state))
     if distributed.rank():
         for _ in gathered:
             pass
@@ -120,7 +119,7 @@ def restore(
     loaded = _newest(folder, config, trunk) if distributed.rank() == 0 else None
     found, facts = loaded or ({}, {})
     shapes = {name: list(tensor.shape) for name, tensor in found.items()}
-    facts, shapes = distributed.from_first([facts, shapes], device)
+    facts, shapes = distributed.broadcast([facts, shapes], device)
     if not facts:
         return state
     kinds = sorted({name.split(".")[1] for name in shapes if name.startswith("optimizer.")})
@@ -131,7 +130,7 @@ def restore(
                 like = parameters[name].detach()
                 kept[kind] = torch.empty_like(like) if shape else torch.zeros((), device=device)
     for name, tensor in tensors(state):
-        distributed.fill(tensor, found[name] if distributed.rank() == 0 else None)
+        distributed.scatter(tensor, found[name] if distributed.rank() == 0 else None)
     state.images, state.seconds = facts["images"], facts["seconds"]
     state.curve, state.steps = facts["curve"], facts["steps"]
     state.micro_batch = facts["micro_batch"]
@@ -154,4 +153,4 @@ def _newest(
 
 def forget_states(folder: Path) -> None:
     """Remove the training states of a finished run."""
-    remove_states(folder / "state")
+    remove_checkpoints(folder / "state")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tarflow import distributed
 from tarflow.config import RunConfig
-from tarflow.device import Recorder, autocast, master_dtype, memory_pool
+from tarflow.cuda_graph import CudaGraph, graph_pool
+from tarflow.device import autocast, master_dtype
 from tarflow.model import noise
 from tarflow.model.likelihood import negative_log_likelihood
 from tarflow.train import optim
@@ -44,9 +45,9 @@ class TrainStep:
         self.total = torch.zeros((), device=device, dtype=master_dtype(config))
         self.square = torch.zeros_like(state.flow.var)
         self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
-        pool = memory_pool(device)
+        pool = graph_pool(device)
         if distributed.replayed(state.flow):
-            self.run_pass = Recorder(self._pass, device, pool)
+            self.run_pass = CudaGraph(self._pass, device, pool)
         self.update = make_update(state, config, pool)
         self.exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
@@ -81,7 +82,7 @@ class TrainStep:
         if not torch.isfinite(total + norm):
             raise Diverged(describe_divergence(state, noised, labels))
         if config.model.volume_preserving:
-            state.flow.follow(distributed.mean(self.square))
+            state.flow.update_prior_variance(distributed.mean(self.square))
         rate = step_rate(config, state.images)
         state.images += config.batch
         self.update(rate, self.decay())
@@ -104,7 +105,7 @@ class TrainStep:
         if labels is not None:
             dropped = torch.rand(len(labels), generator=rng, device=device)
             labels = labels.masked_fill(dropped < config.optim.label_drop, -1)
-        mine = distributed.share(len(noised))
+        mine = distributed.batch_slice(len(noised))
         return noised[mine], None if labels is None else labels[mine]
 
     def _pass(self, images: Tensor, labels: Tensor | None) -> None:
@@ -128,7 +129,7 @@ def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None
     ]
     gradients = [
         all(
-            distributed.part(p.grad).isfinite().all()
+            distributed.local_shard(p.grad).isfinite().all()
             for p in block.parameters()
             if p.grad is not None
         )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from tarflow import distributed
 from tarflow.config import RunConfig
 from tarflow.cpu.kernels import Kernels, Parameter, kernels
-from tarflow.device import Recorder, master_dtype
+from tarflow.cuda_graph import CudaGraph
+from tarflow.device import master_dtype
 from tarflow.train import optim
 from tarflow.train.state import TrainState, fused_dtype
 
@@ -27,22 +28,22 @@ class Update:
         Args:
             state: is changed by each update.
             config: of the run.
-            pool: as for `Recorder`, where steps are replayed; rates are then tensors.
+            pool: as for `CudaGraph`, where steps are replayed; rates are then tensors.
         """
         self.optimizers, self.clip = state.optimizers, config.optim.clip
-        self.gradients = distributed.joined_gradients(state.flow)
+        self.gradients = distributed.flatten_gradients(state.flow)
         named = dict(state.flow.named_parameters())  # to list them takes a millisecond
         self.parameters = list(named.values())
-        self.parts = [distributed.part(parameter) for parameter in self.parameters]
-        self.averages = [distributed.part(state.average[name]) for name in named]
+        self.parts = [distributed.local_shard(parameter) for parameter in self.parameters]
+        self.averages = [distributed.local_shard(state.average[name]) for name in named]
         device = state.flow.var.device
         self.norm = torch.zeros((), device=device, dtype=master_dtype(config))
         self.find_norm: Callable[[], None] = self._find_norm
         self.step: Callable[[], None] = self._step
         if distributed.replayed(state.flow):
-            self.find_norm = Recorder(self._find_norm, device, pool)
+            self.find_norm = CudaGraph(self._find_norm, device, pool)
             if config.optim.optimizer == "adamw":  # Muon takes its rate from the host
-                self.step = Recorder(self._step, device, pool)
+                self.step = CudaGraph(self._step, device, pool)
                 for group in state.optimizers[0].param_groups:
                     group["lr"] = torch.tensor(float(group["lr"]), device=device)
                     group["capturable"] = True
@@ -50,7 +51,7 @@ class Update:
     def measure(self) -> None:
         """Average the gradients over the workers, and find their norm."""
         if self.gradients is not None:
-            distributed.average(self.gradients)
+            distributed.average_gradients(self.gradients)
         self.find_norm()
 
     def __call__(self, rate: float, decay: float) -> None:

@@ -63,7 +63,7 @@ def test_scores_are_printed_kept_and_found_again(checkpoint, evaluate, monkeypat
         raise AssertionError("computed again")
 
     monkeypatch.setattr(evaluation, "sample", never)
-    monkeypatch.setattr(evaluation.likelihood, "evaluate", never)
+    monkeypatch.setattr(evaluation, "held_out_likelihood", never)
     assert evaluate("--count", "6", "--draws", "2")[:2] == (0, out)
 
 

@@ -22,7 +22,7 @@ from tarflow.config import (
     RunConfig,
 )
 from tarflow.data.importing import import_folder
-from tarflow.evaluate import scoring
+from tarflow.evaluate import held_out, scoring
 from tarflow.model import likelihood
 from tarflow.model.weights import save_model
 from tarflow.record import read_table
@@ -69,7 +69,7 @@ def test_parts_add_up_to_the_density_of_the_noisy_image(random_flow, kind, volum
     expected = torch.zeros(5, dtype=torch.float64)
     for draw in range(2):
         use = f"held-out {draw}"
-        ((_, _, noised),) = likelihood.noised_batches(images, np.arange(5), config, flow, use, 5)
+        ((_, _, noised),) = held_out.noised_batches(images, np.arange(5), config, flow, use, 5)
         for row, label in enumerate(labels):  # alone, dropped by giving none
             given = None if label < 0 else torch.tensor([label])
             expected[row] += likelihood.log_density(flow, noised[[row]], given)[0] / 2
@@ -86,8 +86,8 @@ def test_parts_add_up_to_the_density_of_the_noisy_image(random_flow, kind, volum
 
 def test_images_of_a_run_score_as_when_it_was_evaluated(digits):
     flow, config, _ = digits
-    evaluated = likelihood.evaluate(flow, config)
-    reference = likelihood.training_reference(flow, config)
+    evaluated = held_out.held_out_likelihood(flow, config)
+    reference = held_out.training_reference(flow, config)
     scores = scoring.score(flow, config, data.open_split(config.data, "validation"), reference)
     np.testing.assert_allclose(scores.bpd, evaluated.bpd, rtol=1e-5)
     np.testing.assert_allclose(
@@ -101,7 +101,7 @@ def test_the_likeliest_image_need_not_be_typical(digits):
     real = data.open_split(config.data, "validation").pixels[:200]
     black = np.zeros_like(real[:1])
     noise = np.random.default_rng(0).integers(0, 256, real[:1].shape, np.uint8)
-    reference = likelihood.training_reference(flow, config)
+    reference = held_out.training_reference(flow, config)
     images = as_images(np.concatenate([black, noise, real]))
     scores = scoring.score(flow, config, images, reference)
     by_likelihood = scores.worst_first().tolist()

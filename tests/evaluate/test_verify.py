@@ -54,9 +54,9 @@ def test_a_leak_between_any_two_neighbours_is_found(failures, monkeypatch, place
 
     def leaky(block, tokens, labels=None):
         mapped, logdet = forward(block, tokens, labels)
-        ordered, source = block.order(mapped).clone(), block.order(tokens)
+        ordered, source = block.permute(mapped).clone(), block.permute(tokens)
         ordered[:, place] += 1e-6 * source[:, place + 1].detach()  # autograd does not see it
-        return block.order(ordered), logdet
+        return block.permute(ordered), logdet
 
     monkeypatch.setattr(FlowBlock, "forward", leaky)
     assert failures() >= {f"block {index} causality" for index in range(3)}

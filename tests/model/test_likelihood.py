@@ -15,6 +15,7 @@ from tarflow.config import (
     OptimConfig,
     RunConfig,
 )
+from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.model import likelihood, noise
 from tarflow.model.decoder import Decoder
 from tarflow.model.flow import TarFlow, unpatchify
@@ -161,7 +162,7 @@ def trained(std, folder, **changes):
 
 def test_bits_over_noise_levels_have_an_interior_minimum_on_digits(tmp_path):
     bpd = {
-        std: likelihood.evaluate(*trained(std, tmp_path / str(std))).bpd.mean()
+        std: held_out_likelihood(*trained(std, tmp_path / str(std))).bpd.mean()
         for std in (0.02, 0.3, 2.0)
     }
     assert bpd[0.3] < bpd[0.02] - 0.05
@@ -171,6 +172,6 @@ def test_bits_over_noise_levels_have_an_interior_minimum_on_digits(tmp_path):
 
 def test_values_do_not_depend_on_the_batch(tmp_path):
     flow, config = trained(0.2, tmp_path, images=640)
-    a, b = (likelihood.evaluate(flow, config, batch=batch) for batch in (500, 77))
+    a, b = (held_out_likelihood(flow, config, batch=batch) for batch in (500, 77))
     np.testing.assert_allclose(a.bpd, b.bpd, rtol=1e-4)
     assert a.kind == "bound"

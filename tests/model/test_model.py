@@ -165,7 +165,7 @@ def test_volume_preserving_flow_learns_the_variance_of_its_latents(random_flow):
     before = flow.var.clone()
     latents, logdet = flow(images)
     assert not logdet.any()
-    flow.follow(latents.square().mean(0))
+    flow.update_prior_variance(latents.square().mean(0))
     expected = 0.9 * before + 0.1 * latents.detach().square().mean(0)
     torch.testing.assert_close(flow.var, expected)
     normal = torch.distributions.Normal(0.0, flow.var.sqrt())

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from recordings import do_and_repeat
+from graphs import run_and_replay
 
 from tarflow.config import SamplerConfig
 from tarflow.model.flow import patchify
@@ -151,7 +151,7 @@ def test_wild_guesses_do_not_spoil_the_solution(random_flow):
     latents = some_latents(flow)
     with torch.no_grad():
         block.proj_in.weight *= 1e4
-        first = block.order(latents)[:, :1]
+        first = block.permute(latents)[:, :1]
         block.proj_in.bias -= (first @ block.proj_in.weight.T).mean((0, 1))
         made = Inversion(flow, latents, LABELS, None).coefficients(2)
         wild = made(torch.full_like(latents, 9.0), 0)[0]
@@ -196,11 +196,11 @@ def test_sweeps_that_find_their_window_on_the_device_give_the_same(
     """As CUDA devices run it, but for the replaying."""
     recordings = []
 
-    def recorded(work, *where):
+    def capture(work, *where):
         recordings.append(work)
-        return do_and_repeat(work, *where)
+        return run_and_replay(work, *where)
 
-    monkeypatch.setattr(solvers, "recorded", recorded)
+    monkeypatch.setattr(solvers, "capture", capture)
     monkeypatch.setattr(solvers, "SWEEP_BUCKET", 5)
     flow = random_flow(classes=3)
     latents = some_latents(flow)

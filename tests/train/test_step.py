@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recordings import do_and_repeat
+from graphs import run_and_replay
 
-from tarflow import device, distributed
+from tarflow import cuda_graph, distributed
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
@@ -55,8 +55,8 @@ def steps(config, times=6):
 def test_recorded_steps_train_alike_and_from_the_same_memory(changes, monkeypatch):
     config = replace(RUN, **changes)
     expected, plain = steps(config)
-    monkeypatch.setattr(distributed, "replays", lambda _: True)
-    monkeypatch.setattr(device, "recorded", do_and_repeat)
+    monkeypatch.setattr(distributed, "supports_cuda_graphs", lambda _: True)
+    monkeypatch.setattr(cuda_graph, "capture", run_and_replay)
     found, recorded = steps(config)
     assert found == pytest.approx(expected, rel=1e-6)  # rates are float32 there
     for ours, theirs in zip(recorded.flow.parameters(), plain.flow.parameters(), strict=True):
@@ -68,16 +68,16 @@ def test_recorded_steps_train_alike_and_from_the_same_memory(changes, monkeypatc
 def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
     made, total = [], torch.zeros(())
 
-    def recorded(work, *where):
+    def capture(work, *where):
         made.append(work)
-        return do_and_repeat(work, *where)
+        return run_and_replay(work, *where)
 
-    monkeypatch.setattr(device, "recorded", recorded)
+    monkeypatch.setattr(cuda_graph, "capture", capture)
 
     def add(first, second):
         total.add_(first.sum() if second is None else (first * second).sum())
 
-    recorder = device.Recorder(add, CPU)
+    recorder = cuda_graph.CudaGraph(add, CPU)
     for count in (3, 3, 2, 3):
         recorder(torch.full((count,), 2.0), torch.full((count,), 5.0))
     recorder(torch.ones(3), None)
@@ -86,8 +86,8 @@ def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
 
 
 def test_a_recorded_step_that_diverges_changes_no_weight(monkeypatch):
-    monkeypatch.setattr(distributed, "replays", lambda _: True)
-    monkeypatch.setattr(device, "recorded", do_and_repeat)
+    monkeypatch.setattr(distributed, "supports_cuda_graphs", lambda _: True)
+    monkeypatch.setattr(cuda_graph, "capture", run_and_replay)
     _, state = steps(RUN, times=2)
     update = TrainStep(state, RUN)
     state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)

@@ -15,10 +15,9 @@ from tarflow import cost, distributed
 from tarflow.config import OptimConfig, RunConfig
 from tarflow.record import read_table
 from tarflow.run import run
-from tarflow.train.checkpoint import load_state
+from tarflow.train.checkpoint import load_state, saved_images
 from tarflow.train.loop import train
 from tarflow.train.schedule import shared_images, step_rate
-from tarflow.train.state_files import saved_images
 from tarflow.train.trunk import Trunk, trunk_folder
 
 SHORT, MIDDLE, LONG = (config(precision="float32", images=images) for images in (160, 320, 640))

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import run_and_replay
 from PIL import Image
-from recordings import do_and_repeat
 from test_training import config, losses
 
-from tarflow import cost, device, distributed
+from tarflow import cost, cuda_graph, device, distributed
 from tarflow.config import OptimConfig, RunConfig, to_yaml
 from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock
@@ -74,8 +74,8 @@ def carry_out(job):
         if job.poison and distributed.rank() == distributed.world_size() - 1:
             patch.setattr(FlowBlock, "coefficients", poisoned)
         if job.replayed:
-            patch.setattr(distributed, "replays", lambda _: True)
-            patch.setattr(device, "recorded", do_and_repeat)
+            patch.setattr(distributed, "supports_cuda_graphs", lambda _: True)
+            patch.setattr(cuda_graph, "capture", run_and_replay)
         if job.ends:  # the save is slow enough to tell who leaves before it
             patch.setattr(states, "save_state", slow_save)
         try:
@@ -324,7 +324,7 @@ def test_portions_are_even_and_follow_one_another(monkeypatch, count, workers):
     items, sizes = [], []
     for rank in range(workers):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        part = range(count)[distributed.portion(count)]
+        part = range(count)[distributed.local_slice(count)]
         items += part
         sizes.append(len(part))
     assert items == list(range(count))
