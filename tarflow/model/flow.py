@@ -56,6 +56,18 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed.view_as(query)
 
 
+def split_output(output: Tensor, volume_preserving: bool) -> tuple[Tensor, Tensor]:
+    """Split (B, T, D or 2D), the last projection of a block, into log-scale and shift (B, T, D).
+
+    Both are in float32 or wider; the log-scale of a volume-preserving block is zero.
+    """
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    if volume_preserving:
+        return torch.zeros_like(output), output
+    log_scale, shift = output.chunk(2, dim=2)
+    return log_scale, shift
+
+
 class Attention(nn.Module):
     """Causal self-attention after a layer norm."""
 
@@ -192,12 +204,7 @@ class FlowBlock(nn.Module):
         Returns:
             Two (B, T, D) tensors in float32 or wider.
         """
-        output = self.output(tokens, labels)
-        output = output.to(torch.promote_types(output.dtype, torch.float32))
-        if self.volume_preserving:
-            return torch.zeros_like(output), output
-        log_scale, shift = output.chunk(2, dim=2)
-        return log_scale, shift
+        return split_output(self.output(tokens, labels), self.volume_preserving)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (B, T, D) tokens one block towards the noise.
