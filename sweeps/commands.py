@@ -52,7 +52,8 @@ def resolved(study: Study, dry_run: bool) -> tuple[Study, str]:
     """Return the study with all that its data decide; in a dry run, else what is missing."""
     try:
         return resolve(study), ""
-    except UserError:
+    except UserError as mistake:
+        error = mistake
         name = study.base.data.name
         if name in IMPORTS and not locate(name).exists():
             error = UserError(

@@ -30,3 +30,42 @@ def write(path, blobs, **columns):
 
 
 # Tables
+
+
+def python2_pickle(value):
+    """Pickle as Python 2 did, protocol 2: byte strings are STRING, arrays numpy.core's."""
+
+    def put(value):
+        if isinstance(value, bytes):
+            return b"T" + len(value).to_bytes(4, "little") + value
+        if isinstance(value, bool):
+            return b"\x88" if value else b"\x89"
+        if isinstance(value, int):
+            return b"J" + value.to_bytes(4, "little", signed=True)
+        if value is None:
+            return b"N"
+        if isinstance(value, tuple):
+            return b"(" + b"".join(map(put, value)) + b"t"
+        if isinstance(value, list):
+            return b"](" + b"".join(map(put, value)) + b"e"
+        if isinstance(value, dict):
+            return b"}(" + b"".join(put(part) for pair in value.items() for part in pair) + b"u"
+        make = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + put((0,)) + put(b"b")
+        kind = b"cnumpy\ndtype\n" + put((b"u1", 0, 1)) + b"R"
+        kind += put((3, b"|", None, None, None, -1, -1, 0)) + b"b"
+        state = put(1) + put(value.shape) + kind + put(False) + put(value.tobytes())
+        return make + b"tR(" + state + b"tb"
+
+    return b"\x80\x02" + put(value) + b"."
+
+
+def write_cifar10(folder, images):
+    folder.mkdir()
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    for name, part in zip(names, np.split(rows, 6), strict=True):
+        labels = [number % 10 for number in range(len(part))]
+        batch = {b"batch_label": name.encode(), b"labels": labels, b"data": part}
+        (folder / name).write_bytes(python2_pickle(batch))
+    classes = [b"class %d" % number for number in range(10)]
+    (folder / "batches.meta").write_bytes(python2_pickle({b"label_names": classes}))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runner import wee, with_ray, write_study
+from small_studies import wee, with_ray, write_study
 
 from sweeps import scaling
 from sweeps.study import grid, resolve

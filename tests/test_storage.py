@@ -15,7 +15,7 @@ import optuna
 import pytest
 import torch
 from pyarrow import fs
-from test_runner import rows, wee, write_study
+from small_studies import rows, wee, write_study
 from test_trunk import LONG, SHORT, assert_same, family
 
 from sweeps import journal, lease, scaling

@@ -81,6 +81,23 @@ def test_a_mistake_is_told_without_a_traceback(monkeypatch, capsys, tmp_path, ar
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["data/cifar", "imagenet"])
+def test_a_mistyped_data_path_in_a_study_is_told_in_one_line(monkeypatch, capsys, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    study = load("tiny")
+    base = replace(study.base, data=replace(study.base.data, name=name))
+    (tmp_path / "mine.yaml").write_text(to_yaml(replace(study, base=base)))
+    code, printed = call(monkeypatch, capsys, "mine.yaml", "--yes")
+    assert code == 2
+    assert len(printed.err.splitlines()) == 1
+    assert name in printed.err
+    assert not (tmp_path / "studies").exists()
+    code, printed = call(monkeypatch, capsys, "mine.yaml", "--dry-run")
+    assert code == 0
+    assert name in printed.out
+    assert "ids are provisional" in printed.out
+
+
 def test_an_out_that_is_a_file_is_refused(monkeypatch, capsys, tmp_path):
     path = tmp_path / "file"
     path.touch()

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from image_files import noise_images
+from image_files import noise_images, write_cifar10
 from PIL import Image
-from test_imports import write_cifar10
 
 from sweeps.presets import IMPORTS, PRESETS, load
 from sweeps.study import resolve

@@ -10,7 +10,7 @@ from sweeps.settings import settings
 from sweeps.study import Point, Size, Study, Variant, grid, resolve, varied
 from tarflow import cost
 from tarflow.config import RunConfig, to_yaml
-from tarflow.errors import ConfigError
+from tarflow.errors import ConfigError, UserError
 from tarflow.identity import with_hash
 
 # Changed on purpose only: other ids mean that finished runs of the preset are trained again.
@@ -173,13 +173,13 @@ def test_resolving_fills_in_what_the_data_know():
 def test_images_that_do_not_fit_the_model_are_refused(change, message):
     study = load("tiny")
     base = replace(study.base, model=replace(study.base.model, **change))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         resolve(replace(study, base=base))
 
 
 def test_images_that_do_not_fit_a_variant_are_refused():
     odd = Variant(name="odd", change={"model": {"classes": 7}})
-    with pytest.raises(ConfigError, match=r"model.classes is 7.*has 10"):
+    with pytest.raises(UserError, match=r"model.classes is 7.*has 10"):
         resolve(replace(load("tiny"), variants=(odd,)))
 
 
@@ -198,7 +198,7 @@ def test_automatic_precision_is_settled_before_runs_are_named():
 )
 def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
     (tmp_path / "study.yaml").write_text(to_yaml(load("tiny")))
-    with pytest.raises(ConfigError, match=re.escape(message.replace("FOLDER", str(tmp_path)))):
+    with pytest.raises(UserError, match=re.escape(message.replace("FOLDER", str(tmp_path)))):
         load(name.replace("FOLDER", str(tmp_path)))
 
 

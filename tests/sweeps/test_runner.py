@@ -10,54 +10,19 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from small_studies import rows, wee, with_ray, write_study
 
 from sweeps import scaling
 from sweeps.lease import FILE, STALE_SECONDS, lease
 from sweeps.machines import Cluster, check_shared
-from sweeps.presets import load
 from sweeps.progress import Progress
-from sweeps.study import Point, Size, grid, resolve
+from sweeps.study import Point, grid, resolve
 from tarflow.config import to_yaml
 from tarflow.errors import UserError
 from tarflow.record import read_table
 from tarflow.train.schedule import shared_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-
-
-def wee(name, **changes):
-    """Return a study of four runs, each a second or so."""
-    study = load("tiny")
-    base = replace(
-        study.base,
-        model=replace(study.base.model, patch=14, channels=8),
-        evaluation=replace(study.base.evaluation, decoder_images=64, samples=0),
-        execution=replace(study.base.execution, checkpoint_seconds=0.2, report_seconds=0.2),
-    )
-    return replace(
-        study,
-        name=name,
-        base=base,
-        sizes=(Size(channels=8, blocks=2, layers=1), Size(channels=16, blocks=2, layers=1)),
-        budgets=(2e8,),
-        held_out=Point(size="c8-b2-l1", budget=4e9),
-        replicated=Point(size="c8-b2-l1", budget=2e8),
-        **changes,
-    )
-
-
-def with_ray(test):
-    return pytest.mark.ray(pytest.mark.usefixtures("local_ray")(test))
-
-
-def write_study(folder, study):
-    path = folder / f"{study.name}.yaml"
-    path.write_text(to_yaml(study))
-    return path
-
-
-def rows(out):
-    return {row["run_id"]: row for row in read_table(out / "runs.parquet").to_pylist()}
 
 
 def stamps(out):

@@ -186,7 +186,7 @@ def test_a_mistake_that_only_a_worker_finds_ends_the_search(tmp_path):
 
 @on_ray
 def test_example_searches(capsys):
-    path = Path(__file__).parents[1] / "examples" / "search_digits.py"
+    path = Path(__file__).parents[2] / "examples" / "search_digits.py"
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(path), run_name="__main__")
     assert end.value.code == 0
