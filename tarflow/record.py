@@ -75,6 +75,7 @@ RUNS = pa.schema(
         ("started", pa.string()),  # ISO 8601, UTC
         ("numerics_version", pa.int32()),
         ("versions", pa.string()),  # packages, JSON
+        ("kernels", pa.string()),  # kernels that trained it: fused, compile or eager
         ("git", pa.string()),
         ("host", pa.string()),
         ("error", pa.string()),
