@@ -14,7 +14,7 @@ from torch import Tensor
 from tarflow.config import SamplerConfig
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
 from tarflow.sample import guidance
-from tarflow.sample.kv_cache import IncrementalLayer, Place, Room, SplitLinear, Window
+from tarflow.sample.incremental import IncrementalLayer, Place, Room, SplitLinear, Window
 
 
 class Memory:
