@@ -21,7 +21,7 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
         study: folder of a study.
         seed: of the bootstrap.
     """
-    from analysis.report import write_report
+    from analysis.report.page import write_report
     from tarflow.storage import locate
 
     page = write_report(locate(study), seed)
@@ -48,8 +48,8 @@ def best(
         seed: of the bootstrap.
     """
     from analysis.advice import check_budget, recommend
-    from analysis.find import find
-    from analysis.report import read_study
+    from analysis.findings import find
+    from analysis.study import read_study
     from tarflow.config import to_yaml
     from tarflow.record import write_text
     from tarflow.storage import locate

@@ -11,9 +11,9 @@ import pandas as pd
 from scipy.stats import norm, t
 
 from analysis.human import bits, interval, number
-from analysis.plots_quality import setting_in_words
+from analysis.laws.intervals import LEVEL
 from analysis.rows import configs_but_seed
-from analysis.uncertainty import LEVEL
+from analysis.settings import setting_in_words
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # of noise that fills one of 256 bins of [-1, 1]
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from analysis.allocate import Allocation, allocate, best_run, read_config
 from analysis.findings import Findings
+from analysis.laws.allocation import Allocation, allocate, best_run
+from analysis.rows import read_config
 from tarflow import cost
 from tarflow.config import RunConfig
 from tarflow.errors import UserError

@@ -9,21 +9,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from analysis.laws import Array
+from analysis.laws.forms import Array
+from analysis.laws.intervals import Interval
 from analysis.rows import commonest
+from analysis.settings import SETTING
 
-Interval = tuple[float, float]
-
-SETTING = [  # columns that say how samples were drawn; how the flow was inverted does not matter
-    "feature_extractor",
-    "guidance",
-    "rule",
-    "part",
-    "guided_blocks",
-    "annealed",
-    "temperature",
-    "denoise",
-]
 WORDS = ("guidance", "temperature", "denoise")  # of the setting, that people are told
 FEWEST = 5  # runs
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from analysis.allocate import best_run, read_config
 from analysis.findings import Findings
 from analysis.human import bits, interval, percent
-from analysis.uncertainty import LEVEL
+from analysis.laws.allocation import best_run
+from analysis.laws.intervals import LEVEL
+from analysis.rows import read_config
 from tarflow import cost
 from tarflow.config import RunConfig, from_dict, to_dict
 from tarflow.record import read_json

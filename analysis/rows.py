@@ -3,9 +3,13 @@
 import json
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from tarflow.config import RunConfig, from_dict
+from tarflow.errors import UserError
 
 ROLES = ("grid", "branch")  # searched and final runs are picked, not placed
 MOVED = 0.01  # of the mean that one image may move
@@ -104,3 +108,12 @@ def _key(row: pd.Series) -> str:
     for name in ("seed", "execution", "sampler"):
         plain.pop(name, None)
     return json.dumps(plain, sort_keys=True)
+
+
+def read_config(row: "pd.Series[Any]") -> RunConfig:
+    """Return the config a row of the runs table holds as JSON."""
+    try:
+        plain = json.loads(str(row["config"]))
+    except json.JSONDecodeError:
+        raise UserError(f"run {row['run_id']} has no readable config in the table") from None
+    return from_dict(RunConfig, plain, where=f"config of run {row['run_id']}")

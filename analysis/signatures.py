@@ -11,10 +11,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from analysis.correlation import FEWEST
-from analysis.laws import Array
-from analysis.uncertainty import LEVEL
-
-Interval = tuple[float, float]
+from analysis.laws.forms import Array
+from analysis.laws.intervals import LEVEL, Interval
 
 DRAWS = 1000
 GOOD, POOR = "good likelihood, poor samples", "poor likelihood, good samples"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.fit import Fit
-from analysis.laws import FRONTIER_FORMS, SURFACE_FORMS
-from analysis.validate import Table
+from analysis.laws.fit import Fit
+from analysis.laws.forms import FRONTIER_FORMS, SURFACE_FORMS
+from analysis.laws.validation import Table
 from tarflow.errors import UserError
 from tarflow.record import read_table
 
@@ -107,7 +107,7 @@ def paired(a: Path, b: Path) -> list[Pair]:
     Raises:
         UserError: if a folder holds no study, or none of their runs can be paired.
     """
-    from analysis.report import read_study
+    from analysis.study import read_study
 
     keys = ["data_hash", "split", "label", "seed"]
     first, second = (read_study(study)[0].query("status == 'done'") for study in (a, b))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.fit import fit
-from analysis.laws import CHINCHILLA
+from analysis.laws.fit import fit
+from analysis.laws.forms import CHINCHILLA
 
 ROWS, STARTS, REFITS, SAMPLED = 240, 200, 4000, 10
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from analysis.allocate import Allocation, Sizes, allocate
-from analysis.laws import SURFACE_FORMS
-from analysis.validate import Table, roll_out, score
+from analysis.laws.allocation import Allocation, Sizes, allocate
+from analysis.laws.forms import SURFACE_FORMS
+from analysis.laws.validation import Table, roll_out, score
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig
 

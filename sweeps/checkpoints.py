@@ -10,7 +10,7 @@ import pandas as pd
 from ray import tune
 from ray.tune.experiment import Trial
 
-from analysis.plots_quality import best_setting, pareto_front, setting_in_words
+from analysis.settings import best_setting, pareto_front, setting_in_words
 from sweeps.failures import cause_of, error_of
 from sweeps.progress import Task
 from sweeps.space import SamplingSpace

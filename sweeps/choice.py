@@ -8,9 +8,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis import checklist, human
-from analysis.plots_quality import pareto_front, setting_in_words
-from analysis.report import write_report
+from analysis import human
+from analysis.report import checklist
+from analysis.report.page import write_report
+from analysis.settings import pareto_front, setting_in_words
 from sweeps.space import SamplingSpace
 from sweeps.study import Study
 from sweeps.tuned import Verdict, sampler_of, verdict

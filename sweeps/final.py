@@ -16,10 +16,10 @@ from rich.console import Console
 from tyro.conf import arg
 
 from analysis.advice import check_budget, recommend
-from analysis.find import find
-from analysis.findings import Findings
+from analysis.findings import Findings, find
 from analysis.forecast import Forecast, achieved, forecast
-from analysis.report import read_study, write_report
+from analysis.report.page import write_report
+from analysis.study import read_study
 from sweeps import commands
 from sweeps.lease import lease
 from sweeps.plan import comes_to, finished, make_plan, table

@@ -204,8 +204,9 @@ def note_overhead(outcome: "Outcome", wall: float, out: Path) -> None:
 def report(study: Study, out: Path, console: Console) -> None:
     """Fit the laws of what has been run, and write report.html and best.yaml."""
     from analysis.advice import recommend  # pandas and Plotly are needed from here on only
-    from analysis.find import find
-    from analysis.report import read_study, render
+    from analysis.findings import find
+    from analysis.report.page import render
+    from analysis.study import read_study
     from sweeps.tuned import best_checkpoint, verdict
 
     table, evaluations = read_study(out)

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.bands import NORMAL_90
-from analysis.correlation import SETTING
 from analysis.human import number
-from analysis.plots_quality import best_setting, setting_in_words
+from analysis.laws.intervals import NORMAL_90
+from analysis.laws.validation import levels
 from analysis.rows import choose
-from analysis.validate import levels
+from analysis.settings import SETTING, best_setting, setting_in_words
 from sweeps.space import SEED, SamplingSpace
 from tarflow import record
 from tarflow.config import SamplerConfig, to_dict

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.checklist import saving
+from analysis.report.checklist import saving
 from sweeps import hardware, runner
 from sweeps.branches import Start, marked, starts, tidy
 from sweeps.expect import Rate

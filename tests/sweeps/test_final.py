@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.find import find
+from analysis.findings import find
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.human import percent
 from sweeps import final

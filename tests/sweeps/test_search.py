@@ -17,7 +17,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from analysis.plots_quality import best_setting, pareto_front
+from analysis.settings import best_setting, pareto_front
 from sweeps import scaling, search
 from sweeps.checkpoints import that_matter
 from sweeps.choice import choose
@@ -32,10 +32,10 @@ from tarflow import cost
 from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_dict, to_yaml
 from tarflow.data.images import open_split
 from tarflow.errors import UserError
-from tarflow.evaluate.evaluation import evaluate_setting
+from tarflow.evaluate.checkpoint_scores import evaluate_setting
 from tarflow.evaluate.features import features, find_extractor
 from tarflow.evaluate.metrics import kid
-from tarflow.evaluate.reference import cached_features
+from tarflow.evaluate.feature_cache import cached_features
 from tarflow.identity import HALVES, WHOLE, run_id, setting_id
 from tarflow.model.noise import to_pixels
 from tarflow.model.weights import save_model

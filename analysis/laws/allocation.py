@@ -1,0 +1,210 @@
+"""How to spend a budget: compute-optimal sizes and models.
+
+Legend: `R` draws, `G` sizes looked at, `T` tokens per image.
+FLOPs are counted (`tarflow.cost`), not 6ND: attention is up to a quarter of a small model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.laws.fit import Fit
+from analysis.laws.forms import Array
+from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.isoflop import DRAWS, IsoFlop
+from tarflow import cost
+from tarflow.config import ModelConfig, RunConfig, round_images
+
+TRUSTED = 10.0  # ends of an interval of the optimal size may differ by this factor, not more
+SIZES = 300  # points on which the best size is looked for
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The compute-optimal model of one budget."""
+
+    flops: float
+    source: str  # "surface law", "IsoFLOP minima" or "best run"
+    params: float  # continuous optimum, intervals 90%
+    params_interval: Interval
+    tokens: float
+    tokens_interval: Interval
+    bpd: float | None  # predicted for the buildable model; None without a surface law
+    bpd_interval: Interval | None
+    channels: int  # nearest buildable model by parameters
+    blocks: int
+    layers: int
+    model_params: int  # of the buildable model
+    images: int  # of the buildable model, whole batches
+    extrapolated: bool  # size or FLOPs beyond the runs of the study
+    edge: str  # "" or why the optimum is only a bound
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Models that can be built: one model at every width that is a multiple of its head width."""
+
+    model: ModelConfig
+
+    def widths(self, params: float) -> NDArray[np.int_]:
+        """Return all widths up to the first one with at least `params` parameters."""
+        count = 1
+        while cost.params(self.build(count * self.model.head_dim)) < params:
+            count *= 2
+        return np.arange(1, count + 1) * self.model.head_dim
+
+    def build(self, channels: int) -> ModelConfig:
+        """Return the model of a width."""
+        return replace(self.model, channels=int(channels))
+
+    def nearest(self, params: float) -> ModelConfig:
+        """Return the model whose parameters are nearest by ratio."""
+        models = [self.build(width) for width in self.widths(params)]
+        return min(models, key=lambda model: abs(np.log(cost.params(model) / params)))
+
+    def flops_per_token(self, params: Array) -> Array:
+        """Return training FLOPs per token at any size, between buildable ones by interpolation."""
+        widths = np.unique(np.geomspace(1, self.widths(params.max())[-1], 60).round().astype(int))
+        # Widths between multiples of the head width cannot be built; their cost is still a number.
+        models = [replace(self.model, channels=int(width), head_dim=1) for width in widths]
+        x = np.log([cost.params(model) for model in models])
+        y = np.log([cost.training_flops(model) / model.tokens for model in models])
+        return np.exp(np.interp(np.log(params), x, y))
+
+
+def allocate(
+    flops: float,
+    runs: pd.DataFrame,
+    template: RunConfig,
+    surface: Fit | None,
+    isoflops: Sequence[IsoFlop],
+    seed: int = 0,
+    rivals: Sequence[Fit] = (),
+) -> Allocation:
+    """Choose size and images for a budget by the best source the study allows.
+
+    The surface law where its optimum is known within a factor of ten; else the power law
+    through the IsoFLOP minima that lie inside their range (two at least); else the best size of
+    the largest budget.
+
+    Args:
+        flops: the budget, training FLOPs.
+        runs: rows with run_id, params, flops, bpd and `budget`.
+        template: run whose model is widened or narrowed, and whose batch is kept.
+        surface: L(N, D).
+        isoflops: minima of the study.
+        seed: of the draws.
+        rivals: laws of other forms that predict as well: their optima widen the intervals, for
+            a bootstrap of one form knows nothing of the others.
+    """
+    sizes = Sizes(template.model)
+    draws = None if surface is None else _law_draws(surface, flops, sizes)
+    if draws is not None:
+        others = [_law_draws(law, flops, sizes) for law in rivals]
+        draws = np.concatenate([draws, *(each[1:] for each in others if each is not None)])
+    source, edge = "surface law", ""
+    if draws is None or not _trusted(draws[1:]):
+        source = "IsoFLOP minima"
+        draws = _minima_draws(flops, isoflops, seed)
+    if draws is None:
+        source = "best run"
+        best = best_run(runs)
+        draws = np.array([float(best["params"])])
+        edge = next((i.edge for i in isoflops if str(best["run_id"]) in i.run_ids), "")
+        edge = edge and f"the best size tried is the {edge}: the optimum may lie beyond it"
+    params = draws[0]
+    tokens = flops / sizes.flops_per_token(draws)
+    model = sizes.nearest(params)
+    images = round_images(flops / cost.training_flops(model), template.batch)
+    bpd, interval = None, None
+    if surface is not None:
+        at = {"params": [cost.params(model)], "tokens": [images * model.tokens]}
+        low, high = surface.band(LEVEL, **at)
+        bpd, interval = float(surface.predict(**at)[0]), (float(low[0]), float(high[0]))
+    return Allocation(
+        flops=flops,
+        source=source,
+        params=float(params),
+        params_interval=_ends(draws[1:]),
+        tokens=float(tokens[0]),
+        tokens_interval=_ends(tokens[1:]),
+        bpd=bpd,
+        bpd_interval=interval,
+        channels=model.channels,
+        blocks=model.blocks,
+        layers=model.layers,
+        model_params=cost.params(model),
+        images=images,
+        extrapolated=bool(
+            flops > 1.2 * runs["flops"].max()
+            or not 0.99 * runs["params"].min() <= params <= 1.01 * runs["params"].max()
+        ),
+        edge=edge,
+    )
+
+
+def best_run(runs: pd.DataFrame) -> "pd.Series[Any]":
+    """Return the row with the lowest BPD of the largest budget."""
+    largest = runs[runs["budget"] == runs["budget"].max()]
+    best: pd.Series[Any] = largest.sort_values(["bpd", "run_id"]).iloc[0]
+    return best
+
+
+def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
+    """Return the best size at a budget, (1 + R,): of the law, then of each of its draws.
+
+    Numeric, on counted FLOPs; the closed form in `laws.optimum` holds for 6ND only.
+    """
+    middle = law.centre[law.form.inputs.index("params")]
+    grid = np.linspace(middle - np.log(1e4), middle + np.log(1e4), SIZES)
+    tokens = np.log(flops / sizes.flops_per_token(np.exp(grid)))
+    logs = np.stack([grid, tokens]) - law.centre[:, None]
+    value = law.form.predict(np.concatenate([law.theta[None], law.draws]), logs)
+    best = np.clip(value.argmin(axis=1), 1, SIZES - 2)
+    rows = np.arange(len(value))
+    left, mid, right = (value[rows, best + step] for step in (-1, 0, 1))
+    bend = left - 2 * mid + right
+    shift = np.where(bend > 0, (left - right) / 2 / np.where(bend > 0, bend, 1.0), 0.0)
+    optimum: Array = np.exp(grid[best] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
+    return optimum
+
+
+def _law_draws(law: Fit, flops: float, sizes: Sizes) -> Array | None:
+    if law.status in ("rank-deficient", "non-finite") or not len(law.draws):
+        return None
+    return optimal_params(law, flops, sizes)
+
+
+def _trusted(draws: Array) -> bool:
+    low, high = _ends(draws)
+    return high <= TRUSTED * low
+
+
+def _minima_draws(flops: float, isoflops: Sequence[IsoFlop], seed: int) -> Array | None:
+    """Return sizes from ln N = c + s ln C through the bracketed minima, (1 + R,)."""
+    inside = [item for item in isoflops if not item.edge]
+    if len(inside) < 2:
+        return None
+    x = np.log([item.flops for item in inside])
+    y = np.log([item.params for item in inside])
+    ends = np.log([np.clip(i.params_interval, i.params / 10, i.params * 10) for i in inside])
+    spread = (ends[:, 1] - ends[:, 0]) / 2 / 1.645
+    error = np.random.default_rng(seed).standard_normal((DRAWS, len(x))) * spread
+    drawn = np.concatenate([y[None], y + error])
+    slope = (
+        (drawn - drawn.mean(axis=1, keepdims=True)) @ (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    )
+    slope = np.clip(slope, 0, 1)  # more compute never asks for fewer parameters or fewer tokens
+    sizes: Array = np.exp(drawn.mean(axis=1) + slope * (np.log(flops) - x.mean()))
+    return sizes
+
+
+def _ends(draws: Array) -> Interval:
+    if not len(draws):
+        return 0.0, float("inf")
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

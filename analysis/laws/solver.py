@@ -1,0 +1,139 @@
+"""Levenberg-Marquardt with Huber weights and bounds on many small problems at once.
+
+Legend: `S` problems (starts or resamples), `n` rows, `p` parameters, `k` inputs.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws.forms import Array, Form
+
+HUBER = 1.345  # in robust standard deviations: 95% efficient on normal noise (Huber 1981)
+CHUNK = 400_000  # values of one Jacobian held at a time; larger ones leave the cache
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sum over rows of weight * huber(residual / scale)."""
+
+    form: Form
+    logs: Array  # (k, n) centred logs of the inputs
+    targets: Array  # (n,) or (S, n): values, or their logs if `log`
+    weights: Array  # (n,) or (S, n)
+    scale: Array  # (n,) residuals are divided by it
+    delta: float  # where Huber's loss turns linear; inf is least squares
+    log: bool  # residuals in ln(value)
+    low: Array  # (p,)
+    high: Array  # (p,)
+
+    def take(self, chosen: NDArray[np.intp]) -> "Problem":
+        """Return the problems at the given positions."""
+        targets = self.targets[chosen] if self.targets.ndim == 2 else self.targets
+        weights = self.weights[chosen] if self.weights.ndim == 2 else self.weights
+        return Problem(
+            self.form, self.logs, targets, weights, self.scale, self.delta, self.log,
+            self.low, self.high,
+        )  # fmt: skip
+
+    def residuals(self, theta: Array) -> Array:
+        """Return the (S, n) residuals over their scale."""
+        value = self.form.predict(theta, self.logs)
+        if self.log:
+            value = np.log(np.maximum(value, 1e-300))
+        return (self.targets - value) / self.scale
+
+    def cost(self, residuals: Array) -> Array:
+        """Return the (S,) sums of Huber terms."""
+        if not np.isfinite(self.delta):
+            squares: Array = np.sum(self.weights * residuals * residuals, axis=1) / 2
+            return squares
+        size = np.abs(residuals)
+        inner = np.minimum(size, self.delta)
+        terms: Array = np.sum(self.weights * inner * (size - inner / 2), axis=1)
+        return terms
+
+    def normal(self, theta: Array, residuals: Array) -> tuple[Array, Array]:
+        """Return the (S, p, p) Gauss-Newton matrices and (S, p) descent directions."""
+        columns = self.form.jacobian(theta, self.logs) / self.scale
+        if self.log:
+            columns /= np.maximum(self.form.predict(theta, self.logs), 1e-300)[:, None]
+        weights = np.broadcast_to(self.weights, residuals.shape)
+        if np.isfinite(self.delta):
+            weights = weights * np.minimum(1, self.delta / np.maximum(np.abs(residuals), 1e-300))
+        weighted = columns * weights[:, None]
+        return weighted @ columns.swapaxes(1, 2), (weighted @ residuals[:, :, None])[:, :, 0]
+
+
+def minimise(
+    problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 200
+) -> tuple[Array, Array]:
+    """Descend from every start of theta (S, p).
+
+    Returns:
+        Parameters (S, p) and costs (S,), inf where a start is not finite.
+    """
+    size = max(1, CHUNK // (theta.shape[1] * problem.logs.shape[1]))
+    parts = [
+        _descend(problem.take(chosen), theta[chosen], tolerance, steps)
+        for chosen in np.split(np.arange(len(theta)), range(size, len(theta), size))
+    ]
+    return np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
+
+
+def _descend(problem: Problem, theta: Array, tolerance: float, steps: int) -> tuple[Array, Array]:
+    best = np.clip(theta, problem.low, problem.high)
+    cost = problem.cost(problem.residuals(best))
+    cost[~np.isfinite(cost)] = np.inf
+    live = np.flatnonzero(np.isfinite(cost))
+    damping = np.full(len(best), 1e-2)
+    quiet = np.zeros(len(best), dtype=int)
+    matrix = np.zeros((len(best), best.shape[1], best.shape[1]))
+    descent = np.zeros_like(best)
+    moved = live
+    active = problem.take(live)
+    for _ in range(steps):
+        if not len(live):
+            break
+        if len(moved):
+            part = problem.take(moved)
+            matrix[moved], descent[moved] = part.normal(best[moved], part.residuals(best[moved]))
+        step = _step(
+            matrix[live], descent[live], damping[live], best[live], problem.low, problem.high
+        )
+        trial = np.clip(best[live] + step, problem.low, problem.high)
+        value = active.cost(active.residuals(trial))
+        better = value < cost[live]
+        small = np.all(np.abs(trial - best[live]) <= tolerance * (1 + np.abs(trial)), axis=1)
+        little = small | (better & (cost[live] - value <= tolerance * cost[live]))
+        quiet[live] = np.where(little, quiet[live] + 1, np.where(better, 0, quiet[live]))
+        moved = live[better]
+        best[moved], cost[moved] = trial[better], value[better]
+        damping[live] *= np.where(better, 0.2, 5.0)
+        np.clip(damping, 1e-12, 1e14, out=damping)
+        keep = (quiet[live] < 2) & (damping[live] < 1e12) & (cost[live] > 0)
+        if not keep.all():
+            live = live[keep]
+            active = problem.take(live)
+            moved = moved[np.isin(moved, live)]
+    return best, cost
+
+
+def _step(
+    matrix: Array, descent: Array, damping: Array, theta: Array, low: Array, high: Array
+) -> Array:
+    """Solve the damped system, holding parameters that press against a bound."""
+    held = ((theta <= low) & (descent < 0)) | ((theta >= high) & (descent > 0))
+    diagonal = np.einsum("sii->si", matrix)
+    # A parameter without influence keeps a little damping, else the system is singular.
+    ridge = np.maximum(diagonal, 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300)
+    system = np.where(held[:, :, None] | held[:, None, :], 0.0, matrix)
+    index = np.arange(theta.shape[1])
+    system[:, index, index] = np.where(held, 1.0, diagonal + damping[:, None] * ridge)
+    root = np.sqrt(np.einsum("sii->si", system))
+    system = system / root[:, :, None] / root[:, None, :]
+    right = np.where(held, 0.0, descent) / root
+    system[:, index, index] += 1e-14
+    step: Array = np.linalg.solve(system, right[:, :, None])[:, :, 0] / root
+    return step

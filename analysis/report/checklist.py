@@ -1,0 +1,292 @@
+"""What a reader needs to judge or repeat a study: price paid, conventions, versions, seeds."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.findings import Findings
+from analysis.forecast import Forecast
+from analysis.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
+from analysis.settings import setting_in_words
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page, all cells written out."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+
+def cost(table: pd.DataFrame) -> Table:
+    """Add up what each kind of run has cost."""
+    rows = []
+    for role, runs in [*table.groupby("role"), ("all", table)]:
+        rows.append(
+            (
+                str(role),
+                f"{(runs['status'] == 'done').sum()} + {(runs['status'] == 'failed').sum()}",
+                power(runs["flops_marginal"].sum(), 3),
+                count(runs["images"].sum()),
+                seconds((runs["wall_seconds"] - runs["evaluate_seconds"]).sum()),
+                seconds(runs["evaluate_seconds"].sum()),
+                seconds(runs["device_seconds"].sum()),
+                percent(runs["mfu"].median()),
+            )
+        )
+    columns = (
+        "role",
+        "done + failed",
+        "training FLOPs",
+        "images seen",
+        "training",
+        "evaluation",
+        "device time",
+        "median MFU",
+    )
+    return Table(columns, tuple(rows))
+
+
+def saving(table: pd.DataFrame) -> str:
+    """Say in a sentence what shared trunks have saved; empty if nothing was shared.
+
+    Args:
+        table: runs, with flops and flops_marginal.
+    """
+    done = table[table["status"] == "done"]
+    whole, spent = done["flops"].sum(), done["flops_marginal"].sum()
+    branches = int((done["flops_marginal"] < done["flops"]).sum())
+    if not branches:
+        return ""
+    return (
+        f" {branches} run{'s' * (branches > 1)} went on from a trunk shared with a longer one: "
+        f"{power(whole - spent, 3)} of {power(whole, 3)} training FLOPs "
+        f"({percent(1 - spent / whole)}) were saved."
+    )
+
+
+def overhead(outcome: Mapping[str, Any]) -> str:
+    """Say in a sentence what the sweep cost on top of its runs; empty if it was not recorded.
+
+    Args:
+        outcome: wall_seconds of the sweep, device_seconds inside runs, devices and what they are.
+    """
+    if "devices" not in outcome:
+        return ""
+    wall, devices = outcome["wall_seconds"], outcome["devices"]
+    held = f"{devices:g} {outcome['device']}{'' if devices == 1 else 's'}"
+    share = percent(1 - outcome["device_seconds"] / (wall * devices))
+    return f" The sweep took {seconds(wall)} on {held}; {share} of that was not spent in a run."
+
+
+def model_choice(findings: Findings) -> Table:
+    """List the forms with their roll-out errors."""
+    return Table(
+        ("form", "parameters", "roll-outs", "error", "standard error", "AICc", "BIC", ""),
+        tuple(
+            (
+                score.form,
+                str(score.parameters),
+                str(score.rollouts),
+                percent(score.error),
+                percent(score.error_se),
+                number(score.aicc),
+                number(score.bic),
+                "chosen" if score.chosen else "",
+            )
+            for score in findings.scores
+        )
+        + tuple(
+            (item.name, MISSING, str(item.rollouts), percent(item.error), "", "", "", "baseline")
+            for item in findings.baselines
+        ),
+        "Forms and baselines by roll-out error",
+    )
+
+
+def coverage(findings: Findings) -> Table:
+    """List what the bands promised and what they held."""
+    return Table(
+        ("band", "promised", "achieved", "roll-outs inside"),
+        tuple(
+            (
+                item.band,
+                percent(item.level),
+                percent(item.achieved),
+                f"{item.inside} of {item.total}",
+            )
+            for item in findings.coverage
+        ),
+        "Coverage on the roll-outs",
+    )
+
+
+def influence(findings: Findings) -> Table:
+    """List the runs that move the law most when they are left out."""
+    names = dict(zip(findings.finished["run_id"], findings.finished["label"], strict=True))
+    return Table(
+        ("run left out", "change of the prediction", "parameter that moves most", "by"),
+        tuple(
+            (
+                names.get(item.cluster, item.cluster),
+                percent(item.change, signed=True),
+                item.parameter,
+                f"{number(item.parameter_change)} half-intervals",
+            )
+            for item in findings.influence[:5]
+        ),
+        "Runs that move the surface law most",
+    )
+
+
+def final(forecasts: Sequence[Forecast]) -> Table:
+    """List final runs with what was predicted of them."""
+    return Table(
+        ("run", "FLOPs", "predicted BPD", "90% interval", "achieved BPD", "verdict"),
+        tuple(
+            (
+                item.run_id,
+                power(item.flops),
+                bits(item.predicted),
+                MISSING
+                if item.low is None or item.high is None
+                else interval((item.low, item.high), bits),
+                f"{bits(item.achieved)} ± {bits(item.achieved_se)}",
+                item.verdict or item.in_words,
+            )
+            for item in forecasts
+        ),
+    )
+
+
+def front(best: pd.DataFrame) -> Table:
+    """List the Pareto front of a search.
+
+    Args:
+        best: rows of `plots_quality.pareto_front`, each at its best sampler setting.
+    """
+    return Table(
+        ("run", "id", "parameters", "BPD", "KID", "±", "sampled with"),
+        tuple(
+            (
+                row["label"],
+                row["run_id"],
+                count(row["params"]),
+                bits(row["bpd"]),
+                number(row["kid"]),
+                number(row["kid_se"]),
+                setting_in_words(row),
+            )
+            for _, row in best.iterrows()
+        ),
+        "The Pareto front. KID is that of draws by which the sampler setting was not chosen.",
+    )
+
+
+def sizes(findings: Findings) -> Table:
+    """List the compute-optimal model of each budget."""
+    return Table(
+        (
+            "FLOPs",
+            "parameters N*",
+            "tokens D*",
+            "nearest model",
+            "images",
+            "BPD",
+            "by",
+            "beyond the runs",
+        ),
+        tuple(
+            (
+                power(item.flops),
+                _with_interval(item.params, item.params_interval, count),
+                _with_interval(item.tokens, item.tokens_interval, count),
+                f"c{item.channels}-b{item.blocks}-l{item.layers}",
+                count(item.images),
+                _with_interval(item.bpd, item.bpd_interval, bits),
+                item.source,
+                "yes" if item.extrapolated else "no",
+            )
+            for item in findings.allocation
+        ),
+        "Compute-optimal sizes, 90% intervals, and the nearest model that can be built",
+    )
+
+
+def _with_interval(
+    value: float | None, ends: tuple[float, float] | None, write: Callable[[float | None], str]
+) -> str:
+    if ends is None or any(missing(end) for end in ends):
+        return write(value)
+    return f"{write(value)} ({write(ends[0])}–{write(ends[1])})"
+
+
+def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table:
+    """Answer the questions a reviewer of a scaling law asks."""
+    fits = [fit for fit in (findings.frontier, findings.surface) if fit]
+    rows = [
+        ("Laws", "; ".join(f"{fit.name}: {fit.formula}" for fit in fits) or "none fitted"),
+        ("Objective", "sum of Huber losses of log residuals, 1.345 robust standard deviations"),
+        ("Optimiser", "Levenberg-Marquardt, exact Jacobian, many starts scaled by the data"),
+        ("Fit status", "; ".join(f"{fit.name}: {fit.status}" for fit in fits) or MISSING),
+        (
+            "Starts that agree",
+            "; ".join(f"{fit.name}: {percent(fit.agreement)}" for fit in fits) or MISSING,
+        ),
+        ("Intervals", f"90%, bootstrap, seed {seed}"),
+        ("Choice of form", "lowest roll-out error, one-standard-error rule for fewer parameters"),
+        ("Rows used", f"{len(findings.runs)} of {len(table)}; roles grid and branch"),
+        (
+            "Left out",
+            "; ".join(f"{item.label}: {item.reason}" for item in findings.left_out) or "none",
+        ),
+        (
+            "Run-to-run noise",
+            f"{findings.noise.std:.4f} bits per dimension, from {findings.noise.runs} runs of "
+            f"{findings.noise.groups} config(s) with several seeds"
+            if findings.noise
+            else "not measured: no config has two seeds",
+        ),
+        ("Parameters N", "matrix-product weights; biases, norms and tables are not counted"),
+        ("Tokens D", "training images seen times tokens per image"),
+        (
+            "FLOPs C",
+            "matrix products and ideal causal attention by formula; backward is twice forward",
+        ),
+        ("BPD", _distinct(table, "bpd_kind") + ", held-out split: " + _distinct(table, "split")),
+        ("Data", f"{_distinct(table, 'data')}, content hash {_distinct(table, 'data_hash')}"),
+        ("Noise", f"{_distinct(table, 'noise_type')} {_distinct(table, 'noise_std')}"),
+        ("Schedule", _distinct(table, "schedule")),
+        ("Precision", _distinct(table, "precision")),
+        ("Seeds", _distinct(table, "seed")),
+        ("Numerics version", _distinct(table, "numerics_version")),
+        ("Code", _distinct(table, "git")),
+        ("Hosts", _distinct(table, "host")),
+        ("Versions", _versions(table)),
+    ]
+    return Table(("question", "answer"), tuple(rows))
+
+
+def _distinct(table: pd.DataFrame, column: str) -> str:
+    values = sorted(table[column].dropna().unique()) if len(table) else []
+    return ", ".join(_short(value) for value in values[:12]) or MISSING
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _versions(table: pd.DataFrame) -> str:
+    found: dict[str, set[str]] = {}
+    for text in _texts(table.get("versions")):
+        for name, version in json.loads(text).items():
+            found.setdefault(name, set()).add(str(version))
+    return ", ".join(f"{name} {' / '.join(sorted(v))}" for name, v in found.items()) or MISSING
+
+
+def _texts(column: "pd.Series[Any] | None") -> Iterable[str]:
+    return [] if column is None else column.dropna().unique().tolist()

@@ -1,0 +1,1 @@
+"""The figures of the report: findings or tables in, Plotly figures out."""

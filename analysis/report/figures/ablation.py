@@ -1,0 +1,83 @@
+"""Figures of an ablation: tables of `ablation.averaged` in, figure out."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.ablation import noise_level
+from analysis.human import interval, number
+from analysis.report.figures.theme import CATEGORIES, SYMBOLS, around, figure, log_axis, marker
+
+
+def against_noise(points: pd.DataFrame, y: str) -> go.Figure:
+    """Draw a score against the noise level; uniform noise stands apart, at its deviation.
+
+    Args:
+        points: `noise_type`, `noise_std`, `series`, `mean`, `low`, `high`, `run_id`.
+        y: what the score is.
+    """
+    points = points.assign(level=noise_level(points)).sort_values("level")
+    shown = figure("standard deviation of the training noise", y, height=420)
+    for position, (series, rows) in enumerate(points.groupby("series", sort=False)):
+        colour = CATEGORIES[position % len(CATEGORIES)]
+        gaussian = rows["noise_type"] == "gaussian"
+        name = str(series) or "Gaussian noise"
+        shown.add_trace(_line(rows[gaussian], "level", name, colour, "circle"))
+        if (~gaussian).any():
+            apart = _line(rows[~gaussian], "level", "uniform noise", colour, "square-open")
+            shown.add_trace(apart.update(mode="markers"))
+    return shown.update_xaxes(log_axis(points["level"], number))
+
+
+def against_number(points: pd.DataFrame, x: str, title: str, y: str) -> go.Figure:
+    """Draw a score against a sampler's number, one line per series.
+
+    Args:
+        points: `x`, `series`, `mean`, `low`, `high`, `run_id`.
+        x: column of the number.
+        title: of its axis.
+        y: what the score is.
+    """
+    shown = figure(title, y, height=420)
+    for position, (series, rows) in enumerate(points.groupby("series", sort=False)):
+        colour, symbol = CATEGORIES[position % len(CATEGORIES)], SYMBOLS[position % len(SYMBOLS)]
+        shown.add_trace(_line(rows.sort_values(x), x, str(series), colour, symbol))
+    return shown.update_traces(showlegend=True)
+
+
+def side_by_side(points: pd.DataFrame, title: str, y: str) -> go.Figure:
+    """Draw a score of named choices in the order of the table.
+
+    Args:
+        points: `named`, `mean`, `low`, `high`, `run_id`.
+        title: what is named.
+        y: what the score is.
+    """
+    shown = figure(title, y, height=420)
+    shown.add_trace(_line(points, "named", "", CATEGORIES[0], "circle").update(mode="markers"))
+    return shown.update_xaxes(type="category")
+
+
+def _line(rows: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> go.Scatter:
+    ends = list(zip(rows["low"], rows["high"], strict=True))
+    return go.Scatter(
+        x=rows[x].tolist(),
+        y=rows["mean"].tolist(),
+        error_y=around(rows["mean"].tolist(), ends) | {"color": colour},
+        mode="lines+markers",
+        line={"color": colour, "width": 1.8},
+        marker=marker(colour, symbol),
+        name=name,
+        meta=rows["run_id"].tolist(),
+        text=_described(rows),
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=bool(name),
+    )
+
+
+def _described(rows: pd.DataFrame) -> Sequence[str]:
+    return [
+        f"{number(row['mean'])} ({interval((row['low'], row['high']))})<br>{row['run_id']}"
+        for _, row in rows.iterrows()
+    ]

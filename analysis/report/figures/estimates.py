@@ -1,0 +1,204 @@
+"""Figures of what the laws say: parameters, compute-optimal sizes, and how well they predict.
+
+No statistics here: every number is read from `Findings`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from analysis.findings import Findings
+from analysis.human import bits, count, interval, number, power
+from analysis.laws.allocation import Allocation
+from analysis.laws.isoflop import IsoFlop
+from analysis.report.figures import theme
+from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_axis, marker
+
+SMALLEST = 0.01  # percent: smaller errors are drawn here, the axis is logarithmic
+
+
+def exponents(findings: Findings) -> go.Figure | None:
+    """Draw every exponent of every law with its interval; open and grey if not identified."""
+    return _forest(_estimates(findings, ("a", "b", "g")), "exponent", (0.0, 1.0))
+
+
+def floors(findings: Findings) -> go.Figure | None:
+    """Draw the floor E of every law with its interval."""
+    best = findings.runs["bpd"].min() if len(findings.runs) else 1.0
+    return _forest(_estimates(findings, ("E",)), "floor E, bits per dimension", (0.0, float(best)))
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    law: str
+    value: float
+    interval: tuple[float, float]
+    identified: bool
+    hover: str
+
+
+def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
+    fits = [(fit, f"{fit.name} L(N, D)") for fit in findings.surfaces]
+    if findings.frontier:
+        fits.append((findings.frontier, f"{findings.frontier.name} L(C)"))
+    fits += [(held.fit, f"{held.fit.name}, held out") for held in findings.held_out]
+    return [
+        _Estimate(
+            f"{name} · {label}",
+            fit.values[name],
+            fit.intervals[name],
+            fit.identified[name],
+            f"<b>{name} of {label}</b>, {fit.formula}<br>{number(fit.values[name])}, 90% interval "
+            f"{interval(fit.intervals[name])}<br>{fit.reasons[name]}",
+        )
+        for fit, label in fits
+        for name in names
+        if name in fit.values
+    ]
+
+
+def _forest(
+    rows: Sequence[_Estimate], label: str, window: tuple[float, float]
+) -> go.Figure | None:
+    """Draw estimates with intervals; what is not identified may run out of the window."""
+    if not rows:
+        return None
+    shown = figure(label, "", height=110 + 30 * len(rows))
+    for known, name in ((True, "identified"), (False, "not identified by these runs")):
+        part = [row for row in rows if row.identified == known]
+        if not part:
+            continue
+        colour = LAW if known else SOFT
+        ends = [tuple(np.clip(row.interval, -1e3, 1e3).tolist()) for row in part]
+        shown.add_trace(
+            go.Scatter(
+                x=[row.value for row in part],
+                y=[row.law for row in part],
+                error_x=around([row.value for row in part], ends) | {"color": colour},
+                mode="markers",
+                marker=marker(colour, "circle" if known else "circle-open", 9),
+                name=name,
+                text=[row.hover for row in part],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    seen = [end for row in rows if row.identified for end in row.interval]
+    low, high = min(seen, default=window[0]), max(seen, default=window[1])
+    low, high = max(min(low, window[0]), -window[1]), min(max(high, window[1]), 3 * window[1])
+    shown.update_xaxes(range=[low - 0.03 * (high - low), high + 0.03 * (high - low)])
+    return shown.update_yaxes(
+        categoryorder="array", categoryarray=[row.law for row in rows][::-1], showgrid=False
+    )
+
+
+SOURCES = {  # of an allocation: colour and line
+    "surface law": (LAW, "dash"),
+    "IsoFLOP minima": (theme.HELD_OUT, "dot"),
+    "best run": (SOFT, "dot"),
+}
+
+
+def allocation(findings: Findings) -> dict[str, go.Figure]:
+    """Draw the compute-optimal parameters and tokens against the budget."""
+    if not findings.allocation:
+        return {}
+    inside = [iso for iso in findings.isoflops if not iso.edge]
+    shown = {}
+    for name, label in (("params", "optimal parameters N*"), ("tokens", "optimal tokens D*")):
+        one = figure("training FLOPs", label, height=380)
+        for source in dict.fromkeys(item.source for item in findings.allocation):
+            items = [item for item in findings.allocation if item.source == source]
+            _allocated(one, items, name, label)
+        if inside:
+            one.add_trace(_minima(inside, name))
+        values = [value for trace in one.data for value in trace.y]
+        reach = [value for trace in one.data for value in trace.x]
+        shown[label] = one.update_xaxes(log_axis(reach)).update_yaxes(log_axis(values, count))
+    return shown
+
+
+def _allocated(shown: go.Figure, items: Sequence[Allocation], name: str, label: str) -> None:
+    colour, dash = SOURCES[items[0].source]
+    ends = [getattr(item, f"{name}_interval") for item in items]
+    known = [i for i, (low, high) in enumerate(ends) if 0 < low <= high < np.inf]
+    if len(known) > 1:
+        at = np.array([items[i].flops for i in known])
+        low, high = (np.array([ends[i][side] for i in known]) for side in (0, 1))
+        shown.add_trace(band(at, low, high, theme.BAND, "90% interval"))
+    shown.add_trace(
+        go.Scatter(
+            x=[item.flops for item in items],
+            y=[getattr(item, name) for item in items],
+            mode="lines+markers",
+            line={"color": colour, "width": 2, "dash": dash},
+            marker=marker(colour),
+            name=f"by the {items[0].source}",
+            text=[
+                f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(getattr(item, name))}"
+                f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
+                f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
+                for item, end in zip(items, ends, strict=True)
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+
+
+def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
+    centre = [getattr(iso, name) for iso in inside]
+    ends = [iso.params_interval for iso in inside]
+    return go.Scatter(
+        x=[iso.flops for iso in inside],
+        y=centre,
+        error_y=around(centre, ends) | {"color": theme.HELD_OUT} if name == "params" else None,
+        mode="markers",
+        marker=marker(theme.HELD_OUT, "diamond", 11),
+        name="IsoFLOP minima",
+        hovertemplate="IsoFLOP minimum %{y:.3s} at %{x:.2e} FLOPs<extra></extra>",
+    )
+
+
+def validation(findings: Findings) -> go.Figure | None:
+    """Draw the roll-out error of every form against the distance of the extrapolation."""
+    if not findings.rollouts:
+        return None
+    chosen = {score.form for score in findings.scores if score.chosen}
+    shown = figure("times the largest compute seen", "error, %", height=460)
+    distances = []
+    for index, form in enumerate(dict.fromkeys(item.form for item in findings.rollouts)):
+        items = [item for item in findings.rollouts if item.form == form]
+        ratios = [float(np.exp(item.distance)) for item in items]
+        distances += ratios
+        colour = theme.CATEGORIES[index % len(theme.CATEGORIES)]
+        shown.add_trace(
+            go.Scatter(
+                x=ratios,
+                y=[max(100 * abs(item.error), SMALLEST) for item in items],
+                mode="markers",
+                marker=marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)])
+                | ({} if form in chosen else {"opacity": 0.55}),
+                name=form + (" (chosen)" if form in chosen else ""),
+                text=[
+                    f"<b>{form}</b> grown along {item.axis}, fitted to {item.rows} runs<br>"
+                    f"predicted {bits(item.predicted)}, achieved {bits(item.achieved)}"
+                    for item in items
+                ],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    for baseline, dash in zip(findings.baselines, ("dash", "dot"), strict=False):
+        shown.add_trace(
+            go.Scatter(
+                x=[min(distances), max(distances)],
+                y=[100 * baseline.error] * 2,
+                mode="lines",
+                line={"color": SOFT, "width": 1.5, "dash": dash},
+                name=baseline.name,
+                hovertemplate="%{y:.2f}%<extra>" + baseline.name + "</extra>",
+            )
+        )
+    errors = [value for trace in shown.data for value in trace.y]
+    shown.update_yaxes(log_axis(errors, lambda error: f"{error:g}"))
+    return shown.update_xaxes(log_axis(distances, lambda ratio: f"{ratio:g}×"))

@@ -1,0 +1,236 @@
+"""Figures of the laws: findings in, figure out; None when there is nothing to show.
+
+No statistics here: every number is read from `Findings`, or is a law evaluated on a grid.
+"""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.findings import Findings, HeldOut
+from analysis.human import bits, count, interval, percent, power
+from analysis.laws.fit import Fit
+from analysis.laws.isoflop import IsoFlop
+from analysis.report.figures import theme
+from analysis.report.figures.theme import (
+    INK,
+    LAW,
+    SOFT,
+    around,
+    band,
+    dots,
+    figure,
+    log_axis,
+    marker,
+)
+
+BPD = "bits per dimension"
+FLOPS = "training FLOPs"
+EXTRAPOLATE = 10.0  # times the largest budget: how far the frontier law is drawn
+
+
+def on_compute(fit: Fit) -> bool:
+    """Tell a law of compute alone from a law of size and data."""
+    return fit.form.inputs == ("flops",)
+
+
+def held_out_on_compute(findings: Findings) -> HeldOut | None:
+    """Return the hold-out of the frontier law, if there is one."""
+    return next((held for held in findings.held_out if on_compute(held.fit)), None)
+
+
+def runs_against_flops(findings: Findings) -> go.Figure | None:
+    """Draw all runs, the frontier, its law with the extrapolation band, and the held-out run."""
+    runs = findings.runs if len(findings.runs) else findings.finished
+    if runs.empty:
+        return None
+    shown = figure(FLOPS, BPD, height=520)
+    reach = [runs["flops"].min(), runs["flops"].max()]
+    if findings.frontier:
+        reach[1] *= EXTRAPOLATE
+        _frontier_law(shown, findings.frontier, runs["flops"])
+    held = held_out_on_compute(findings)
+    for params, colour, group in theme.by_size(runs.sort_values("flops")):
+        shown.add_trace(
+            dots(
+                group,
+                "flops",
+                "bpd",
+                mode="lines+markers",
+                line={"color": colour, "width": 1},
+                marker=marker(colour),
+                name=f"{count(params)} params",
+            )
+        )
+    if len(findings.frontier_points) > 1:
+        shown.add_trace(
+            dots(
+                findings.frontier_points.merge(runs, how="left"),
+                "flops",
+                "bpd",
+                marker={
+                    "symbol": "circle-open",
+                    "size": 16,
+                    "color": INK,
+                    "line": {"width": 1.5},
+                },
+                name="frontier",
+            )
+        )
+    if held:
+        _held_out(shown, held, findings.frontier_points["flops"])
+    return shown.update_xaxes(log_axis(reach))
+
+
+def _frontier_law(shown: go.Figure, fit: Fit, flops: pd.Series) -> None:
+    inside = np.geomspace(flops.min(), flops.max(), 60)
+    beyond = np.geomspace(flops.max(), EXTRAPOLATE * flops.max(), 40)
+    low, high = fit.band(flops=beyond)
+    if np.isfinite(low).all():
+        shown.add_trace(band(beyond, low, high, theme.BAND, "90% band"))
+    for grid, dash, name in ((inside, "solid", "law"), (beyond, "dash", "")):
+        shown.add_trace(
+            go.Scatter(
+                x=grid.tolist(),
+                y=fit.predict(flops=grid).tolist(),
+                mode="lines",
+                line={"color": LAW, "width": 2, "dash": dash},
+                name=name or "law, extrapolated",
+                showlegend=bool(name),
+                hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>law</extra>",
+            )
+        )
+
+
+def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
+    seen = flops[flops < held.flops * 0.999]
+    grid = np.geomspace(seen.min(), held.flops, 60)
+    shown.add_trace(
+        go.Scatter(
+            x=grid.tolist(),
+            y=held.fit.predict(flops=grid).tolist(),
+            mode="lines",
+            line={"color": theme.HELD_OUT, "width": 1.5, "dash": "dot"},
+            name="held-out law",
+            hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>",
+        )
+    )
+    shown.add_trace(
+        go.Scatter(
+            x=[held.flops],
+            y=[held.predicted],
+            error_y=around([held.predicted], [held.interval]) | {"color": theme.HELD_OUT},
+            mode="markers",
+            marker={
+                "color": theme.HELD_OUT,
+                "symbol": "diamond-open",
+                "size": 11,
+                "line": {"width": 2},
+            },
+            name="prediction",
+            meta=[held.run_id],
+            text=[
+                f"<b>predicted {bits(held.predicted)}</b><br>{percent(held.level)} band "
+                f"{interval(held.interval, bits)}<br>achieved {bits(held.achieved)}"
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+
+
+def isoflop(findings: Findings) -> go.Figure | None:
+    """Draw BPD against parameters per budget: runs, parabola, surface slice and minimum."""
+    if not findings.isoflops:
+        return None
+    shown = figure("parameters", BPD, height=480)
+    colours = theme.shades(iso.flops for iso in findings.isoflops)
+    for iso in findings.isoflops:
+        runs = findings.runs[findings.runs["run_id"].isin(iso.run_ids)].sort_values("params")
+        grid = np.geomspace(runs["params"].min(), runs["params"].max(), 60)
+        colour, group = colours[iso.flops], power(iso.flops)
+        shown.add_trace(
+            dots(
+                runs,
+                "params",
+                "bpd",
+                marker=marker(colour),
+                name=f"{group} FLOPs",
+                legendgroup=group,
+            )
+        )
+        shown.add_trace(
+            _line(grid, iso.predict(grid), colour, "solid", f"parabola {group}", group)
+        )
+        if findings.surface:
+            tokens = np.exp(
+                np.interp(np.log(grid), np.log(runs["params"]), np.log(runs["tokens"]))
+            )
+            values = findings.surface.predict(params=grid, tokens=tokens)
+            shown.add_trace(_line(grid, values, colour, "dot", f"surface {group}", group))
+        shown.add_trace(_minimum(iso, colour, group))
+    kinds = [("solid", "parabola")] + [("dot", "surface law")] * bool(findings.surface)
+    for dash, name in kinds:
+        key = _line(np.array([np.nan]), np.array([np.nan]), SOFT, dash, name, name)
+        shown.add_trace(key.update(showlegend=True))
+    return shown.update_xaxes(log_axis(findings.runs["params"], count))
+
+
+def _line(
+    x: np.ndarray, y: np.ndarray, colour: str, dash: str, name: str, group: str
+) -> go.Scatter:
+    return go.Scatter(
+        x=x.tolist(),
+        y=y.tolist(),
+        mode="lines",
+        line={"color": colour, "width": 1.6, "dash": dash},
+        name=name,
+        legendgroup=group,
+        showlegend=False,
+        hovertemplate="%{y:.3f}<extra>" + name + "</extra>",
+    )
+
+
+def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
+    """Mark the minimum; an open mark with a word says that it lies outside the sizes tried."""
+    found = (
+        f"at the edge: the {iso.edge} size tried is the best, the minimum lies beyond"
+        if iso.edge
+        else f"90% interval {interval(iso.params_interval, count)}"
+    )
+    return go.Scatter(
+        x=[iso.params],
+        y=[iso.bpd],
+        error_x=None
+        if iso.edge
+        else around([iso.params], [iso.params_interval]) | {"color": colour},
+        mode="markers+text" if iso.edge else "markers",
+        marker=marker(colour, "diamond-open" if iso.edge else "diamond", 13),
+        text=["at the edge"] if iso.edge else None,
+        textposition="bottom left" if iso.edge == "largest" else "bottom right",
+        cliponaxis=False,
+        name=f"minimum {group}",
+        legendgroup=group,
+        showlegend=False,
+        hovertext=[f"<b>minimum {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>{found}"],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def residuals(findings: Findings) -> dict[str, go.Figure]:
+    """Draw what the surface law leaves over, against FLOPs, parameters and tokens."""
+    if findings.surface is None:
+        return {}
+    runs = findings.runs.assign(residual=100 * np.expm1(findings.surface.residuals))
+    colours = theme.shades(runs["params"])
+    shown = {}
+    for column, label, written in (
+        ("flops", FLOPS, power),
+        ("params", "parameters", count),
+        ("tokens", "training tokens", count),
+    ):
+        one = figure(label, "achieved / predicted − 1, %", height=340)
+        one.add_hline(y=0, line={"color": SOFT, "width": 1})
+        colour = [colours[params] for params in runs["params"]]
+        one.add_trace(dots(runs, column, "residual", marker=marker(INK, color=colour)))
+        shown[label] = one.update_xaxes(log_axis(runs[column], written, most=4))
+    return shown

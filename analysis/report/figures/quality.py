@@ -1,0 +1,224 @@
+"""Figures of sample quality and of the search: tables in, figure out, None when empty.
+
+A table here is one row per run and sampler setting: columns of `evaluations.parquet` beside those
+of its run (`record.RUNS`); `kid` is the kernel inception distance of the named extractor.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.human import bits, count, number
+from analysis.report.figures import theme
+from analysis.report.figures.theme import AMBER, INK, ORANGE, SOFT, describe, figure, marker
+from analysis.settings import best_setting, pareto_front, setting_in_words
+
+
+def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | None:
+    """Draw KID against BPD with standard errors.
+
+    Args:
+        scored: one row per run, all at one sampler setting and one extractor.
+        reference: `kid`, `kid_se` and `feature_extractor` of real training images, drawn as a
+            line; empty if not measured.
+    """
+    known = scored.dropna(subset=["kid", "bpd"])
+    if known.empty:
+        return None
+    extractor = known["feature_extractor"].iloc[0]
+    shown = figure("bits per dimension", f"KID ({extractor})", height=460)
+    for params, colour, group in theme.by_size(known):
+        shown.add_trace(
+            go.Scatter(
+                x=group["bpd"].tolist(),
+                y=group["kid"].tolist(),
+                meta=group["run_id"].tolist(),
+                error_y=_standard_error(group, colour),
+                mode="markers",
+                marker=marker(colour),
+                name=count(params),
+                text=[_described(row) for _, row in group.iterrows()],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    if reference.get("feature_extractor") == extractor:
+        reach = [known["bpd"].min(), known["bpd"].max()]
+        shown.add_trace(
+            go.Scatter(
+                x=reach,
+                y=[reference["kid"]] * 2,
+                mode="lines",
+                line={"color": SOFT, "dash": "dash", "width": 1.5},
+                name="real images",
+                hovertemplate=f"real training images: {number(reference['kid'])} ± "
+                f"{number(reference['kid_se'])}<extra></extra>",
+            )
+        )
+    return shown.update_layout(legend_title_text="params")
+
+
+def trade_off(scored: pd.DataFrame) -> go.Figure | None:
+    """Draw the runs of a search at their best sampler setting, and their Pareto front."""
+    best = best_setting(scored)
+    if best.empty:
+        return None
+    extractor = best["feature_extractor"].iloc[0]
+    shown = figure("bits per dimension", f"KID ({extractor}), best setting", height=420)
+    front = pareto_front(best)
+    shown.add_trace(
+        go.Scatter(
+            x=front["bpd"].tolist(),
+            y=front["kid"].tolist(),
+            mode="lines+markers",
+            line={"color": ORANGE, "width": 2, "shape": "hv"},
+            marker={"symbol": "circle-open", "size": 15, "color": ORANGE, "line": {"width": 2}},
+            name="Pareto front",
+            hoverinfo="skip",
+        )
+    )
+    shown.add_trace(
+        go.Scatter(
+            x=best["bpd"].tolist(),
+            y=best["kid"].tolist(),
+            meta=best["run_id"].tolist(),
+            error_y=_standard_error(best, SOFT),
+            mode="markers",
+            marker=marker(
+                INK,
+                color=best["noise_std"].astype(float).tolist(),
+                colorscale=theme.RAMP,
+                colorbar=theme.colour_bar("noise"),
+            ),
+            text=[_described(row) for _, row in best.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    return shown
+
+
+def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
+    """Draw each searched run as one line over its hyperparameters and results."""
+    best = best_setting(scored).sort_values("bpd", ascending=False)
+    axes = [
+        (column, name)
+        for column, name in (
+            ("blocks", "blocks"),
+            ("layers", "layers"),
+            ("channels", "channels"),
+            ("lr", "learning<br>rate"),
+            ("noise_std", "noise"),
+            ("bpd", "BPD"),
+            ("kid", "KID"),
+        )
+        if best[column].nunique() > 1
+    ]
+    if len(best) < 2 or not axes:
+        return None
+    heights = pd.DataFrame({column: _unit(best[column], column == "lr") for column, _ in axes})
+    shown = figure("", "", height=420)
+    for position in range(len(best)):
+        run = best.iloc[position]
+        shown.add_trace(
+            go.Scatter(
+                x=[name for _, name in axes],
+                y=heights.iloc[position].tolist(),
+                customdata=[run[column] for column, _ in axes],
+                mode="lines+markers",
+                line={
+                    "color": theme.shade(len(best) - 1 - position, len(best)),
+                    "width": 1.5 if position < len(best) - 1 else 4,
+                },
+                marker={"size": 5},
+                meta=run["run_id"],
+                showlegend=False,
+                name="",
+                hovertemplate="%{x}: %{customdata:.4g}<br>" + _described(run) + "<extra></extra>",
+            )
+        )
+    for column, name in axes:
+        for at, value in ((-0.06, best[column].min()), (1.06, best[column].max())):
+            text = bits(value) if column == "bpd" else number(value)
+            shown.add_annotation(x=name, y=at, text=text, showarrow=False, font={"color": SOFT})
+    shown.update_xaxes(showline=False, ticks="", tickangle=0)
+    return shown.update_yaxes(visible=False, range=[-0.12, 1.12])
+
+
+def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
+    """Draw KID over guidance and temperature for the run that was sampled at most settings."""
+    known = scored.dropna(subset=["kid", "guidance", "temperature"])
+    if known.empty:
+        return None
+    known = known[known["run_id"] == known["run_id"].value_counts().index[0]]
+    fresh = known[known["half"] == "scored"]
+    # Larger marks first, or they would hide the others.
+    known = (fresh if len(fresh) else known).sort_values(["denoise", "kid"], ascending=False)
+    if len(known) < 4:
+        return None
+    best = best_setting(scored[scored["run_id"] == known["run_id"].iloc[0]]).iloc[0]
+    shown = figure("guidance", "attention temperature", height=420)
+    shown.add_trace(
+        go.Scatter(
+            x=known["guidance"].tolist(),
+            y=known["temperature"].tolist(),
+            mode="markers",
+            marker=marker(
+                INK,
+                color=known["kid"].tolist(),
+                colorscale=theme.RAMP,
+                reversescale=True,
+                size=(10 + 10 * _unit(known["denoise"])).tolist(),
+                opacity=0.9,
+                colorbar=theme.colour_bar("KID"),
+            ),
+            meta=known["run_id"].tolist(),
+            text=[_described(row) for _, row in known.iterrows()],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+    )
+    shown.add_trace(
+        go.Scatter(
+            x=[best["guidance"]],
+            y=[best["temperature"]],
+            mode="markers",
+            marker={
+                "symbol": "circle-open",
+                "size": 30,
+                "color": AMBER,
+                "line": {"width": 2.5},
+            },
+            name=f"best: {setting_in_words(best)}",
+            hoverinfo="skip",
+        )
+    )
+    return shown
+
+
+def _described(row: pd.Series) -> str:
+    return (
+        f"KID {number(row['kid'])} ± {number(row['kid_se'])}, n {row['n']:.0f}, "
+        f"{setting_in_words(row)}<br>" + describe(row)
+    )
+
+
+def _standard_error(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "array": rows["kid_se"].tolist(),
+        "thickness": 1.2,
+        "width": 3,
+        "color": colour,
+    }
+
+
+def _unit(values: pd.Series, log: bool = False) -> pd.Series:
+    """Bring values to 0..1; a constant becomes one half."""
+    numbers = values.astype(float)
+    if log:
+        numbers = numbers.map(np.log)
+    spread = numbers.max() - numbers.min()
+    return (numbers - numbers.min()) / spread if spread else numbers * 0 + 0.5

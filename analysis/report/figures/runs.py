@@ -1,0 +1,144 @@
+"""Figures of the runs themselves: tables in, figure out; None when there is nothing to show."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from analysis.human import count, number, power
+from analysis.report.figures import theme
+from analysis.report.figures.theme import (
+    AMBER,
+    BLUE,
+    ORANGE,
+    SKY,
+    describe,
+    figure,
+    log_axis,
+    marker,
+)
+
+CURVE_POINTS = 300  # per run: what a screen can show
+DISTRIBUTION_POINTS = 1000  # per run, evenly spaced in rank
+
+
+def loss_curves(
+    runs: pd.DataFrame, curves: Mapping[str, pd.DataFrame], against: str
+) -> go.Figure | None:
+    """Draw the training loss of every run against `flops` or `images`.
+
+    Args:
+        runs: rows of the run table.
+        curves: the curve table of each run by its id; a missing run is left out.
+        against: the column on the x axis.
+    """
+    known = runs[runs["run_id"].isin(list(curves))].sort_values("flops")
+    if known.empty:
+        return None
+    label = {"flops": "training FLOPs", "images": "training images seen"}[against]
+    shown = figure(label, "training loss, nats per dimension", height=480)
+    reach: list[float] = []
+    losses: list[float] = []
+    sizes = theme.by_size(known)
+    # An ordered scale is read from some of its steps: the legend names eight at most.
+    named = {sizes[i][0] for i in np.linspace(0, len(sizes) - 1, min(len(sizes), 8)).astype(int)}
+    for size, colour, group in sizes:
+        for _, run in group.iterrows():
+            curve = curves[run["run_id"]].dropna(subset=["loss", against])
+            curve = curve.iloc[:: -(-len(curve) // CURVE_POINTS) or 1]
+            if curve.empty:
+                continue
+            reach += [curve[against].iloc[0], curve[against].iloc[-1]]
+            losses += curve["loss"].tolist()
+            shown.add_trace(
+                go.Scatter(
+                    x=curve[against].tolist(),
+                    y=curve["loss"].round(5).tolist(),
+                    mode="lines",
+                    line={"color": colour, "width": 1.4},
+                    name=count(size),
+                    meta=run["run_id"],
+                    legendgroup=count(size),
+                    showlegend=size in named,
+                    hovertemplate="loss %{y:.4f}<br>" + describe(run) + "<extra></extra>",
+                )
+            )
+            named.discard(size)
+    if not losses:
+        return None
+    # The first steps fall from far above; the window shows where the runs differ.
+    low, high = min(losses), float(np.quantile(losses, 0.97))
+    shown.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
+    shown.update_layout(legend_title_text="params")
+    return shown.update_xaxes(log_axis(reach, power if against == "flops" else count))
+
+
+def per_image(runs: pd.DataFrame) -> go.Figure | None:
+    """Draw mean, median, 99th percentile and largest per-image BPD of every run."""
+    known = runs.dropna(subset=["bpd", "bpd_median", "bpd_p99"]).sort_values("flops")
+    if known.empty:
+        return None
+    shown = figure("training FLOPs", "bits per dimension of one image", height=420)
+    for column, name, colour, symbol in (
+        ("bpd_max", "largest", SKY, "triangle-up"),
+        ("bpd_p99", "99th percentile", AMBER, "square"),
+        ("bpd", "mean", BLUE, "circle"),
+        ("bpd_median", "median", ORANGE, "line-ew-open"),
+    ):
+        shown.add_trace(
+            theme.dots(known, "flops", column, marker=marker(colour, symbol, 8), name=name)
+        )
+    return shown.update_xaxes(log_axis(known["flops"]))
+
+
+def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -> go.Figure | None:
+    """Draw the distribution of per-image BPD of some runs, one violin each.
+
+    Args:
+        runs: rows of the run table, in the order to show, the last one on top.
+        images: the per-image table of each run by its id.
+    """
+    known = runs[runs["run_id"].isin(list(images))]
+    if known.empty:
+        return None
+    shown = figure("bits per dimension of one image", "", height=120 + 62 * len(known))
+    for position, (_, run) in enumerate(known.iterrows()):
+        values = np.sort(images[run["run_id"]]["bpd"].dropna())
+        ranks = np.linspace(0, len(values) - 1, min(len(values), DISTRIBUTION_POINTS)).round()
+        shown.add_trace(
+            go.Violin(
+                x=values[ranks.astype(int)].round(4).tolist(),
+                name=f"{power(run['flops'])} · {count(run['params'])}",
+                orientation="h",
+                side="positive",
+                width=1.5,
+                points=False,
+                meanline={"visible": True},
+                line={"color": theme.shade(position, len(known)), "width": 1.5},
+                spanmode="hard",
+                showlegend=False,
+                hoveron="kde",
+                hoverinfo="x+name",
+                meta=run["run_id"],
+            )
+        )
+    return shown
+
+
+def cost(runs: pd.DataFrame) -> go.Figure | None:
+    """Draw where the device time of the finished runs went, against their FLOPs."""
+    known = runs.dropna(subset=["train_seconds", "evaluate_seconds"]).sort_values("flops")
+    if known.empty:
+        return None
+    shown = figure("training FLOPs", "seconds", height=360)
+    for column, name, colour, symbol in (
+        ("train_seconds", "training", BLUE, "circle"),
+        ("evaluate_seconds", "likelihood, samples and their scores", ORANGE, "diamond"),
+    ):
+        shown.add_trace(
+            theme.dots(known, "flops", column, marker=marker(colour, symbol), name=name)
+        )
+    seconds = [*known["train_seconds"], *known["evaluate_seconds"]]
+    shown.update_yaxes(log_axis(seconds, number))
+    return shown.update_xaxes(log_axis(known["flops"]))

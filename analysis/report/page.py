@@ -1,0 +1,137 @@
+"""One self-contained HTML page for a study: it opens offline and asks nothing of any server."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis import human
+from analysis.findings import Findings, find
+from analysis.report.figures.export import to_json, to_table
+from analysis.report.section import Material
+from analysis.report.sections.order import blocks
+from analysis.report.summary import summarise, typeset
+from analysis.study import read_study
+from tarflow import record
+
+
+def write_report(study: Path, seed: int = 0) -> Path:
+    """Read a study folder, fit, and write its `report.html`.
+
+    Args:
+        study: a folder with `runs/` or `runs.parquet`.
+        seed: of the bootstrap.
+
+    Returns:
+        The page. With too few runs for a law it says so and shows what there is.
+
+    Raises:
+        UserError: if the folder holds no study, or tables of another version.
+    """
+    table, evaluations = read_study(study)
+    findings = find(table, evaluations, seed=seed)
+    page = study / "report.html"
+    record.write_text(page, render(study, table, evaluations, findings, seed))
+    return page
+
+
+def render(
+    study: Path,
+    table: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    findings: Findings,
+    seed: int,
+) -> str:
+    """Return the page as HTML."""
+    scored = findings.finished.merge(
+        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
+    )
+    environment = Environment(
+        loader=PackageLoader("analysis.report", "."),
+        autoescape=select_autoescape(["html", "j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure_json": lambda figure: Markup(to_json(figure)),
+        "csv": lambda figure: csv_uri(to_table(figure)),
+        "typeset": typeset,
+    }
+    return environment.get_template("report.html.j2").render(
+        name=study.resolve().name,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        study=study,
+        summary=summarise(findings, table, scored),
+        blocks=blocks(
+            Material(
+                study=study,
+                table=table,
+                scored=scored,
+                findings=findings,
+                reference=record.read_json(study / "reference.json") or {},
+                outcome=record.read_json(study / "outcome.json") or {},
+                seed=seed,
+            )
+        ),
+        run_columns=RUN_COLUMNS,
+        runs=run_rows(table, scored, findings),
+        runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def csv_uri(table: pd.DataFrame) -> str:
+    """Return a table as a link that saves it, without a server."""
+    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False, float_format="%.8g"))
+
+
+RUN_COLUMNS = (
+    "run",
+    "id",
+    "role",
+    "status",
+    "params",
+    "images",
+    "epochs",
+    "FLOPs",
+    "FLOPs spent",
+    "BPD",
+    "KID",
+    "time",
+    "note",
+)
+
+
+def run_rows(
+    table: pd.DataFrame, scored: pd.DataFrame, findings: Findings
+) -> list[list[tuple[str, float | str]]]:
+    """Return the cells of the run table: the text shown and the value to sort by."""
+    kid = scored.dropna(subset=["kid"]).groupby("run_id")["kid"].first().to_dict()
+    reasons = {item.run_id: item.reason for item in findings.left_out}
+    rows = []
+    for _, run in table.sort_values(["flops", "params"]).iterrows():
+        note = run["error"] if isinstance(run["error"], str) else ""
+        numbers = (
+            (human.count, run["params"]),
+            (human.count, run["images"]),
+            (human.number, run["epochs"]),
+            (human.power, run["flops"]),
+            (human.power, run["flops_marginal"]),
+            (human.bits, run["bpd"]),
+            (human.number, kid.get(run["run_id"], float("nan"))),
+            (human.seconds, run["wall_seconds"]),
+        )
+        words = [run["label"], run["run_id"], run["role"], run["status"]]
+        cells: list[tuple[str, float | str]] = [(word, word) for word in words]
+        cells += [
+            (write(value), "" if human.missing(value) else float(value))
+            for write, value in numbers
+        ]
+        note = note or reasons.get(run["run_id"], "")
+        rows.append([*cells, (note, note)])
+    return rows

@@ -1,0 +1,143 @@
+"""Allocation: optima on counted FLOPs, IsoFLOP minima, the recommended run."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.advice import learning_rate
+from analysis.laws.allocation import Sizes, allocate, optimal_params
+from analysis.laws.fit import fit
+from analysis.laws.forms import CHINCHILLA, TIED
+from analysis.laws.isoflop import isoflop
+from tarflow import cost
+from tarflow.config import ModelConfig, RunConfig
+
+MODEL = ModelConfig(channels=32, head_dim=16)
+TEMPLATE = RunConfig(model=MODEL)
+
+
+def study(budgets=(1e11, 3e11, 1e12), noise=0.0, optimum=None):
+    """Runs of six widths at each budget, on a planted law or a planted parabola."""
+    rng, rows = np.random.default_rng(0), []
+    for number, budget in enumerate(budgets):
+        for channels in (16, 32, 48, 64, 80, 96):
+            model = replace(MODEL, channels=channels)
+            images = budget / cost.training_flops(model)
+            params, tokens = cost.params(model), images * model.tokens
+            bpd = 1.4 + 30 / params**0.4 + 60 / tokens**0.4
+            if optimum:
+                bpd = 1.5 + 0.1 * np.log(params / optimum) ** 2
+            rows.append(
+                {
+                    "run_id": f"{number}-{channels}",
+                    "params": params,
+                    "tokens": tokens,
+                    "flops": budget,
+                    "bpd": bpd + noise * rng.normal(),
+                    "budget": number,
+                    "lr": 0.01 / channels,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def law(runs, draws=50):
+    return fit(CHINCHILLA, runs, runs["bpd"], noise=0.001, draws=draws)
+
+
+def test_flops_per_token_of_buildable_models_are_counted():
+    sizes = Sizes(MODEL)
+    models = [sizes.build(width) for width in (16, 48, 96, 208)]
+    params = np.array([cost.params(model) for model in models], dtype=float)
+    counted = [cost.training_flops(model) / model.tokens for model in models]
+    np.testing.assert_allclose(sizes.flops_per_token(params), counted, rtol=2e-3)
+    assert [sizes.nearest(p * 1.05).channels for p in params] == [16, 48, 96, 208]
+
+
+def test_optimal_size_is_the_least_loss_on_counted_flops():
+    runs = study()
+    found = optimal_params(law(runs), 1e12, Sizes(MODEL))[0]
+    # Every width, also those between multiples of the head width, tried one by one.
+    models = [replace(MODEL, channels=width, head_dim=1) for width in range(16, 160)]
+    params = np.array([cost.params(model) for model in models], dtype=float)
+    tokens = np.array([1e12 / cost.training_flops(m) * m.tokens for m in models])
+    best = params[np.argmin(1.4 + 30 / params**0.4 + 60 / tokens**0.4)]
+    assert found == pytest.approx(best, rel=0.03)
+
+
+def test_forms_that_predict_as_well_widen_the_interval_of_the_size():
+    runs = study(noise=0.001)
+    laws = [fit(form, runs, runs["bpd"], noise=0.001, draws=200) for form in (TIED, CHINCHILLA)]
+    alone = [allocate(4e12, runs, TEMPLATE, each, ()) for each in laws]
+    pooled = allocate(4e12, runs, TEMPLATE, laws[0], (), rivals=laws[1:])
+    assert pooled.params == alone[0].params  # the chosen form says what is best
+    low, high = zip(*(item.params_interval for item in alone), strict=True)
+    assert np.log(high[1] / low[1]) > 2 * np.log(high[0] / low[0])
+    assert alone[0].params_interval[0] > pooled.params_interval[0] >= min(low)
+    assert alone[0].params_interval[1] < pooled.params_interval[1] <= max(high)
+
+
+def test_allocation_is_buildable_and_costs_the_budget():
+    runs = study(noise=0.001)
+    law_ = law(runs)
+    found = allocate(4e12, runs, TEMPLATE, law_, ())
+    model = replace(MODEL, channels=found.channels)
+    assert found.source == "surface law"
+    assert found.channels % MODEL.head_dim == 0
+    assert found.images % TEMPLATE.batch == 0
+    assert found.images * cost.training_flops(model) == pytest.approx(4e12, rel=0.01)
+    assert found.params_interval[0] < found.params < found.params_interval[1]
+    assert found.bpd_interval[0] < found.bpd < found.bpd_interval[1]
+    assert found.extrapolated
+    assert not allocate(5e11, runs, TEMPLATE, law_, ()).extrapolated
+
+
+def test_isoflop_finds_the_planted_minimum():
+    exact = isoflop(study((1e12,), optimum=2e5), noise=0.002)
+    assert exact.params == pytest.approx(2e5, rel=1e-6)
+    assert exact.bpd == pytest.approx(1.5, abs=1e-9)
+    assert exact.edge == ""
+    assert exact.params_interval[0] < 2e5 < exact.params_interval[1]
+    assert exact.predict([2e5 * np.e])[0] == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(("optimum", "edge"), [(1e3, "smallest"), (1e7, "largest")])
+def test_a_minimum_outside_the_range_is_at_the_edge(optimum, edge):
+    runs = study((1e12,), optimum=optimum)
+    found = isoflop(runs)
+    assert found.edge == edge
+    sizes = sorted(runs["params"])
+    assert found.params == pytest.approx(sizes[0] if edge == "smallest" else sizes[-1])
+
+
+def test_two_sizes_make_no_parabola():
+    assert isoflop(study((1e12,)).head(2)) is None
+
+
+def test_without_a_trusted_surface_the_minima_lead():
+    runs = study(noise=0.0005)
+    minima = [isoflop(part, 0.0005) for _, part in runs.groupby("budget")]
+    found = allocate(4e12, runs, TEMPLATE, None, minima)
+    surface = optimal_params(law(runs), 4e12, Sizes(MODEL))[0]
+    assert found.source == "IsoFLOP minima"
+    assert found.bpd is None
+    assert found.params == pytest.approx(surface, rel=0.35)
+
+
+def test_without_minima_the_best_run_leads_and_says_it_is_at_the_edge():
+    runs = study((1e12,), optimum=1e7)
+    found = allocate(4e12, runs, TEMPLATE, None, [isoflop(runs)])
+    assert found.source == "best run"
+    assert found.channels == 96
+    assert "largest" in found.edge
+
+
+def test_learning_rate_follows_the_size_and_stays_inside():
+    runs = study((1e12,))
+    rates = [learning_rate(runs, params) for params in (1e3, *runs["params"], 1e9)]
+    assert rates[1:-1] == pytest.approx(runs["lr"].tolist())
+    assert (rates[0], rates[-1]) == (rates[1], rates[-2])
+    between = learning_rate(runs, np.sqrt(runs["params"][0] * runs["params"][1]))
+    assert between == pytest.approx(np.sqrt(runs["lr"][0] * runs["lr"][1]))

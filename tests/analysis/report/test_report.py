@@ -1,0 +1,182 @@
+"""The report as a reader gets it: one file, opened offline in a real browser."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import plant
+
+from analysis.report.page import write_report
+from analysis.settings import SETTING, best_setting, pareto_front
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = plant(tmp_path_factory.mktemp("digits"), search=6)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is not installed: apt-get install chromium")
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as session:
+        chromium = session.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser, report: Path, width: int = 1280, scheme: str = "light"):
+    """Open a report; the page collects complaints and network requests."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.complaints, page.outside = [], []
+    page.on(
+        "console",
+        lambda message: (
+            page.complaints.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            page.outside.append(request.url)
+            if request.url.split(":")[0] not in ("file", "data", "blob")
+            else None
+        ),
+    )
+    page.goto(report.as_uri())
+    page.wait_for_selector("html[data-drawn]", timeout=60_000)
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser, study):
+    """One page for the tests below; whatever they do, it neither complains nor calls out."""
+    opened = open_page(browser, study / "report.html")
+    yield opened
+    assert not opened.complaints
+    assert not opened.outside
+    opened.close()
+
+
+def test_every_figure_is_drawn(page):
+    for tab in page.locator(".tabs button").all():
+        tab.click()
+    figures = page.locator("figure:has(.plot)")
+    titles = page.locator("section h2").all_text_contents()
+    assert figures.count() >= 18, titles
+    for figure in figures.all():
+        name = figure.get_attribute("id")
+        drawn = figure.locator(
+            "svg.main-svg .trace path, svg.main-svg .trace rect, svg.main-svg .violin"
+        )
+        assert drawn.count() > 0, f"{name} shows no trace"
+    assert page.locator(".empty").count() == 0
+
+
+def test_samples_are_embedded_pictures(page):
+    pictures = page.locator("#samples img")
+    assert pictures.count() == 6  # one per size of the grid
+    assert pictures.evaluate_all("all => all.every(one => one.naturalWidth >= 100)")
+
+
+def test_run_table_sorts_and_filters(page):
+    def column(number):
+        return page.locator(f"#run-table tbody td:nth-child({number})").all_text_contents()
+
+    bpd = 10
+    page.locator("#run-table th button", has_text="BPD").click()
+    values = [float(text) for text in column(bpd) if text != "–"]
+    assert len(values) > 20
+    assert values == sorted(values)
+    assert column(bpd)[-1] == "–"  # the failed run has none and comes last
+    page.locator("#run-table th button", has_text="BPD").click()
+    assert [float(text) for text in column(bpd) if text != "–"] == values[::-1]
+    page.locator("#filter").fill("failed")
+    rows = page.locator("#run-table tbody tr:visible")
+    assert rows.count() == 1
+    assert "not finite in block 3" in rows.inner_text()
+
+
+def test_csv_holds_what_is_drawn(page, study, tmp_path):
+    with page.expect_download() as download:
+        page.locator("#law a[download]").click()
+    path = tmp_path / "law.csv"
+    download.value.save_as(path)
+    drawn = pd.read_csv(path)
+    assert list(drawn)[:4] == ["series", "run_id", "training FLOPs", "bits per dimension"]
+    assert drawn["run_id"].nunique() == 21  # 18 of the grid, two more seeds, the larger one
+    runs = pd.read_parquet(study / "runs.parquet").set_index("run_id")
+    points = drawn[drawn["series"].str.endswith("params")].set_index("run_id")
+    assert len(points) == 21
+    assert points["bits per dimension"].to_dict() == pytest.approx(
+        runs.loc[points.index, "bpd"].to_dict(), rel=1e-6
+    )
+
+
+def test_hover_names_the_run(page):
+    page.locator("#law").scroll_into_view_if_needed()
+    point = page.locator("#law .scatterlayer .trace .points path").first.bounding_box()
+    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+    text = page.locator("#law .hoverlayer").text_content()
+    assert re.search(r"c\d+-b4-l2", text), text
+    assert "channels" in text
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
+def test_no_sideways_scrolling(browser, study, width, scheme):
+    page = open_page(browser, study / "report.html", width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not page.complaints + page.outside
+    page.close()
+
+
+def test_page_is_self_contained(study):
+    text = (study / "report.html").read_text()
+    assert len(re.findall(r"plotly\.js v\d", text)) == 1
+    assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"?https?:", text)
+    assert not re.findall(r"<link[^>]+href=\"?https?:", text)
+    assert len(text) < 8e6
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2])
+def test_too_few_runs_still_give_a_page(browser, tmp_path, finished):
+    page = open_page(browser, write_report(plant(tmp_path / "study", limit=finished)))
+    assert "Too few runs for a law" in page.locator(".lede").inner_text()
+    assert page.locator("#run-table tbody tr").count() == finished
+    assert page.locator("#law .plot").count() == min(finished, 1)
+    assert not page.complaints + page.outside
+    assert "sweeps/search.py" in page.locator("#search").inner_text()
+    page.close()
+
+
+def test_best_setting_is_scored_on_draws_it_was_not_chosen_by():
+    rows = [(0.0, "chosen", 0.3), (0.0, "scored", 0.1), (2.0, "chosen", 0.1), (2.0, "scored", 0.2)]
+    scored = pd.DataFrame(rows, columns=["guidance", "half", "kid"]).assign(run_id="a", bpd=1.0)
+    for name in set(SETTING) - {"guidance"}:
+        scored[name] = "same"
+    best = best_setting(scored)
+    assert best[["guidance", "half", "kid"]].to_numpy().tolist() == [[2.0, "scored", 0.2]]
+
+
+def test_pareto_front_holds_what_nothing_beats():
+    scored = pd.DataFrame({"bpd": [1.0, 2.0, 3.0, 3.0], "kid": [5.0, 6.0, 4.0, 3.0]})
+    assert pareto_front(scored).index.tolist() == [0, 3]
+
+
+def test_newer_results_are_read(tmp_path):
+    folder = plant(tmp_path, limit=1)
+    (folder / "runs.parquet").unlink()
+    text = write_report(folder).read_text()
+    assert "1 of 1 run finished" in text

@@ -1,0 +1,171 @@
+"""Ablations: what is averaged, what is flagged, what is put beside published numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.ablation import UNIFORM_STD, averaged, best, kind, noise_level, titled
+from analysis.human import bits
+from analysis.report.published import published
+from analysis.signatures import GOOD, POOR, signatures
+
+
+def frame(**columns):
+    return pd.DataFrame(columns).assign(run_id=lambda rows: [f"r{i}" for i in range(len(rows))])
+
+
+def test_intervals_of_means_over_seeds_cover_the_truth():
+    rng, inside, total = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        truth = {"a": 1.0, "b": 1.2, "c": 1.5}
+        keys = np.repeat(list(truth), 3)
+        values = np.array([truth[key] for key in keys]) + 0.05 * rng.standard_normal(9)
+        found = averaged(frame(key=keys, bpd=values), ["key"], "bpd").set_index("key")
+        for key, mean in truth.items():
+            inside += found.loc[key, "low"] <= mean <= found.loc[key, "high"]
+            total += 1
+    assert inside / total == pytest.approx(0.9, abs=0.03)
+
+
+def test_an_interval_is_no_narrower_than_the_error_of_its_runs():
+    rows = frame(key=["a", "a", "b", "b"], kid=[0.1, 0.1, 0.5, 0.5], kid_se=[0.02, 0.02, 0.2, 0.2])
+    found = averaged(rows, ["key"], "kid").set_index("key")
+    assert found.loc["a", "high"] - 0.1 == pytest.approx(1.645 * 0.02 / 2**0.5, rel=1e-3)
+    # The spread is pooled in units of each row's own error, which differs tenfold here.
+    assert found.loc["b", "high"] - 0.5 == pytest.approx(1.645 * 0.2 / 2**0.5, rel=1e-3)
+
+
+def test_one_run_of_each_has_no_interval_without_an_error():
+    found = averaged(frame(key=["a", "b"], bpd=[1.0, 2.0]), ["key"], "bpd")
+    assert found["mean"].tolist() == [1.0, 2.0]
+    assert found[["low", "high"]].isna().all(axis=None)
+
+
+def ablation_runs(**changes):
+    """Six runs: three noise levels, two seeds each."""
+    rows = [
+        {
+            "run_id": f"{name}{seed}", "role": "ablation", "status": "done", "seed": seed,
+            "label": f"{name}-c8-b2-l1-1e9-s{seed}", "config": f'{{"noise": "{name}"}}',
+            "noise_type": "uniform" if name == "uniform" else "gaussian",
+            "noise_std": None if name == "uniform" else float(name),
+            "blocks": 2, "layers": 1, "bpd": 2.0,
+        } | changes
+        for name in ("0.1", "0.2", "uniform")
+        for seed in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_choices_are_named_by_what_differs():
+    runs = titled(ablation_runs())
+    assert kind(runs) == "noise"
+    assert runs["title"].tolist()[::2] == ["noise 0.1", "noise 0.2", "uniform noise"]
+    assert noise_level(runs).tolist()[::2] == [0.1, 0.2, UNIFORM_STD]
+    assert pytest.approx(np.random.default_rng(0).uniform(0, 2 / 256, 10**5).std(), rel=0.01) == (
+        UNIFORM_STD
+    )
+    other = titled(ablation_runs(noise_type="gaussian", noise_std=0.1))
+    assert kind(other) == "choice"
+    assert other["title"].tolist()[::2] == ["0.1", "0.2", "uniform"]
+    assert titled(ablation_runs(role="grid")).empty
+
+
+def test_the_best_is_named_with_what_cannot_be_told_from_it():
+    points = pd.DataFrame(
+        {"title": ["a", "b", "c"], "mean": [1.0, 1.1, 2.0], "low": [0.9, 1.0, 1.9],
+         "high": [1.1, 1.2, 2.1]}
+    )  # fmt: skip
+    assert best(points, "BPD", bits) == (
+        "Lowest BPD: a, 1.000 (0.900 to 1.100); not told apart from b."
+    )
+
+
+def scores(bpd, kid, error=0.01):
+    return pd.DataFrame(
+        {"run_id": [f"r{i}" for i in range(len(bpd))], "bpd": bpd, "bpd_se": 0.5, "kid": kid,
+         "kid_se": error}
+    )  # fmt: skip
+
+
+def images(scored, spread, seed=0):
+    """Per-image BPD whose differences between runs hardly vary, as of equal images."""
+    rng = np.random.default_rng(seed)
+    hard = rng.gamma(4, 0.25, 300)
+    tables = {}
+    for run_id, bpd in zip(scored["run_id"], scored["bpd"], strict=True):
+        values = hard + spread * rng.standard_normal(300)
+        tables[run_id] = pd.DataFrame({"index": range(300), "bpd": bpd + values - values.mean()})
+    return tables
+
+
+def test_runs_whose_ranks_disagree_are_flagged_and_no_others():
+    bpd = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    scored = scores(bpd, kid=[0.9, 0.2, 0.3, 0.4, 0.5, 0.1])
+    found = signatures(scored, images(scored, 0.05))
+    assert [(item.run_id, item.kind) for item in found] == [("r0", GOOD), ("r5", POOR)]
+    assert (found[0].bpd_rank, found[0].kid_rank) == (1, 6)
+    agreeing = scores(bpd, kid=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert signatures(agreeing, images(agreeing, 0.05)) == ()
+
+
+def test_what_the_errors_allow_is_not_flagged():
+    scored = scores([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], kid=[0.9, 0.2, 0.3, 0.4, 0.5, 0.1])
+    tables = images(scored, 0.05)
+    assert signatures(scored.assign(kid_se=1.0), tables) == ()
+    assert signatures(scored, tables, noise=1.0) == ()  # seeds move BPD more than the choices
+    assert signatures(scored, {}) == ()  # without images only the unpaired error is known
+    assert signatures(scored.head(4), tables) == ()
+
+
+def finished(**changes):
+    row = {
+        "run_id": "r", "label": "ours", "data": "data/imagenet64", "classes": 0, "patch": 2,
+        "tokens": 1024 * 10, "images": 10, "bpd": 3.3, "bpd_kind": "dequantised",
+        "split": "validation",
+    }  # fmt: skip
+    return pd.DataFrame([row | changes])
+
+
+def drawn(runs, **changes):
+    sampled = {
+        "fid": 20.0, "n": 50_000, "n_reference": 50_000, "reference": "imagenet64/validation",
+        "guidance": 0.0, "denoise": 1.0, "temperature": 1.0,
+    }  # fmt: skip
+    return runs.assign(**(sampled | changes))
+
+
+def test_published_numbers_stand_around_ours_in_order():
+    runs = finished()
+    likelihood, fid = published(drawn(runs), runs)
+    for table, ours in ((likelihood, "3.300"), (fid, "20")):
+        values = [float(row[2]) for row in table.rows]
+        assert values == sorted(values)
+        assert next(row[2] for row in table.rows if row[1] == "this study") == ours
+        assert all(row[4] for row in table.rows)
+    families = {row[1] for row in (*likelihood.rows, *fid.rows)}
+    assert {"flow", "GAN", "diffusion"} < families
+    assert next(row for row in likelihood.rows if "TarFlow" in row[0])[2] == "2.99"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bpd_kind": "bound"},  # a bound is not the quantity that was published
+        {"data": "digits"},
+        {"patch": 4},  # 128 pixels: another data set of the same name
+        {"classes": 1000},  # likelihoods with labels have not been published
+    ],
+)
+def test_unlike_is_never_put_beside_like(changes):
+    runs = finished(**changes)
+    assert published(drawn(runs, fid=None), runs) == ()
+
+
+def test_every_published_number_has_a_protocol_and_a_source():
+    from analysis.report.published import NUMBERS
+
+    known = pd.read_csv(NUMBERS)
+    assert not known.isna().any(axis=None)
+    assert set(known["metric"]) == {"bpd", "fid"}
+    assert not known.duplicated(["data", "labels", "metric", "model", "protocol"]).any()

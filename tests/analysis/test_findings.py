@@ -1,0 +1,164 @@
+"""A planted study end to end: what is found, what is left out, what is recommended."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.advice import recommend
+from analysis.findings import find
+from analysis.study_warnings import warnings_of
+from tarflow import config as c
+from tarflow import cost, identity
+from tarflow.errors import UserError
+
+SIZES, BUDGETS, LARGEST = (16, 32, 48, 64, 80), (1.5e11, 5e11, 1.5e12), (64, 6e12)
+
+
+def run(channels, flops, seed=0, **changes):
+    """One row of the runs table on the planted law 1.42 + 30/N^.4 + 46/D^.4."""
+    config = c.RunConfig(
+        model=c.ModelConfig(channels=channels, head_dim=16),
+        data=c.DataConfig(hash="5eed"),
+        optim=c.OptimConfig(lr=3e-3),
+        precision="float32",
+        batch=32,
+        seed=seed,
+    )
+    images = c.round_images(flops / cost.training_flops(config.model), 32)
+    config = replace(config, images=images)
+    params, tokens = cost.params(config.model), images * config.model.tokens
+    noise = np.random.default_rng([channels, int(flops / 1e9), seed]).normal()
+    row = {
+        "run_id": identity.run_id(config),
+        "label": f"c{channels} {flops:.1e} s{seed}", "role": "grid",
+        "status": "done", "config": json.dumps(c.to_dict(config)), "data_hash": "5eed",
+        "classes": 0, "patch": 4, "channels": channels, "blocks": 4, "layers": 2, "lr": 3e-3,
+        "noise_type": "gaussian", "noise_std": 0.2, "bpd_kind": "bound", "numerics_version": 1,
+        "params": params, "tokens": tokens, "flops": cost.run_flops(config), "epochs": 1.0,
+        "bpd": 1.42 + 30 / params**0.4 + 46 / tokens**0.4 + 0.003 * noise, "bpd_se": 0.01,
+        "bpd_median": 1.6, "bpd_p99": 2.3, "bpd_max": 2.6, "seed": seed,
+    }  # fmt: skip
+    return row | changes
+
+
+def table(*more):
+    rows = [run(size, budget) for budget in BUDGETS for size in SIZES]
+    rows += [run(48, BUDGETS[1], seed=1), run(48, BUDGETS[1], seed=2), run(*LARGEST)]
+    return pd.DataFrame([*rows, *more])
+
+
+def evaluations(runs):
+    return pd.DataFrame(
+        {
+            "run_id": runs["run_id"], "feature_extractor": "small", "guidance": 0.0,
+            "rule": "log-scale", "part": "both", "guided_blocks": "all", "annealed": True,
+            "temperature": 1.0, "denoise": 1.0,
+            "solver": "sequential", "half": "all", "kid": 0.1 * runs["bpd"] ** 2,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study():
+    runs = table()
+    return find(runs, evaluations(runs), draws=200)
+
+
+def test_the_planted_law_is_found(study):
+    assert len(study.runs) == 18
+    assert [budget.sizes for budget in study.budgets] == [5, 5, 5, 1]
+    for name, value in {"E": 1.42, "A": 30, "a": 0.4}.items():
+        low, high = study.surface.intervals[name]
+        assert low - 0.5 * (high - low) < value < high + 0.5 * (high - low)
+    assert study.surface.predict(params=3e6, tokens=1e7) == pytest.approx(1.57, rel=0.01)
+    assert study.noise.runs == 3
+    assert 0.0005 < study.noise.std < 0.008
+
+
+def test_the_largest_run_is_predicted_by_laws_that_have_not_seen_it(study):
+    assert [held.fit.form.inputs[0] for held in study.held_out] == ["flops", "params"]
+    for held in study.held_out:
+        assert held.fit.rows == (3 if held.fit.form.inputs == ("flops",) else 17)
+        assert held.flops == pytest.approx(LARGEST[1], rel=0.01)
+        assert held.ratio == pytest.approx(4, rel=0.02)
+        assert abs(held.error) < 0.02 < abs(held.last_value_error)
+        assert held.inside == (held.interval[0] <= held.achieved <= held.interval[1])
+    largest = len(study.runs) - 1
+    assert all(rollout.row != largest for rollout in study.rollouts)
+
+
+def test_the_frontier_is_the_best_of_every_budget(study):
+    points = study.frontier_points
+    assert len(points) == 4
+    for budget, bpd in zip(study.budgets, points["bpd"], strict=True):
+        values = study.runs[study.runs["run_id"].isin(budget.run_ids)]["bpd"]
+        assert bpd == pytest.approx(values.min(), abs=0.006)
+    assert points["bpd"].is_monotonic_decreasing
+
+
+def test_sizes_grow_with_the_budget(study):
+    sizes = [item.params for item in study.allocation]
+    assert sizes == sorted(sizes)
+    assert [round(i.flops / study.budgets[-1].flops) for i in study.allocation][::5] == [1, 100]
+    assert [item.sizes for item in study.isoflops] == [5, 5, 5]
+
+
+def test_likelihood_and_quality_are_correlated_by_rank(study):
+    assert study.correlation.spearman == pytest.approx(1)
+    assert study.correlation.kendall == pytest.approx(1)
+    assert study.correlation.runs == 18
+
+
+def test_row_order_does_not_matter(study):
+    runs = table().sample(frac=1, random_state=3)
+    other = find(runs, evaluations(runs), draws=200)
+    assert warnings_of(other) == warnings_of(study)
+    assert other.surface.values == study.surface.values
+    assert other.allocation == study.allocation
+
+
+def test_the_recommendation_is_a_run_not_yet_trained(study):
+    found = recommend(study)
+    assert cost.run_flops(found.config) == pytest.approx(4 * study.budgets[-1].flops, rel=0.01)
+    assert identity.run_id(found.config) not in set(study.finished["run_id"])
+    assert "surface law" in found.allocation.source
+    assert f"{found.config.model.channels} channels" in found.explanation
+    # Asked for again, with that run finished, it is still not a run that was trained.
+    again = run(16, 1e11, run_id=identity.run_id(found.config))
+    trained = replace(study, finished=pd.concat([study.finished, pd.DataFrame([again])]))
+    assert identity.run_id(recommend(trained).config) != identity.run_id(found.config)
+
+
+def test_rows_are_left_out_with_the_reason():
+    runs = table(
+        run(32, 2e11, status="failed", error="loss is not finite", bpd=None),
+        run(32, 3e11, role="search"),
+        run(32, 2.5e11, noise_std=0.4),
+        run(48, 2e11, bpd=20.0, bpd_se=18.0, bpd_max=1e4),
+        run(48, 3e11, data_hash="other"),
+    )
+    found = find(runs, None, draws=20)
+    assert len(found.runs) == 18
+    assert sorted(item.reason.split(" (")[0] for item in found.left_out) == [
+        "another data set",
+        "another noise level: only BPD may be compared across noise levels",
+        "failed: loss is not finite",
+        "one image",
+        "role search: laws read grid runs only",
+    ]
+    assert found.correlation is None
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 8])
+def test_small_studies_say_too_few_runs(rows):
+    found = find(table().head(rows), None, draws=20)
+    assert any("oo few runs" in line or "nothing to fit" in line for line in warnings_of(found))
+    assert len(found.runs) == rows
+    if rows:
+        assert identity.run_id(recommend(found).config) not in set(found.finished["run_id"])
+    else:
+        with pytest.raises(UserError, match="nothing to recommend"):
+            recommend(found)
