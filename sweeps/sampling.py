@@ -61,7 +61,7 @@ def sample_one(
     config: Mapping[str, Any], samplings: Sequence[Sampling], out: str, home: str
 ) -> None:
     """Carry out the sampling numbered `config["index"]`: a Tune function trainable."""
-    from tarflow.evaluate.evaluation import evaluate_setting
+    from tarflow.evaluate.checkpoint_scores import evaluate_setting
 
     wanted = samplings[config["index"]]
     with workplace(home):

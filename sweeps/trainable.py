@@ -36,7 +36,7 @@ def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, An
         home: working folder of the driver, from which relative data paths are read.
         report: gets progress; see `tarflow.train.loop.train`.
     """
-    from tarflow.evaluate.evaluation import reference_quality
+    from tarflow.evaluate.sample_quality import reference_quality
     from tarflow.run import run as carry
 
     study = locate(out)
@@ -128,7 +128,7 @@ def sample_setting(
     """Sample from a finished run as a search suggests: a Tune function trainable."""
     from ray import tune
 
-    from tarflow.evaluate.evaluation import evaluate_setting
+    from tarflow.evaluate.checkpoint_scores import evaluate_setting
 
     space = spaces[config["run_id"]]
     with workplace(home):

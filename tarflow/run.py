@@ -14,9 +14,9 @@ from typing import Any
 from tarflow import cost, data, distributed
 from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops, resolve_precision
-from tarflow.evaluate.evaluation import evaluate_samples
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
+from tarflow.evaluate.sample_quality import evaluate_samples
 from tarflow.identity import run_id
 from tarflow.model.weights import build, save_model
 from tarflow.record import (

@@ -46,7 +46,7 @@ def evaluate(
     """
     from tarflow import data
     from tarflow.device import choose_device
-    from tarflow.evaluate.evaluation import evaluate_checkpoint, score_checkpoint
+    from tarflow.evaluate.checkpoint_scores import evaluate_checkpoint, score_checkpoint
     from tarflow.evaluate.features import find_extractor
     from tarflow.evaluate.metrics import refused
     from tarflow.model.weights import load_model

@@ -3,7 +3,7 @@
 FID means Inception features. In any other features the same number is called FD, with the
 extractor's name beside it; `tarflow.evaluate.frechet` computes it.
 
-Legend: `M`, `N` images of either side, `F` features.
+Legend: `M` samples, `N` reference images, `F` features.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from tarflow.errors import UserError
-from tarflow.evaluate.features import Extractor, Pixels, features
+from tarflow.evaluate.features import Extractor
 from tarflow.evaluate.frechet import (
     Features,
     enough,
@@ -23,52 +23,50 @@ from tarflow.evaluate.frechet import (
     frechet_distance_at_infinity,
     images_needed,
 )
-from tarflow.evaluate.reference import cached_features
 
-_ROWS = 1024  # of a kernel matrix held at once, which bounds the memory of KID
-_NEIGHBOURS = 3  # of precision and recall (Kynkaanniemi et al. 2019)
+FEWEST = 4  # images on each side that KID, precision and recall need
+_ROWS = 1024  # rows of a kernel matrix in memory at once
+_NEIGHBOURS = 3  # for precision and recall (Kynkaanniemi et al. 2019)
 _SPLITS = 10  # of the samples, for the Inception score (Salimans et al. 2016)
-
-
-def evaluate(
-    samples: Pixels, reference: Pixels, extractor: Extractor, reference_name: str, batch: int = 50
-) -> dict[str, Any]:
-    """Measure the quality of samples against reference images, both uint8 (N, C, H, W).
-
-    Returns:
-        The columns of `record.EVALUATIONS` that describe quality. `fid` and `inception_score`
-        are None outside Inception features, `fid`, `fd` and `fd_infinity` also with too few
-        images; see `refused`.
-
-    Raises:
-        UserError: with fewer than four images on a side.
-    """
-    a = features(samples, extractor, batch)
-    b = cached_features(reference, extractor, batch)
-    return compare(a, b, extractor, reference_name)
 
 
 def compare(
     a: NDArray[np.float32], b: NDArray[np.float32], extractor: Extractor, reference_name: str
 ) -> dict[str, Any]:
-    """Measure what `evaluate` does from features of samples (M, F) and of the reference (N, F)."""
-    value, kid_error = kid(a, b)
-    measured = enough(a, b)
-    distance = frechet_distance(a, b) if measured else None
-    limit, limit_error = frechet_distance_at_infinity(a, b) if measured else (None, None)
+    """Measure the quality of samples by their features.
+
+    Args:
+        a: Features of the samples, (M, F).
+        b: Features of the reference images, (N, F).
+        extractor: Network that computed both.
+        reference_name: Name of the reference images, such as digits/validation.
+
+    Returns:
+        The columns of `record.EVALUATIONS` that describe quality. `fid` and `inception_score`
+        are None outside Inception features; `fid`, `fd` and `fd_infinity` are None with too few
+        images as well; see `refused`.
+
+    Raises:
+        UserError: with fewer than four images on a side.
+    """
+    distance, error = kid(a, b)
+    frechet = limit = limit_error = score = score_error = None
+    if enough(a, b):
+        frechet = frechet_distance(a, b)
+        limit, limit_error = frechet_distance_at_infinity(a, b)
     inception = extractor.is_inception
-    scored = inception and len(a) >= _SPLITS
-    score, score_error = inception_score(a, extractor) if scored else (None, None)
+    if inception and len(a) >= _SPLITS:
+        score, score_error = inception_score(a, extractor)
     precision, recall = precision_and_recall(a, b)
     return {
         "n": len(a),
         "n_reference": len(b),
         "reference": reference_name,
         "feature_extractor": extractor.name,
-        "kid": value,
-        "kid_se": kid_error,
-        "fid": distance if inception else None,
-        "fd": None if inception else distance,
+        "kid": distance,
+        "kid_se": error,
+        "fid": frechet if inception else None,
+        "fd": None if inception else frechet,
         "fd_infinity": limit,
         "fd_infinity_se": limit_error,
         "inception_score": score,
@@ -79,7 +77,7 @@ def compare(
 
 
 def refused(count: int, reference: int, extractor: Extractor) -> str:
-    """Say in one line which measures so few images cannot give, and why; empty if none."""
+    """Return one line on the measures that need more images than these, or an empty string."""
     needed = images_needed(extractor.width)
     if min(count, reference) >= needed:
         return ""
@@ -108,9 +106,8 @@ def kid(a: Features, b: Features) -> tuple[float, float]:
     Raises:
         UserError: with fewer than four images on a side.
     """
+    _check_count(a, b)
     m, n = len(a), len(b)
-    if min(m, n) < 4:
-        raise UserError(f"KID of {m} against {n} images: at least 4 on each side are needed")
     a, b = a.astype(np.float64), b.astype(np.float64)
     within_a, _, squares_a = _kernel_sums(a, a, skip_diagonal=True)
     within_b, _, squares_b = _kernel_sums(b, b, skip_diagonal=True)
@@ -121,7 +118,7 @@ def kid(a: Features, b: Features) -> tuple[float, float]:
     trace_a, trace_b = _trace_of_square(within_a, squares_a), _trace_of_square(within_b, squares_b)
     centred = squares - across_a @ across_a / n - across_b @ across_b / m + total**2 / (m * n)
     trace_ab = centred / ((m - 1) * (n - 1))
-    # Sample variances of each image's pull on the distance, less what estimated means add to them.
+    # Sample variances of each image's influence, less what estimating the means adds to them.
     first_a = np.var(within_a / (m - 2) - across_a / n, ddof=1) - trace_ab / n - trace_a / (m - 2)
     first_b = np.var(within_b / (n - 2) - across_b / m, ddof=1) - trace_ab / m - trace_b / (n - 2)
     second = 2 * trace_a / (m * (m - 1)) + 2 * trace_b / (n * (n - 1)) + 4 * trace_ab / (m * n)
@@ -130,35 +127,42 @@ def kid(a: Features, b: Features) -> tuple[float, float]:
 
 
 def inception_score(a: NDArray[np.float32], extractor: Extractor) -> tuple[float, float]:
-    """Return the Inception score of pooled Inception features (N, F), and its standard error.
+    """Return the Inception score of pooled Inception features (M, F), and its standard error.
 
     The mean of ten splits, as published, and the error of that mean. A score of few samples is
     too low: a split cannot show more classes than it has images.
     """
-    found = isc_features_to_metric(extractor.logits(a), _SPLITS)
-    error = found["inception_score_std"] / (_SPLITS - 1) ** 0.5
-    return found["inception_score_mean"], error
+    score = isc_features_to_metric(extractor.logits(a), _SPLITS)
+    error = score["inception_score_std"] / (_SPLITS - 1) ** 0.5
+    return score["inception_score_mean"], error
 
 
 def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
     """Return improved precision and recall of samples (M, F) against reference (N, F).
 
-    Shares of samples among the reference's neighbourhoods and of the reference among the samples'
-    (Kynkaanniemi et al. 2019, three neighbours).
+    The share of samples in the neighbourhoods of the reference, and the share of the reference in
+    those of the samples (Kynkaanniemi et al. 2019, three neighbours).
 
     Raises:
         UserError: with fewer than four images on a side.
     """
-    if min(len(a), len(b)) <= _NEIGHBOURS:
-        raise UserError(f"precision and recall need at least {_NEIGHBOURS + 1} images on a side")
-    found = prc_features_to_metric(
+    _check_count(a, b)
+    shares = prc_features_to_metric(
         torch.from_numpy(a).double(),
         torch.from_numpy(b).double(),
         prc_neighborhood=_NEIGHBOURS,
         save_cpu_ram=True,
         verbose=False,
     )
-    return found["precision"], found["recall"]
+    return shares["precision"], shares["recall"]
+
+
+def _check_count(a: Features, b: Features) -> None:
+    if min(len(a), len(b)) < FEWEST:
+        raise UserError(
+            f"cannot compare {len(a)} samples with {len(b)} images: at least {FEWEST} are needed "
+            "on each side"
+        )
 
 
 def _kernel_sums(

@@ -7,9 +7,9 @@ from tarflow import record
 from tarflow.__main__ import main
 from tarflow.config import DataConfig, EvaluationConfig, NoiseConfig, RunConfig
 from tarflow.data import hash_data
-from tarflow.evaluate import evaluation
+from tarflow.evaluate import checkpoint_scores, sample_quality
 from tarflow.evaluate.extractors.lite0 import installed_weights
-from tarflow.model.weights import save_model
+from tarflow.model.weights import load_model, save_model
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_scores_are_printed_kept_and_found_again(checkpoint, evaluate, monkeypat
     def never(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(evaluation, "sample", never)
-    monkeypatch.setattr(evaluation, "held_out_likelihood", never)
+    monkeypatch.setattr(sample_quality, "sample", never)
+    monkeypatch.setattr(checkpoint_scores, "held_out_likelihood", never)
     assert evaluate("--count", "6", "--draws", "2")[:2] == (0, out)
 
 
@@ -89,7 +89,7 @@ def test_whatever_shapes_a_score_is_another_row(checkpoint, evaluate, random_flo
     (new,) = [row for row in rows(checkpoint) if row not in before]
     assert new["feature_extractor"].startswith("efficientnet-lite0@32/112:")  # not the published
 
-    flow, config = evaluation.load_model(checkpoint)
+    flow, config = load_model(checkpoint)
     save_model(checkpoint, random_flow(torch.float32, 1, **fields(flow)).state_dict(), config)
     count = len(rows(checkpoint))
     assert evaluate()[0] == 0
@@ -119,7 +119,7 @@ def test_likelihood_alone(checkpoint, evaluate):
     ],
 )
 def test_mistakes_are_one_line_before_any_work(checkpoint, evaluate, monkeypatch, flags, said):
-    monkeypatch.setattr(evaluation, "sample", None)
+    monkeypatch.setattr(sample_quality, "sample", None)
     code, out, err = evaluate(*flags)
     assert (code, out) == (2, "")
     assert said in err

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tarflow.errors import UserError
+from tarflow.evaluate.feature_cache import cached_features, key
 from tarflow.evaluate.features import Extractor
-from tarflow.evaluate.reference import cached_features, key
 
 
 class Mean(torch.nn.Module):

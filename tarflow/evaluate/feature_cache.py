@@ -16,36 +16,35 @@ from tarflow.evaluate.features import Extractor, Pixels, features
 from tarflow.record import replacing
 from tarflow.storage import cache_folder
 
-_VERSION = 2  # of what `features` computes; raised when cached features would be wrong
+_VERSION = 2  # of the values that `features` computes; raise it when they change
 
 
 def cached_features(images: Pixels, extractor: Extractor, batch: int = 50) -> NDArray[np.float32]:
-    """Compute features as `features` does, or read them from the cache folder.
+    """Return what `features` computes, read from the cache folder if it is there.
 
-    The file's name holds the extractor with its resizing, the number of images, and a hash of the
-    weights and of the pixels themselves, so another data set, split, count, extractor, resize or
-    weights is another file. Any number of processes may ask at once: each that finds nothing
-    computes, and whole files replace one another.
+    Any number of processes may ask at once: each that finds no file computes, and whole files
+    replace one another.
 
     Raises:
         UserError: if the cache folder cannot be written.
     """
     path = cache_folder() / "features" / f"{key(images, extractor)}.npy"
-    if (found := _read(path, len(images))) is not None:
-        return found
-    made = features(images, extractor, batch)
+    if (cached := _read(path, len(images))) is not None:
+        return cached
+    computed = features(images, extractor, batch)
     try:
         with replacing(path) as temporary, temporary.open("wb") as handle:
-            np.save(handle, made)
+            np.save(handle, computed)
     except UserError as error:
         raise UserError(f"{error}; or set TARFLOW_CACHE to another folder") from None
-    return made
+    return computed
 
 
 def key(images: Pixels, extractor: Extractor) -> str:
-    """Name the features of these very images in this extractor.
+    """Name the features of exactly these images under this extractor.
 
-    The pixels are hashed, not the name of their data set: names can be given twice.
+    The name holds the extractor with its resizing, the number of images, and a hash of weights
+    and pixels. The pixels are hashed because two data sets can have the same name.
     """
     pixels = np.ascontiguousarray(images.cpu().numpy() if isinstance(images, Tensor) else images)
     digest = hashlib.sha256(pixels.data)
@@ -55,9 +54,9 @@ def key(images: Pixels, extractor: Extractor) -> str:
 
 
 def _read(path: Path, count: int) -> NDArray[np.float32] | None:
-    """Return what a file holds; None if it is absent or was damaged, so that it is made anew."""
+    """Return the features in a file; None if it is absent or damaged, so that it is rewritten."""
     try:
-        found: NDArray[np.float32] = np.load(path)
+        cached: NDArray[np.float32] = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    return found if len(found) == count else None
+    return cached if len(cached) == count else None

@@ -1,0 +1,118 @@
+"""How good the samples of a trained flow are: draw them and compare them with held-out images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tarflow import data, distributed
+from tarflow.config import RunConfig, from_dict, to_dict
+from tarflow.device import choose_device
+from tarflow.evaluate.feature_cache import cached_features
+from tarflow.evaluate.features import Extractor, features, find_extractor
+from tarflow.evaluate.metrics import compare
+from tarflow.identity import WHOLE, run_id
+from tarflow.model.flow import TarFlow
+from tarflow.model.noise import to_pixels
+from tarflow.record import replacing
+from tarflow.sample.calibration import choose_plan
+from tarflow.sample.plan import Plan
+from tarflow.sample.sampling import image_grid, sample
+
+BATCH = 250  # images drawn at a time
+GRID_IMAGES, GRID_COLUMNS = 64, 8  # layout of samples.png
+
+
+def evaluate_samples(
+    flow: TarFlow,
+    config: RunConfig,
+    extractor: Extractor,
+    picture: Path | None,
+    seed: int = 0,
+    halves: Sequence[str] = WHOLE,
+    plans: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Draw samples, save a picture of some, and compare them with the held-out images.
+
+    All workers must call this. Each draws a share of the samples; the first compares them.
+
+    Args:
+        flow: The model to sample from, on its device.
+        config: Configuration of the run; `sampler` and `evaluation` say how to sample, how many
+            images to draw and which split to compare them with.
+        extractor: Network whose features are compared.
+        picture: File for a grid of the first samples, or None.
+        seed: Seed of the noise.
+        halves: Names of the equal parts of the draws that are scored separately.
+        plans: File of measured solver plans, beside the checkpoint.
+
+    Returns:
+        Rows of `evaluations.parquet`, one for each of `halves`; empty on all workers but the
+        first.
+    """
+    evaluation, device = config.evaluation, flow.var.device
+    start = time.perf_counter()
+    count, batch = evaluation.samples, BATCH
+    plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
+    plan = from_dict(Plan, distributed.broadcast(to_dict(plan), device))
+    share = distributed.local_slice(count)
+    drawn = sample(
+        flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan, part=share
+    )
+    seconds = time.perf_counter() - start
+    redraws = torch.tensor([[drawn.redrawn, drawn.lost]])
+    redrawn, lost = distributed.gather_rows(redraws, device).sum(0).tolist()
+    first = distributed.gather_rows(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
+    local_features = torch.from_numpy(features(to_pixels(drawn.images), extractor))
+    sample_features = distributed.gather_rows(local_features, device).numpy()
+    if distributed.rank():
+        return []
+    if picture:
+        with replacing(picture) as temporary:
+            image_grid(first, GRID_COLUMNS).save(temporary, format="PNG")
+    parts = np.array_split(sample_features, len(halves))
+    scores = _compare_with_held_out(parts, config, extractor)
+    return [
+        {
+            "run_id": run_id(config),
+            **asdict(config.sampler),
+            "solver": str(plan),
+            "seed": seed,
+            "half": half,
+            "seconds_per_image": seconds / (share.stop - share.start),
+            "redrawn": redrawn,
+            "lost": lost,
+            **columns,
+        }
+        for half, columns in zip(halves, scores, strict=True)
+    ]
+
+
+def reference_quality(config: RunConfig) -> dict[str, Any]:
+    """Compare training images with the held-out ones: the scores that perfect samples would get.
+
+    Returns:
+        The quality columns of `evaluations.parquet`, such as kid and kid_se.
+    """
+    train = data.open_split(config.data, "train")
+    count = min(config.evaluation.samples, len(train.labels))
+    indices = data.order(len(train.labels), 0, 0, count)
+    device = choose_device(config.execution)
+    extractor = find_extractor(config.evaluation.features, device=device.type)
+    real = features(data.batch(train, indices), extractor)
+    (columns,) = _compare_with_held_out([real], config, extractor)
+    return columns
+
+
+def _compare_with_held_out(
+    parts: Sequence[NDArray[np.float32]], config: RunConfig, extractor: Extractor
+) -> list[dict[str, Any]]:
+    """Return the quality columns of each set of features (n, F)."""
+    split = config.evaluation.split
+    held_out = cached_features(data.open_split(config.data, split).pixels, extractor)
+    return [compare(part, held_out, extractor, f"{config.data.name}/{split}") for part in parts]
