@@ -32,7 +32,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sweeps.grids import DIGITS_CHANNELS, DIGITS_LR_POWER, digits
+from sweeps.presets import load
 from sweeps.study import learning_rate
 from tarflow import data
 from tarflow.config import ExecutionConfig, RunConfig
@@ -42,7 +42,8 @@ from tarflow.model.likelihood import negative_log_likelihood
 from tarflow.train.loop import train
 from tarflow.train.step import Diverged
 
-STUDY = digits()
+STUDY = load("digits")
+WIDTHS = tuple(size.channels for size in STUDY.sizes)
 STEPS, SEEDS = 256, 3
 RATES = tuple(2.5e-3 * 2.0**power for power in range(7))
 MULTIPLES = (2, 4, 8, 16)  # of the preset's rate, to find the edge
@@ -124,7 +125,7 @@ def main() -> None:
     runs = Runs(arguments.folder, arguments.workers, time.monotonic() + arguments.seconds)
     runs.carry_out([point for shape in NAMES for rate in RATES for point in seeds(shape, rate)])
     tuned = best_rate(runs, NARROW)
-    powered = tuned * (WIDE.channels / NARROW.channels) ** DIGITS_LR_POWER
+    powered = tuned * (WIDE.channels / NARROW.channels) ** STUDY.lr_power
     runs.carry_out(seeds(WIDE, powered))
     print(f"loss after {STEPS} steps of {STUDY.base.batch} images, mean of {SEEDS} seeds")
     print(f"{'':20}" + "".join(f"{rate:9.2g}" for rate in RATES))
@@ -137,7 +138,7 @@ def main() -> None:
     widths = [WIDE, RULED]
     for name, shape, rate, rivals in (
         ("8 to 64 channels, one rate for all", WIDE, tuned, widths),
-        (f"8 to 64 channels, power {DIGITS_LR_POWER}", WIDE, powered, widths),
+        (f"8 to 64 channels, power {STUDY.lr_power}", WIDE, powered, widths),
         ("8 to 64 channels, base_channels 8", RULED, tuned, widths),
         ("4 times the layers, one rate", LAYERS, shallow, [LAYERS]),
         ("4 times the blocks, one rate", BLOCKS, shallow, [BLOCKS]),
@@ -145,7 +146,7 @@ def main() -> None:
         same, all_of = (given_up(runs, shape, rate, each) for each in ([shape], rivals))
         print(f"{name:36} {rate:6.2g}  {same:18} {all_of}")
     print("\nthe preset's rate, and the multiple of it that is beyond the edge")
-    too_near = [channels for channels in DIGITS_CHANNELS if edge(runs, channels) == MULTIPLES[0]]
+    too_near = [channels for channels in WIDTHS if edge(runs, channels) == MULTIPLES[0]]
     if arguments.check and too_near:
         sys.exit(f"twice the preset's rate is beyond the edge at {too_near} channels")
 

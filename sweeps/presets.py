@@ -1,31 +1,14 @@
-"""The studies that have a name, and how a name is found."""
+"""The preset studies, one YAML file each in `studies/`, and how a study is found by its name."""
 
-from collections.abc import Callable
+from pathlib import Path
 
-from sweeps import ablations, grids, paper
 from sweeps.study import Study, unknown
-from tarflow import config as configs
+from tarflow.config import read_yaml
 from tarflow.errors import UserError
 from tarflow.storage import locate
 
-PRESETS: dict[str, Callable[[], Study]] = {
-    "digits": grids.digits,
-    "tiny": grids.tiny,
-    "cifar10": grids.cifar10,
-    "imagenet64": grids.imagenet64,
-    "ablation-noise": ablations.noise,
-    "ablation-noise-leaves": ablations.noise_leaves,
-    "ablation-noise-cifar10": ablations.noise_cifar10,
-    "ablation-denoise": ablations.denoise,
-    "ablation-guidance": ablations.guidance,
-    "ablation-shape": ablations.shape,
-    "paper-imagenet64-likelihood": paper.imagenet64_likelihood,
-    "paper-imagenet64": paper.imagenet64,
-    "paper-imagenet64-labels": paper.imagenet64_labels,
-    "paper-imagenet128": paper.imagenet128,
-    "paper-afhq256": paper.afhq256,
-    "paper-cifar10": paper.cifar10,
-}
+FOLDER = Path(__file__).with_name("studies")
+PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 IMPORTS = {  # how the data of the presets are made from what one can download
     "data/cifar10": "cifar-10-batches-py data/cifar10 --kind cifar",
@@ -43,12 +26,22 @@ def load(name: str) -> Study:
         UserError: if there is neither, naming the nearest; or if the file is no study.
     """
     if name in PRESETS:
-        return PRESETS[name]()
+        return read_yaml(Study, FOLDER / f"{name}.yaml")
     path = locate(name).expanduser()
     path = path / "study.yaml" if path.is_dir() else path
     if path.is_file():
-        return configs.read_yaml(Study, path)
+        return read_yaml(Study, path)
     if path.suffix in (".yaml", ".yml"):
         files = [str(file) for file in path.parent.glob("*.y*ml")]
         raise UserError(f"study {unknown(name, files)}")
     raise UserError(f"study {unknown(name, PRESETS)} (or give a YAML file)")
+
+
+def description(preset: str) -> str:
+    """Return the first line of a preset's file, which says in a sentence what it studies.
+
+    >>> description("tiny")
+    'Half a minute in all: what tests and examples run. Its numbers mean nothing.'
+    """
+    with (FOLDER / f"{preset}.yaml").open() as file:
+        return file.readline().removeprefix("# ").strip()

@@ -33,9 +33,9 @@ from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_
 from tarflow.data.images import open_split
 from tarflow.errors import UserError
 from tarflow.evaluate.checkpoint_scores import evaluate_setting
+from tarflow.evaluate.feature_cache import cached_features
 from tarflow.evaluate.features import features, find_extractor
 from tarflow.evaluate.metrics import kid
-from tarflow.evaluate.feature_cache import cached_features
 from tarflow.identity import HALVES, WHOLE, run_id, setting_id
 from tarflow.model.noise import to_pixels
 from tarflow.model.weights import save_model

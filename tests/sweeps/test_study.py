@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sweeps import study as studies
-from sweeps.presets import IMPORTS, PRESETS, load
+from sweeps.presets import FOLDER, IMPORTS, PRESETS, description, load
 from sweeps.settings import settings
 from sweeps.study import Point, Size, Study, Variant, grid, resolve, varied
 from tarflow import cost
@@ -43,6 +43,17 @@ def named(study):
 def test_presets_keep_their_run_ids(name):
     ids = " ".join(run.run_id for run in grid(named(load(name))))
     assert hashlib.sha256(ids.encode()).hexdigest()[:10] == FROZEN[name]
+
+
+def test_presets_are_the_files_of_their_folder():
+    assert set(PRESETS) == set(FROZEN) == {path.stem for path in FOLDER.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_named_as_its_file_and_opens_with_a_sentence(name):
+    assert load(name).name == name
+    assert load(str(FOLDER / f"{name}.yaml")) == load(name)
+    assert re.match(r"[A-Z0-9].{20,}\.", description(name))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -117,7 +128,7 @@ def test_runs_of_the_paper_follow_its_recipe(name):
     assert run.config.precision == ("float32" if uniform else "bfloat16")
     memory = cost.memory(run.config).total
     assert memory < cost.ACCELERATORS[study.accelerator].memory
-    assert "FID" in PRESETS[name].__doc__ or "bits per dimension" in PRESETS[name].__doc__
+    assert "FID" in description(name) or "bits per dimension" in description(name)
     assert study.base.data.name in IMPORTS
     assert f" {study.base.data.name}" in IMPORTS[study.base.data.name]
 
