@@ -1,4 +1,4 @@
-"""Images in, batches out: the embedded sets, image tables, and the imports that make them."""
+"""Images in, batches out: the embedded sets, image tables, and imports from other layouts."""
 
 from tarflow.data.images import (
     Description,
@@ -10,7 +10,7 @@ from tarflow.data.images import (
     open_split,
     order,
 )
-from tarflow.data.splits import SPLITS, Split
+from tarflow.data.tables import SPLITS, Split
 
 __all__ = [
     "SPLITS",

@@ -1,66 +1,75 @@
 """Make image tables from other layouts: class folders, ImageNet64, CIFAR, Hugging Face sets.
 
-Every import writes a folder of shards, `train-00000.parquet` and so on, that `tarflow.data.tables`
-reads. Images are resized as in Zhai et al. (2025): the shorter side to `size`, bilinear, then the
-centre is cut out.
+Every import writes a new folder of shards, `train-00000.parquet` and so on, that
+`tarflow.data.tables` reads, and returns the number of images in each split. `size` is the side of
+the images in pixels.
 """
 
-import io
+import json
+import os
 import pickle
 import re
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from tarflow.data.shards import Row, write_shards
-from tarflow.data.splits import Split, split_of
+from tarflow.data.codec import (
+    SUFFIXES,
+    convert,
+    decode,
+    encode_png,
+    resize_and_crop,
+    to_image,
+    unflatten,
+)
+from tarflow.data.tables import SPLITS, Split, split_of
 from tarflow.errors import UserError
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
+Row: TypeAlias = tuple[Split, bytes, int | None]  # split, PNG file, label
+
+_SHARD_ROWS = 16384
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> dict[str, int]:
     """Import class folders: `source/CLASS/*.jpg`, or `source/train/CLASS/*.jpg` and so on.
 
-    Images that lie in no class folder get no label. Without split folders all is `train`.
-
-    Returns:
-        The number of images in each split.
+    Images outside class folders get no label. Without split folders, every image is `train`.
 
     Raises:
-        UserError: if the target exists, a file is no image, or the layout is another.
+        UserError: If the target exists, a file is not an image, or the layout is another.
     """
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))})")
-    places: list[tuple[Split, str]] = []  # split and class of every file
+    groups: list[tuple[Split, str]] = []  # split and class of every file
     for path in files:
         parts = path.relative_to(source).parts[:-1]
         split = split_of(parts[0]) if parts else None
-        places.append((split or "train", "/".join(parts[1:] if split else parts)))
-    names = sorted({name for _, name in places})
+        groups.append((split or "train", "/".join(parts[1:] if split else parts)))
+    names = sorted({name for _, name in groups})
     if "" in names and len(names) > 1:
-        raise UserError(f"{source}: some images lie in class folders and some do not")
+        raise UserError(f"{source}: some images are in class folders and some are not")
 
     def encode(path: Path) -> bytes:
-        try:
-            with Image.open(path) as image:
-                return _png(fit(image.convert("L" if grey else "RGB"), size))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path} cannot be decoded: {error}") from None
+        image = convert(decode(path, str(path)), 1 if grey else 3)
+        return encode_png(resize_and_crop(image, size))
 
     def rows() -> Iterator[Row]:
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(files), 512):  # a bound on what is in memory
-                several = slice(start, start + 512)
-                encoded = pool.map(encode, files[several])
-                for (split, name), png in zip(places[several], encoded, strict=True):
+            for start in range(0, len(files), 512):  # bounds the images in memory
+                chunk = slice(start, start + 512)
+                encoded = pool.map(encode, files[chunk])
+                for (split, name), png in zip(groups[chunk], encoded, strict=True):
                     yield split, png, names.index(name) if name else None
 
     return write_shards(target, rows(), names if names != [""] else [])
@@ -69,11 +78,11 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
 def import_npz(source: Path, target: Path) -> dict[str, int]:
     """Import the official ImageNet64 batches (`train_data_batch_1.npz`, ..., `val_data.npz`).
 
-    The official validation images become `test`: they are what the literature reports, so no
-    choice may be made on them. `data` is (N, 3 S S) uint8, `labels` are 1 to 1000.
+    The official validation images become `test`: the literature reports them, so no choice may
+    be made on them. `data` is (N, 3 S S) uint8, `labels` are 1 to 1000.
 
     Raises:
-        UserError: if the target exists or a file is not such a batch.
+        UserError: If the target exists or a file is not such a batch.
     """
     files = sorted(source.glob("*.npz"), key=_number) if source.is_dir() else [source]
     if not files:
@@ -87,8 +96,8 @@ def import_npz(source: Path, target: Path) -> dict[str, int]:
             except (OSError, KeyError, ValueError) as error:
                 raise UserError(f"{path} is not an ImageNet64 batch: {error}") from None
             split: Split = "test" if path.name.startswith("val") else "train"
-            for image, label in zip(_planes(data, path), labels, strict=True):
-                yield split, _png(image), int(label) - 1
+            for png, label in _labelled_pngs(data, labels, path):
+                yield split, png, label - 1
 
     return write_shards(target, rows(), [])
 
@@ -96,11 +105,11 @@ def import_npz(source: Path, target: Path) -> dict[str, int]:
 def import_cifar(source: Path, target: Path) -> dict[str, int]:
     """Import the Python version of CIFAR-10 or CIFAR-100 from its unpacked folder.
 
-    The batches are pickles; they are read by an unpickler that can build nothing but plain
-    containers and uint8 arrays, so that a forged file cannot run code.
+    The batches are pickles. An unpickler that builds only plain containers and uint8 arrays reads
+    them, so that a forged file cannot run code.
 
     Raises:
-        UserError: if the target exists, a file is missing, or holds anything else.
+        UserError: If the target exists, or a file is missing or holds anything else.
     """
     ten = (source / "batches.meta").exists()
     meta, label_key, names_key = (
@@ -121,9 +130,8 @@ def import_cifar(source: Path, target: Path) -> dict[str, int]:
             if label_key not in batch or b"data" not in batch:
                 raise UserError(f"{source / name} is not a CIFAR batch")
             split: Split = "test" if name == test else "train"
-            images = _planes(batch[b"data"], source / name)
-            for image, label in zip(images, batch[label_key], strict=True):
-                yield split, _png(image), int(label)
+            for png, label in _labelled_pngs(batch[b"data"], batch[label_key], source / name):
+                yield split, png, label
 
     return write_shards(target, rows(), names)
 
@@ -132,7 +140,7 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
     """Import a Hugging Face data set by its name, or a local folder that `datasets` can read.
 
     Raises:
-        UserError: if the package `datasets` is missing, the set cannot be reached or has no
+        UserError: If the package `datasets` is missing, the set cannot be loaded or has no
             image column, or the target exists.
     """
     try:
@@ -141,7 +149,7 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
         raise UserError("this import needs one more package: pip install datasets") from None
     try:
         loaded = datasets.load_dataset(name, streaming=True)
-    except Exception as error:  # offline, unknown, private: many libraries' own types
+    except Exception as error:  # offline, unknown or private: each library has its own types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}") from None
     features = next(iter(loaded.values())).features or {}
@@ -154,45 +162,67 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
         for split_name, examples in loaded.items():
             split = split_of(split_name)
             if split is None:
-                raise UserError(f"{name}: '{split_name}' is no train, validation or test split")
+                raise UserError(f"{name}: '{split_name}' is not a train, validation or test split")
             for example in examples:
-                image = example[images[0]].convert("L" if grey else "RGB")
-                yield split, _png(fit(image, size)), example[labels[0]] if labels else None
+                image = resize_and_crop(convert(example[images[0]], 1 if grey else 3), size)
+                yield split, encode_png(image), example[labels[0]] if labels else None
 
     return write_shards(target, rows(), features[labels[0]].names if labels else [])
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` pixels, bilinear, and cut out the centre.
+def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dict[str, int]:
+    """Write rows as Parquet shards of their split into a new folder, whole or not at all.
 
-    >>> fit(Image.new("L", (40, 20)), 10).size
-    (10, 10)
+    A row without label (None) leaves the label column out; `names` are those of the classes.
+
+    Raises:
+        UserError: If the folder exists.
     """
-    shorter = min(image.size)
-    width, height = (int(size * side / shorter) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    if target.exists():
+        raise UserError(f"{target} exists; remove it or name another folder")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    waiting: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+    counts = Counter[str]()
+
+    def flush(split: Split) -> None:
+        path = temporary / f"{split}-{(counts[split] - 1) // _SHARD_ROWS:05d}.parquet"
+        pq.write_table(_table(waiting[split], names), path, row_group_size=1024)
+        waiting[split].clear()
+
+    try:
+        for row in rows:
+            split = row[0]
+            waiting[split].append(row)
+            counts[split] += 1
+            if len(waiting[split]) == _SHARD_ROWS:
+                flush(split)
+        for split in SPLITS:
+            if waiting[split]:
+                flush(split)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return dict(counts)
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _planes(data: NDArray[np.uint8], path: Path) -> Iterator[Image.Image]:
-    """Yield the images of rows that hold their red, green and blue planes."""
-    side = int((data.shape[-1] / 3) ** 0.5)
-    if data.ndim != 2 or data.dtype != np.uint8 or 3 * side**2 != data.shape[1]:
-        raise UserError(f"{path}: data is {data.dtype} {data.shape}, not uint8 (N, 3 S S)")
-    for row in data:
-        yield Image.fromarray(np.ascontiguousarray(row.reshape(3, side, side).transpose(1, 2, 0)))
+def _labelled_pngs(
+    data: NDArray[Any], labels: Sequence[int], path: Path
+) -> Iterator[tuple[bytes, int]]:
+    """Yield images and labels of a batch whose rows hold red, green and blue planes."""
+    images = unflatten(data)
+    if images is None or len(images) != len(labels):
+        raise UserError(
+            f"{path}: data is {data.dtype} {data.shape} with {len(labels)} labels, "
+            "not uint8 (N, 3 S S) with N"
+        )
+    for image, label in zip(images, labels, strict=True):
+        yield encode_png(to_image(image)), int(label)
 
 
 def _number(path: Path) -> tuple[int, str]:
-    """Sort batch 2 before batch 10."""
+    """Return a sort key that puts batch 2 before batch 10."""
     digits = re.findall(r"\d+", path.stem)
     return int(digits[-1]) if digits else 0, path.name
 
@@ -212,7 +242,7 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global but the three that rebuild a uint8 array."""
+    """Refuses every global except the three that rebuild a uint8 array."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a harmless stand-in for the global, or refuse."""
@@ -222,7 +252,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _empty_array(*_: object) -> NDArray[np.uint8]:
-    """Stand in for numpy's own: the state that follows gives shape, type and bytes."""
+    """Stand in for numpy's function: the state that follows sets shape, type and bytes."""
     return np.empty(0, np.uint8)
 
 
@@ -234,6 +264,22 @@ def _byte_type(code: bytes, *_: object) -> np.dtype[np.uint8]:
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy", "ndarray"): None,  # only ever named as an argument of the first
+    ("numpy", "ndarray"): None,  # named only as an argument of the first
     ("numpy", "dtype"): _byte_type,
 }
+
+
+def _table(rows: list[Row], names: Sequence[str]) -> pa.Table:
+    """Return rows as a table in the Hugging Face convention, described in its metadata."""
+    columns = {"image": pa.array([{"bytes": png, "path": None} for _, png, _ in rows], _IMAGE)}
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    labels = [label for _, _, label in rows]
+    if None not in labels:
+        columns["label"] = pa.array(labels, pa.int64())
+        features["label"] = (
+            {"names": list(names), "_type": "ClassLabel"}
+            if names
+            else {"dtype": "int64", "_type": "Value"}
+        )
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.table(columns).replace_schema_metadata(metadata)

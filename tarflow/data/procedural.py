@@ -1,4 +1,4 @@
-"""Image sets that are computed: as many images as wanted, each a function of (split, index).
+"""Procedural image sets of any size: each image is a function of its split and index.
 
 `leaves` are colour images of the dead-leaves model, the classic model of natural-image statistics
 (Lee, Mumford and Huang 2001); `markov` are grey images whose probability is known exactly.
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tarflow.data.splits import Split
-from tarflow.errors import UserError
+from tarflow.data.tables import Split
+from tarflow.errors import ConfigError
 
-_VERSION = 1  # raised when an index would give another image
+_VERSION = 1  # raise it when an index gives another image
 _HELD_OUT = 2000  # images of the validation split, and of the test split
 _CHUNK = 512  # images generated at a time
 
@@ -41,7 +41,7 @@ class Procedural:
 
     @property
     def digest(self) -> str:
-        """Name the content: the generator, its version and its parameters."""
+        """Hash of the generator's name, version and parameters."""
         parameters = (DISKS, RADII, LEAF_CLASSES) if self.kind == "leaves" else (LEVELS, SCALE)
         content = (self.kind, _VERSION, self.image_size, self.images, _HELD_OUT, parameters)
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
@@ -53,7 +53,7 @@ class Procedural:
 
     @property
     def classes(self) -> int:
-        """Number of classes: the palettes of the leaves; markov images have no labels."""
+        """Number of classes: one per palette of leaves; markov images have no labels."""
         return LEAF_CLASSES if self.kind == "leaves" else 0
 
     @property
@@ -71,10 +71,10 @@ class Procedural:
 
 
 def find_procedural(name: str) -> Procedural | None:
-    """Return the procedural set of that name, None if the name is not of one.
+    """Return the procedural set of that name, or None if the name means another kind of data.
 
     Raises:
-        UserError: if the size or the number of images is out of range.
+        ConfigError: If the size or the number of images is out of range.
 
     >>> find_procedural("leaves-16")
     Procedural(kind='leaves', image_size=16, images=20000)
@@ -82,20 +82,20 @@ def find_procedural(name: str) -> Procedural | None:
     match = re.fullmatch(r"(leaves|markov)(?:-(\d+))?(?:-(\d+))?", name)
     if match is None:
         return None
-    kind, size, images = match[1], match[2], match[3]
-    found = Procedural(kind, int(size or {"leaves": 32, "markov": 16}[kind]), int(images or 20000))
-    if not 4 <= found.image_size <= 1024 or found.images < 1:
-        raise UserError(f"data.name {name}: write {kind}-SIZE-IMAGES, with SIZE 4 to 1024")
-    return found
+    kind, default_size = match[1], 32 if match[1] == "leaves" else 16
+    source = Procedural(kind, int(match[2] or default_size), int(match[3] or 20000))
+    if not 4 <= source.image_size <= 1024 or source.images < 1:
+        raise ConfigError(f"data.name is {name}: write {kind}-SIZE-IMAGES, with SIZE 4 to 1024")
+    return source
 
 
 def leaves(split: Split, start: int, count: int, size: int) -> NDArray[np.uint8]:
     """Paint dead-leaves images `start` to `start + count`, (N, 3, S, S).
 
     Opaque disks fall on the plane, their radii r distributed as r^-3 between `RADII`; the image is
-    a window on it. Of the disks that meet the window, larger ones are therefore more frequent, by
-    the area their centre can lie in, (S + 2r)^2. The label, index modulo `LEAF_CLASSES`, is the
-    hue of the palette.
+    a window on it. Among the disks that meet the window, larger ones are therefore more frequent,
+    in proportion to the area their centre can lie in, (S + 2r)^2. The label, index modulo
+    `LEAF_CLASSES`, sets the hue of the palette.
     """
     u = _uniforms(f"leaves {split}", start, count, 6 * DISKS).astype(np.float32)
     u = np.ascontiguousarray(u.reshape(count, 6, DISKS).transpose(1, 2, 0))  # (6, K, N)
@@ -155,7 +155,7 @@ def markov(split: Split, start: int, count: int, size: int) -> NDArray[np.uint8]
 
 
 def markov_bits(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the exact information of markov images (N, 1, S, S) in bits per dimension, (N,)."""
+    """Return -log2 P of markov images (N, 1, S, S), exact, in bits per dimension, (N,)."""
     grey = pixels[:, 0].astype(np.float64)
     padded = np.pad(grey, ((0, 0), (1, 0), (1, 0)), constant_values=_OUTSIDE)
     mean = _mean(padded[:, :-1, 1:], padded[:, 1:, :-1])
@@ -166,10 +166,10 @@ def markov_bits(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 def markov_log_probability(
     value: NDArray[np.float64], mean: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return log P(value | mean): the logistic mass that rounds and clips to `value`, in nats."""
+    """Return log P(value | mean) in nats: the logistic mass that rounds and clips to `value`."""
     upper = np.where(value < LEVELS - 1, (value + 0.5 - mean) / SCALE, np.inf)
     lower = np.where(value > 0, (value - 0.5 - mean) / SCALE, -np.inf)
-    # Measured in the nearer tail, where the difference of the two masses is exact.
+    # Take the nearer tail, where the difference of the two masses loses no digits.
     flip = lower + upper > 0
     upper, lower = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
     # log(F(upper) - F(lower)), F the logistic function
@@ -178,7 +178,7 @@ def markov_log_probability(
     return nats
 
 
-_OUTSIDE = 128.0  # what a pixel sees beyond the upper and left edges
+_OUTSIDE = 128.0  # value of the pixels beyond the upper and left edges
 
 
 def _outside(pixels: NDArray[np.uint8] | None, count: int) -> NDArray[np.float64]:
@@ -186,19 +186,20 @@ def _outside(pixels: NDArray[np.uint8] | None, count: int) -> NDArray[np.float64
 
 
 def _mean(above: NDArray[np.float64], left: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of a pixel: drawn to the two neighbours, with a wave where they differ."""
+    """Return the mean of a pixel: near its two neighbours, with a wave where they differ."""
     wave: NDArray[np.float64] = 32 * np.sin((above - left) * (np.pi / 32))
     return 0.04 * _OUTSIDE + 0.48 * (above + left) + wave
 
 
-def _uniforms(purpose: str, start: int, count: int, each: int) -> NDArray[np.float64]:
-    """Draw `each` numbers in (0, 1) for the images from `start` on, (N, each).
+def _uniforms(purpose: str, start: int, count: int, per_image: int) -> NDArray[np.float64]:
+    """Draw numbers in (0, 1) for the images from `start` on, (N, per_image).
 
-    Raw Philox output, which does not change between releases of numpy; its counter is the index.
+    They are raw Philox output, which numpy keeps across releases; its counter is the index.
     """
-    if each % 4:
+    if per_image % 4:
         raise ValueError("Philox counts in blocks of four")
     key = int.from_bytes(hashlib.sha256(f"{purpose} {_VERSION}".encode()).digest()[:16], "little")
-    raw = np.random.Philox(key=key, counter=start * (each // 4)).random_raw(count * each)
-    high = (raw >> np.uint64(12)).astype(np.float64)  # 52 bits, so that adding a half is exact
-    return (high.reshape(count, each) + 0.5) * 2.0**-52
+    bits = np.random.Philox(key=key, counter=start * (per_image // 4))
+    raw = bits.random_raw(count * per_image) >> np.uint64(12)
+    high = raw.astype(np.float64)  # 52 bits, so that adding a half is exact
+    return (high.reshape(count, per_image) + 0.5) * 2.0**-52

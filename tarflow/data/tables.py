@@ -1,38 +1,62 @@
 """Image tables: Parquet files in the Hugging Face image convention, read shard by shard.
 
 Columns: `image: struct<bytes: binary, path: string>`, `label: int64` (optional) and
-`split: string` (optional). Which split a row belongs to is a fact of the table:
+`split: string` (optional). The table alone decides which split a row belongs to:
 
-1. the `split` column, else the name of the file or its folder (`train-00000.parquet`,
-   `validation/0.parquet`), else everything is `train`;
-2. where that leaves `validation` or `test` empty, they are taken out of `train` by the hash of
-   the row number: one row in ten each, in large tables about 10,000 rows each.
+1. by the `split` column, else by the name of the file or its folder (`train-00000.parquet`,
+   `validation/0.parquet`), else every row is `train`;
+2. if that leaves `validation` or `test` empty, the hash of the row number moves one row in ten
+   there from `train`, or about 10,000 rows of a large table.
 
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 from pyarrow import fs
 
-from tarflow.data.splits import ALIASES, SPLITS, Split, hash64, split_of
+from tarflow.data.codec import convert, decode, is_grey, to_pixels
 from tarflow.errors import UserError
 from tarflow.record import write_text
+from tarflow.storage import cache_folder
 
-_REMEMBER = 1 << 26  # bytes; smaller files are hashed anew each time, which takes milliseconds
+Split: TypeAlias = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+_ALIASES: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+_REMEMBER = 1 << 26  # bytes; a smaller file takes milliseconds to hash again
 _ROWS = 1024  # decoded at a time
+_REMAKE = "make all images alike with: python -m tarflow data"
+
+
+def split_of(name: str) -> Split | None:
+    """Return the split a file or folder is named after, or None.
+
+    >>> split_of("val-00000-of-00004.parquet"), split_of("trains")
+    ('validation', None)
+    """
+    word = re.match(r"[a-z]*", name.lower())
+    return _ALIASES.get(word[0]) if word else None
 
 
 @dataclass(frozen=True)
@@ -42,13 +66,12 @@ class Table:
     filesystem: fs.FileSystem
     root: str  # the folder, or the file itself
     shards: tuple[fs.FileInfo, ...]
-    memory: Path  # where digests of large files are remembered
-    counts_by_index: tuple[int, int, int] | None = None  # fixed split sizes, in row order
+    counts_by_index: tuple[int, int, int] | None = None  # fixed sizes of the splits, in row order
 
     @cached_property
     def digest(self) -> str:
-        """Name the content: every byte of every shard, and how it is split."""
-        parts = [f"table, splits 1 {self.counts_by_index}"]  # 1 is the version of the split rule
+        """Hash of every byte of every shard and of the rule that splits the rows."""
+        parts = [f"table, splits 1 {self.counts_by_index}"]  # 1 is the version of the rule
         for shard in self.shards:
             parts += [shard.path.removeprefix(self.root), self._file_digest(shard)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -60,12 +83,12 @@ class Table:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Label of every row; zeros if the table has none."""
+        """Label of every row, (N,); zeros if the table has none."""
         if not self._has("label"):
             return np.zeros(len(self.codes), np.int64)
         column = self._column("label")
         if not pa.types.is_integer(column.type) or column.null_count:
-            raise UserError(f"{self.root}: labels are {column.type}; write integers, none missing")
+            raise UserError(f"{self.root}: labels are {column.type}; write integers without gaps")
         # Through DLPack, as to_numpy would import pandas.
         chunks = [np.from_dlpack(chunk) for chunk in column.chunks]
         labels: NDArray[np.int64] = np.concatenate(
@@ -93,16 +116,23 @@ class Table:
         """Decode a split into `pixels` (N, C, S, S) and `labels` (N,).
 
         Raises:
-            UserError: naming the row that is no image, or not of the size of the first.
+            UserError: If a row is not an image, or not of the size of the first; names the row.
         """
-        wanted = self.codes == SPLITS.index(split)
-        labels[:] = self.labels[wanted]
-        filled = 0
+        chosen = self.codes == SPLITS.index(split)
+        labels[:] = self.labels[chosen]
+        for position, image in enumerate(self.images(chosen)):
+            pixels[position] = image
+
+    def images(self, chosen: NDArray[np.bool_]) -> Iterator[NDArray[np.uint8]]:
+        """Decode the rows that a mask (N,) chooses, in order, each to (C, S, S).
+
+        Raises:
+            UserError: As `fill`.
+        """
         for start, batch in self._batches():
-            rows = np.flatnonzero(wanted[start : start + len(batch)])
+            rows = np.flatnonzero(chosen[start : start + len(batch)])
             for row, image in zip(rows, batch.take(rows).to_pylist(), strict=True):
-                pixels[filled] = self._decode(image, int(start + row), self.shape)
-                filled += 1
+                yield self._decode(image, int(start + row), self.shape)
 
     @cached_property
     def codes(self) -> NDArray[np.int8]:
@@ -118,7 +148,7 @@ class Table:
         else:
             sizes = [file.metadata.num_rows for file in self._files()]
             codes = np.repeat(np.array(self._codes_of_shards(), np.int8), sizes)
-        bucket = hash64(np.arange(len(codes), dtype=np.uint64)) % max(10, len(codes) // 10_000)
+        bucket = _hash64(np.arange(len(codes), dtype=np.uint64)) % max(10, len(codes) // 10_000)
         missing = [code for code in (1, 2) if not (codes == code).any()]
         train = codes == 0
         for code in missing:
@@ -126,26 +156,25 @@ class Table:
         return codes
 
     def _codes_of_shards(self) -> list[int]:
-        """Split of each shard by its file or folder name."""
-        found = []
+        """Return the split of each shard by the name of its file or folder."""
+        splits = []
         for shard in self.shards:
             parts = Path(shard.path.removeprefix(self.root)).parts[::-1]  # the file's name first
-            found.append(next((split for part in parts if (split := split_of(part))), None))
-        named = [SPLITS.index(split) for split in found if split is not None]
-        if not named:
-            return [0] * len(found)
-        if len(named) < len(found):
-            odd = self.shards[found.index(None)].path
+            splits.append(next((split for part in parts if (split := split_of(part))), None))
+        codes = [SPLITS.index(split) for split in splits if split is not None]
+        if not codes:
+            return [0] * len(splits)
+        if len(codes) < len(splits):
             raise UserError(
-                f"{odd}: some shards are named after a split and this one is not; "
-                "begin its name with train, validation or test"
+                f"{self.shards[splits.index(None)].path}: some shards are named after a split "
+                "and this one is not; begin its name with train, validation or test"
             )
-        return named
+        return codes
 
     def _code(self, name: str | None) -> int:
-        if name is None or name not in ALIASES:
-            raise UserError(f"{self.root}: split '{name}'; write train, validation or test")
-        return SPLITS.index(ALIASES[name])
+        if name is None or name not in _ALIASES:
+            raise UserError(f"{self.root} has a split '{name}'; write train, validation or test")
+        return SPLITS.index(_ALIASES[name])
 
     def _files(self) -> Iterator[pq.ParquetFile]:
         for shard in self.shards:
@@ -197,36 +226,27 @@ class Table:
         self, image: dict[str, bytes | None] | None, row: int, shape: tuple[int, ...] | None
     ) -> NDArray[np.uint8]:
         """Decode one image to (C, S, S), checking it against the shape of the first."""
-        where = f"row {row} of {self.root}"
+        name = f"row {row} of {self.root}"
         data = (image or {}).get("bytes")
         if not data:
-            raise UserError(f"{where} has no image bytes")
-        try:
-            with Image.open(BytesIO(data)) as opened:
-                grey = opened.mode in ("1", "L")
-                if not grey and opened.mode not in ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LA"):
-                    raise UserError(f"{where} is not an 8-bit image (mode {opened.mode})")
-                channels = shape[0] if shape else (1 if grey else 3)
-                if channels == 1 and not grey:
-                    raise UserError(f"{where} is in colour, row 0 is grey; {_REMAKE}")
-                array = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{where} cannot be decoded: {error}") from None
-        array = array[None] if channels == 1 else array.transpose(2, 0, 1)
-        if shape is None and array.shape[1] != array.shape[2]:
-            raise UserError(f"{where} is {_size(array)} pixels, not square; {_REMAKE}")
-        if shape is not None and array.shape != shape:
+            raise UserError(f"{name} has no image bytes")
+        decoded = decode(data, name)
+        channels = shape[0] if shape else (1 if is_grey(decoded) else 3)
+        if channels == 1 and not is_grey(decoded):
+            raise UserError(f"{name} is in colour, row 0 is grey; {_REMAKE}")
+        width, height = decoded.size
+        if shape is None and width != height:
+            raise UserError(f"{name} is {width}x{height} pixels, not square; {_REMAKE}")
+        if shape is not None and (height, width) != shape[1:]:
             raise UserError(
-                f"{where} is {_size(array)} pixels, row 0 is {shape[2]}x{shape[1]}; {_REMAKE}"
+                f"{name} is {width}x{height} pixels, row 0 is {shape[2]}x{shape[1]}; {_REMAKE}"
             )
-        return array
+        return to_pixels(convert(decoded, channels))
 
     def _file_digest(self, shard: fs.FileInfo) -> str:
-        """Hash a file; the hash of a large one is remembered by its path, size and time."""
+        """Hash a file, or look up the hash of a large one by its path, size and time."""
         identity = f"{self.filesystem.type_name}:{shard.path}:{shard.size}:{shard.mtime_ns}"
-        memo = self.memory / hashlib.sha256(identity.encode()).hexdigest()[:32]
+        memo = cache_folder() / "digests" / hashlib.sha256(identity.encode()).hexdigest()[:32]
         if shard.size >= _REMEMBER and memo.exists():
             return memo.read_text()
         hashed = hashlib.sha256()
@@ -234,25 +254,16 @@ class Table:
             while chunk := stream.read(1 << 22):
                 hashed.update(chunk)
         if shard.size >= _REMEMBER:
-            with suppress(OSError):  # it is only saved time
+            with suppress(UserError):  # a lost hash only costs time
                 write_text(memo, hashed.hexdigest())
         return hashed.hexdigest()
 
 
-_REMAKE = "bring all to one form with: python -m tarflow data"
-
-
-def _size(array: NDArray[np.uint8]) -> str:
-    return f"{array.shape[2]}x{array.shape[1]}"
-
-
-def find_table(
-    name: str, memory: Path, counts_by_index: tuple[int, int, int] | None = None
-) -> Table:
+def find_table(name: str, counts_by_index: tuple[int, int, int] | None = None) -> Table:
     """Find the shards under a local path or a `pyarrow.fs` URI.
 
     Raises:
-        UserError: if there is no such file, or the folder holds no Parquet file.
+        UserError: If there is no such file, or the folder holds no Parquet file.
     """
     try:
         if "://" in name:
@@ -261,9 +272,9 @@ def find_table(
             filesystem, root = fs.LocalFileSystem(), str(Path(name).expanduser().resolve())
         root = root.rstrip("/")
         info = filesystem.get_file_info(root)
-        found = [info]
+        files = [info]
         if info.type == fs.FileType.Directory:
-            found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+            files = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"cannot read {name}: {str(error).splitlines()[0]}") from None
     if info.type == fs.FileType.NotFound:
@@ -272,8 +283,16 @@ def find_table(
             "or folder"
         )
     if info.type == fs.FileType.Directory:
-        found = [each for each in found if each.path.endswith(".parquet")]
-        if not found:
+        files = [file for file in files if file.path.endswith(".parquet")]
+        if not files:
             raise UserError(f"{name} holds no Parquet file; make one with: python -m tarflow data")
-    shards = tuple(sorted(found, key=lambda each: each.path))
-    return Table(filesystem, root, shards, memory, counts_by_index)
+    shards = tuple(sorted(files, key=lambda file: file.path))
+    return Table(filesystem, root, shards, counts_by_index)
+
+
+def _hash64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit integers (the finaliser of SplitMix64, Steele et al. 2014)."""
+    mixed = values + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

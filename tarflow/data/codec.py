@@ -1,0 +1,100 @@
+"""Single images: decode and encode files, resize, and convert between PIL images and bytes.
+
+Legend: `N` images, `C` colour channels, `H` and `W` pixels, `S` pixels along one side.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tarflow.errors import UserError
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
+
+_GREY_MODES = ("1", "L")
+_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LA")
+
+
+def decode(source: Path | bytes, name: str) -> Image.Image:
+    """Decode an image file.
+
+    Args:
+        source: The file, or its content.
+        name: How an error names the image.
+
+    Raises:
+        UserError: If the file cannot be read, or is not an image of 8 bits per channel.
+    """
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as file:
+            image = file.copy()
+    except (OSError, SyntaxError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot decode {name}: {reason}") from None
+    if image.mode not in _GREY_MODES + _COLOUR_MODES:
+        raise UserError(f"{name} is not an 8-bit image (mode {image.mode})")
+    return image
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Return the content of a PNG file."""
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Tell whether an image has one channel rather than colours."""
+    return image.mode in _GREY_MODES
+
+
+def convert(image: Image.Image, channels: int) -> Image.Image:
+    """Convert an image to grey (one channel) or to RGB (three)."""
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to `size` pixels, bilinear, and cut out the centre.
+
+    This is how Zhai et al. (2025) prepare their images.
+
+    >>> resize_and_crop(Image.new("L", (40, 20)), 10).size
+    (10, 10)
+    """
+    shorter = min(image.size)
+    width, height = (int(size * side / shorter) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the (C, H, W) bytes of a grey or RGB image."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return (C, H, W) bytes as a grey or RGB image."""
+    plane = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(plane))
+
+
+def unflatten(rows: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Reshape rows of red, green and blue planes, as ImageNet64 and CIFAR store images.
+
+    Args:
+        rows: (N, 3 * S * S) bytes.
+
+    Returns:
+        The images, (N, 3, S, S), or None if the array holds anything else.
+    """
+    if rows.ndim != 2 or rows.dtype != np.uint8:
+        return None
+    side = int((rows.shape[1] / 3) ** 0.5)
+    return rows.reshape(len(rows), 3, side, side) if 3 * side**2 == rows.shape[1] else None

@@ -1,0 +1,51 @@
+"""Single images: decoding, resizing, and conversion to bytes and back."""
+
+import numpy as np
+import pytest
+from image_files import noise_images, png
+from PIL import Image
+
+from tarflow.data import codec
+from tarflow.errors import UserError
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_survive_a_png_file(channels):
+    array = noise_images(1, channels=channels)[0]
+    image = codec.decode(png(array), "image")
+    assert codec.is_grey(image) == (channels == 1)
+    pixels = codec.to_pixels(codec.convert(image, channels))
+    np.testing.assert_array_equal(
+        pixels, array[None] if channels == 1 else np.moveaxis(array, 2, 0)
+    )
+    again = codec.decode(codec.encode_png(codec.to_image(pixels)), "again")
+    np.testing.assert_array_equal(np.asarray(again), array)
+
+
+def test_an_image_that_cannot_be_decoded_is_one_line(tmp_path):
+    deep = png(np.zeros((8, 8), np.uint16))
+    for source, message in (
+        (tmp_path / "absent.png", "cannot decode it: No such file or directory"),
+        (b"text", "cannot decode it: cannot identify image file"),
+        (deep[:-40], "cannot decode it: "),
+        (deep, "it is not an 8-bit image"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            codec.decode(source, "it")
+        assert "\n" not in str(caught.value)
+
+
+def test_resizing_fits_the_shorter_side_and_cuts_the_centre():
+    ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 120 wide, 60 high
+    resized = np.asarray(codec.resize_and_crop(Image.fromarray(ramp), 30))
+    assert resized.shape == (30, 30)
+    # The middle half of the ramp, 60..178, at half the resolution.
+    np.testing.assert_allclose(resized[0], 61 + 4 * np.arange(30), atol=1)
+
+
+def test_only_rows_of_three_square_planes_are_images():
+    images = noise_images(2, size=4).transpose(0, 3, 1, 2)
+    rows = images.reshape(2, -1)
+    np.testing.assert_array_equal(codec.unflatten(rows), images)
+    for other in (rows[:, :-3], rows.astype(int), images, np.empty(0, np.uint8)):
+        assert codec.unflatten(other) is None
