@@ -1,15 +1,16 @@
-"""Sampling against the published implementation: same weights, same device, same arithmetic.
+"""Compare sampling with the published implementation: same weights, device and arithmetic.
 
-    python benchmarks/against_official.py --official ml-tarflow [--device cuda]
+    python benchmarks/against_official.py --official DIR [--device cuda]
 
 DIR is a clone of https://github.com/apple/ml-tarflow; nothing of it is kept here. Calls of both
-sides alternate in one process and medians of 5 pairs are compared, for machines are noisy. The
-weights are those of colour `leaves`, 256 channels, 4 blocks of 4 layers, 256 tokens, trained here
-for 1,600 steps and kept in the cache folder (a quarter of an hour the first time), or any
---checkpoint. Errors are the largest of a pixel against an inverse in float64, token by token.
-`steps` counts passes of a batch through a block, one after another: what a device takes at least,
+sides alternate in one process, and medians of 5 pairs are compared, because machines are noisy.
+The weights are those of a model of colour `leaves` (256 channels, 4 blocks of 4 layers, 256
+tokens), trained here for 1,600 steps and kept in the cache folder (15 min the first time), or any
+--checkpoint. An error is the largest of any pixel, against a sequential inverse in float64.
+`steps` counts consecutive passes of a batch through a block: the least that a device can take,
 however wide it is. `work` counts the tokens in them, in units of one parallel pass of the flow:
-what a device that is already full pays. On an accelerator ours are replayed and not counted.
+the price on a device that is already full. On an accelerator our steps are replayed CUDA graphs,
+which are not counted.
 """
 
 import argparse
@@ -66,7 +67,7 @@ TRAINED = RunConfig(
 
 
 def main() -> int:
-    """Compare, print, and with --check say whether all numbers are met."""
+    """Compare, print, and return 1 if --check is given and a bar is missed."""
     arguments = parse()
     checkpoint = arguments.checkpoint or trained()
     flow, config = load_model(checkpoint)
@@ -100,7 +101,7 @@ def main() -> int:
     if ours > theirs:
         missed.append("memory")
     if arguments.check and missed:
-        print("not met: " + "; ".join(missed))
+        print("missed: " + "; ".join(missed))
         return 1
     return 0
 
@@ -111,14 +112,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--official", type=Path, required=True, help="folder of ml-tarflow")
     parser.add_argument("--checkpoint", type=Path, help="model.safetensors to compare with")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of calls")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a number is not met")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--memory", choices=["ours", "official"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def trained() -> Path:
-    """Return the checkpoint of `TRAINED`, after training it if it is not there."""
+    """Return the checkpoint of `TRAINED`, training it first if it does not exist."""
     config = replace(resolve_config(TRAINED), precision="float32")
     folder = cache_folder() / "benchmarks" / "leaves-256-tokens"
     if not (folder / "result.json").exists():
@@ -128,7 +129,7 @@ def trained() -> Path:
 
 
 def published(folder: Path, flow: TarFlow) -> Any:
-    """Build the published model with the weights of ours."""
+    """Build the published model with our weights."""
     spec = importlib.util.spec_from_file_location("official", folder / "transformer_flow.py")
     if spec is None or spec.loader is None or not Path(spec.origin or "").exists():
         sys.exit(f"{folder} has no transformer_flow.py; clone https://github.com/apple/ml-tarflow")
@@ -152,19 +153,19 @@ def published(folder: Path, flow: TarFlow) -> Any:
 def compare(
     flow: TarFlow, official: Any, config: RunConfig, batch: int, guided: bool, repeats: int
 ) -> tuple[float, bool]:
-    """Print a table of one case; return the ratio at the default tolerance, and whether exact."""
+    """Print a table of one case; return the ratio at the default tolerance, and if all is exact."""
     sampler = GUIDED if guided else None
     noise, labels = latents(flow, batch)
     exact = exact_inverse(flow, noise, labels, sampler)
-    images, known = calibration_images(flow, config, batch)
+    images, image_labels = calibration_images(flow, config, batch)
     default, blocks = default_tolerance(config.noise), flow.config.blocks
     plans = {
-        "one by one": Plan(methods=(SEQUENTIAL,) * blocks),
-        "in windows": named_plan("segmented:4", blocks, default),
+        "sequential": Plan(methods=(SEQUENTIAL,) * blocks),
+        "sliding window": named_plan("segmented:4", blocks, default),
     }
     limits = {"auto": default, "auto, strict": STRICT}
     for name, limit in limits.items():
-        plans[name] = calibrate(flow, images, known, config.noise, sampler, limit)
+        plans[name] = calibrate(flow, images, image_labels, config.noise, sampler, limit)
     weight = GUIDED.guidance if guided else 0.0
     calls: dict[str, Callable[[], Tensor]] = {
         "official": lambda: official.reverse(
@@ -183,23 +184,24 @@ def compare(
         for name, call in calls.items():
             synchronize(flow.var.device)
             start = time.perf_counter()
-            made = call()
+            output = call()
             synchronize(flow.var.device)
             seconds[name].append(time.perf_counter() - start)
-            errors[name] = float((made - exact).abs().max()) if made.dim() == 4 else None
+            is_image = output.dim() == 4  # the parallel pass returns tokens
+            errors[name] = float((output - exact).abs().max()) if is_image else None
     print(f"\nbatch {batch}, {'guided' if guided else 'unguided'}")
     heads = f"{'':18}{'seconds':>9}{'times official':>16}{'passes':>8}{'steps':>7}{'work':>7}"
     print(heads + f"{'error':>10}  plan")
     ratios = {}
     for name in ("official", *plans, "one parallel pass"):
         timed = same.get(name, name)
-        each = seconds[timed]
-        pairs = zip(seconds["official"], each, strict=True)
-        ratios[name] = statistics.median(official_one / one for official_one, one in pairs)
-        passes = statistics.median(each) / statistics.median(seconds["one parallel pass"])
+        ours = seconds[timed]
+        pairs = zip(seconds["official"], ours, strict=True)
+        ratios[name] = statistics.median(theirs / mine for theirs, mine in pairs)
+        passes = statistics.median(ours) / statistics.median(seconds["one parallel pass"])
         error = "" if errors[timed] is None else f"{errors[timed]:.1e}"
         print(
-            f"{name:18}{statistics.median(each):9.2f}{ratios[name]:16.2f}{passes:8.1f}"
+            f"{name:18}{statistics.median(ours):9.2f}{ratios[name]:16.2f}{passes:8.1f}"
             f"{counts[timed][0]:7}{counts[timed][1]:7.1f}{error:>10}  {plans.get(name, '')}"
         )
     close = all(errors[same[name]] <= limit for name, limit in limits.items())
@@ -207,9 +209,9 @@ def compare(
 
 
 def count(call: Callable[[], Tensor], flow: TarFlow, batch: int) -> tuple[int, float]:
-    """Return the steps of a call and its work; see the top of this file.
+    """Return the steps of a call and its work, as the top of this file defines them.
 
-    Both sides, and the parallel pass, go through their first linear map once a step.
+    Both sides, and the parallel pass, call their first linear map once a step.
     """
     widths: list[int] = []
 
@@ -244,7 +246,7 @@ def latents(flow: TarFlow, batch: int) -> tuple[Tensor, Tensor]:
 def exact_inverse(
     flow: TarFlow, noise: Tensor, labels: Tensor, sampler: SamplerConfig | None
 ) -> Tensor:
-    """Invert in float64, token by token."""
+    """Return the sequential inverse in float64."""
     double = TarFlow(flow.config).double().eval().requires_grad_(False)
     double.load_state_dict(flow.state_dict())
     double = double.to(flow.var.device)
@@ -254,22 +256,22 @@ def exact_inverse(
 def peak_memory(side: str, flow: TarFlow, official: Any) -> int:
     """Return the bytes that sampling a batch of 16 adds to a process."""
     call = partial(invert, flow) if side == "ours" else official.reverse
-    drawn, labels = latents(flow, 16)
+    noise, labels = latents(flow, 16)
     with torch.no_grad():
-        call(drawn[:1].clone(), labels[:1])  # load what the first call loads
-        if drawn.is_cuda:
+        call(noise[:1].clone(), labels[:1])  # the first call loads libraries
+        if noise.is_cuda:
             torch.cuda.reset_peak_memory_stats()
-            held = torch.cuda.memory_allocated()
-            call(drawn.clone(), labels)
-            return torch.cuda.max_memory_allocated() - held
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak until now
+            before = torch.cuda.memory_allocated()
+            call(noise.clone(), labels)
+            return torch.cuda.max_memory_allocated() - before
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = status("VmRSS")
-        call(drawn.clone(), labels)
+        call(noise.clone(), labels)
     return status("VmHWM") - before
 
 
 def status(name: str) -> int:
-    """Return a size of this process in bytes (Linux)."""
+    """Return a memory size of this process in bytes, such as `VmRSS` (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 

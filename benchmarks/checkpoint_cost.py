@@ -1,12 +1,12 @@
-"""What saving training states costs: seconds of training lost to one state, behind and in front.
+"""Measure the seconds of training that saving one training state costs.
 
 Run it on an idle machine: python benchmarks/checkpoint_cost.py [FOLDER]
-The bar: under 2% of training time at the default interval, which is stretched where states are
-dear. Exits with 1 if it is not met.
+The bar is 2% of training time at the default interval, which is longer where states are
+expensive. The exit code is 1 if the bar is missed.
 
-Windows of training take turns: without a state, with one written behind training as runs do, and
-with one that training waits for. What a window has done less than its neighbour without one, in
-seconds, is the cost of a state; over the interval it is a share.
+Windows of training take turns: without a state, with one written in the background as runs do, and
+with one that training waits for. The cost of a state is the training that its window loses against
+the neighbouring window without one, in seconds, and as a share of the interval.
 """
 
 import statistics
@@ -36,7 +36,7 @@ CONFIG = RunConfig(
 
 
 def window(step: Callable[[], None], seconds: float) -> float:
-    """Train for some seconds and return the steps per second."""
+    """Train for a number of seconds and return the steps per second."""
     begin, steps = time.perf_counter(), 0
     while (spent := time.perf_counter() - begin) < seconds:
         step()
@@ -70,7 +70,7 @@ def main() -> int:
             window(step, 3.0)
             before()
             size = max(path.stat().st_size for path in where.iterdir())
-            lost: dict[str, list[float]] = {"behind training": [], "in front of it": []}
+            lost: dict[str, list[float]] = {"in the background": [], "while training waits": []}
             blocked, intervals = [], []
             for _ in range(ROUNDS):
                 for name, save in zip(lost, (behind, before), strict=True):
@@ -85,17 +85,17 @@ def main() -> int:
                     lost[name].append(WINDOW - steps / alone)
     wanted, interval = ExecutionConfig().checkpoint_seconds, statistics.median(intervals)
     print(
-        f"a state of {size / 1e6:.0f} MB: every {interval:.0f} s, where {wanted:g} s are asked for"
+        f"a state of {size / 1e6:.0f} MB: every {interval:.0f} s; the config asks for {wanted:g} s"
     )
-    print(f"training stands still for {statistics.median(blocked):.3f} s (the copy)")
+    print(f"training stops for {statistics.median(blocked):.3f} s (the copy)")
     for name, seconds in lost.items():
         cost = statistics.median(seconds)
         print(
-            f"written {name}: {cost:6.2f} s of training lost, {cost / interval:.2%} of it   "
-            f"(single windows: {', '.join(f'{each:.2f}' for each in sorted(seconds))})"
+            f"written {name}: {cost:6.2f} s of training lost, {cost / interval:.2%} of the interval   "
+            f"(single windows: {', '.join(f'{loss:.2f}' for loss in sorted(seconds))})"
         )
-    share = statistics.median(lost["behind training"]) / interval
-    print(f"bar {BAR:.0%}: {'met' if share < BAR else 'not met'}")
+    share = statistics.median(lost["in the background"]) / interval
+    print(f"bar {BAR:.0%}: {'met' if share < BAR else 'missed'}")
     return int(share >= BAR)
 
 

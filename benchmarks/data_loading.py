@@ -1,8 +1,8 @@
-"""How fast batches are gathered, against a torch DataLoader that fetches image by image.
+"""Compare gathering whole batches with a torch DataLoader that fetches single images.
 
-Both read the same memory-mapped array (leaves, 20,000 images of 32x32x3) in random order in
-batches of 256, in turns; the ratio of the medians is what to compare between machines. Prints the
-machine's figures, then the ratio.
+Both take turns reading the same memory-mapped array (leaves, 20,000 images of 32x32x3) in random
+order in batches of 256. Prints the figures of this machine, then the ratio of the medians, which
+is the number to compare between machines.
 """
 
 import os
@@ -21,18 +21,15 @@ ROUNDS = 7
 
 
 class PerSample(Dataset[torch.Tensor]):
-    """One image at a time, as most training scripts do."""
+    """A data set that returns one image at a time, as in most training scripts."""
 
     def __init__(self, images: Images) -> None:
-        """Keep the memory-mapped images."""
         self.images = images
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Copy one image."""
         return torch.from_numpy(self.images.pixels[index].copy())
 
 
@@ -49,7 +46,7 @@ def load(images: Images, epoch: int) -> int:
     """Read an epoch through a DataLoader; return the number of images."""
     del epoch  # the loader draws its own order
     loader = DataLoader(PerSample(images), BATCH, shuffle=True, drop_last=True)
-    return sum(len(several) for several in loader)
+    return sum(len(images) for images in loader)
 
 
 def rate(read: Callable[[Images, int], int], images: Images, epoch: int) -> float:
@@ -61,7 +58,7 @@ def rate(read: Callable[[Images, int], int], images: Images, epoch: int) -> floa
 def main() -> None:
     """Time both in turns and print the medians and their ratio."""
     images = open_split(DataConfig(name="leaves"), "train")
-    gather(images, 0)  # brings the file into memory
+    gather(images, 0)  # read the file into memory
     pairs = [(rate(gather, images, i), rate(load, images, i)) for i in range(1, ROUNDS + 1)]
     gathered, loaded = (statistics.median(rates) for rates in zip(*pairs, strict=True))
     print(f"{os.cpu_count()} CPUs, {ROUNDS} rounds, batches of {BATCH} images of 32x32x3")

@@ -1,4 +1,4 @@
-"""Speed of the fits on 240 rows, beside a scipy multi-start as most published code does it.
+"""Compare the fits on 240 rows with a scipy multi-start, as in most published code.
 
 Run with OMP_NUM_THREADS=1: `python benchmarks/fit_speed.py`. Bars: 200 starts under 2 s, 4000
 refits under 15 s.
@@ -17,7 +17,7 @@ ROWS, STARTS, REFITS, SAMPLED = 240, 200, 4000, 10
 
 
 def table() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Plant a surface with noise."""
+    """Return the inputs and the noisy values of a planted surface."""
     rng = np.random.default_rng(0)
     params, tokens = 10 ** rng.uniform(5, 8, ROWS), 10 ** rng.uniform(7, 10, ROWS)
     values = 1.4 + 30 / params**0.34 + 90 / tokens**0.31
@@ -32,10 +32,10 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def scipy_starts(inputs: dict[str, np.ndarray], values: np.ndarray) -> tuple[float, float]:
-    """Minimise Huber 1e-3 on log loss from random starts by L-BFGS-B, finite differences.
+    """Minimise the Huber loss (1e-3) of the log loss by L-BFGS-B from random starts.
 
     Returns:
-        Seconds per start, and the share of starts that end within 1e-4 of the best.
+        The seconds per start, and the share of starts that end within 1e-4 of the best.
     """
     n, d = np.log(inputs["params"]), np.log(inputs["tokens"])
     rng = np.random.default_rng(0)
@@ -47,11 +47,11 @@ def scipy_starts(inputs: dict[str, np.ndarray], values: np.ndarray) -> tuple[flo
         return float(np.sum(inner * (size - inner / 2)))
 
     begin = time.perf_counter()
-    found = [
+    results = [
         minimize(objective, rng.uniform([0, 0, 0, 0, -1], [25, 2, 25, 2, 1.5]), method="L-BFGS-B")
         for _ in range(SAMPLED)
     ]
-    costs = np.array([result.fun for result in found])
+    costs = np.array([result.fun for result in results])
     spent = (time.perf_counter() - begin) / SAMPLED
     return spent, float(np.mean(costs <= costs.min() * 1.0001))
 
@@ -62,13 +62,13 @@ def main() -> None:
     law = fit(CHINCHILLA, inputs, values, draws=0, starts=STARTS)
     starts = seconds(lambda: fit(CHINCHILLA, inputs, values, draws=0, starts=STARTS))
     both = seconds(lambda: fit(CHINCHILLA, inputs, values, draws=REFITS, starts=STARTS))
-    each, share = scipy_starts(inputs, values)
+    per_start, share = scipy_starts(inputs, values)
     print(f"{STARTS} starts     {starts:6.2f} s (bar 2 s), {law.agreement:.0%} reach the optimum")
     print(f"{REFITS} refits    {both - starts:6.2f} s (bar 15 s)")
     print(
-        f"scipy L-BFGS-B {each * STARTS:6.2f} s for {STARTS} starts (from {SAMPLED}), {share:.0%}"
+        f"scipy L-BFGS-B {per_start * STARTS:6.2f} s for {STARTS} starts (from {SAMPLED}), {share:.0%}"
     )
-    print(f"ratio          {each * STARTS / starts:6.1f}")
+    print(f"ratio          {per_start * STARTS / starts:6.1f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Training steps and memory of this GPU over what `tarflow.step_time` and `tarflow.cost` predict.
+"""Compare training steps and memory on this GPU with `tarflow.step_time` and `tarflow.cost`.
 
     python benchmarks/predicted_step.py [--rounds 5]
 
-Each step runs in a process of its own; they take turns. Needs a CUDA device that
-`tarflow.cost.ACCELERATORS` knows, and 60 GB of its memory for all of them.
+Each step runs in a separate process; they take turns. This needs a CUDA device that
+`tarflow.cost.ACCELERATORS` knows, with 60 GB of memory for all of them.
 """
 
 import argparse
@@ -24,31 +24,31 @@ PAPER = ModelConfig(
 
 
 def runs() -> dict[str, RunConfig]:
-    """Return what is measured by name."""
+    """Return the runs to measure, by name."""
     execution = ExecutionConfig(device="cuda")
     compiled = replace(execution, compile=True)
-    again = replace(execution, checkpoint_activations=True)
+    checkpointed = replace(execution, checkpoint_activations=True)
     middle = replace(LARGE, channels=512)
     return {
         "64 channels, 4x2, 16 tokens, 128 images": run_config(SMALL, 128, "bfloat16", execution),
         "256 channels, 4x4, 256 tokens, 16 images": run_config(LARGE, 16, "bfloat16", execution),
-        "the same in float32": run_config(LARGE, 16, "float32", execution),
-        "the same with 128 images": run_config(LARGE, 128, "bfloat16", execution),
-        "these compiled": run_config(LARGE, 128, "bfloat16", compiled),
-        "these computed again": run_config(LARGE, 128, "bfloat16", again),
-        "512 channels compiled": run_config(middle, 128, "bfloat16", compiled),
+        "256 channels, 16 images, float32": run_config(LARGE, 16, "float32", execution),
+        "256 channels, 128 images": run_config(LARGE, 128, "bfloat16", execution),
+        "256 channels, 128 images, compiled": run_config(LARGE, 128, "bfloat16", compiled),
+        "256 channels, 128 images, checkpointed": run_config(LARGE, 128, "bfloat16", checkpointed),
+        "512 channels, 128 images, compiled": run_config(middle, 128, "bfloat16", compiled),
         "768 channels, 8x8, 1024 tokens, 8 images": run_config(PAPER, 8, "bfloat16", execution),
-        "the same compiled": run_config(PAPER, 8, "bfloat16", compiled),
+        "768 channels, 8 images, compiled": run_config(PAPER, 8, "bfloat16", compiled),
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure every run and print it beside its prediction."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each")
+    parser.add_argument("--rounds", type=int, default=5, help="number of steps of each run")
     arguments = parser.parse_args()
     if not (names := accelerators()):
-        sys.exit("there is no GPU here that tarflow.cost.ACCELERATORS knows")
+        sys.exit("this machine has no GPU that tarflow.cost.ACCELERATORS knows")
     device = cost.ACCELERATORS[names[0]]
     alone = Cluster(device=device, per_node=1)
     steps = {name: elsewhere(our_step, config) for name, config in runs().items()}
