@@ -45,8 +45,9 @@ from tarflow.model.noise import normal_per_image
 from tarflow.model.weights import load_model
 from tarflow.run import resolve_config, run
 from tarflow.sample.calibration import calibrate, calibration_images
-from tarflow.sample.coefficients import Coefficients
+from tarflow.sample.incremental import IncrementalBlock
 from tarflow.sample.inverse import invert
+from tarflow.sample.kv_cache import AnyWindow
 from tarflow.sample.plan import SEQUENTIAL, Method, Plan, default_tolerance, named_plan
 from tarflow.storage import cache_folder
 
@@ -153,7 +154,11 @@ def published(folder: Path, flow: TarFlow) -> Any:
 def compare(
     flow: TarFlow, official: Any, config: RunConfig, batch: int, guided: bool, repeats: int
 ) -> tuple[float, bool]:
-    """Print a table of one case; return the ratio at the default tolerance, and if all is exact."""
+    """Print a table of one case.
+
+    Returns:
+        The ratio at the default tolerance, and whether all errors are within their tolerances.
+    """
     sampler = GUIDED if guided else None
     noise, labels = latents(flow, batch)
     exact = exact_inverse(flow, noise, labels, sampler)
@@ -219,18 +224,18 @@ def count(call: Callable[[], Tensor], flow: TarFlow, batch: int) -> tuple[int, f
         if isinstance(module, nn.Linear) and module.in_features == flow.config.token_dim:
             widths.append(prod(inputs[0].shape[:-1]))
 
-    plain = Coefficients.__call__
+    plain = IncrementalBlock.__call__
 
-    def noted(self: Coefficients, tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    def noted(self: IncrementalBlock, tokens: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         widths.append(prod(tokens.shape[:-1]) * (2 if self.sampler else 1))
-        return plain(self, tokens, start)
+        return plain(self, tokens, window)
 
     handle = nn.modules.module.register_module_forward_pre_hook(hooked)
-    Coefficients.__call__ = noted  # type: ignore[method-assign]
+    IncrementalBlock.__call__ = noted  # type: ignore[method-assign]
     try:
         call()
     finally:
-        Coefficients.__call__ = plain  # type: ignore[method-assign]
+        IncrementalBlock.__call__ = plain  # type: ignore[method-assign]
         handle.remove()
     return len(widths), sum(widths) / (batch * flow.config.tokens * flow.config.blocks)
 

@@ -22,7 +22,7 @@ from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
 from tarflow.model.noise import generator, noisy, to_pixels, unit
 from tarflow.sample.block_metrics import convergence_ranking, initial_guessing
 from tarflow.sample.guidance import is_guided
-from tarflow.sample.inverse import Inversion, invert, sweep
+from tarflow.sample.inverse import Inversion, invert, jacobi
 from tarflow.sample.plan import (
     BOUND,
     SEQUENTIAL,
@@ -221,7 +221,7 @@ class _Batch:
         latents, found = self.latents, []
         for index in reversed(range(len(self.flow.blocks))):
             timer = _Timer(self.flow)
-            tokens = inversion.block(index, latents, SEQUENTIAL)
+            tokens = inversion.invert_block(index, latents, SEQUENTIAL)
             found.append(_Reference(latents, tokens, timer.stop()))
             latents = tokens
         return found[::-1]
@@ -233,10 +233,12 @@ class _Batch:
         block = cast(FlowBlock, self.flow.blocks[index])
         inversion = self._inversion()
         timer = _Timer(self.flow)
-        swept = sweep(inversion.coefficients(index), block.permute(latents), method, seconds)
+        result = jacobi(
+            inversion.incremental_block(index), block.permute(latents), method, seconds
+        )
         taken = timer.stop()
-        solved = swept.done == latents.shape[1] - 1
-        return (taken, swept.sweeps) if solved else (math.inf, 0)
+        solved = result.converged == latents.shape[1] - 1
+        return (taken, result.iterations) if solved else (math.inf, 0)
 
     def error(self, methods: tuple[Method, ...], exact: Tensor) -> float:
         """Return the largest error of a pixel, images being in [-1, 1]."""

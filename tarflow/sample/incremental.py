@@ -1,124 +1,227 @@
-"""A Transformer layer that sees few tokens at a time and keeps keys and values of earlier ones.
+"""Flow blocks and Transformer layers that see few tokens at a time and cache keys and values.
 
-Legend: `R` rows (images, twice as many with guidance), `n` tokens of a window, `M = R * n`,
-`T` tokens per image, `C` channels, `H` heads, `K` channels of a head, `P` parts into which the
-heads and the MLP are split.
+Legend: `B` images, `R` rows (`B`, or `2B` with guidance), `n` tokens of a window, `M = R * n`,
+`T` tokens per image, `D` values per token, `C` channels, `H` heads, `K` channels of a head,
+`P` parts into which the heads and the MLP are split.
 
 What a training pass computes for all tokens at once is computed here for few, thousands of times,
-so the weights are laid out once per block. A CPU multiplies few rows fastest when each thread has
-its own product: the columns of a first matrix and the rows of the second are split into one part
-per thread (as in tensor parallelism, Shoeybi et al. 2019, arXiv 1909.08053) and go through as a
-batch.
+so the weights are laid out once per block. A CPU multiplies few rows fastest when each thread
+computes a product by itself: the columns of a first matrix and the rows of the second are split
+into one part per thread (as in tensor parallelism, Shoeybi et al. 2019, arXiv 1909.08053) and
+multiplied as a batch.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarflow.model.flow import Layer
+from tarflow.config import SamplerConfig
+from tarflow.model.flow import FlowBlock, Layer, split_output
+from tarflow.sample import guidance
+from tarflow.sample.kv_cache import AnyWindow, KVCache, Window
 
 FUSED_FROM = 64  # tokens of a window from which fused attention beats plain products
 
 
+class IncrementalBlock:
+    """Guided scale and shift of one flow block, which caches keys and values.
+
+    Both branches of guidance run as one batch, the good one first.
+    """
+
+    def __init__(
+        self,
+        block: FlowBlock,
+        cache: KVCache,
+        batch: int,
+        labels: Tensor | None,
+        sampler: SamplerConfig | None = None,
+    ) -> None:
+        """Lay out the weights of a block.
+
+        Args:
+            block: Flow block to invert.
+            cache: Keys and values, overwritten; at least `B` rows, or `2B` with a sampler.
+            batch: Number of images B.
+            labels: (B,) int64 classes, -1 where dropped; `None` drops all.
+            sampler: Guidance; `None` if this block is not guided.
+        """
+        rows = 2 * batch if sampler else batch
+        self.sampler = sampler
+        self.volume_preserving = block.volume_preserving
+        if sampler and labels is not None:
+            labels = torch.cat([labels, torch.full_like(labels, -1)])
+        self.embedding = block.embedding(labels)  # (1 or R, T, C)
+        self.layers = [
+            IncrementalLayer(cast(Layer, layer), memory, cache.parts, rows)
+            for layer, memory in zip(block.attn_blocks, cache.layers(rows), strict=True)
+        ]
+        dtype, tokens = cache.memory.dtype, len(block.pos_embed)
+        self.proj_in = SplitLinear.by_outputs(block.proj_in.weight, block.proj_in.bias, 1, dtype)
+        self.proj_out = SplitLinear.by_outputs(
+            block.proj_out.weight, block.proj_out.bias, 1, dtype
+        )
+        self.positions = torch.arange(tokens, device=self.embedding.device)
+        self.weights: Tensor | None = None  # (T, 1) of guidance
+        self.query_scale: Tensor | None = None  # (R, 1): inverse attention temperatures
+        if sampler:
+            self.weights = guidance.weights(sampler, self.positions, tokens - 1)
+            if sampler.temperature != 1:
+                self.query_scale = torch.ones(rows, 1, dtype=dtype, device=self.positions.device)
+                self.query_scale[batch:] /= sampler.temperature
+
+    @cached_property
+    def buffers(self) -> "StepBuffers":
+        """Scratch buffers for single-token steps, allocated on first use."""
+        return StepBuffers(self.layers[0])
+
+    def __call__(self, tokens: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
+        """Return scale and shift (B, n, D) for the successors of n tokens.
+
+        Args:
+            tokens: (B, n, D) tokens of the window, in the block's order.
+            window: Position of these tokens. Earlier calls must have seen all tokens before it
+                with their final values; keys and values from it on are overwritten.
+        """
+        if isinstance(window, Window) and window.count == 1:
+            output = self._step(tokens[:, 0], window.start)[:, None]
+        else:
+            output = self._transform(tokens, window)
+        log_scale, shift = split_output(output, self.volume_preserving)
+        if self.sampler is None or self.weights is None:
+            return torch.exp(log_scale), shift
+        return guidance.combine(log_scale, shift, window.read(self.weights, 0), self.sampler)
+
+    def _transform(self, tokens: Tensor, window: AnyWindow) -> Tensor:
+        """Run the Transformer on (B, n, D) tokens; return the last projection (R, n, D or 2D)."""
+        if self.sampler:
+            tokens = torch.cat([tokens, tokens])
+        rows, count, _ = tokens.shape
+        hidden = self.proj_in(tokens.reshape(rows * count, -1))[0].view(rows, count, -1)
+        hidden = (hidden + window.read(self.embedding)).view(rows * count, -1)
+        causal = self.positions[: window.filled] <= window.read(self.positions, 0)[:, None]
+        for layer in self.layers:
+            layer(hidden, window, causal, self.query_scale)
+        return self.proj_out(hidden)[0].view(rows, count, -1)
+
+    def _step(self, token: Tensor, index: int) -> Tensor:
+        """Do the same for one token (B, D) whose position the host knows; return (R, D or 2D)."""
+        if self.sampler:
+            token = token.repeat(2, 1)
+        hidden = self.proj_in(token[None])[0] + self.embedding[:, index]
+        for layer in self.layers:
+            layer.step(hidden, index, self.buffers, self.query_scale)
+        return self.proj_out(hidden[None])[0]
+
+
 class IncrementalLayer:
-    """A Transformer layer that attends to the keys and values it has kept."""
+    """A Transformer layer that attends to cached keys and values."""
 
     def __init__(self, layer: Layer, cache: Tensor, parts: int, rows: int) -> None:
-        """Lay out weights; `cache` is (2, R * H, T, K)."""
+        """Lay out the weights; `cache` holds keys and values, (2, R * H, T, K)."""
         attention, mlp = layer.attention, layer.mlp
         up, down = cast(nn.Linear, mlp.main[0]), cast(nn.Linear, mlp.main[2])
-        self.shape = (
-            parts,
-            rows,
-            cache.shape[1] // (parts * rows),
-            cache.shape[3],
-        )  # P, R, H/P, K
+        _, row_heads, _, width = cache.shape
+        self.shape = parts, rows, row_heads // (parts * rows), width  # P, R, H / P, K
         self.cache, self.keys, self.values = cache, cache[0].mT, cache[1]
         self.norms = attention.norm, mlp.norm
         scale = torch.ones_like(attention.qkv.bias)
-        scale[: len(scale) // 3] = cache.shape[3] ** -0.5  # of queries, once and for all
+        scale[: len(scale) // 3] = width**-0.5  # scales queries here instead of in each step
         weight, bias = attention.qkv.weight * scale[:, None], attention.qkv.bias * scale
-        dtype = cache.dtype
-        self.qkv = SplitLinear.columns(weight, bias, 3 * parts, dtype)
-        self.proj = SplitLinear.rows(attention.proj.weight, attention.proj.bias, parts, dtype)
-        self.up = SplitLinear.columns(up.weight, up.bias, parts, dtype)
-        self.down = SplitLinear.rows(down.weight, down.bias, parts, dtype)
+        dtype, proj = cache.dtype, attention.proj
+        self.qkv = SplitLinear.by_outputs(weight, bias, 3 * parts, dtype)
+        self.proj = SplitLinear.by_inputs(proj.weight, proj.bias, parts, dtype)
+        self.up = SplitLinear.by_outputs(up.weight, up.bias, parts, dtype)
+        self.down = SplitLinear.by_inputs(down.weight, down.bias, parts, dtype)
 
-    def __call__(self, hidden: Tensor, view: "Window | Place", cooled: Tensor | None) -> None:
-        """Transform (M, C) hidden states in place."""
+    def __call__(
+        self, hidden: Tensor, window: AnyWindow, causal: Tensor, query_scale: Tensor | None
+    ) -> None:
+        """Transform (M, C) hidden states in place.
+
+        Args:
+            hidden: (M, C) hidden states of the window.
+            window: Position of its tokens.
+            causal: (n, filled) mask, true where a token may attend to a key.
+            query_scale: (R, 1) factors of the queries, or `None`.
+        """
         attention, mlp = self.norms
-        qkv = self.qkv(_normed(hidden, attention))
-        for part in self.proj(self.attend(qkv, view, cooled)):
-            hidden += part
-        for part in self.down(F.gelu(self.up(_normed(hidden, mlp)))):
-            hidden += part
+        qkv = self.qkv(_normalize(hidden, attention))
+        for term in self.proj(self.attend(qkv, window, causal, query_scale)):
+            hidden += term
+        for term in self.down(F.gelu(self.up(_normalize(hidden, mlp)))):
+            hidden += term
 
-    def attend(self, qkv: Tensor, view: "Window | Place", cooled: Tensor | None) -> Tensor:
-        """Keep the keys and values of (3 P, M, C / P); return what is mixed, (P, M, C / P)."""
+    def attend(
+        self, qkv: Tensor, window: AnyWindow, causal: Tensor, query_scale: Tensor | None
+    ) -> Tensor:
+        """Cache the keys and values of (3 P, M, C / P); return mixed values (P, M, C / P)."""
         parts, rows, heads, width = self.shape
-        split = qkv.view(3, parts, rows, view.count, heads, width).transpose(3, 4)
-        split = split.reshape(3, -1, view.count, width)
-        view.keep(self.cache, split[1:])
+        split = qkv.view(3, parts, rows, window.count, heads, width).transpose(3, 4)
+        split = split.reshape(3, -1, window.count, width)
+        window.write(self.cache, split[1:], 2)
         query = split[0]
-        if cooled is not None:
-            query = (query.view(parts, rows, -1) * cooled).view(query.shape)
-        keys, values = self.keys[:, :, : view.filled], self.values[:, : view.filled]
-        allowed = view.allowed(query.device)
-        if view.count < FUSED_FROM:
-            mask = torch.where(allowed, 0.0, -torch.inf).to(query.dtype)
+        if query_scale is not None:
+            query = (query.view(parts, rows, -1) * query_scale).view(query.shape)
+        keys, values = self.keys[:, :, : window.filled], self.values[:, : window.filled]
+        if window.count < FUSED_FROM:
+            mask = torch.where(causal, 0.0, -torch.inf).to(query.dtype)
             mixed = torch.bmm(torch.baddbmm(mask, query, keys).softmax(2), values)
         else:
-            mixed = F.scaled_dot_product_attention(query, keys.mT, values, allowed, scale=1.0)
-        mixed = mixed.view(parts, rows, heads, view.count, width).transpose(2, 3)
-        return mixed.reshape(parts, rows * view.count, -1)
+            mixed = F.scaled_dot_product_attention(query, keys.mT, values, causal, scale=1.0)
+        mixed = mixed.view(parts, rows, heads, window.count, width).transpose(2, 3)
+        return mixed.reshape(parts, rows * window.count, -1)
 
-    def step(self, hidden: Tensor, index: int, room: "Room", cooled: Tensor | None) -> None:
-        """Do the same for one token of all rows, (R, C), whose place is known on the host."""
+    def step(
+        self, hidden: Tensor, index: int, buffers: "StepBuffers", query_scale: Tensor | None
+    ) -> None:
+        """Do the same for one token of all rows, (R, C), without temporary views."""
         attention, mlp = self.norms
-        room.normed.copy_(_normed(hidden, attention))
-        self.qkv.into(room.qkv, room.for_qkv)
-        if cooled is not None:
-            room.queries *= cooled
+        buffers.normalized.copy_(_normalize(hidden, attention))
+        self.qkv.write(buffers.qkv, buffers.qkv_input)
+        if query_scale is not None:
+            buffers.queries *= query_scale
         end = index + 1
-        self.cache[:, :, index:end] = room.learned
-        weights = torch.bmm(room.query, self.keys[:, :, :end]).softmax(2)
-        torch.bmm(weights, self.values[:, :end], out=room.attended)
-        self.proj.into(room.terms, room.mixed)
-        for term in room.each:
+        self.cache[:, :, index:end] = buffers.keys_values
+        weights = torch.bmm(buffers.query, self.keys[:, :, :end]).softmax(2)
+        torch.bmm(weights, self.values[:, :end], out=buffers.mixed)
+        self.proj.write(buffers.sum, buffers.proj_input)
+        for term in buffers.terms:
             hidden += term
-        room.normed.copy_(_normed(hidden, mlp))
-        self.up.into(room.up, room.for_mlp)
-        self.down.into(room.terms, F.gelu(room.up))
-        for term in room.each:
+        buffers.normalized.copy_(_normalize(hidden, mlp))
+        self.up.write(buffers.up, buffers.mlp_input)
+        self.down.write(buffers.sum, F.gelu(buffers.up))
+        for term in buffers.terms:
             hidden += term
 
 
-class Room:
-    """Where the results for one token go, and the views of them that layers take.
+class StepBuffers:
+    """Scratch buffers for one token of all rows, and the views of them that layers take.
 
-    Made once per block: a step of few rows would spend as long on making tensors and views as on
-    its arithmetic.
+    Allocated once per block: a step of few rows would otherwise spend as long on making tensors
+    and views as on its arithmetic.
     """
 
     def __init__(self, layer: IncrementalLayer) -> None:
-        """Make room for any layer of the shape of this one."""
+        """Allocate buffers for any layer of the shape of this one."""
         parts, rows, heads, width = layer.shape
         empty, channels = layer.cache.new_empty, parts * heads * width
-        self.normed = empty(rows, channels)
-        self.for_qkv = self.normed.expand(3 * parts, -1, -1)
-        self.for_mlp = self.normed.expand(parts, -1, -1)
+        self.normalized = empty(rows, channels)
+        self.qkv_input = self.normalized.expand(3 * parts, -1, -1)
+        self.mlp_input = self.normalized.expand(parts, -1, -1)
         self.qkv = empty(3 * parts, rows, heads * width)
         self.queries = self.qkv[:parts]
         split = self.qkv.view(3, -1, 1, width)
-        self.query, self.learned = split[0], split[1:]
-        self.mixed = empty(parts, rows, heads * width)
-        self.attended = self.mixed.view(-1, 1, width)
+        self.query, self.keys_values = split[0], split[1:]
+        self.proj_input = empty(parts, rows, heads * width)
+        self.mixed = self.proj_input.view(-1, 1, width)
         self.up = empty(parts, rows, layer.up.weight.shape[2])
-        self.terms = empty(parts, rows, channels)
-        self.each = self.terms.unbind()
+        self.sum = empty(parts, rows, channels)
+        self.terms = self.sum.unbind()
 
 
 @dataclass(frozen=True)
@@ -129,78 +232,32 @@ class SplitLinear:
     bias: Tensor
 
     @classmethod
-    def columns(
+    def by_outputs(
         cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype
     ) -> "SplitLinear":
-        """Split the outputs: each part gives its share of them."""
+        """Split the outputs: each part computes its share of them."""
         split = weight.detach().unflatten(0, (parts, -1)).mT
         return cls(split.to(dtype).contiguous(), bias.detach().to(dtype).view(parts, 1, -1))
 
     @classmethod
-    def rows(cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype) -> "SplitLinear":
-        """Split the inputs: the parts give terms of a sum, the first with the bias."""
+    def by_inputs(
+        cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype
+    ) -> "SplitLinear":
+        """Split the inputs: the parts compute terms of a sum, the first with the bias."""
         split = weight.detach().T.unflatten(0, (parts, -1))
-        once = torch.zeros(parts, 1, len(weight), dtype=dtype, device=weight.device)
-        once[0, 0] = bias.detach()
-        return cls(split.to(dtype).contiguous(), once)
+        first = torch.zeros(parts, 1, len(weight), dtype=dtype, device=weight.device)
+        first[0, 0] = bias.detach()
+        return cls(split.to(dtype).contiguous(), first)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Map (M, inputs), the same for all parts, or (P, M, inputs) to (P, M, outputs)."""
+        """Map (M, inputs), shared by all parts, or (P, M, inputs) to (P, M, outputs)."""
         inputs = inputs.to(self.weight.dtype)
         return torch.baddbmm(self.bias, inputs.expand(len(self.weight), -1, -1), self.weight)
 
-    def into(self, out: Tensor, inputs: Tensor) -> None:
-        """Map (P, M, inputs), of the weights' type, to `out`, (P, M, outputs)."""
+    def write(self, out: Tensor, inputs: Tensor) -> None:
+        """Map (P, M, inputs) of the weights' type into `out`, (P, M, outputs)."""
         torch.baddbmm(self.bias, inputs, self.weight, out=out)
 
 
-@dataclass(frozen=True)
-class Window:
-    """Tokens `start` to `start + count`, a place known on the host."""
-
-    start: int
-    count: int
-
-    @property
-    def filled(self) -> int:
-        """Keys and values to look at."""
-        return self.start + self.count
-
-    def keep(self, cache: Tensor, learned: Tensor) -> None:
-        """Write the keys and values (2, R * H, n, K) of the tokens."""
-        cache[:, :, self.start : self.filled] = learned
-
-    def allowed(self, device: torch.device) -> Tensor:
-        """Tell which keys each token may look at, (n, filled)."""
-        pairs = torch.ones(self.count, self.filled, dtype=torch.bool, device=device)
-        return pairs.tril(self.start)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Tokens at a place known on the device only; does as `Window`, over more keys than needed."""
-
-    positions: Tensor  # (n,), one after another
-    looked_at: Tensor  # (filled,), 0, 1, ...
-
-    @property
-    def count(self) -> int:
-        """Tokens."""
-        return len(self.positions)
-
-    @property
-    def filled(self) -> int:
-        """Keys and values to look at."""
-        return len(self.looked_at)
-
-    def keep(self, cache: Tensor, learned: Tensor) -> None:
-        """Write the keys and values (2, R * H, n, K) of the tokens."""
-        cache.index_copy_(2, self.positions, learned)
-
-    def allowed(self, _device: torch.device) -> Tensor:
-        """Tell which keys each token may look at, (n, filled)."""
-        return self.looked_at <= self.positions[:, None]
-
-
-def _normed(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
+def _normalize(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

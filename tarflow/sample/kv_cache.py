@@ -1,0 +1,97 @@
+"""Keys and values of earlier tokens, and windows of tokens that are read and written at once.
+
+Legend: `R` rows (images, twice as many with guidance), `n` tokens of a window, `T` tokens per
+image, `L` layers, `H` heads, `K` channels of a head.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tarflow.model.flow import TarFlow
+
+
+class KVCache:
+    """Keys and values of one flow block; all blocks use the same memory in turn."""
+
+    def __init__(self, flow: TarFlow, rows: int, dtype: torch.dtype) -> None:
+        """Allocate the cache on the flow's device.
+
+        Args:
+            flow: Model whose blocks will use the cache.
+            rows: Most rows R that a block computes at once.
+            dtype: Type of keys, values and matrix products.
+        """
+        config = flow.config
+        self.heads = config.channels // config.head_dim
+        # a CPU multiplies few rows fastest when each thread computes a product by itself
+        self.parts = 1 if flow.var.is_cuda else math.gcd(self.heads, torch.get_num_threads())
+        # zeros, because masked values still enter products
+        self.memory = torch.zeros(
+            (config.layers, 2, rows * self.heads, config.tokens, config.head_dim),
+            dtype=dtype,
+            device=flow.var.device,
+        )
+
+    def layers(self, rows: int) -> tuple[Tensor, ...]:
+        """Return the keys and values of `rows` rows, (2, R * H, T, K) for each layer."""
+        return self.memory[:, :, : rows * self.heads].unbind()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive tokens `start` to `start + count`."""
+
+    start: int
+    count: int
+
+    @property
+    def filled(self) -> int:
+        """Number of keys and values that attention reads."""
+        return self.start + self.count
+
+    def successors(self) -> "Window":
+        """Return the window one token further."""
+        return Window(self.start + 1, self.count)
+
+    def read(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """Return a tensor's values at these tokens; `dim` is the dimension of tokens."""
+        return tensor.narrow(dim, self.start, self.count)
+
+    def write(self, tensor: Tensor, values: Tensor, dim: int = 1) -> None:
+        """Overwrite a tensor's values at these tokens."""
+        tensor.narrow(dim, self.start, self.count).copy_(values)
+
+
+@dataclass(frozen=True)
+class DeviceWindow:
+    """Like `Window`, but its position is a device tensor.
+
+    The shapes of all operations depend on `count` and `filled` only, so a CUDA graph can be
+    replayed for one position after another.
+    """
+
+    positions: Tensor  # (n,) int64, consecutive
+    filled: int  # number of keys and values that attention reads; those after a token are masked
+
+    @property
+    def count(self) -> int:
+        """Number of tokens."""
+        return len(self.positions)
+
+    def successors(self) -> "DeviceWindow":
+        """Return the window one token further."""
+        return DeviceWindow(self.positions + 1, self.filled)
+
+    def read(self, tensor: Tensor, dim: int = 1) -> Tensor:
+        """Return a tensor's values at these tokens; `dim` is the dimension of tokens."""
+        return tensor.index_select(dim, self.positions)
+
+    def write(self, tensor: Tensor, values: Tensor, dim: int = 1) -> None:
+        """Overwrite a tensor's values at these tokens."""
+        tensor.index_copy_(dim, self.positions, values.to(tensor))
+
+
+AnyWindow = Window | DeviceWindow
