@@ -1,4 +1,4 @@
-"""Names of runs and of ways to sample from them: hashes of all that shapes their numbers."""
+"""Names of runs and of sampler settings: hashes of everything that changes their numbers."""
 
 import hashlib
 import json
@@ -9,23 +9,23 @@ from tarflow.config import RunConfig, to_dict
 from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")
-WHOLE = ("all",)  # samples that are scored together
-HALVES = ("chosen", "scored")  # of the draws: one to choose a setting on, one to judge it
+WHOLE = ("all",)  # all samples are scored together
+HALVES = ("chosen", "scored")  # one half of the samples chooses a setting, the other scores it
 
 
 def run_id(config: RunConfig) -> str:
-    """Name a run by what it computes: equal configs are the same run.
+    """Return the name of a run, a hash of its config: equal configs are the same run.
 
-    Every field of the first release is hashed but for `NOT_HASHED`. A field that is added later
-    enters the hash only when it is off its default, so that old runs keep their names.
+    The hash covers every field of the first release except `NOT_HASHED`. A later field enters
+    only when it differs from its default, so that old runs keep their names.
 
     Raises:
-        ConfigError: if the precision or the data hash has not been resolved yet.
+        ConfigError: If the precision or the data hash has not been resolved yet.
     """
     if config.precision == "auto" or not config.data.hash:
         raise ConfigError("a run has a name only after its precision and data hash are resolved")
     plain = {key: value for key, value in to_dict(config).items() if key not in NOT_HASHED}
-    plain["data"].pop("name")  # where the images lie; the hash says which they are
+    plain["data"].pop("name")  # data that moved keeps its hash
     if config.optim.optimizer == "adamw":
         plain["optim"].pop("optimizer")
     if not config.optim.base_channels:
@@ -37,17 +37,17 @@ def run_id(config: RunConfig) -> str:
 
 
 def setting_id(config: RunConfig, seed: int, halves: Sequence[str] = WHOLE) -> str:
-    """Name a way to sample from a run by the hash of all that shapes its scores.
+    """Return the name of a sampler setting, a hash of everything that changes its scores.
 
     Args:
-        config: of the run, with the sampler in question.
-        seed: of the samples' noise.
-        halves: names of the parts of the draws that are scored apart.
+        config: Run, with the sampler setting in place of its own.
+        seed: Seed of the noise that becomes samples.
+        halves: Names of the parts of the samples that are scored separately.
     """
     evaluation = config.evaluation
-    named = [evaluation.split, evaluation.samples, evaluation.features, seed]
-    named += [] if tuple(halves) == WHOLE else halves
-    text = json.dumps([to_dict(config.sampler), *named], sort_keys=True)
+    settings = [evaluation.split, evaluation.samples, evaluation.features, seed]
+    settings += [] if tuple(halves) == WHOLE else halves
+    text = json.dumps([to_dict(config.sampler), *settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -23,7 +23,7 @@ from tarflow.config import (
     to_dict,
     to_yaml,
 )
-from tarflow.errors import ConfigError
+from tarflow.errors import ConfigError, UserError
 from tarflow.identity import run_id, with_hash
 
 PLAIN = RunConfig(data=DataConfig(hash="0123456789abcdef"), precision="float32")
@@ -170,14 +170,24 @@ def test_a_mistake_is_one_clear_line(plain, words):
         assert word in message
 
 
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [(None, "No such file"), ("a: [1", "not YAML"), ("images: ten", "images"), ("3", "run.yaml")],
-)
-def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, text, word):
+@pytest.mark.parametrize("content", [None, b"\xff\xd8"])
+def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, content):
     path = tmp_path / "run.yaml"
-    if text is not None:
-        path.write_text(text)
+    if content is not None:
+        path.write_bytes(content)
+    reason = "No such file" if content is None else "it is not text"
+    with pytest.raises(UserError, match=reason) as caught:
+        read_yaml(RunConfig, path)
+    assert str(caught.value).startswith(f"cannot read {path}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("a: [1", "not YAML"), ("images: ten", "images"), ("3", "run.yaml")]
+)
+def test_a_file_that_is_not_a_config_is_one_clear_line(tmp_path: Path, text, word):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
     with pytest.raises(ConfigError, match=word) as caught:
         read_yaml(RunConfig, path)
     assert "\n" not in str(caught.value)

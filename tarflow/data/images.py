@@ -51,7 +51,6 @@ class Images:
     classes: int  # 0 if the images have no labels
 
     def __len__(self) -> int:
-        """Return the number of images, N."""
         return len(self.pixels)
 
     @property
