@@ -66,7 +66,8 @@ def main() -> None:
     print(f"{STARTS} starts     {starts:6.2f} s (bar 2 s), {law.agreement:.0%} reach the optimum")
     print(f"{REFITS} refits    {both - starts:6.2f} s (bar 15 s)")
     print(
-        f"scipy L-BFGS-B {per_start * STARTS:6.2f} s for {STARTS} starts (from {SAMPLED}), {share:.0%}"
+        f"scipy L-BFGS-B {per_start * STARTS:6.2f} s for {STARTS} starts, scaled up from "
+        f"{SAMPLED}; {share:.0%} reach the optimum"
     )
     print(f"ratio          {per_start * STARTS / starts:6.1f}")
 

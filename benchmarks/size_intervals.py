@@ -1,9 +1,9 @@
-"""How often the interval of the compute-optimal size holds the true one, over planted studies.
+"""Count how often the interval of the compute-optimal size contains the true size.
 
-Each study has six sizes at three budgets, three seeds at one point and a law of its own: exponents
-drawn from 0.25 to 0.5, both terms raised to a power of 0.8 to 1.4, a relative noise of 0.2%. The
-size asked for is that of 4 times the largest budget. One form's bootstrap is compared with the
-draws of all forms that the roll-outs do not tell apart.
+Each planted study has six sizes at three budgets, three seeds at one point, and its own law:
+exponents drawn from 0.25 to 0.5, both terms raised to a power of 0.8 to 1.4, a relative noise of
+0.2%. The interval is that of the best size at 4 times the largest budget. One form's bootstrap is
+compared with the draws of all forms that the roll-outs cannot distinguish.
 
 Run with OMP_NUM_THREADS=1: `python benchmarks/size_intervals.py`; a minute or so.
 """
@@ -26,7 +26,7 @@ STUDIES, GROWTH, NOISE, DRAWS = 20, 4, 0.002, 300
 
 @dataclass(frozen=True)
 class Law:
-    """A planted truth."""
+    """The true law of a planted study."""
 
     a: float
     b: float
@@ -34,7 +34,7 @@ class Law:
 
     @classmethod
     def of(cls, seed: int) -> "Law":
-        """Draw a law."""
+        """Draw a law from a seed."""
         rng = np.random.default_rng([seed, 1])
         a, b = rng.uniform(0.25, 0.5, 2)
         return cls(float(a), float(b), float(rng.uniform(0.8, 1.4)))
@@ -45,7 +45,7 @@ class Law:
         return np.asarray(1.2 + 0.6 * ((size + data) / 2) ** self.g)
 
     def best_size(self, flops: float) -> float:
-        """Return the size of least loss on counted FLOPs."""
+        """Return the size with the lowest loss at a budget of counted FLOPs."""
         params = np.geomspace(1e3, 1e8, 20_000)
         tokens = flops / Sizes(MODEL).flops_per_token(params)
         return float(params[np.argmin(self(params, tokens))])
@@ -62,16 +62,14 @@ def table(law: Law, seed: int) -> pd.DataFrame:
         rows.append(
             {"run_id": str(len(rows)), "params": params, "tokens": tokens, "flops": budget}
         )
-    found = pd.DataFrame(rows)
-    truth = law(found["params"].to_numpy(float), found["tokens"].to_numpy(float))
-    noise = np.exp(NOISE * rng.standard_normal(len(found)))
-    return found.assign(
-        bpd=truth * noise, budget=[BUDGETS.index(flops) for flops in found["flops"]]
-    )
+    runs = pd.DataFrame(rows)
+    truth = law(runs["params"].to_numpy(float), runs["tokens"].to_numpy(float))
+    noise = np.exp(NOISE * rng.standard_normal(len(runs)))
+    return runs.assign(bpd=truth * noise, budget=[BUDGETS.index(flops) for flops in runs["flops"]])
 
 
 def allocations(seed: int) -> tuple[float, Allocation, Allocation]:
-    """Return the true size, and what one form and all near forms say of it."""
+    """Return the true size, and its allocation by one form and by all equally good forms."""
     law = Law.of(seed)
     runs = table(law, seed)
     rows = Table(
@@ -93,11 +91,11 @@ def allocations(seed: int) -> tuple[float, Allocation, Allocation]:
 
 
 def main() -> None:
-    """Print how often the truth lies inside, and how wide the intervals are."""
-    found = [allocations(seed) for seed in range(STUDIES)]
+    """Print how often the intervals contain the true size, and how wide they are."""
+    studies = [allocations(seed) for seed in range(STUDIES)]
     for name, index in (("one form", 1), ("forms that predict as well", 2)):
-        all_said = [(truth, said[index - 1]) for truth, *said in found]
-        laws = [(truth, item) for truth, item in all_said if item.source == "surface law"]
+        estimates = [(study[0], study[index]) for study in studies]
+        laws = [(truth, item) for truth, item in estimates if item.source == "surface law"]
         inside = sum(
             item.params_interval[0] <= truth <= item.params_interval[1] for truth, item in laws
         )
@@ -105,7 +103,7 @@ def main() -> None:
         print(
             f"{name}: true size inside the 90% interval in {inside} of {len(laws)} studies, "
             f"ends a factor {np.median(widths):.2f} apart (median); "
-            f"{len(found) - len(laws)} studies too open for the law"
+            f"{len(studies) - len(laws)} studies do not determine the law"
         )
 
 

@@ -1,7 +1,8 @@
-"""Start-up time of the commands one types most, beside an interpreter that does nothing.
+"""Measure the start-up time of common commands, beside an interpreter that does nothing.
 
 Run it on an idle machine: python benchmarks/startup.py
-The bars: a dry run under 3 s, the help of `python -m tarflow` under 1 s. Exits with 1 if not met.
+The bars: a dry run under 3 s, the help of `python -m tarflow` under 1 s. The exit code is 1 if one
+is missed.
 """
 
 import statistics
@@ -22,7 +23,7 @@ REPEATS = 7
 
 
 def main() -> int:
-    """Time every command in turn, again and again, and print medians."""
+    """Time every command in turn, several times, and print the medians."""
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(REPEATS + 1):
@@ -30,7 +31,7 @@ def main() -> int:
                 start = time.perf_counter()
                 command = [sys.executable, *arguments]
                 subprocess.run(command, check=True, capture_output=True, cwd=folder)
-                if repeat:  # the first round fills caches: bytecode, the probe
+                if repeat:  # the first round fills caches: bytecode, device speed
                     seconds[name].append(time.perf_counter() - start)
     bare = statistics.median(seconds["python -c pass"])
     missed = False

@@ -1,10 +1,10 @@
-"""What a sweep costs on top of its runs: seconds between one small run and the next.
+"""Measure the overhead of a sweep: seconds between one small run and the next.
 
 Run it on an idle machine: python benchmarks/sweep_overhead.py
-The bar: a median under 0.3 s. Exits with 1 if it is not met.
+The bar is a median under 0.3 s. The exit code is 1 if it is missed.
 
-A run writes config.yaml when it begins and result.json when it ends. A slot that is free takes
-the next run, so the gap of the k-th end is the begin number k + slots.
+A run writes config.yaml when it begins and result.json when it ends. A free slot takes the next
+run, so the gap after the k-th end lasts until run number k + slots begins.
 """
 
 import statistics
@@ -35,7 +35,7 @@ def small_runs() -> list[Planned]:
 
 
 def main() -> int:
-    """Carry out the runs and print what lies between them."""
+    """Run the sweep and print the gaps between its runs."""
     runs = small_runs()
     with tempfile.TemporaryDirectory() as folder, lease(out := Path(folder)) as held:
         start = time.time()
@@ -47,7 +47,7 @@ def main() -> int:
         begins = sorted(path.stat().st_mtime for path in out.glob("runs/*/config.yaml"))
         ends = sorted(path.stat().st_mtime for path in out.glob("runs/*/result.json"))
     if outcome.left or outcome.failed:
-        print(f"{outcome.left} runs left, {len(outcome.failed)} failed: nothing was measured")
+        print(f"{outcome.left} runs left, {len(outcome.failed)} failed: no measurement")
         return 1
     gaps = [begin - end for begin, end in zip(begins[where.cpus :], ends, strict=False)]
     median = statistics.median(gaps)

@@ -1,10 +1,10 @@
-"""What each switch of training costs and gains here: time of a step and peak memory.
+"""Measure what each switch of training costs and gains: time of a step and peak memory.
 
     python benchmarks/switches.py [--threads 2] [--rounds 5] [--device cuda]
 
 Steps of a 256-channel flow (4 blocks of 4 layers, 256 tokens, batch 16) that differ by one switch
-take turns, each in a process of its own. Printed are the median over the rounds of the time of the
-step with every switch at its default over that of the step, and the most memory its process held.
+take turns, each in a separate process. Prints the speed relative to the step with every switch at
+its default (the median over the rounds), and the peak memory of each process.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tarflow.device import choose_device, resolve_precision
 
 
 def variants(execution: ExecutionConfig) -> dict[str, RunConfig]:
-    """Return the default first, then what differs by one switch."""
+    """Return the default first, then the configs that differ from it by one switch."""
     precision = resolve_precision("auto", choose_device(execution), LARGE)
     default = run_config(LARGE, LARGE_BATCH, precision, execution)
 
@@ -40,10 +40,12 @@ def variants(execution: ExecutionConfig) -> dict[str, RunConfig]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure every switch and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="number of steps of each")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
     runs = variants(ExecutionConfig(device=arguments.device, threads=arguments.threads))

@@ -1,24 +1,25 @@
-"""What a training step reaches: of the machine, and against the published code.
+"""Compare a training step with the speed of this machine and with the published code.
 
     python benchmarks/train_step.py [--check] [--official DIR] [--threads 2] [--compile]
         [--device cuda]
 
 Steps (noise, forward, backward, clipping, AdamW) of a 256-channel flow (4 blocks of 4 layers, 256
 tokens, batch 16) and of a 64-channel one (4 blocks of 2 layers, 16 tokens, batch 128) alternate
-with what they are compared to, so that all see the same machine. A ratio is the median over the
-rounds. Ours also move the weight average. Compared are
+with the work they are compared to, so that all see the same machine. A ratio is the median over
+the rounds. Our steps also update the weight average (EMA). We compare
 
-- the share of the float32 GEMM rate that the step reaches in the default precision and in
-  float32, FLOPs of `tarflow.cost` in all: the rate is that of the products of a layer, forward
-  and backward, in their shapes, into memory that is reused;
-- the time to get a batch as a share of the small step, where data cost most;
-- with --official, which names a folder with the published `transformer_flow.py`, its steps in
-  float32 and under bfloat16 autocast. They do not clip, and run in processes of their own, as
-  the published script does: ours keeps freed memory (`tarflow/device.py`), for the whole process.
+- the step, in the default precision and in float32, with the float32 GEMM rate, counting the
+  FLOPs of `tarflow.cost` in both: the rate is that of the products of a layer, forward and
+  backward, in the shapes of the step, into reused memory;
+- the time to get a batch with the small step, where data cost the largest share;
+- with --official DIR, a folder with the published `transformer_flow.py`, the steps of that code in
+  float32 and under bfloat16 autocast. They do not clip, and run in separate processes, as the
+  published script does, because ours keeps freed memory (`tarflow/device.py`) in its process.
 
-With --check the exit code is 1 if a bar is missed. That of the default precision over published
-float32, 3, was set on a CPU with matrix units, whose bfloat16 products are 4 times as fast as its
-float32 ones. Where these gain less than 3, measured beside the steps, it is what they gain.
+With --check the exit code is 1 if a bar is missed. The bar of the default precision over published
+float32 is 3; it was set on a CPU with matrix units, whose bfloat16 products are 4 times as fast as
+its float32 ones. If bfloat16 products, measured beside the steps, gain less than 3, the bar is
+their gain.
 """
 
 import argparse
@@ -51,12 +52,14 @@ LARGE_BATCH, SMALL_BATCH = 16, 128
 
 
 def main() -> None:
-    """Measure, print, and judge if asked to."""
+    """Measure, print, and with --check judge the bars."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 if a bar is missed")
     parser.add_argument("--official", type=Path, help="folder with the published code")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
-    parser.add_argument("--compile", action="store_true", help="compile the layers of ours")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile our layers")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
     execution = ExecutionConfig(
@@ -81,7 +84,7 @@ def main() -> None:
         path = arguments.official / "transformer_flow.py"
         where = path, device, arguments.threads
         if not path.exists():
-            sys.exit(f"there is no {path}")
+            sys.exit(f"{path} does not exist: give the folder of the published code")
         large["ours bfloat16"] = our_step(run_config(LARGE, LARGE_BATCH, "bfloat16", execution))
         large["bfloat16 products"] = layer_products(LARGE, LARGE_BATCH, device, torch.bfloat16)
         for name, bfloat16 in (("official float32", False), ("official bfloat16", True)):
@@ -137,7 +140,7 @@ def main() -> None:
 
 
 def measure(works: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each work in each round; the works take turns."""
+    """Return the seconds of each kind of work in each round; they take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
@@ -149,7 +152,7 @@ def measure(works: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(seconds: dict[str, list[float]], above: str, below: str) -> float:
-    """Return the median over the rounds of one time over another."""
+    """Return the median over the rounds of `above` divided by `below`."""
     pairs = zip(seconds[above], seconds[below], strict=True)
     return statistics.median(first / second for first, second in pairs)
 
@@ -157,7 +160,7 @@ def ratio(seconds: dict[str, list[float]], above: str, below: str) -> float:
 def run_config(
     model: ModelConfig, batch: int, precision: Any, execution: ExecutionConfig
 ) -> RunConfig:
-    """Return a run that no measurement comes to the end of."""
+    """Return the config of a run that is longer than any measurement."""
     return RunConfig(
         model=model,
         data=DataConfig(hash="none"),
@@ -169,13 +172,13 @@ def run_config(
 
 
 def random_pixels(model: ModelConfig, batch: int) -> torch.Tensor:
-    """Return uint8 images (B, c, H, H)."""
+    """Return random uint8 images (B, C, H, H)."""
     shape = (batch, model.image_channels, model.image_size, model.image_size)
     return torch.randint(256, shape, dtype=torch.uint8)
 
 
 def our_step(config: RunConfig) -> Work:
-    """Return a training step of this package."""
+    """Return a function that does one training step of this package."""
     device = choose_device(config.execution)
     state = new_state(config, device)
     update = TrainStep(state, config)
@@ -189,7 +192,7 @@ def our_step(config: RunConfig) -> Work:
 
 
 def elsewhere(make: Callable[..., Work], *arguments: Any) -> Callable[[], int]:
-    """Return what has a process of its own do some work, and gives its peak memory in bytes."""
+    """Return a function that does work in a separate process and returns its peak bytes."""
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
     spawning.Process(target=serve, args=(there, make, *arguments), daemon=True).start()
@@ -203,9 +206,9 @@ def elsewhere(make: Callable[..., Work], *arguments: Any) -> Callable[[], int]:
 
 
 def serve(asked: Connection, make: Callable[..., Work], *arguments: Any) -> None:
-    """Make some work and do it whenever asked."""
+    """Make the work and do it at every request."""
     work = make(*arguments)
-    with contextlib.suppress(EOFError):  # at the end
+    with contextlib.suppress(EOFError):  # the parent has ended
         while True:
             asked.recv()
             work()
@@ -213,7 +216,7 @@ def serve(asked: Connection, make: Callable[..., Work], *arguments: Any) -> None
 
 
 def peak_memory() -> int:
-    """Return the most bytes this process has held, of an accelerator if it uses one."""
+    """Return the peak memory of this process in bytes, on the accelerator if it uses one."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -222,7 +225,7 @@ def peak_memory() -> int:
 def official_step(
     path: Path, device: torch.device, threads: int, model: ModelConfig, batch: int, bfloat16: bool
 ) -> Work:
-    """Return a training step of the published code, as its script does one."""
+    """Return a function that does one training step of the published code, as its script does."""
     torch.set_num_threads(threads)
     published = load(path)
     flow = published.Model(
@@ -251,7 +254,7 @@ def official_step(
 
 
 def next_batch(model: ModelConfig, batch: int, device: torch.device) -> Work:
-    """Return what gets the next batch of embedded digits."""
+    """Return a function that gets the next batch of embedded digits."""
     config = run_config(model, batch, "auto", ExecutionConfig())
     config = replace(config, data=data.hash_data(DataConfig()))
     source = batches(config, 0, device)
@@ -266,7 +269,7 @@ def next_batch(model: ModelConfig, batch: int, device: torch.device) -> Work:
 def layer_products(
     model: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype
 ) -> Work:
-    """Return what multiplies as the layers do, forward and backward."""
+    """Return a function that computes the products of the layers, forward and backward."""
     rows = batch * model.tokens
     factors = []
     for inner, outer in layer_shapes(model):
@@ -294,7 +297,7 @@ def products_flops(model: ModelConfig, batch: int) -> float:
 
 
 def layer_shapes(model: ModelConfig) -> list[tuple[int, int]]:
-    """Return inputs and outputs of the linear maps of a layer."""
+    """Return the input and output width of each linear map of a layer."""
     width = model.channels
     return [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
 

@@ -1,14 +1,14 @@
-"""Two workers of one thread against one process of two threads, and the step that is predicted.
+"""Compare two workers of one thread with one process of two threads, and with the prediction.
 
     python benchmarks/workers.py [--check] [--rounds 8] [--precision float32]
 
-The same global batch is trained three ways that take turns on the same two cores: by one process
-with two threads; by two workers with one thread each that exchange gradients (gloo); and by the
-two side by side without exchanging them. The first two are compared: the throughput of the workers
-as a share of that of the process, median over the rounds; the bar is 0.90, and with `--check` the
-exit code is 1 below it. The last gives the rate of a worker by itself, from which, with the
-bandwidth and latency of an all-reduce measured in between, `tarflow.step_time` predicts the step
-of the second. Gloo's exchange takes the time of the cores that compute, so none of it is hidden.
+The same global batch is trained in three ways that take turns on the same two cores: by one
+process with two threads; by two workers with one thread each that exchange gradients (gloo); and
+by the two workers without exchange. The result is the throughput of the workers as a share of that
+of the process, median over the rounds. The bar is 0.90; with `--check` the exit code is 1 below
+it. The third way gives the rate of one worker. From that rate, and from the bandwidth and latency
+of an all-reduce measured between the rounds, `tarflow.step_time` predicts the step of the second
+way. Gloo runs on the cores that compute, so no exchange is hidden.
 """
 
 import argparse
@@ -53,10 +53,10 @@ BUCKET = 25 * 2**20  # bytes
 
 
 def main() -> None:
-    """Measure, print, and judge if asked to."""
+    """Measure, print, and with --check judge the bar."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="exit 1 below the bar")
-    parser.add_argument("--rounds", type=int, default=8, help="of turns")
+    parser.add_argument("--rounds", type=int, default=8, help="number of rounds")
     parser.add_argument("--precision", default="float32", help="float32 or bfloat16")
     arguments = parser.parse_args()
     reached = {
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def compare(name: str, config: RunConfig, rounds: int) -> float:
-    """Measure one model and return the throughput of the workers as a share of the process's."""
+    """Measure one model; return the throughput of two workers as a share of one process's."""
     config = replace(config, data=DataConfig(hash="none"))
     group = Group(config)
     seconds: dict[str, list[float]] = {"process": [], "workers": [], "apart": []}
@@ -100,7 +100,7 @@ def compare(name: str, config: RunConfig, rounds: int) -> float:
 
 
 def predict(config: RunConfig, alone: float, link: float, latency: float) -> float:
-    """Predict the seconds of a step of two workers from those of a worker by itself."""
+    """Predict the seconds of a step of two workers from those of one worker alone."""
     device = Accelerator({"float32": 1e9, "bfloat16": 1e9}, 1e12, 0.0, 1e9, link)
     mfu = cost.training_flops(config.model) * config.batch / 2 / alone / 1e9
     cluster = Cluster(device=device, per_node=2, link_latency=latency)
@@ -108,10 +108,10 @@ def predict(config: RunConfig, alone: float, link: float, latency: float) -> flo
 
 
 class Group:
-    """One process of two threads and two workers of one, idle unless asked."""
+    """One process of two threads and two workers of one thread, idle between requests."""
 
     def __init__(self, config: RunConfig) -> None:
-        """Start them; the workers meet over gloo."""
+        """Start them; the workers connect over gloo."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -125,14 +125,14 @@ class Group:
             self.processes.append(process)
 
     def seconds(self, way: str, times: int) -> float:
-        """Return the seconds of one of several steps in a row."""
+        """Return the seconds per step over `times` consecutive steps."""
         asked = self.ends[:1] if way == "process" else self.ends[1:]
         for end in asked:
             end.send((way, times))
         return max(float(end.recv()) for end in asked)
 
     def end(self) -> None:
-        """Have all of them leave."""
+        """End all processes."""
         for end in self.ends:
             end.send(("end", 0))
         for process in self.processes:
@@ -140,12 +140,14 @@ class Group:
 
 
 def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> None:
-    """Do what is asked for until told to leave; a rank makes this one of two workers."""
+    """Serve requests until told to end; with a rank, this is one of the two workers."""
     if rank is not None:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
         os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     choose_device(ExecutionConfig(device="cpu", threads=2 if rank is None else 1))
-    alone = TrainStep(new_state(config, CPU), config)  # before they meet: it exchanges nothing
+    alone = TrainStep(
+        new_state(config, CPU), config
+    )  # before the group exists, so it exchanges nothing
     with distributed.process_group():
         works = ways(config, alone)
         while (asked := end.recv())[0] != "end":
@@ -158,7 +160,7 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
 
 
 def ways(config: RunConfig, alone: TrainStep) -> dict[str, Callable[[], Any]]:
-    """Return what can be asked for by name."""
+    """Return the work of every kind of request, by name."""
     together = TrainStep(new_state(config, CPU), config)
     model = config.model
     shape = (config.batch, model.image_channels, model.image_size, model.image_size)
