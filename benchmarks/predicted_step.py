@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from statistics import median
 
-from train_step import LARGE, SMALL, elsewhere, measure, our_step, run_config
+from train_step import LARGE, SMALL, in_subprocess, measure, our_step, run_config
 
 from sweeps.hardware import accelerators
 from tarflow import cost
@@ -51,19 +51,19 @@ def main() -> None:
         sys.exit("this machine has no GPU that tarflow.cost.ACCELERATORS knows")
     device = cost.ACCELERATORS[names[0]]
     alone = Cluster(device=device, per_node=1)
-    steps = {name: elsewhere(our_step, config) for name, config in runs().items()}
+    steps = {name: in_subprocess(our_step, config) for name, config in runs().items()}
     seconds = measure(steps, arguments.rounds)
     print(
         f"{names[0]:44} {'ms':>7} {'of predicted':>12} {'MFU':>6} {'GB':>6} {'of predicted':>12}"
     )
     for name, config in runs().items():
-        taken, peak = median(seconds[name]), steps[name]()
+        measured, peak = median(seconds[name]), steps[name]()
         predicted = step_time(config, alone).seconds
         flops = cost.training_flops(config.model) * config.batch
-        mfu = flops / taken / device.flops[config.precision]
+        mfu = flops / measured / device.flops[config.precision]
         memory = cost.memory(config, device.memory).total
         print(
-            f"{name:44} {taken * 1e3:7.1f} {taken / predicted:12.2f} {mfu:6.3f} "
+            f"{name:44} {measured * 1e3:7.1f} {measured / predicted:12.2f} {mfu:6.3f} "
             f"{peak / 1e9:6.2f} {peak / memory:12.2f}"
         )
 

@@ -37,23 +37,25 @@ def small_runs() -> list[Planned]:
 def main() -> int:
     """Run the sweep and print the gaps between its runs."""
     runs = small_runs()
-    with tempfile.TemporaryDirectory() as folder, lease(out := Path(folder)) as held:
+    with tempfile.TemporaryDirectory() as folder, lease(out := Path(folder)) as study_lease:
         start = time.time()
-        with machines.cluster() as where:
+        with machines.cluster() as cluster:
             begun = time.time()
             expected = {run.run_id: 1.0 for run in runs}
-            outcome = runner.run_all(runs, out, expected, where, held, Console(quiet=True))
+            outcome = runner.run_all(
+                runs, out, expected, cluster, study_lease, Console(quiet=True)
+            )
             ended = time.time()
         begins = sorted(path.stat().st_mtime for path in out.glob("runs/*/config.yaml"))
         ends = sorted(path.stat().st_mtime for path in out.glob("runs/*/result.json"))
     if outcome.left or outcome.failed:
         print(f"{outcome.left} runs left, {len(outcome.failed)} failed: no measurement")
         return 1
-    gaps = [begin - end for begin, end in zip(begins[where.cpus :], ends, strict=False)]
+    gaps = [begin - end for begin, end in zip(begins[cluster.cpus :], ends, strict=False)]
     median = statistics.median(gaps)
     ninth = statistics.quantiles(gaps, n=10)[-1]
-    each = outcome.device_seconds / len(runs)
-    print(f"{len(runs)} runs of {each:.2f} s on {where.cpus} cores")
+    run_seconds = outcome.device_seconds / len(runs)
+    print(f"{len(runs)} runs of {run_seconds:.2f} s on {cluster.cpus} cores")
     print(f"Ray is up after          {begun - start:6.2f} s")
     print(f"first run begins after   {begins[0] - begun:6.2f} s more (processes, imports)")
     print(f"between two runs, median {median:6.3f} s   bar {BAR} s; 90% below {ninth:.3f} s")

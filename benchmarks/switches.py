@@ -12,7 +12,7 @@ from dataclasses import replace
 from statistics import median
 
 import torch
-from train_step import LARGE, LARGE_BATCH, elsewhere, measure, our_step, ratio, run_config
+from train_step import LARGE, LARGE_BATCH, in_subprocess, measure, our_step, ratio, run_config
 
 from tarflow.config import ExecutionConfig, OptimConfig, RunConfig
 from tarflow.device import choose_device, resolve_precision
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
     runs = variants(ExecutionConfig(device=arguments.device, threads=arguments.threads))
-    steps = {name: elsewhere(our_step, config) for name, config in runs.items()}
+    steps = {name: in_subprocess(our_step, config) for name, config in runs.items()}
     seconds = measure(steps, arguments.rounds)
     default = next(iter(steps))
     print(f"{'':30} {'ms':>7} {'speed':>6} {'MiB':>6}")

@@ -82,17 +82,17 @@ def main() -> None:
     }
     if arguments.official:
         path = arguments.official / "transformer_flow.py"
-        where = path, device, arguments.threads
+        setup = path, device, arguments.threads
         if not path.exists():
             sys.exit(f"{path} does not exist: give the folder of the published code")
         large["ours bfloat16"] = our_step(run_config(LARGE, LARGE_BATCH, "bfloat16", execution))
         large["bfloat16 products"] = layer_products(LARGE, LARGE_BATCH, device, torch.bfloat16)
         for name, bfloat16 in (("official float32", False), ("official bfloat16", True)):
-            large[name] = elsewhere(official_step, *where, LARGE, LARGE_BATCH, bfloat16)
-        small["small official"] = elsewhere(official_step, *where, SMALL, SMALL_BATCH, False)
+            large[name] = in_subprocess(official_step, *setup, LARGE, LARGE_BATCH, bfloat16)
+        small["small official"] = in_subprocess(official_step, *setup, SMALL, SMALL_BATCH, False)
     seconds = {**measure(large, rounds=5), **measure(small, rounds=30)}
-    for name, each in seconds.items():
-        print(f"{name:20} {statistics.median(each) * 1e3:9.1f} ms")
+    for name, rounds in seconds.items():
+        print(f"{name:20} {statistics.median(rounds) * 1e3:9.1f} ms")
     step = cost.training_flops(LARGE) * LARGE_BATCH
     share = step / products_flops(LARGE, LARGE_BATCH)
     bars = [
@@ -191,28 +191,28 @@ def our_step(config: RunConfig) -> Work:
     return step
 
 
-def elsewhere(make: Callable[..., Work], *arguments: Any) -> Callable[[], int]:
+def in_subprocess(make: Callable[..., Work], *arguments: Any) -> Callable[[], int]:
     """Return a function that does work in a separate process and returns its peak bytes."""
     spawning = multiprocessing.get_context("spawn")
-    here, there = spawning.Pipe()
-    spawning.Process(target=serve, args=(there, make, *arguments), daemon=True).start()
+    parent, child = spawning.Pipe()
+    spawning.Process(target=serve, args=(child, make, *arguments), daemon=True).start()
 
     def work() -> int:
-        here.send(None)
-        peak: int = here.recv()
+        parent.send(None)
+        peak: int = parent.recv()
         return peak
 
     return work
 
 
-def serve(asked: Connection, make: Callable[..., Work], *arguments: Any) -> None:
+def serve(requests: Connection, make: Callable[..., Work], *arguments: Any) -> None:
     """Make the work and do it at every request."""
     work = make(*arguments)
     with contextlib.suppress(EOFError):  # the parent has ended
         while True:
-            asked.recv()
+            requests.recv()
             work()
-            asked.send(peak_memory())
+            requests.send(peak_memory())
 
 
 def peak_memory() -> int:
@@ -274,8 +274,9 @@ def layer_products(
     factors = []
     for inner, outer in layer_shapes(model):
         shapes = (rows, inner), (outer, inner), (rows, outer)
-        made = (torch.randn(*shape, device=device, dtype=dtype) for shape in shapes)
-        inputs, weight, grad = made
+        inputs, weight, grad = (
+            torch.randn(*shape, device=device, dtype=dtype) for shape in shapes
+        )
         outputs = inputs.new_empty(rows, outer), inputs.new_empty(rows, inner), weight.clone()
         factors.append((inputs, weight, grad, outputs))
 

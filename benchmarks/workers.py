@@ -76,8 +76,8 @@ def compare(name: str, config: RunConfig, rounds: int) -> float:
     try:
         count = {way: max(1, round(WINDOW / group.seconds(way, 2))) for way in seconds}
         for _ in range(rounds):
-            for way, each in seconds.items():
-                each.append(group.seconds(way, count[way]))
+            for way, times in seconds.items():
+                times.append(group.seconds(way, count[way]))
             exchanges.append(group.seconds("exchange", 4))
             hops.append(group.seconds("hop", 50))
     finally:
@@ -85,8 +85,8 @@ def compare(name: str, config: RunConfig, rounds: int) -> float:
     pairs = zip(seconds["process"], seconds["workers"], strict=True)
     share = statistics.median(process / workers for process, workers in pairs)
     print(f"{name}, {config.precision}, batch {config.batch}: {config.model}")
-    for way, each in seconds.items():
-        print(f"  {way:8} {statistics.median(each) * 1e3:9.1f} ms a step")
+    for way, times in seconds.items():
+        print(f"  {way:8} {statistics.median(times) * 1e3:9.1f} ms a step")
     link, latency = BUCKET / statistics.median(exchanges), statistics.median(hops) / 2
     print(f"  all-reduce of 25 MB: {link / 1e9:.2f} GB/s; latency {latency * 1e6:.0f} us")
     predicted = predict(config, statistics.median(seconds["apart"]), link, latency)
@@ -118,18 +118,18 @@ class Group:
         spawn = get_context("spawn")
         self.ends, self.processes = [], []
         for rank in (None, 0, 1):
-            here, there = spawn.Pipe()
-            process = spawn.Process(target=serve, args=(there, config, rank, port), daemon=True)
+            parent, child = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(child, config, rank, port), daemon=True)
             process.start()
-            self.ends.append(here)
+            self.ends.append(parent)
             self.processes.append(process)
 
     def seconds(self, way: str, times: int) -> float:
         """Return the seconds per step over `times` consecutive steps."""
-        asked = self.ends[:1] if way == "process" else self.ends[1:]
-        for end in asked:
+        ends = self.ends[:1] if way == "process" else self.ends[1:]
+        for end in ends:
             end.send((way, times))
-        return max(float(end.recv()) for end in asked)
+        return max(float(end.recv()) for end in ends)
 
     def end(self) -> None:
         """End all processes."""
@@ -142,16 +142,16 @@ class Group:
 def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> None:
     """Serve requests until told to end; with a rank, this is one of the two workers."""
     if rank is not None:
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-        os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     choose_device(ExecutionConfig(device="cpu", threads=2 if rank is None else 1))
     alone = TrainStep(
         new_state(config, CPU), config
     )  # before the group exists, so it exchanges nothing
     with distributed.process_group():
         works = ways(config, alone)
-        while (asked := end.recv())[0] != "end":
-            way, times = asked
+        while (request := end.recv())[0] != "end":
+            way, times = request
             distributed.barrier()
             begin = time.perf_counter()
             for _ in range(times):
