@@ -18,11 +18,13 @@ from pathlib import Path
 
 from tarflow import data
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
-from tarflow.device import choose_device, synchronize
-from tarflow.train import loop as training
-from tarflow.train import state as resume
-from tarflow.train.checkpoint import StateWriter
-from tarflow.train.step import TrainStep
+from tarflow.device import synchronize
+from tarflow.execution import resolve_execution
+from tarflow.train import checkpoint
+from tarflow.train.checkpoint import CheckpointWriter
+from tarflow.train.cuda_graph import make_train_step
+from tarflow.train.loop import batches as batches_of
+from tarflow.train.state import new_state
 
 WINDOW, ROUNDS = 6.0, 5  # seconds, and windows of each kind
 BAR = 0.02
@@ -46,11 +48,10 @@ def window(step: Callable[[], None], seconds: float) -> float:
 
 def main() -> int:
     """Print the cost of a state and its share of the default interval."""
-    device = choose_device(CONFIG.execution)
-    state = resume.new_state(CONFIG, device)
-    batches = training.batches(CONFIG, 0, device)
-
-    update = TrainStep(state, CONFIG)
+    execution = resolve_execution(CONFIG)
+    state, device = new_state(CONFIG, execution), execution.device
+    batches = batches_of(CONFIG, 0, device)
+    update = make_train_step(state, CONFIG, execution)
 
     def step() -> None:
         update(*next(batches))
@@ -58,13 +59,13 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as folder:
         where = Path(folder)
-        with StateWriter(where) as writer:
+        with CheckpointWriter(where) as writer:
 
             def behind() -> None:
-                resume.save(state, writer)
+                checkpoint.save(state, writer)
 
             def before() -> None:
-                resume.save(state, writer)
+                checkpoint.save(state, writer)
                 writer.wait()
 
             window(step, 3.0)
@@ -91,8 +92,8 @@ def main() -> int:
     for name, seconds in lost.items():
         cost = statistics.median(seconds)
         print(
-            f"written {name}: {cost:6.2f} s of training lost, {cost / interval:.2%} of the interval   "
-            f"(single windows: {', '.join(f'{loss:.2f}' for loss in sorted(seconds))})"
+            f"written {name}: {cost:6.2f} s of training, {cost / interval:.2%} of the interval"
+            f"   (single windows: {', '.join(f'{loss:.2f}' for loss in sorted(seconds))})"
         )
     share = statistics.median(lost["in the background"]) / interval
     print(f"bar {BAR:.0%}: {'met' if share < BAR else 'missed'}")

@@ -1,18 +1,20 @@
-"""What a learning rate costs that was tuned at one size and is used at another.
+"""Measure the loss of using a learning rate at another size than the one it was tuned at.
 
     python benchmarks/rate_transfer.py FOLDER [--seconds 150] [--workers 2] [--check]
 
 Flows of the `digits` preset train for 256 steps at rates a factor of two apart, three seeds each,
-and are scored by the loss of their weight average on the validation images. The rate that is best
-at a small size is used at a large one. What it gives up is its loss less that of the best rate
-there, in nats per dimension, paired by seed. Compared are, from 8 to 64 channels: one rate for
-all, the power law of the preset, and `optim.base_channels`; in depth, where there is no rule, one
-rate for 4 times the layers and for 4 times the blocks. Muon stands beside them, at both widths.
+and are scored by the loss of their weight average (EMA) on the validation images. The best rate at
+a small size is used at a large one. The regret is its loss minus that of the best rate there, in
+nats per dimension, paired by seed. From 8 to 64 channels we compare one rate for all, the power
+law of the preset, and `optim.base_channels`; in depth, which has no rule, one rate for 4 times the
+layers and for 4 times the blocks. Muon is measured at both widths for comparison.
 
-A rate is beyond the edge if the training of a seed fails or ends worse than an untrained flow.
-With `--check` the exit code is 1 if twice the preset's rate is, at any of the preset's widths.
+A rate is beyond the edge if the training of any seed fails or ends worse than an untrained flow.
+With `--check` the exit code is 1 if twice the preset's rate is beyond the edge at any of its
+widths.
 
-Every run is kept in FOLDER, so the same command goes on after `--seconds`; fifteen minutes in all.
+The loss of every run is stored in FOLDER, so the same command resumes after `--seconds`. The
+whole benchmark takes 15 min.
 """
 
 import argparse
@@ -52,7 +54,7 @@ FAILED = math.inf
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, the width that its rates refer to, and what updates it."""
+    """A model, the width at which its rates were tuned (0: no rule), and its optimizer."""
 
     channels: int
     blocks: int = 4
@@ -71,7 +73,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The file that keeps its loss."""
+        """The file that stores its loss."""
         shape = self.shape
         size = f"c{shape.channels}-b{shape.blocks}-l{shape.layers}-base{shape.base_channels}"
         size += f"-{shape.optimizer}" * (shape.optimizer != "adamw")
@@ -79,7 +81,7 @@ class Point:
 
     @property
     def config(self) -> RunConfig:
-        """The run, of the preset but for shape, rate and length."""
+        """The run: the preset with another shape, rate and length."""
         shape, base = self.shape, STUDY.base
         return replace(
             base,
@@ -115,26 +117,28 @@ NAMES = {
 
 
 def main() -> None:
-    """Run what is missing, print, and judge if asked to."""
+    """Train the missing runs, print, and with --check judge the edges."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, help="keeps the loss of every run")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="to stop after")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
-    parser.add_argument("--check", action="store_true", help="exit 1 if an edge is too near")
+    parser.add_argument("folder", type=Path, help="stores the loss of every run")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop after this many seconds"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="number of runs at a time")
+    parser.add_argument("--check", action="store_true", help="exit 1 if an edge is too close")
     arguments = parser.parse_args()
     runs = Runs(arguments.folder, arguments.workers, time.monotonic() + arguments.seconds)
-    runs.carry_out([point for shape in NAMES for rate in RATES for point in seeds(shape, rate)])
+    runs.train([point for shape in NAMES for rate in RATES for point in seeds(shape, rate)])
     tuned = best_rate(runs, NARROW)
     powered = tuned * (WIDE.channels / NARROW.channels) ** STUDY.lr_power
-    runs.carry_out(seeds(WIDE, powered))
+    runs.train(seeds(WIDE, powered))
     print(f"loss after {STEPS} steps of {STUDY.base.batch} images, mean of {SEEDS} seeds")
     print(f"{'':20}" + "".join(f"{rate:9.2g}" for rate in RATES))
     for shape, name in NAMES.items():
         means = (statistics.mean(runs.losses(shape, rate)) for rate in RATES)
         print(f"{name:20}" + "".join(f"{mean:9.4f}" for mean in means))
     shallow = best_rate(runs, SHALLOW)
-    print("\ngiven up by the rate tuned at the small size, against the best under the same rule")
-    print("and the best under any, with standard errors")
+    print("\nregret of the rate tuned at the small size, against the best under the same rule")
+    print("and the best under any rule, with standard errors")
     widths = [WIDE, RULED]
     for name, shape, rate, rivals in (
         ("8 to 64 channels, one rate for all", WIDE, tuned, widths),
@@ -143,33 +147,32 @@ def main() -> None:
         ("4 times the layers, one rate", LAYERS, shallow, [LAYERS]),
         ("4 times the blocks, one rate", BLOCKS, shallow, [BLOCKS]),
     ):
-        same, all_of = (given_up(runs, shape, rate, each) for each in ([shape], rivals))
-        print(f"{name:36} {rate:6.2g}  {same:18} {all_of}")
+        same_rule, any_rule = (regret(runs, shape, rate, best) for best in ([shape], rivals))
+        print(f"{name:36} {rate:6.2g}  {same_rule:18} {any_rule}")
     print("\nthe preset's rate, and the multiple of it that is beyond the edge")
-    too_near = [channels for channels in WIDTHS if edge(runs, channels) == MULTIPLES[0]]
-    if arguments.check and too_near:
-        sys.exit(f"twice the preset's rate is beyond the edge at {too_near} channels")
+    too_close = [channels for channels in WIDTHS if edge(runs, channels) == MULTIPLES[0]]
+    if arguments.check and too_close:
+        sys.exit(f"twice the preset's rate is beyond the edge at {too_close} channels")
 
 
 class Runs:
-    """The losses of short runs, kept in a folder."""
+    """Trains short runs and stores their losses in a folder."""
 
     def __init__(self, folder: Path, workers: int, until: float) -> None:
-        """Serve a folder; no run begins after the monotonic time `until`."""
         self.folder, self.workers, self.until = folder, workers, until
         folder.mkdir(parents=True, exist_ok=True)
 
-    def carry_out(self, points: Sequence[Point]) -> None:
-        """Do the runs that the folder lacks, or leave the program when the time is over."""
+    def train(self, points: Sequence[Point]) -> None:
+        """Train the runs that the folder lacks; leave the program when the time is over."""
         missing = [point for point in points if not (self.folder / point.name).exists()]
         if missing and time.monotonic() < self.until:
             with ProcessPoolExecutor(self.workers, get_context("spawn")) as pool:
-                list(pool.map(self.carry_out_one, missing))
+                list(pool.map(self.train_one, missing))
         if left := sum(not (self.folder / point.name).exists() for point in missing):
-            sys.exit(f"{left} runs are left of this part: give the same command again")
+            sys.exit(f"{left} runs of this part are missing: run the same command again")
 
-    def carry_out_one(self, point: Point) -> None:
-        """Do one run and keep its loss, unless the time is over."""
+    def train_one(self, point: Point) -> None:
+        """Train one run and store its loss, unless the time is over."""
         if time.monotonic() < self.until:
             (self.folder / point.name).write_text(json.dumps(loss_of(point)))
 
@@ -180,19 +183,19 @@ class Runs:
 
 
 def seeds(shape: Shape, rate: float) -> list[Point]:
-    """Return a shape at a rate with every seed."""
+    """Return the runs of a shape at a rate, one for every seed."""
     return [Point(shape, rate, seed) for seed in range(SEEDS)]
 
 
 def loss_of(point: Point) -> float:
-    """Train and return the validation loss of the weight average, or `FAILED`."""
+    """Train and return the validation loss of the weight average (EMA), or `FAILED`."""
     config = point.config
     with tempfile.TemporaryDirectory() as folder:
         try:
             state = train(config, Path(folder))
         except Diverged:
             return FAILED
-    loss = validation_loss(state.flow, state.average, config)
+    loss = validation_loss(state.flow, state.ema, config)
     untrained = TarFlow(config.model)
     return loss if loss < validation_loss(untrained, {}, config) else FAILED
 
@@ -212,34 +215,34 @@ def validation_loss(
 
 
 def best_rate(runs: Runs, shape: Shape) -> float:
-    """Return the rate of least mean loss."""
+    """Return the rate with the lowest mean loss."""
     means = {rate: statistics.mean(runs.losses(shape, rate)) for rate in RATES}
     return min(means, key=lambda rate: means[rate])
 
 
-def given_up(runs: Runs, shape: Shape, rate: float, rivals: Sequence[Shape]) -> str:
-    """Compare a rate with the best of all rates and rivals: mean over seeds and standard error."""
-    found = runs.losses(shape, rate)
-    if FAILED in found:
+def regret(runs: Runs, shape: Shape, rate: float, rivals: Sequence[Shape]) -> str:
+    """Compare a rate with the best rate of all rivals: mean over seeds and standard error."""
+    losses = runs.losses(shape, rate)
+    if FAILED in losses:
         return "fails"
-    rival = min(rivals, key=lambda each: statistics.mean(runs.losses(each, best_rate(runs, each))))
-    best = runs.losses(rival, best_rate(runs, rival))
-    paired = [mine - other for mine, other in zip(found, best, strict=True)]
+    candidates = [runs.losses(rival, best_rate(runs, rival)) for rival in rivals]
+    best = min(candidates, key=statistics.mean)
+    paired = [loss - lowest for loss, lowest in zip(losses, best, strict=True)]
     error = statistics.stdev(paired) / SEEDS**0.5
     return f"{statistics.mean(paired):.4f} +- {error:.4f}"
 
 
 def edge(runs: Runs, channels: int) -> int:
-    """Print the preset's rate of a width, and return the multiple of it that fails; 0 if none."""
+    """Print the preset's rate at a width; return the first multiple that fails, or 0."""
     shape, rate = Shape(channels), learning_rate(STUDY, channels)
     failed = 0
-    for multiple in MULTIPLES:
-        runs.carry_out(seeds(shape, multiple * rate))
-        if FAILED in runs.losses(shape, multiple * rate):
-            failed = multiple
+    for factor in MULTIPLES:
+        runs.train(seeds(shape, factor * rate))
+        if FAILED in runs.losses(shape, factor * rate):
+            failed = factor
             break
-    said = f"{failed} times" if failed else f"above {MULTIPLES[-1]} times"
-    print(f"{channels:3} channels {rate:8.3g}  {said}")
+    multiple = f"{failed} times" if failed else f"above {MULTIPLES[-1]} times"
+    print(f"{channels:3} channels {rate:8.3g}  {multiple}")
     return failed
 
 

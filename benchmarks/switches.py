@@ -15,12 +15,13 @@ import torch
 from train_step import LARGE, LARGE_BATCH, in_subprocess, measure, our_step, ratio, run_config
 
 from tarflow.config import ExecutionConfig, OptimConfig, RunConfig
-from tarflow.device import choose_device, resolve_precision
+from tarflow.device import choose_device
+from tarflow.execution import choose_precision
 
 
 def variants(execution: ExecutionConfig) -> dict[str, RunConfig]:
     """Return the default first, then the configs that differ from it by one switch."""
-    precision = resolve_precision("auto", choose_device(execution), LARGE)
+    precision, _ = choose_precision(choose_device(execution), LARGE)
     default = run_config(LARGE, LARGE_BATCH, precision, execution)
 
     def executed(**switch: bool | int) -> RunConfig:

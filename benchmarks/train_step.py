@@ -40,10 +40,11 @@ import torch
 
 from tarflow import cost, data
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
-from tarflow.device import choose_device, resolve_precision, synchronize
+from tarflow.device import choose_device, synchronize
+from tarflow.execution import choose_precision, resolve_execution
+from tarflow.train.cuda_graph import make_train_step
 from tarflow.train.loop import batches
 from tarflow.train.state import new_state
-from tarflow.train.step import TrainStep
 
 Work = Callable[[], object]
 LARGE = ModelConfig(image_size=32, image_channels=3, patch=2, channels=256, blocks=4, layers=4)
@@ -69,7 +70,7 @@ def main() -> None:
         compile=arguments.compile,
     )
     device = choose_device(execution)
-    default, narrow = (resolve_precision("auto", device, model) for model in (LARGE, SMALL))
+    default, narrow = (choose_precision(device, model)[0] for model in (LARGE, SMALL))
     large = {
         "ours float32": our_step(run_config(LARGE, LARGE_BATCH, "float32", execution)),
         "products": layer_products(LARGE, LARGE_BATCH, device, torch.float32),
@@ -179,9 +180,9 @@ def random_pixels(model: ModelConfig, batch: int) -> torch.Tensor:
 
 def our_step(config: RunConfig) -> Work:
     """Return a function that does one training step of this package."""
-    device = choose_device(config.execution)
-    state = new_state(config, device)
-    update = TrainStep(state, config)
+    execution = resolve_execution(config)
+    update = make_train_step(new_state(config, execution), config, execution)
+    device = execution.device
     pixels = random_pixels(config.model, config.batch).to(device)
 
     def step() -> None:

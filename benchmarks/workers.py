@@ -30,12 +30,12 @@ from tarflow import cost, distributed
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cost import Accelerator
 from tarflow.device import choose_device
+from tarflow.execution import resolve_execution
 from tarflow.step_time import Cluster, step_time
 from tarflow.train.state import new_state
 from tarflow.train.step import TrainStep
 
 BAR = 0.90
-CPU = torch.device("cpu")
 WINDOW = 1.5  # seconds of steps in a row
 CONFIGS = {
     "large": RunConfig(
@@ -145,9 +145,7 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
         os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     choose_device(ExecutionConfig(device="cpu", threads=2 if rank is None else 1))
-    alone = TrainStep(
-        new_state(config, CPU), config
-    )  # before the group exists, so it exchanges nothing
+    alone = make_step(config)  # before the group exists, so it exchanges nothing
     with distributed.process_group():
         works = ways(config, alone)
         while (request := end.recv())[0] != "end":
@@ -159,9 +157,15 @@ def serve(end: Connection, config: RunConfig, rank: int | None, port: int) -> No
             end.send((time.perf_counter() - begin) / times)
 
 
+def make_step(config: RunConfig) -> TrainStep:
+    """Return the training step of a fresh state."""
+    execution = resolve_execution(config)
+    return TrainStep(new_state(config, execution), config, execution)
+
+
 def ways(config: RunConfig, alone: TrainStep) -> dict[str, Callable[[], Any]]:
     """Return the work of every kind of request, by name."""
-    together = TrainStep(new_state(config, CPU), config)
+    together = make_step(config)
     model = config.model
     shape = (config.batch, model.image_channels, model.image_size, model.image_size)
     pixels = torch.randint(256, shape, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Everything that depends on the device: choosing it, its arithmetic, its peak rate."""
+"""Everything that depends on the device: choosing it, its memory, its peak rate."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import ExecutionConfig
 from tarflow.cost import ACCELERATORS
 from tarflow.errors import UserError
 
@@ -27,7 +27,7 @@ def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.devi
     """Return the device a worker trains on, make it the current one, and apply the thread count.
 
     Raises:
-        UserError: if CUDA is asked for and absent.
+        UserError: If CUDA is asked for and absent.
     """
     if execution.threads:
         torch.set_num_threads(execution.threads)
@@ -43,10 +43,10 @@ def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.devi
 
 
 def memory_bytes(device: torch.device, local_workers: int = 1) -> float:
-    """Return the memory that one worker of this machine may fill.
+    """Return the bytes that one worker of this machine may fill.
 
-    An accelerator is a worker's own; the memory of the machine, or of the
-    container, is divided among those on it.
+    An accelerator belongs to one worker; the memory of the machine, or of the container, is
+    divided among the workers on it.
     """
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
@@ -60,35 +60,14 @@ def memory_bytes(device: torch.device, local_workers: int = 1) -> float:
 def keep_freed_memory() -> None:
     """Let the C library reuse freed memory instead of returning it to the system.
 
-    Every step frees and asks for the same large activations; by default glibc maps them anew each
-    time, and zeroing the pages costs some percent of a step. At most 2 GiB are kept back.
+    Every step frees and allocates the same large activations; by default glibc maps them anew each
+    time, and zeroing the pages costs some percent of a step. At most 2 GiB are held.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
-
-
-WIDE = 64  # channels from which bfloat16 pays on a CPU that multiplies in it
-
-
-def resolve_precision(precision: str, device: torch.device, model: ModelConfig) -> str:
-    """Turn `auto` into the faster of bfloat16 and float32 for this device and model.
-
-    A CPU trains faster in bfloat16 if it multiplies in it (AVX512-BF16, as all with matrix units
-    do) and the products are wide enough to make up for the conversions (`benchmarks/README.md`).
-    """
-    if precision != "auto":
-        return precision
-    multiplies = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    wide = multiplies and model.channels >= WIDE
-    return "bfloat16" if device.type == "cuda" or wide else "float32"
-
-
-def master_dtype(config: RunConfig) -> torch.dtype:
-    """Return the type of the weights: float32, or float64 when all arithmetic is."""
-    return torch.float64 if config.precision == "float64" else torch.float32
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -102,8 +81,8 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 def peak_flops(device: torch.device, precision: str) -> float:
     """Return the matrix-product rate of a device in FLOPs per second, the base of MFU.
 
-    A known accelerator gives its data-sheet peak; anything else is measured with a short probe
-    under the thread count in force.
+    A known accelerator has its data-sheet peak; anything else is measured with a short probe under
+    the current thread count.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -124,14 +103,14 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name a device as its maker does, as far as that can be known."""
+    """Return the name that the maker gave a device, as far as the system knows it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor("model name")
 
 
 def processor(*keys: str) -> str:
-    """Return what the system says of the first processor under one of these names, if anything."""
+    """Return the first processor's entry under one of these names of /proc/cpuinfo, if any."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     values = [line.split(":", 1)[1].strip() for line in lines if line.startswith(keys)]
@@ -139,7 +118,7 @@ def processor(*keys: str) -> str:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -148,7 +127,7 @@ def check_compiler() -> None:
     """Make sure that layers can be compiled here.
 
     Raises:
-        UserError: if not, for `torch.compile` would say so after minutes and at length.
+        UserError: If not. `torch.compile` would say so after minutes and at length.
     """
     if not any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))):
         raise UserError(

@@ -13,10 +13,11 @@ from typing import Any
 
 from tarflow import cost, data, distributed
 from tarflow.config import RunConfig, to_dict, to_yaml
-from tarflow.device import choose_device, peak_flops, resolve_precision
+from tarflow.device import choose_device, peak_flops
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
+from tarflow.execution import choose_precision, resolve_execution
 from tarflow.identity import run_id
 from tarflow.model.weights import build, save_model
 from tarflow.record import (
@@ -28,10 +29,9 @@ from tarflow.record import (
     write_table,
     write_text,
 )
-from tarflow.train.checkpoint import remove_checkpoint
+from tarflow.train.checkpoint import remove_checkpoint, remove_checkpoints
 from tarflow.train.loop import Report, train
 from tarflow.train.schedule import shared_images
-from tarflow.train.state import forget_states
 from tarflow.train.step import Diverged
 from tarflow.train.trunk import Trunk
 
@@ -40,13 +40,13 @@ def resolve_config(config: RunConfig) -> RunConfig:
     """Fill in what depends on the data and the machine, so that the run has a name.
 
     Raises:
-        ConfigError: if the images do not fit the model, or cannot be found.
+        UserError: If there is no such data set, or its images do not fit the model.
     """
     config = data.match_data(config)
-    precision: Any = resolve_precision(
-        config.precision, choose_device(config.execution), config.model
-    )
-    return replace(config, precision=precision)
+    if config.precision == "auto":
+        precision, _ = choose_precision(choose_device(config.execution), config.model)
+        config = replace(config, precision=precision)
+    return config
 
 
 def run(
@@ -57,18 +57,18 @@ def run(
     report: Report = lambda _: None,
     trunk: Trunk | None = None,
 ) -> dict[str, Any]:
-    """Carry out a run, or go on with it, and leave its folder complete.
+    """Train, score and sample a run, resuming it if it was interrupted; leave its folder complete.
 
     A run that is already done is returned as it is. Every worker of a data-parallel job calls
-    this, for scoring and sampling are divided as well; the first one writes.
+    this, since scoring and sampling are shared as well; the first one writes.
 
     Args:
-        config: resolved.
-        folder: for everything the run leaves.
-        role: grid, ablation, search or final; a grid run that goes on from a trunk is a branch.
-        label: what differs from its neighbours, for people.
-        report: gets progress; see `training.train`.
-        trunk: of the run's family, or None if it shares nothing.
+        config: Run whose precision and data hash are resolved.
+        folder: Folder of the run.
+        role: grid, ablation, search or final; a grid run that starts from a trunk is a branch.
+        label: What differs from its neighbours, for people.
+        report: Receives progress; see `train.loop.train`.
+        trunk: Trunk of the run's family, or None if it shares nothing.
 
     Returns:
         The row of `runs.parquet`; its status is `failed` if training diverged. It is empty on all
@@ -83,17 +83,19 @@ def run(
     if first:
         write_text(folder / "config.yaml", to_yaml(config))
         (folder / "error.txt").unlink(missing_ok=True)
-    device = choose_device(config.execution, distributed.local_rank())
-    wanted = config.evaluation
-    extractor = find_extractor(wanted.features, device=device.type) if wanted.samples else None
+    execution = resolve_execution(config)
+    extractor = None
+    if config.evaluation.samples:  # fails before the training if its weights are missing
+        extractor = find_extractor(config.evaluation.features, device=execution.device.type)
     try:
-        state = train(config, folder, report, trunk)
+        state = train(config, folder, report, trunk, execution)
     except Diverged as error:
         return record_failure(config, folder, role, label, error) if first else {}
     if first:
         write_table(folder / "curve.parquet", state.curve, CURVE)
-        save_model(folder / "model.safetensors", state.average, config)
-    flow = build(config.model, state.average).to(device).requires_grad_(False)
+        save_model(folder / "model.safetensors", state.ema, config)
+
+    flow = build(config.model, state.ema).to(execution.device).requires_grad_(False)
     evaluating = time.perf_counter()
     scores = held_out_likelihood(flow, config)
     evaluations = []
@@ -103,10 +105,11 @@ def run(
         return {}
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluate_seconds = time.perf_counter() - evaluating
-    devices = distributed.world_size()
-    if device.type == "cpu":
+
+    devices = execution.workers
+    if execution.device.type == "cpu":
         devices *= max(1, config.execution.threads)
-    peak = peak_flops(device, config.precision) * distributed.world_size()
+    peak = peak_flops(execution.device, config.precision) * execution.workers
     wall_seconds = state.seconds - state.inherited_seconds + evaluate_seconds
     row = row_of(config, role, label) | {
         "status": "done",
@@ -116,6 +119,7 @@ def run(
         "wall_seconds": wall_seconds,
         "device_seconds": wall_seconds * devices,
         "mfu": cost.run_flops(config) / state.seconds / peak,
+        "kernels": execution.kernels,
         **scores.columns(),
     }
     if trunk and state.inherited:
@@ -126,8 +130,8 @@ def run(
             "flops_marginal": float(cost.training_flops(config.model)) * own,
         }
     write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
-    forget_states(folder)
-    if trunk:  # nobody else branches off there
+    remove_checkpoints(folder / "state")
+    if trunk:  # no other run branches off there
         remove_checkpoint(trunk.folder, shared_images(config))
     return row
 
@@ -142,7 +146,7 @@ def image_rows(scores: Likelihood) -> list[dict[str, Any]]:
 
 
 def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
-    """Return the columns of a run's row that follow from its config."""
+    """Return the columns of a run's row that follow from its config and the code."""
     model, unique = config.model, data.describe(config.data).train
     flops = cost.run_flops(config)
     return {
@@ -182,7 +186,7 @@ def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
 def record_failure(
     config: RunConfig, folder: Path, role: str, label: str, error: BaseException
 ) -> dict[str, Any]:
-    """Leave the row of a run that failed, and the whole error in `error.txt`."""
+    """Write the row of a run that failed, and the whole error to `error.txt`."""
     message = f"{type(error).__name__}: {error}".splitlines()[0]
     row = row_of(config, role, label) | {"status": "failed", "error": message}
     write_text(folder / "error.txt", "".join(traceback.format_exception(error)))

@@ -100,10 +100,10 @@ def test_state_is_sharded_when_one_device_cannot_hold_it_with_a_sensible_pass():
     assert not cost.sharded(with_execution(run, workers=1), enough / 2)
     assert not cost.sharded(with_execution(run, sharding="replicate"), enough / 2)
     assert cost.sharded(with_execution(run, sharding="shard"), enough * 2)
-    divided = cost.memory(run, enough / 2)
-    assert divided.state == pytest.approx(one.state / 8, rel=1e-9)
-    assert 0 < divided.copies < one.state / 20  # two of 64 layers
-    assert divided.total <= cost.ROOM * enough / 2
+    sharded = cost.memory(run, enough / 2)
+    assert sharded.state == pytest.approx(one.state / 8, rel=1e-9)
+    assert 0 < sharded.copies < one.state / 20  # two of 64 layers
+    assert sharded.total <= cost.ROOM * enough / 2
 
 
 def test_micro_batch_is_halved_until_it_fits_unless_it_is_asked_for():
@@ -118,14 +118,15 @@ def test_micro_batch_is_halved_until_it_fits_unless_it_is_asked_for():
 MEASURE = """
 import json, sys, torch
 from dataclasses import replace
-from tarflow import config, cost
-from tarflow.train import state as resume
+from tarflow import config, cost, device, execution
+from tarflow.train import state as states
 from tarflow.train import step
 run = config.from_dict(config.RunConfig, json.loads(sys.argv[1]))
 torch.set_num_threads(1)
+device.keep_freed_memory = lambda: None
 def train(run):
-    state = resume.new_state(run, torch.device("cpu"))
-    update = step.TrainStep(state, run)
+    chosen = execution.resolve_execution(run)
+    update = step.TrainStep(states.new_state(run, chosen), run, chosen)
     size, model = run.model.image_size, run.model
     pixels = torch.zeros(run.batch, model.image_channels, size, size, dtype=torch.uint8)
     for _ in range(2):

@@ -1,12 +1,12 @@
-"""What only a GPU can show: that it gives the numbers of the CPU, and so do its recordings."""
+"""What only a GPU can show: that it gives the numbers of the CPU, and so do its CUDA graphs."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from test_golden import TOLERANCE, built, compute, outputs, read
+from golden_files import TOLERANCE, built, compute, outputs, read
 
-from tarflow import distributed
+from tarflow import execution
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
@@ -20,9 +20,10 @@ from tarflow.model.noise import normal_per_image
 from tarflow.sample.calibration import calibrate
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import named_plan
-from tarflow.train.loop import fitting_micro_batch, train
+from tarflow.train.cuda_graph import make_train_step
+from tarflow.train.loop import train
+from tarflow.train.micro_batch import fit_micro_batch
 from tarflow.train.state import new_state
-from tarflow.train.step import TrainStep
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 GPU = torch.device("cuda", 0)
@@ -51,16 +52,23 @@ def run(**changes):
     return replace(plain, **changes)
 
 
-def losses(config, steps, device=GPU):
-    state = new_state(config, device)
-    update = TrainStep(state, config)
+def make(config, fit=False):
+    """Return a state, how it is executed, and its step, as `train` makes them."""
+    chosen = execution.resolve_execution(config)
+    state = new_state(config, chosen)
+    chosen = fit_micro_batch(state, config, chosen) if fit else chosen
+    return state, chosen, make_train_step(state, config, chosen)
+
+
+def losses(config, steps):
+    state, _, update = make(config)
     rng = torch.Generator().manual_seed(0)
     size = config.model.image_size
     found = []
     for _ in range(steps):
         pixels = torch.randint(256, (config.batch, 1, size, size), generator=rng)
         labels = torch.randint(10, (config.batch,), generator=rng)
-        loss, norm = update(pixels.to(device, torch.uint8), labels.to(device))
+        loss, norm = update(pixels.to(GPU, torch.uint8), labels.to(GPU))
         found += [loss.item(), norm.item()]
     return found, state
 
@@ -86,7 +94,7 @@ def test_replayed_steps_are_those_launched_one_by_one(changes, monkeypatch):
     tolerance = {"float64": 1e-9, "bfloat16": 1e-2}.get(config.precision, 1e-4)
     replayed, state = losses(config, 8)
     assert all(parameter.grad is not None for parameter in state.flow.parameters())
-    monkeypatch.setattr(distributed, "supports_cuda_graphs", lambda _: False)
+    monkeypatch.setattr(execution, "supports_cuda_graphs", lambda _: False)
     expected, _ = losses(config, 8)
     assert replayed == pytest.approx(expected, rel=tolerance)
 
@@ -97,11 +105,9 @@ def test_a_pass_is_halved_until_the_memory_of_the_gpu_suffices():
     try:
         model = ModelConfig(patch=2, channels=128, blocks=4, layers=2)
         config = run(model=model, batch=2048, images=2048)
-        state = new_state(config, GPU)
-        state.micro_batch = fitting_micro_batch(state, config)
-        assert 1 <= state.micro_batch < 2048
+        state, chosen, update = make(config, fit=True)
+        assert 1 <= chosen.micro_batch == state.micro_batch < 2048
         pixels = torch.zeros(2048, 1, 28, 28, dtype=torch.uint8, device=GPU)
-        update = TrainStep(state, config)
         for _ in range(3):
             loss, _ = update(pixels, None)
         assert loss.isfinite()
@@ -148,5 +154,5 @@ def test_a_run_on_the_gpu_resumes_near_where_it_was(tmp_path):
         train(config, tmp_path / "cut", stop)
     resumed = train(config, tmp_path / "cut")
     assert resumed.curve[-1]["loss"] == pytest.approx(whole.curve[-1]["loss"], rel=1e-3)
-    for name, tensor in whole.average.items():
-        assert torch.allclose(resumed.average[name], tensor, atol=1e-3), name
+    for name, tensor in whole.ema.items():
+        assert torch.allclose(resumed.ema[name], tensor, atol=1e-3), name

@@ -23,7 +23,7 @@ from tarflow.config import to_yaml
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model
 from tarflow.record import read_table
-from tarflow.train.checkpoint import StateWriter, load_state, save_state
+from tarflow.train.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -327,7 +327,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_states_before_whole(tmp_path, co
         assert last.startswith(f"error: cannot write {folder}")
         assert "No space left on device" in last
         assert "Traceback" not in said
-        assert load_state(folder / "state")
+        assert load_checkpoint(folder / "state")
         assert not list(folder.glob("state/.*"))
         filler.unlink()
         resume(config, folder)
@@ -377,13 +377,13 @@ def test_a_pickle_in_the_place_of_a_state_or_a_model_is_never_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "run by the pickle"),)
 
-    save_state(tmp_path / "state", 64, {"x": torch.ones(1)}, {})
-    save_state(tmp_path / "state", 128, {"x": torch.ones(1)}, {})
+    save_checkpoint(tmp_path / "state", 64, {"x": torch.ones(1)}, {})
+    save_checkpoint(tmp_path / "state", 128, {"x": torch.ones(1)}, {})
     model = tmp_path / "model.safetensors"
     for content in (pickle.dumps(Evil()), zipped(tmp_path, Evil())):
         (tmp_path / "state" / f"{128:015d}.safetensors").write_bytes(content)
         (tmp_path / "state" / f"{192:015d}.json").write_bytes(content)
-        assert load_state(tmp_path / "state")[1]["images"] == 64
+        assert load_checkpoint(tmp_path / "state")[1]["images"] == 64
         model.write_bytes(content)
         with pytest.raises(UserError, match="is not a whole safetensors file"):
             load_model(model)
@@ -404,12 +404,12 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
             most[0] = max(most[0], going[0])
         free.wait()
         time.sleep(0.1)
-        save_state(*arguments)
+        save_checkpoint(*arguments)
         with lock:
             going[0] -= 1
 
-    with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
-        patch.setattr("tarflow.train.checkpoint.save_state", slow)
+    with pytest.MonkeyPatch.context() as patch, CheckpointWriter(tmp_path) as writer:
+        patch.setattr("tarflow.train.checkpoint.save_checkpoint", slow)
         weights = torch.zeros(4)
         writer.save(64, [("x", weights)], {})
         weights += 1  # training goes on: the state is that of the moment
@@ -417,12 +417,12 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
         writer.save(128, [("x", weights)], {})
         writer.wait()
     assert most == [1]
-    assert load_state(tmp_path)[0]["x"].tolist() == [1, 1, 1, 1]
+    assert load_checkpoint(tmp_path)[0]["x"].tolist() == [1, 1, 1, 1]
     (tmp_path / f"{128:015d}.safetensors").unlink()
-    assert load_state(tmp_path)[0]["x"].tolist() == [0, 0, 0, 0]
+    assert load_checkpoint(tmp_path)[0]["x"].tolist() == [0, 0, 0, 0]
 
-    with pytest.MonkeyPatch.context() as patch, StateWriter(tmp_path) as writer:
-        patch.setattr("tarflow.train.checkpoint.save_state", lambda *_: time.sleep(0.05))
+    with pytest.MonkeyPatch.context() as patch, CheckpointWriter(tmp_path) as writer:
+        patch.setattr("tarflow.train.checkpoint.save_checkpoint", lambda *_: time.sleep(0.05))
         writer.save(64, [("x", weights)], {})
         writer.wait()
         assert writer.interval(1.0) > 2.5  # it is to be 2% of that
@@ -430,5 +430,5 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
 
     shutil.rmtree(tmp_path)
     tmp_path.write_text("a file in the way")
-    with pytest.raises(UserError, match="cannot write"), StateWriter(tmp_path) as writer:
+    with pytest.raises(UserError, match="cannot write"), CheckpointWriter(tmp_path) as writer:
         writer.save(64, [("x", weights)], {})

@@ -16,7 +16,7 @@ import pytest
 import torch
 from pyarrow import fs
 from small_studies import rows, wee, write_study
-from test_trunk import LONG, SHORT, assert_same, family
+from training_runs import LONG, SHORT, assert_same, family
 
 from sweeps import journal, lease, scaling
 from sweeps.presets import load
@@ -27,7 +27,7 @@ from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model, save_model
 from tarflow.storage import Remote, locate
-from tarflow.train.checkpoint import load_state, remove_checkpoints, save_state
+from tarflow.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from tarflow.train.loop import train
 from tarflow.train.schedule import shared_images
 
@@ -118,13 +118,13 @@ def test_what_a_run_leaves_comes_back(bucket, random_flow):
         torch.equal(a, b) for a, b in zip(loaded.parameters(), flow.parameters(), strict=True)
     )
     for images in (64, 128, 192):
-        save_state(folder / "state", images, {"x": torch.full((3,), images)}, {"curve": []})
+        save_checkpoint(folder / "state", images, {"x": torch.full((3,), images)}, {"curve": []})
     newest = folder / "state" / f"{192:015d}.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
-    tensors, facts = load_state(folder / "state")
+    tensors, facts = load_checkpoint(folder / "state")
     assert (facts["images"], tensors["x"].tolist()) == (128, [128, 128, 128])
     remove_checkpoints(folder / "state")
-    assert load_state(folder / "state") is None
+    assert load_checkpoint(folder / "state") is None
 
 
 def test_a_branch_finds_its_trunk_on_the_store(bucket, tmp_path):

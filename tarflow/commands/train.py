@@ -1,5 +1,6 @@
 """`python -m tarflow train`: one run from a config file."""
 
+import logging
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +15,15 @@ from tarflow.storage import locate
 def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
     """Train the run that a YAML file describes, then score and sample the result.
 
-    Run it again after an interruption and it goes on where it stopped.
+    To resume after an interruption, run the same command again.
     Example: python -m tarflow train studies/digits/best.yaml
 
-    Several workers, here on one machine, do the same run and leave the same folder:
+    Several workers on one machine share the run and leave the same folder:
     torchrun --standalone --nproc-per-node 2 -m tarflow train studies/digits/best.yaml
 
     Args:
-        config: a config file, such as best.yaml of a study.
-        out: folder of the run; by default runs/RUN_ID.
+        config: Config file, such as best.yaml of a study.
+        out: Folder of the run; by default runs/RUN_ID.
     """
     from rich.console import Console
 
@@ -42,14 +43,19 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
             f"{left:.0f} s of training left"
         )
 
+    log, handler = logging.getLogger("tarflow"), logging.StreamHandler()
+    log.setLevel(logging.INFO)  # how the run is executed, and why
+    log.addHandler(handler)
     try:
         with distributed.process_group():
             row = run(chosen, folder, role="final", report=report)
     except Preempted:
-        console.print("told to end: the state is saved, the same command goes on from it")
+        console.print("told to end: the state is saved; run the same command again to resume")
         return 128 + signal.SIGTERM
+    finally:
+        log.removeHandler(handler)
     if row.get("status") == "failed":
-        console.print(f"failed: {row['error']} (all of it in {folder}/error.txt)")
+        console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1
     if row:
         print(

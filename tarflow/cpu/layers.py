@@ -1,17 +1,84 @@
-"""Parts of a flow on a CPU, each as one function with a backward pass of its own.
+"""Layers and blocks of a flow that train fast on a CPU: subclasses with the same parameters.
 
-Between the matrix products PyTorch goes over memory once for each operation; here each stretch
-between two products is one pass (`native`). The arithmetic is that of `model`.
+Between its matrix products PyTorch passes over memory once for each operation; a fused part makes
+one pass for each stretch between two products (`native`) and has a backward pass of its own. The
+arithmetic is that of `tarflow.model.flow`, which also runs whenever no gradient is asked for.
 
-Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels.
+Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels, `H` heads,
+`K` channels of a head.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tarflow.cpu.kernels import Kernels, kernels
+from tarflow.model.flow import Attention, FlowBlock, Layer
+
+PRODUCTS_TOKENS = 512  # tokens up to which the matrix of all pairs fits the caches
+
+
+class ProductAttention(Attention):
+    """Attention by plain matrix products where they train faster than PyTorch's fused kernel.
+
+    In bfloat16 the CPU's kernel goes backward several times slower than plain products, as long as
+    the matrix of all pairs fits the caches (`benchmarks/README.md`).
+    """
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend from each token to itself and those before it; all are (B, H, T, K)."""
+        small = query.shape[2] <= PRODUCTS_TOKENS
+        if small and query.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            return causal_attention(query, key, value)
+        return super().attend(query, key, value)
+
+
+class ProductLayer(Layer):
+    """A Transformer layer with `ProductAttention`."""
+
+    attention_type = ProductAttention
+
+
+class FusedLayer(Layer):
+    """A Transformer layer that trains by compiled kernels, in float32 or under autocast."""
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """The parameters in order; listing them here is faster than walking the modules."""
+        mixer, (up, _, down) = self.attention, self.mlp.main
+        modules: Any = (mixer.norm, mixer.qkv, mixer.proj, self.mlp.norm, up, down)
+        return tuple(tensor for module in modules for tensor in (module.weight, module.bias))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Transform (B, T, C) hidden states."""
+        if not torch.is_grad_enabled():
+            return super().forward(hidden)
+        low = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if low else torch.float32
+        return fused_layer(hidden, self.weights, self.attention.head_dim, dtype)
+
+
+class FusedBlock(FlowBlock):
+    """A flow block whose affine map trains by a compiled kernel."""
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map (B, T, D) tokens one block towards the noise; see `FlowBlock.forward`."""
+        if self.volume_preserving or not torch.is_grad_enabled():
+            return super().forward(tokens, labels)
+        tokens = self.permute(tokens)
+        return fused_affine(tokens, self.output(tokens, labels), self.backwards)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend from each token to itself and those before it, (B, H, T, K), by plain products."""
+    tokens, width = query.shape[2:]
+    future = query.new_full((tokens, tokens), -math.inf).triu(1)
+    scale = width**-0.5
+    logits = torch.baddbmm(future, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
+    mixed: Tensor = torch.bmm(logits.softmax(2), value.flatten(0, 1))
+    return mixed.view_as(query)
 
 
 def fused_layer(
@@ -20,32 +87,32 @@ def fused_layer(
     """Transform hidden states (B, T, C), float32.
 
     Args:
-        hidden: states before the layer.
-        weights: `model.Layer.weights`, float32.
-        head_dim: channels of a head.
-        dtype: of the activations between, float32 or bfloat16, of which there are `kernels`.
+        hidden: (B, T, C) states before the layer, float32.
+        weights: Parameters as `FusedLayer.weights` lists them, float32.
+        head_dim: Channels of a head.
+        dtype: Type of the activations in between, float32 or bfloat16.
     """
-    after: Tensor = _Layer.apply(hidden, head_dim, dtype, *weights)
+    after: Tensor = _FusedLayer.apply(hidden, head_dim, dtype, *weights)
     return after
 
 
 def fused_affine(tokens: Tensor, output: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
-    """Map tokens as `model.FlowBlock` does, given what its last projection says of them.
+    """Shift and scale tokens as `FlowBlock.forward` does, given the block's last projection.
 
     Args:
         tokens: (B, T, D) in the block's order, float32.
-        output: (B, T, 2D), log-scale and shift for the successor of each token, in a type that
-            `kernels` knows.
-        backwards: whether the block's order is opposite to raster order.
+        output: (B, T, 2D) log-scale and shift for the successor of each token, in float32 or
+            bfloat16.
+        backwards: Whether the block's order is opposite to raster order.
 
     Returns:
         Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
     """
-    mapped: tuple[Tensor, Tensor] = _Affine.apply(tokens, output, backwards)
+    mapped: tuple[Tensor, Tensor] = _FusedAffine.apply(tokens, output, backwards)
     return mapped
 
 
-class _Affine(torch.autograd.Function):
+class _FusedAffine(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, tokens: Tensor, output: Tensor, backwards: bool
@@ -60,7 +127,7 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         output, mapped = ctx.saved_tensors
-        dmapped, dlogdet = (each.contiguous() for each in gradients)
+        dmapped, dlogdet = (gradient.contiguous() for gradient in gradients)
         dtokens, doutput = torch.empty_like(mapped), torch.empty_like(output)
         _kernels(output.dtype).affine_backward(
             output, mapped, dmapped, dlogdet, dtokens, doutput, *ctx.dims
@@ -68,7 +135,7 @@ class _Affine(torch.autograd.Function):
         return dtokens, doutput, None
 
 
-class _Layer(torch.autograd.Function):
+class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, head_dim: int, dtype: torch.dtype, *weights: Tensor
@@ -163,6 +230,6 @@ class _Layer(torch.autograd.Function):
 
 
 def _kernels(dtype: torch.dtype) -> Kernels:
-    found = kernels(dtype)
-    assert found, f"no kernels for {dtype}"
-    return found
+    library = kernels(dtype)
+    assert library, f"no kernels for {dtype}"
+    return library

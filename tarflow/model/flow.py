@@ -1,19 +1,24 @@
 """TarFlow (Zhai et al. 2025): a normalizing flow of causal Transformers over image patches.
 
+A flow maps images to Gaussian noise and back. It is a stack of blocks; each reads the patches of
+an image in one direction, and shifts and scales every patch by what a causal Transformer makes of
+the patches before it. So the map is invertible, its Jacobian triangular and its likelihood exact.
+
+This file is the mathematics alone. How a machine runs it fast (compiled kernels, CUDA graphs,
+sharding, recomputed activations) wraps it from outside.
+
 Legend: `B` batch, `T` tokens per image, `D` values per token, `C` channels, `H` heads,
 `K` channels of a head. Parameter names are those of the published weights.
 """
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tarflow.config import ModelConfig
-from tarflow.cpu.layers import fused_affine, fused_layer
 from tarflow.errors import UserError
 from tarflow.model import noise
 
@@ -30,49 +35,15 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, patch: int) -> Tensor:
-    """Put (B, T, D) tokens of a square image back together; the inverse of `patchify`."""
+    """Join the (B, T, D) tokens of square images; the inverse of `patchify`."""
     side = math.isqrt(tokens.shape[1])
     return F.pixel_shuffle(tokens.mT.reshape(len(tokens), tokens.shape[2], side, side), patch)
-
-
-def products_are_faster(query: Tensor) -> bool:
-    """Tell whether `causal_attention` beats the fused kernel on these (B, H, T, K).
-
-    In bfloat16 the CPU's kernel goes backward several times slower than plain products do; the
-    matrix of all pairs fits the caches up to some hundred tokens (`benchmarks/README.md`).
-    """
-    small = query.shape[2] <= 512
-    bfloat16 = query.dtype == torch.bfloat16
-    return query.device.type == "cpu" and bfloat16 and small and torch.is_grad_enabled()
-
-
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend from each token to itself and those before, (B, H, T, K) each, by plain products."""
-    tokens, width = query.shape[2:]
-    future = query.new_full((tokens, tokens), -math.inf).triu(1)
-    scale = width**-0.5
-    logits = torch.baddbmm(future, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=scale)
-    mixed: Tensor = torch.bmm(logits.softmax(2), value.flatten(0, 1))
-    return mixed.view_as(query)
-
-
-def split_output(output: Tensor, volume_preserving: bool) -> tuple[Tensor, Tensor]:
-    """Split (B, T, D or 2D), the last projection of a block, into log-scale and shift (B, T, D).
-
-    Both are in float32 or wider; the log-scale of a volume-preserving block is zero.
-    """
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
-    if volume_preserving:
-        return torch.zeros_like(output), output
-    log_scale, shift = output.chunk(2, dim=2)
-    return log_scale, shift
 
 
 class Attention(nn.Module):
     """Causal self-attention after a layer norm."""
 
     def __init__(self, channels: int, head_dim: int) -> None:
-        """Make the projections of `channels / head_dim` heads."""
         super().__init__()
         self.head_dim = head_dim
         self.norm = nn.LayerNorm(channels)
@@ -80,24 +51,24 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Mix (B, T, C) hidden states."""
+        """Mix (B, T, C) hidden states, each with those before it."""
         query, key, value = (
             part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, K)
             for part in self.qkv(self.norm(hidden)).chunk(3, dim=2)
         )
-        if products_are_faster(query):
-            mixed = causal_attention(query, key, value)
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = self.attend(query, key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend from each token to itself and those before it; all are (B, H, T, K)."""
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 class MLP(nn.Module):
     """Two linear maps around an exact GELU, after a layer norm."""
 
     def __init__(self, channels: int) -> None:
-        """Make the fourfold expansion."""
         super().__init__()
         self.norm = nn.LayerNorm(channels)
         self.main = nn.Sequential(
@@ -105,7 +76,7 @@ class MLP(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Transform (B, n, C) hidden states one by one."""
+        """Transform each of the (B, T, C) hidden states alone."""
         transformed: Tensor = self.main(self.norm(hidden))
         return transformed
 
@@ -113,38 +84,31 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """A pre-norm Transformer layer."""
 
-    def __init__(self, channels: int, head_dim: int) -> None:
-        """Make attention and MLP."""
-        super().__init__()
-        self.fused: torch.dtype | None = None  # of the activations, where `fused_layer` trains it
-        self.attention = Attention(channels, head_dim)
-        self.mlp = MLP(channels)
+    attention_type: ClassVar[type[Attention]] = Attention
 
-    @property
-    def weights(self) -> tuple[Tensor, ...]:
-        """The parameters in their order; to search the modules for them takes longer."""
-        mixer, (up, _, down) = self.attention, self.mlp.main
-        modules: Any = (mixer.norm, mixer.qkv, mixer.proj, self.mlp.norm, up, down)
-        return tuple(each for module in modules for each in (module.weight, module.bias))
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.attention = self.attention_type(channels, head_dim)
+        self.mlp = MLP(channels)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Transform (B, T, C) hidden states."""
-        if self.fused and torch.is_grad_enabled():
-            return fused_layer(hidden, self.weights, self.attention.head_dim, self.fused)
         hidden = hidden + self.attention(hidden)
         transformed: Tensor = hidden + self.mlp(hidden)
         return transformed
 
 
 class FlowBlock(nn.Module):
-    """One autoregressive affine map; it reads the tokens in raster order or `backwards`."""
+    """One autoregressive affine map (Zhai et al. 2025, equation 4).
 
-    def __init__(self, config: ModelConfig, backwards: bool) -> None:
-        """Make the embeddings, the layers and a last projection that starts at zero."""
+    It reads the tokens in raster order, or the other way round if `backwards`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, backwards: bool, layer_type: type[Layer] = Layer
+    ) -> None:
         super().__init__()
         self.backwards = backwards
-        self.checkpoint_activations = False
-        self.fused = False  # whether `fused_affine` trains it
         self.volume_preserving = config.volume_preserving
         outputs = config.token_dim * (1 if config.volume_preserving else 2)
         self.proj_in = nn.Linear(config.token_dim, config.channels)
@@ -155,17 +119,54 @@ class FlowBlock(nn.Module):
             else None
         )
         self.attn_blocks = nn.ModuleList(
-            Layer(config.channels, config.head_dim) for _ in range(config.layers)
+            layer_type(config.channels, config.head_dim) for _ in range(config.layers)
         )
         self.proj_out = nn.Linear(config.channels, outputs)
         nn.init.zeros_(self.proj_out.weight)  # the bias is not zeroed, as published
+
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map tokens one block towards the noise.
+
+        The first token in the block's order passes unchanged; each other one is shifted and scaled
+        by what its predecessors say.
+
+        Args:
+            tokens: (B, T, D) in raster order.
+            labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+
+        Returns:
+            Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
+        """
+        tokens = self.permute(tokens)
+        log_scale, shift = self.coefficients(tokens, labels)
+        log_scale, shift = log_scale[:, :-1], shift[:, :-1]
+        rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
+        logdet = -log_scale.sum((1, 2)) / tokens[0].numel()
+        return self.permute(torch.cat([tokens[:, :1], rest], 1)), logdet
 
     def permute(self, tokens: Tensor) -> Tensor:
         """Take (B, T, ...) from raster order to the order of this block, or back."""
         return tokens.flip(1) if self.backwards else tokens
 
+    def coefficients(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return log-scale and shift, (B, T, D) each, for the successor of each token.
+
+        Args:
+            tokens: (B, T, D) in the block's order.
+            labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        """
+        return split_output(self.output(tokens, labels), self.volume_preserving)
+
+    def output(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the last projection, (B, T, D or 2D); arguments as for `coefficients`."""
+        hidden = self.proj_in(tokens) + self.embedding(labels)
+        for layer in self.attn_blocks:
+            hidden = layer(hidden)
+        projected: Tensor = self.proj_out(hidden)
+        return projected
+
     def embedding(self, labels: Tensor | None) -> Tensor:
-        """Return what is added to the hidden states, (1 or B, T, C), in the block's order.
+        """Return positions plus classes, (1 or B, T, C), in the block's order.
 
         A dropped label (-1; `None` for the whole batch) is the mean of the class table.
         """
@@ -178,64 +179,44 @@ class FlowBlock(nn.Module):
         chosen = self.class_embed[labels.clamp(min=0)]
         return position + torch.where((labels < 0)[:, None, None], mean, chosen)
 
-    def output(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
-        """Return what the last projection says of the successor of each token, (B, T, D or 2D).
 
-        Args:
-            tokens: (B, T, D) in the block's order.
-            labels: (B,) int64, -1 where dropped; `None` drops all.
-        """
-        hidden = self.proj_in(tokens) + self.embedding(labels)
-        for layer in self.attn_blocks:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False)
-            else:
-                hidden = layer(hidden)
-        projected: Tensor = self.proj_out(hidden)
-        return projected
+def split_output(output: Tensor, volume_preserving: bool) -> tuple[Tensor, Tensor]:
+    """Split what the last projection gives into log-scale and shift, in float32 or wider.
 
-    def coefficients(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log-scale and shift for the successor of each token.
-
-        Args:
-            tokens: (B, T, D) in the block's order.
-            labels: (B,) int64, -1 where dropped; `None` drops all.
-
-        Returns:
-            Two (B, T, D) tensors in float32 or wider.
-        """
-        return split_output(self.output(tokens, labels), self.volume_preserving)
-
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map (B, T, D) tokens one block towards the noise.
-
-        The first token in the block's order passes unchanged, each other one is shifted and
-        scaled by its predecessors.
-
-        Returns:
-            Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
-        """
-        tokens = self.permute(tokens)
-        if self.fused and not self.volume_preserving and torch.is_grad_enabled():
-            return fused_affine(tokens, self.output(tokens, labels), self.backwards)
-        log_scale, shift = self.coefficients(tokens, labels)
-        log_scale, shift = log_scale[:, :-1], shift[:, :-1]
-        rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
-        logdet = -log_scale.sum((1, 2)) / tokens[0].numel()
-        return self.permute(torch.cat([tokens[:, :1], rest], 1)), logdet
+    Args:
+        output: (B, T, 2D), or (B, T, D) of a volume-preserving block, which has no scale.
+        volume_preserving: Whether `output` is the shift alone; the log-scale is then 0.
+    """
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    if volume_preserving:
+        return torch.zeros_like(output), output
+    log_scale, shift = output.chunk(2, dim=2)
+    return log_scale, shift
 
 
 class TarFlow(nn.Module):
     """A stack of autoregressive blocks between images and Gaussian noise."""
 
-    var: Tensor
+    var: Tensor  # (T, D) variance of the prior: 1 unless the flow preserves volume
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Build the flow; its weights come from torch's generator until `initialise`."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        block_type: type[FlowBlock] = FlowBlock,
+        layer_type: type[Layer] = Layer,
+    ) -> None:
+        """Build the flow; its weights come from torch's generator until `initialise`.
+
+        Args:
+            config: Architecture.
+            block_type: Class of the blocks; a subclass has the same parameters and computes the
+                same map another way.
+            layer_type: Class of the Transformer layers, likewise.
+        """
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(
-            FlowBlock(config, backwards=bool(index % 2)) for index in range(config.blocks)
+            block_type(config, bool(index % 2), layer_type) for index in range(config.blocks)
         )
         self.register_buffer("var", torch.ones(config.tokens, config.token_dim))
 
@@ -254,7 +235,7 @@ class TarFlow(nn.Module):
         return steps[-1][0], torch.stack([logdet for _, logdet in steps]).sum(0)
 
     def trace(self, images: Tensor, labels: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-        """Return tokens (B, T, D) and log-determinant (B,) after and of each block."""
+        """Return tokens (B, T, D) after each block, and its log-determinant (B,)."""
         tokens = patchify(images, self.config.patch)
         steps = []
         for block in self.blocks:
@@ -262,27 +243,24 @@ class TarFlow(nn.Module):
             steps.append((tokens, logdet))
         return steps
 
-    @torch.no_grad()
-    def update_prior_variance(self, square: Tensor) -> None:
-        """Move `var` a tenth of the way to the mean square (T, D) of a batch's latents.
-
-        The published code does so in each forward pass of a flow that preserves volume.
-        """
-        self.var.lerp_(square.to(self.var.dtype), 0.1)
-
     def log_prior(self, latents: Tensor) -> Tensor:
-        """Return the log-density (B,) of latents (B, T, D), in nats per dimension.
-
-        The prior is N(0, var); `var` stays 1 unless the flow preserves volume.
-        """
+        """Return the log-density (B,) of latents (B, T, D) under N(0, var), nats per dimension."""
         var = self.var.to(torch.promote_types(latents.dtype, torch.float32))
         return -0.5 * (latents.square() / var + torch.log(2 * math.pi * var)).mean((1, 2))
+
+    @torch.no_grad()
+    def update_prior_variance(self, mean_square: Tensor) -> None:
+        """Move `var` a tenth of the way to the mean square (T, D) of a batch's latents.
+
+        The published code does so in each forward pass of a volume-preserving flow.
+        """
+        self.var.lerp_(mean_square.to(self.var.dtype), 0.1)
 
     def check_labels(self, labels: Tensor | None) -> None:
         """Refuse labels (B,) that this flow has no class for; -1 stands for a dropped label.
 
         Raises:
-            UserError: naming the first wrong label.
+            UserError: Naming the first wrong label.
         """
         if labels is None:
             return

@@ -1,24 +1,26 @@
-"""Optimizer and weight average; every horizon is counted in images seen."""
+"""Optimizers, their update, and the weight average (EMA); horizons are counted in images."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tarflow import distributed
 from tarflow.config import OptimConfig
 from tarflow.model.flow import TarFlow
 
 
 def make_optimizers(flow: TarFlow, optim: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Return what updates the parameters, with weight decay on all, as published.
+    """Return the optimizers of all parameters, with weight decay on all, as published.
 
-    `adamw` takes all. `muon` (Jordan et al. 2024) takes the matrices of the layers, with updates
-    of the size of AdamW's, so that both share one rate (Liu et al. 2025, arXiv 2502.16982).
+    `adamw` updates every parameter. `muon` (Jordan et al. 2024) updates the matrices inside the
+    layers and AdamW the rest; Muon's updates are scaled to the size of AdamW's, so that both share
+    one rate (Liu et al. 2025, arXiv 2502.16982).
 
-    The rate of a group is the scheduled one times its `factor`. Decay is divided by the factor,
-    so that weights forget as fast at every width: rate times decay is the same for all.
+    The rate of a group is the scheduled one times its `factor`. Decay is divided by the factor, so
+    that weights decay equally fast at every width: rate times decay is the same for all.
     """
     factors = rate_factors(flow, optim)
     chosen = hidden_matrices(flow) if optim.optimizer == "muon" else {}
@@ -41,15 +43,15 @@ def make_optimizers(flow: TarFlow, optim: OptimConfig) -> list[torch.optim.Optim
 
 
 def rate_factors(flow: TarFlow, optim: OptimConfig) -> dict[str, float]:
-    """Return by name what the rate of each parameter is multiplied by.
+    """Return the factor of each parameter's learning rate, by name.
 
-    With `base_channels`, Adam's rate falls as 1/channels for all matrices that take the hidden
-    states in (of the layers, and the last of a block) and stays for all that is only written into
+    With `base_channels`, Adam's rate falls as 1/channels for every matrix that reads the hidden
+    states (those of the layers, and the last of a block). It stays for what only writes into
     them: input projection, embeddings, norms, biases (Yang et al. 2022, arXiv 2203.03466, tables 3
-    and 8; a last projection that starts at zero needs no multiplier of its own). So does the
-    attention's scale, as heads grow in number and never in size. An update of Muon of
-    the same entries has full rank and a norm that is sqrt(channels) times smaller, hence a rate
-    that falls as 1/sqrt(channels) (Yang, Simon and Bernstein 2023, arXiv 2310.17813).
+    and 8; a last projection that starts at zero needs no extra multiplier). The attention's scale
+    stays too, because heads grow in number, never in size. Muon's update of the same matrix has
+    full rank and a norm sqrt(channels) times smaller, so its rate falls as 1/sqrt(channels) (Yang,
+    Simon and Bernstein 2023, arXiv 2310.17813).
     """
     factors = {name: 1.0 for name, _ in flow.named_parameters()}
     if not optim.base_channels:
@@ -63,20 +65,20 @@ def rate_factors(flow: TarFlow, optim: OptimConfig) -> dict[str, float]:
 def groups(
     parameters: Mapping[str, nn.Parameter], factors: Mapping[str, float], optim: OptimConfig
 ) -> list[dict[str, Any]]:
-    """Return one group of an optimizer for each factor, the one that leaves the rate first."""
-    wanted = sorted({factors[name] for name in parameters}, key=lambda factor: factor != 1.0)
+    """Return one parameter group per factor, that of factor 1 first."""
+    distinct = sorted({factors[name] for name in parameters}, key=lambda factor: factor != 1.0)
     return [
         {
             "params": [p for name, p in parameters.items() if factors[name] == factor],
             "factor": factor,
             "weight_decay": optim.weight_decay / factor,
         }
-        for factor in wanted
+        for factor in distinct
     ]
 
 
 def hidden_matrices(flow: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weight matrices inside the layers by name; all else is no map of hidden states.
+    """Return the weight matrices inside the layers, which map hidden states to hidden states.
 
     >>> from tarflow.config import ModelConfig
     >>> from tarflow.model.flow import TarFlow
@@ -93,7 +95,7 @@ def hidden_matrices(flow: nn.Module) -> dict[str, nn.Parameter]:
 def optimizer_state(
     flow: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the name of each parameter and what its optimizer keeps of it."""
+    """Yield the name of each parameter and the state that its optimizer keeps for it."""
     names = {parameter: name for name, parameter in flow.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -102,9 +104,9 @@ def optimizer_state(
 
 
 def ema_exponent(width: float) -> float:
-    """Return the exponent of the power-function average of a given relative width.
+    """Return the exponent of the power-function EMA of a given relative width.
 
-    The average weights the model at `t` images by `t ** exponent`; the standard deviation of that
+    The EMA weights the model at `t` images by `t ** exponent`; the standard deviation of that
     profile is `width` times the images seen (Karras et al. 2024, arXiv 2312.02696, equation 17).
 
     >>> round(ema_exponent(0.05), 2)
@@ -119,11 +121,70 @@ def ema_exponent(width: float) -> float:
 
 
 def ema_decay(exponent: float, images: int, batch: int) -> float:
-    """Return how much of the average is kept when `images` have been seen after this batch."""
+    """Return the share of the EMA that is kept when `images` have been seen after this batch."""
     return float((1 - batch / images) ** (exponent + 1))
 
 
 @torch.no_grad()
-def update_average(average: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
-    """Move an average towards the current weights, in place."""
-    torch._foreach_lerp_(list(average), list(current), 1 - decay)
+def update_ema(ema: Iterable[Tensor], current: Iterable[Tensor], decay: float) -> None:
+    """Move an EMA towards the current weights, in place, keeping a share `decay` of it."""
+    torch._foreach_lerp_(list(ema), list(current), 1 - decay)
+
+
+class Update:
+    """Clips gradients, steps the optimizers and moves the EMA.
+
+    Attributes:
+        norm: Norm of all gradients before clipping, a scalar written by `gradient_norm`.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        parameters: Sequence[nn.Parameter],
+        ema: Sequence[Tensor],
+        clip: float,
+    ) -> None:
+        """Prepare for one run.
+
+        Args:
+            optimizers: They update all parameters between them.
+            parameters: All parameters, whole or sharded.
+            ema: Weight average of each parameter, sharded as it is.
+            clip: Largest norm of all gradients.
+        """
+        self.optimizers, self.parameters, self.clip = optimizers, parameters, clip
+        self.shards = [distributed.local_shard(parameter) for parameter in parameters]
+        self.ema = [distributed.local_shard(average) for average in ema]
+        self.norm = self.shards[0].new_zeros(())
+
+    def gradient_norm(self) -> Tensor:
+        """Return the norm of all gradients before clipping, a scalar that the next call reuses."""
+        self.measure_norm()
+        return self.norm
+
+    def __call__(self, rate: float, ema_decay: float) -> None:
+        """Clip by the last `gradient_norm`, step, and move the EMA.
+
+        Args:
+            rate: Learning rate, before the factor of a group.
+            ema_decay: Share of the EMA that is kept.
+        """
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):  # a CUDA graph reads it
+                    group["lr"].fill_(rate * group["factor"])
+                else:
+                    group["lr"] = rate * group["factor"]
+        self.clip_and_step()
+        update_ema(self.ema, self.shards, ema_decay)
+
+    def measure_norm(self) -> None:
+        """Write the norm of all gradients to `norm`."""
+        self.norm.copy_(distributed.gradient_norm(self.parameters))
+
+    def clip_and_step(self) -> None:
+        """Clip the gradients by `norm` and step the optimizers."""
+        nn.utils.clip_grads_with_norm_(self.parameters, self.clip, self.norm)
+        for optimizer in self.optimizers:
+            optimizer.step()

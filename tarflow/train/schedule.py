@@ -1,4 +1,4 @@
-"""The learning rate over a run, counted in images seen, and where it begins to show its length."""
+"""The learning rate over a run, counted in images seen, and until when it ignores the length."""
 
 import math
 from bisect import bisect_left
@@ -10,10 +10,10 @@ FLOOR = 0.01  # the cosine ends at this share of the peak rate, as published (1e
 
 
 def learning_rate(optim: OptimConfig, images: float, total: int) -> float:
-    """Return the rate at `images` seen of `total`.
+    """Return the learning rate at `images` seen of `total`.
 
-    `wsd`: linear warm-up, constant, linear decay to zero over the last `cooldown` share. Until
-    the decay begins the rate does not depend on `total`, so runs of other lengths share it.
+    `wsd`: linear warm-up, constant, linear decay to zero over the last `cooldown` share. Before
+    the decay the rate does not depend on `total`, so runs of any length share it.
     `cosine`: linear warm-up, then half a cosine.
     """
     warm = min(1.0, images / optim.warmup_images) if optim.warmup_images else 1.0
@@ -27,12 +27,12 @@ def learning_rate(optim: OptimConfig, images: float, total: int) -> float:
 
 
 def step_rate(config: RunConfig, images: int) -> float:
-    """Return the rate of the step that begins at `images` seen: that of its middle."""
+    """Return the rate of the step that begins at `images` seen, taken at its middle."""
     return learning_rate(config.optim, images + config.batch / 2, config.images)
 
 
 def shared_images(config: RunConfig) -> int:
-    """Return after how many images a run begins to differ from all longer ones of its kind.
+    """Return the number of images after which a run differs from longer runs of its family.
 
     That is the end of the last step whose rate the cooldown has not lowered; 0 for a cosine.
 

@@ -1,23 +1,22 @@
-"""One optimizer step on a global batch, the same numbers however it is carried out.
+"""One optimizer step on a global batch: the same numbers however it is executed.
 
 Legend: `B` batch, `T` tokens per image, `D` values per token.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tarflow import distributed
 from tarflow.config import RunConfig
-from tarflow.cuda_graph import CudaGraph, graph_pool
-from tarflow.device import autocast, master_dtype
+from tarflow.cpu.kernels import kernels
+from tarflow.cpu.update import OnePassUpdate
+from tarflow.device import DTYPES, autocast
+from tarflow.execution import Execution
 from tarflow.model import noise
 from tarflow.model.likelihood import negative_log_likelihood
 from tarflow.train import optim
 from tarflow.train.schedule import step_rate
 from tarflow.train.state import TrainState
-from tarflow.train.update import make_update
 
 
 class Diverged(RuntimeError):
@@ -25,37 +24,31 @@ class Diverged(RuntimeError):
 
 
 class TrainStep:
-    """Updates a state, its weight average included, batch by batch.
+    """Trains a state batch by batch (Zhai et al. 2025, section 3)."""
 
-    The gradients of several workers share one piece of memory, averaged after the last pass.
-
-    On an accelerator the passes and the update are recorded once and replayed, for launching the
-    operations of a model one by one can take the host longer than the device needs for them.
-    """
-
-    def __init__(self, state: TrainState, config: RunConfig) -> None:
-        """Serve one run.
+    def __init__(self, state: TrainState, config: RunConfig, execution: Execution) -> None:
+        """Prepare for one run.
 
         Args:
-            state: is changed by each step.
-            config: of the run.
+            state: Changed by each step.
+            config: Run to train.
+            execution: Resolved for this machine.
         """
-        self.state, self.config = state, config
-        device = state.flow.var.device
-        self.total = torch.zeros((), device=device, dtype=master_dtype(config))
+        self.state, self.config, self.execution = state, config, execution
+        self.loss = torch.zeros((), device=execution.device, dtype=execution.dtype)
         self.square = torch.zeros_like(state.flow.var)
-        self.run_pass: Callable[[Tensor, Tensor | None], None] = self._pass
-        pool = graph_pool(device)
-        if distributed.replayed(state.flow):
-            self.run_pass = CudaGraph(self._pass, device, pool)
-        self.update = make_update(state, config, pool)
-        self.exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
+        # One buffer for all gradients, where workers average it or CUDA graphs read it.
+        together = execution.workers > 1 and not execution.sharded
+        self.gradients = (
+            distributed.flatten_gradients(state.flow)
+            if together or execution.cuda_graphs
+            else None
+        )
+        self.update = self.make_update()
+        self.ema_exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
     def __call__(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Update once.
-
-        Noise, flips and dropped labels are drawn for the whole batch and each worker takes its
-        share, so the numbers do not depend on how many workers there are.
+        """Take one step.
 
         Args:
             pixels: (B, C, H, H) uint8, the global batch, on the device.
@@ -66,63 +59,91 @@ class TrainStep:
             clipping.
 
         Raises:
-            Diverged: if either is not finite; the weights are then still those before the step.
+            Diverged: If either is not finite; the weights are then those before the step.
         """
         state, config = self.state, self.config
-        noised, labels = self.share_of(pixels, labels)
-        micro = config.execution.micro_batch or state.micro_batch or len(noised)
-        self.total.zero_()
+        images, labels = self.draw_noise(pixels, labels)
+
+        self.loss.zero_()
         self.square.zero_()
-        for start in range(0, len(noised), micro):
-            part = noised[start : start + micro]
-            part_labels = None if labels is None else labels[start : start + micro]
-            self.run_pass(part, part_labels)
-        self.update.measure()
-        total, norm = distributed.mean(self.total), self.update.norm
-        if not torch.isfinite(total + norm):
-            raise Diverged(describe_divergence(state, noised, labels))
+        for start in range(0, len(images), self.execution.micro_batch):
+            part = slice(start, start + self.execution.micro_batch)
+            self.forward_backward(images[part], None if labels is None else labels[part])
+
+        if self.gradients is not None:
+            distributed.average_gradients(self.gradients)
+        loss, norm = distributed.mean(self.loss), self.update.gradient_norm()
+
+        if not torch.isfinite(loss + norm):
+            raise Diverged(describe_divergence(state, images, labels))
         if config.model.volume_preserving:
             state.flow.update_prior_variance(distributed.mean(self.square))
+
         rate = step_rate(config, state.images)
         state.images += config.batch
-        self.update(rate, self.decay())
-        return total.clone(), norm.clone()
+        self.update(rate, self.ema_decay())  # clip, step and EMA
+        self.clear_gradients()
+        return loss.clone(), norm.clone()
 
-    def decay(self) -> float:
-        """Return how much of the weight average this step keeps."""
-        if self.exponent is None:
-            return 0.0
-        return optim.ema_decay(self.exponent, self.state.images, self.config.batch)
+    def draw_noise(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Draw flips, noise and dropped labels, and return this worker's part of the batch.
 
-    def share_of(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Draw what is random of the global batch, and return this worker's part of it."""
+        They are drawn for the whole batch, so that the numbers do not depend on how many workers
+        there are.
+        """
         config, device = self.config, pixels.device
         rng = noise.generator(config.seed, "step", self.state.images, str(device))
         if config.data.flip:
             flipped = torch.rand(len(pixels), generator=rng, device=device) < 0.5
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
-        noised = noise.noisy(pixels, config.noise, rng, master_dtype(config))
+        images = noise.noisy(pixels, config.noise, rng, self.execution.dtype)
         if labels is not None:
             dropped = torch.rand(len(labels), generator=rng, device=device)
             labels = labels.masked_fill(dropped < config.optim.label_drop, -1)
-        mine = distributed.batch_slice(len(noised))
-        return noised[mine], None if labels is None else labels[mine]
+        part = distributed.batch_slice(len(images))
+        return images[part], None if labels is None else labels[part]
 
-    def _pass(self, images: Tensor, labels: Tensor | None) -> None:
+    def forward_backward(self, images: Tensor, labels: Tensor | None) -> None:
         """Add the gradients and the loss of a micro-batch to those of the step."""
-        mine = self.config.batch // distributed.world_size()
-        with autocast(self.config.precision, images.device):
+        share = self.config.batch // self.execution.workers
+        with autocast(self.execution.precision, images.device):
             latents, logdet = self.state.flow(images, labels)
-        loss = negative_log_likelihood(latents, logdet).mean() * (len(images) / mine)
+        loss = negative_log_likelihood(latents, logdet).mean() * (len(images) / share)
         loss.backward()
-        self.total += loss.detach()
+        self.loss += loss.detach()
         if self.config.model.volume_preserving:
-            self.square += latents.detach().square().sum(0) / mine
+            self.square += latents.detach().square().sum(0) / share
+
+    def make_update(self) -> optim.Update | OnePassUpdate:
+        """Return what clips, steps and averages: in one pass where compiled kernels can."""
+        state, config = self.state, self.config
+        named = dict(state.flow.named_parameters())
+        parameters, ema = list(named.values()), [state.ema[name] for name in named]
+        if self.execution.kernels == "fused" and config.optim.optimizer == "adamw":
+            library = kernels(DTYPES[self.execution.precision])
+            assert library
+            (optimizer,) = state.optimizers
+            return OnePassUpdate(optimizer, parameters, ema, config.optim.clip, library)
+        return optim.Update(state.optimizers, parameters, ema, config.optim.clip)
+
+    def ema_decay(self) -> float:
+        """Return the share of the EMA that this step keeps; 0 if there is no averaging."""
+        if self.ema_exponent is None:
+            return 0.0
+        return optim.ema_decay(self.ema_exponent, self.state.images, self.config.batch)
+
+    def clear_gradients(self) -> None:
+        """Make ready for the next step."""
+        if self.gradients is not None:
+            self.gradients.zero_()
+        else:
+            for parameter in self.update.parameters:
+                parameter.grad = None
 
 
 @torch.no_grad()
 def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None) -> str:
-    """Say at which images and in which block the numbers stopped being finite."""
+    """Say after how many images and in which block the numbers stopped being finite."""
     values = [
         bool(latents.isfinite().all() and logdet.isfinite().all())
         for latents, logdet in state.flow.trace(images, labels)
@@ -135,7 +156,7 @@ def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None
         )
         for block in state.flow.blocks
     ]
-    broken = distributed.any_worker([not fine for fine in values + gradients], images.device)
+    broken = distributed.any_worker([not finite for finite in values + gradients], images.device)
     if True not in broken:
         return f"the loss is not finite after {state.images} images"
     index, count = broken.index(True), len(values)

@@ -7,12 +7,14 @@ import torch
 
 from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, OptimConfig, RunConfig
 from tarflow.cpu.kernels import kernels
-from tarflow.train.checkpoint import StateWriter
-from tarflow.train.state import new_state, restore, save, tensors
+from tarflow.cpu.update import OnePassUpdate
+from tarflow.execution import resolve_execution
+from tarflow.train.checkpoint import CheckpointWriter, restore, save
+from tarflow.train.optim import Update
+from tarflow.train.state import new_state
 from tarflow.train.step import TrainStep
-from tarflow.train.update import FusedUpdate, Update, make_update
 
-CPU = torch.device("cpu")
+PLAIN = ExecutionConfig(fused=False)
 RUN = RunConfig(
     model=ModelConfig(patch=7, channels=24, head_dim=8, blocks=2, layers=1),
     data=DataConfig(hash="none"),
@@ -27,31 +29,40 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def updated(make, config, times, state=None, start=0):
+def fresh(config=RUN):
+    return new_state(config, resolve_execution(config))
+
+
+def made(state, config=RUN):
+    """Return the step of a run, whose update is what is tested."""
+    return TrainStep(state, config, resolve_execution(config))
+
+
+def updated(config, times, state=None, start=0):
     """Update a state with gradients drawn for each step, some of them to be clipped."""
-    state = state or new_state(config, CPU)
-    update = make(state, config)
+    state = state or fresh(config)
+    step = made(state, config)
     norms = []
     for number in range(start, start + times):
         rng = torch.Generator().manual_seed(number)
         for parameter in state.flow.parameters():
             values = torch.randn(parameter.shape, generator=rng) * 10.0 ** (number % 4 - 3)
             parameter.grad = values.to(parameter)
-        update.measure()
-        norms.append(update.norm.item())
-        update(1e-2 / (number + 1), 0.9)
+        norms.append(step.update.gradient_norm().item())
+        step.update(1e-2 / (number + 1), 0.9)
+        step.clear_gradients()
         assert all(parameter.grad is None for parameter in state.flow.parameters())
     return norms, state
 
 
 def contents(state):
-    return {name: tensor.detach().clone() for name, tensor in tensors(state)}
+    return {name: tensor.detach().clone() for name, tensor in state.tensors()}
 
 
 def test_a_fused_update_is_as_near_to_exact_arithmetic_as_a_plain_one():
-    exact_norms, exact = updated(Update, replace(RUN, precision="float64"), 12)
-    plain_norms, plain = updated(Update, RUN, 12)
-    norms, found = updated(make_update, RUN, 12)
+    exact_norms, exact = updated(replace(RUN, precision="float64"), 12)
+    plain_norms, plain = updated(replace(RUN, execution=PLAIN), 12)
+    norms, found = updated(RUN, 12)
     assert any(norm > RUN.optim.clip for norm in norms)
     assert any(norm < RUN.optim.clip for norm in norms)
     assert norms == pytest.approx(exact_norms, rel=1e-6)
@@ -64,26 +75,28 @@ def test_a_fused_update_is_as_near_to_exact_arithmetic_as_a_plain_one():
 
 
 def test_without_a_width_the_average_is_the_weights():
-    state = new_state(RUN, CPU)
-    update = make_update(state, RUN)
+    state = fresh()
+    update = made(state).update
     for parameter in state.flow.parameters():
         parameter.grad = torch.ones_like(parameter)
-    update.measure()
+    update.gradient_norm()
     update(1e-2, 0.0)
     for name, parameter in state.flow.named_parameters():
-        assert torch.equal(state.average[name], parameter)
+        assert torch.equal(state.ema[name], parameter)
 
 
-@pytest.mark.parametrize(("first", "then"), [(make_update, Update), (Update, make_update)])
-def test_either_goes_on_from_a_saved_state_of_the_other(first, then, tmp_path):
-    _, through = updated(first, RUN, 5)
-    _, before = updated(first, RUN, 3)
+@pytest.mark.parametrize("fused", [True, False])
+def test_either_resumes_from_a_checkpoint_of_the_other(fused, tmp_path):
+    first = replace(RUN, execution=ExecutionConfig(fused=fused))
+    then = replace(RUN, execution=ExecutionConfig(fused=not fused))
+    _, through = updated(first, 5)
+    _, before = updated(first, 3)
     before.images = 48
-    with StateWriter(tmp_path) as writer:
+    with CheckpointWriter(tmp_path) as writer:
         save(before, writer)
-    resumed = restore(new_state(RUN, CPU), tmp_path, RUN)
+    resumed = restore(fresh(then), tmp_path, RUN)
     assert resumed.images == 48
-    _, found = updated(then, RUN, 2, resumed, start=3)
+    _, found = updated(then, 2, resumed, start=3)
     expected, found = contents(through), contents(found)
     assert found.keys() == expected.keys()
     for name, truth in expected.items():
@@ -95,7 +108,7 @@ def test_no_number_depends_on_the_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            norms, state = updated(make_update, RUN, 3)
+            norms, state = updated(RUN, 3)
             found.append((norms, contents(state)))
     finally:
         torch.set_num_threads(before)
@@ -106,23 +119,23 @@ def test_no_number_depends_on_the_threads():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_a_gradient_that_is_not_finite_shows_in_the_norm(value):
-    state = new_state(RUN, CPU)
-    update = make_update(state, RUN)
+    state = fresh()
+    update = made(state).update
     for parameter in state.flow.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.flow.blocks[1].proj_out.bias.grad[3] = value
-    update.measure()
-    assert str(update.norm.item()) == str(torch.tensor(value).item())  # 1e30 squared is no float32
+    assert str(update.gradient_norm().item()) == str(
+        torch.tensor(value).item()
+    )  # 1e30 squared is no float32
 
 
 def test_what_is_fused_follows_the_config():
     def chosen(**changes):
         config = replace(RUN, **changes)
-        state = new_state(config, CPU)
-        return type(TrainStep(state, config).update)
+        return type(made(fresh(config), config).update)
 
-    assert chosen() is FusedUpdate
-    assert chosen(precision="bfloat16") is FusedUpdate
+    assert chosen() is OnePassUpdate
+    assert chosen(precision="bfloat16") is OnePassUpdate
     assert chosen(precision="float64") is Update
     assert chosen(execution=ExecutionConfig(fused=False)) is Update
     assert chosen(optim=OptimConfig(optimizer="muon")) is Update

@@ -45,9 +45,9 @@ def digits(tmp_path_factory):
         execution=ExecutionConfig(threads=1),
     )
     state = train(config, folder)
-    state.flow.load_state_dict(state.average)
+    state.flow.load_state_dict(state.ema)
     path = folder / "model.safetensors"
-    save_model(path, state.average, config)
+    save_model(path, state.ema, config)
     return state.flow.eval().requires_grad_(False), config, path
 
 
@@ -68,8 +68,8 @@ def test_parts_add_up_to_the_density_of_the_noisy_image(random_flow, kind, volum
     scores = scoring.score(flow, config, images, draws=2, batch=2)
     expected = torch.zeros(5, dtype=torch.float64)
     for draw in range(2):
-        use = f"held-out {draw}"
-        ((_, _, noised),) = held_out.noised_batches(images, np.arange(5), config, flow, use, 5)
+        use = [f"held-out {draw}"]
+        ((*_, noised),) = held_out.noised_batches(images, np.arange(5), config, flow, use, 5)
         for row, label in enumerate(labels):  # alone, dropped by giving none
             given = None if label < 0 else torch.tensor([label])
             expected[row] += likelihood.log_density(flow, noised[[row]], given)[0] / 2

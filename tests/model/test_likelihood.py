@@ -156,7 +156,7 @@ def trained(std, folder, **changes):
     )
     config = replace(config, **changes)
     state = train(config, folder)
-    state.flow.load_state_dict(state.average)
+    state.flow.load_state_dict(state.ema)
     return state.flow, config
 
 

@@ -1,4 +1,4 @@
-"""Recorded steps where no device could record: a recording does its work when replayed."""
+"""Steps as CUDA graphs, where no device could capture: a graph runs its work when replayed."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from graphs import run_and_replay
 
-from tarflow import cuda_graph, distributed
+from tarflow import cuda_graph, execution
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
@@ -15,8 +15,10 @@ from tarflow.config import (
     OptimConfig,
     RunConfig,
 )
+from tarflow.execution import resolve_execution
+from tarflow.train.cuda_graph import make_train_step
 from tarflow.train.state import new_state
-from tarflow.train.step import Diverged, TrainStep
+from tarflow.train.step import Diverged
 
 CPU = torch.device("cpu")
 RUN = RunConfig(
@@ -29,9 +31,15 @@ RUN = RunConfig(
 )
 
 
+def make(config, state=None):
+    """Return a state and its step, as `train` makes them."""
+    chosen = resolve_execution(config)
+    state = state or new_state(config, chosen)
+    return state, make_train_step(state, config, chosen)
+
+
 def steps(config, times=6):
-    state = new_state(config, CPU)
-    update = TrainStep(state, config)
+    state, update = make(config)
     rng = torch.Generator().manual_seed(0)
     found = []
     for _ in range(times):
@@ -52,24 +60,24 @@ def steps(config, times=6):
         {"model": replace(RUN.model, volume_preserving=True)},
     ],
 )
-def test_recorded_steps_train_alike_and_from_the_same_memory(changes, monkeypatch):
+def test_replayed_steps_train_alike_and_from_the_same_memory(changes, monkeypatch):
     config = replace(RUN, **changes)
     expected, plain = steps(config)
-    monkeypatch.setattr(distributed, "supports_cuda_graphs", lambda _: True)
+    monkeypatch.setattr(execution, "supports_cuda_graphs", lambda _: True)
     monkeypatch.setattr(cuda_graph, "capture", run_and_replay)
-    found, recorded = steps(config)
+    found, replayed = steps(config)
     assert found == pytest.approx(expected, rel=1e-6)  # rates are float32 there
-    for ours, theirs in zip(recorded.flow.parameters(), plain.flow.parameters(), strict=True):
+    for ours, theirs in zip(replayed.flow.parameters(), plain.flow.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-8)
         assert ours.grad is not None
         assert not ours.grad.any()
 
 
-def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
-    made, total = [], torch.zeros(())
+def test_graphs_read_new_values_and_are_captured_once_per_shape(monkeypatch):
+    captured, total = [], torch.zeros(())
 
     def capture(work, *where):
-        made.append(work)
+        captured.append(work)
         return run_and_replay(work, *where)
 
     monkeypatch.setattr(cuda_graph, "capture", capture)
@@ -77,19 +85,19 @@ def test_recordings_read_new_values_and_are_made_once_per_shape(monkeypatch):
     def add(first, second):
         total.add_(first.sum() if second is None else (first * second).sum())
 
-    recorder = cuda_graph.CudaGraph(add, CPU)
+    graph = cuda_graph.CudaGraph(add, CPU)
     for count in (3, 3, 2, 3):
-        recorder(torch.full((count,), 2.0), torch.full((count,), 5.0))
-    recorder(torch.ones(3), None)
+        graph(torch.full((count,), 2.0), torch.full((count,), 5.0))
+    graph(torch.ones(3), None)
     assert total == 2 * 5 * (3 + 3 + 2 + 3) + 3
-    assert len(made) == 3
+    assert len(captured) == 3
 
 
-def test_a_recorded_step_that_diverges_changes_no_weight(monkeypatch):
-    monkeypatch.setattr(distributed, "supports_cuda_graphs", lambda _: True)
+def test_a_replayed_step_that_diverges_changes_no_weight(monkeypatch):
+    monkeypatch.setattr(execution, "supports_cuda_graphs", lambda _: True)
     monkeypatch.setattr(cuda_graph, "capture", run_and_replay)
     _, state = steps(RUN, times=2)
-    update = TrainStep(state, RUN)
+    _, update = make(RUN, state)
     state.flow.blocks[1].proj_out.bias.data.fill_(-1e5)
     before = [parameter.clone() for parameter in state.flow.parameters()]
     with pytest.raises(Diverged, match="block 1"):

@@ -9,37 +9,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import Stop, config, losses, stop_at
+from training_runs import (
+    LONG,
+    MIDDLE,
+    SHORT,
+    Stop,
+    assert_same,
+    family,
+    losses,
+    rows,
+    stop_at,
+)
 
 from tarflow import cost, distributed
 from tarflow.config import OptimConfig, RunConfig
 from tarflow.record import read_table
 from tarflow.run import run
-from tarflow.train.checkpoint import load_state, saved_images
+from tarflow.train.checkpoint import load_checkpoint, saved_images
 from tarflow.train.loop import train
 from tarflow.train.schedule import shared_images, step_rate
-from tarflow.train.trunk import Trunk, trunk_folder
-
-SHORT, MIDDLE, LONG = (config(precision="float32", images=images) for images in (160, 320, 640))
-CLOCKS = "seconds"  # a column that no two runs share
-
-
-def family(folder, *shorter):
-    """Return where the longest run leaves its states for these."""
-    return Trunk(folder / "trunk", "longest", frozenset(map(shared_images, shorter)))
-
-
-def assert_same(one, other):
-    """Compare two training states: weights, average, optimizer, loss curve."""
-    assert one.images == other.images
-    for name, tensor in other.flow.state_dict().items():
-        assert torch.equal(one.flow.state_dict()[name], tensor), name
-        assert torch.equal(one.average[name], other.average[name]), name
-    assert rows(one.curve) == rows(other.curve)
-
-
-def rows(curve):
-    return [{name: value for name, value in row.items() if name != CLOCKS} for row in curve]
+from tarflow.train.trunk import trunk_folder
 
 
 @pytest.mark.parametrize("cooldown", [0.0, 0.2, 1 / 3, 1.0])
@@ -73,7 +62,8 @@ def test_branches_are_the_runs_they_would_have_been(tmp_path):
     whole = train(LONG, tmp_path / "long", trunk=trunk)
     assert saved_images(trunk.folder) == [128, 256]
     for one in (MIDDLE, SHORT):
-        branch = train(one, tmp_path / str(one.images), trunk=replace(trunk, marks=frozenset()))
+        alone = replace(trunk, branch_points=frozenset())
+        branch = train(one, tmp_path / str(one.images), trunk=alone)
         assert branch.inherited == shared_images(one)
         assert 0 < branch.inherited_seconds < branch.seconds
         assert_same(branch, train(one, tmp_path / f"alone{one.images}"))
@@ -85,7 +75,7 @@ def test_a_trunk_may_be_killed_and_its_states_deleted(tmp_path):
     trunk, alone = family(tmp_path, SHORT, MIDDLE), train(MIDDLE, tmp_path / "alone")
     with pytest.raises(Stop):
         train(LONG, tmp_path / "long", stop_at(192), trunk=trunk)
-    assert load_state(trunk.folder)[1]["images"] == shared_images(SHORT)
+    assert load_checkpoint(trunk.folder)[1]["images"] == shared_images(SHORT)
     early = train(MIDDLE, tmp_path / "early", trunk=trunk)  # from what is there
     assert early.inherited == shared_images(SHORT)
     assert_same(early, alone)
@@ -160,5 +150,5 @@ def be_one_of_two(rank, port, sharding, folder):
         alone = train(short, folder / "alone")
     assert branch.inherited == shared_images(short)
     assert losses(branch) == losses(alone)
-    for name, tensor in alone.average.items() if rank == 0 else ():
-        assert torch.equal(branch.average[name], tensor), name
+    for name, tensor in alone.ema.items() if rank == 0 else ():
+        assert torch.equal(branch.ema[name], tensor), name

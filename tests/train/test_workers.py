@@ -16,16 +16,16 @@ import pytest
 import torch
 from graphs import run_and_replay
 from PIL import Image
-from test_training import config, losses
+from training_runs import config, losses
 
-from tarflow import cost, cuda_graph, device, distributed
+from tarflow import cost, cuda_graph, device, distributed, execution
 from tarflow.config import OptimConfig, RunConfig, to_yaml
 from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock
 from tarflow.record import read_result, read_table
 from tarflow.run import run
 from tarflow.train import checkpoint as states
-from tarflow.train.checkpoint import load_state
+from tarflow.train.checkpoint import load_checkpoint
 from tarflow.train.loop import train
 from tarflow.train.preemption import Preempted
 from tarflow.train.step import Diverged
@@ -35,19 +35,19 @@ WAYS = ("replicate", "shard")
 TOLERANCE = {"plain": 1e-9, "preserving": 1e-9, "float32": 1e-3}
 
 
-def choice(kind, sharding="auto", **execution):
+def choice(kind, sharding="auto", **asked):
     """Return a run of 50 steps, its gradients clipped and its labels dropped, in some variety."""
     chosen = config(images=STEPS * BATCH, optim=OptimConfig(lr=5e-3, warmup_images=64, clip=0.3))
     if kind == "preserving":
         chosen = replace(chosen, model=replace(chosen.model, volume_preserving=True))
-        execution = {"micro_batch": 4, **execution}
+        asked = {"micro_batch": 4, **asked}
     if kind == "float32":
         chosen = replace(chosen, precision=kind, model=replace(chosen.model, blocks=1))
     if kind == "bfloat16":
         chosen = replace(chosen, precision=kind, images=5 * BATCH)
-        execution = {"fused": False, **execution}  # a divided state never is
-    execution = {"sharding": sharding, "checkpoint_seconds": 1e9, **execution}
-    return replace(chosen, execution=replace(chosen.execution, **execution))
+        asked = {"fused": False, **asked}  # a divided state never is
+    asked = {"sharding": sharding, "checkpoint_seconds": 1e9, **asked}
+    return replace(chosen, execution=replace(chosen.execution, **asked))
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ def carry_out(job):
         if job.poison and distributed.rank() == distributed.world_size() - 1:
             patch.setattr(FlowBlock, "coefficients", poisoned)
         if job.replayed:
-            patch.setattr(distributed, "supports_cuda_graphs", lambda _: True)
+            patch.setattr(execution, "supports_cuda_graphs", lambda _: True)
             patch.setattr(cuda_graph, "capture", run_and_replay)
         if job.ends:  # the save is slow enough to tell who leaves before it
-            patch.setattr(states, "save_state", slow_save)
+            patch.setattr(states, "save_checkpoint", slow_save)
         try:
             if job.complete:
                 return run(job.config, job.folder, role="final")
@@ -85,12 +85,12 @@ def carry_out(job):
         except Diverged as error:
             return error
         except Preempted as error:  # as soon as one worker leaves, all may be ended
-            whole = load_state(job.folder / "state")
+            whole = load_checkpoint(job.folder / "state")
             return Preempted(f"{error}; on disk: {whole and whole[1]['images']}")
-    return losses(state), state.average
+    return losses(state), state.ema
 
 
-def slow_save(*arguments, save=states.save_state):
+def slow_save(*arguments, save=states.save_checkpoint):
     time.sleep(0.5)
     save(*arguments)
 
@@ -227,20 +227,20 @@ def test_micro_batches_change_neither_losses_nor_weights(outcomes, tmp_path, kin
 
 def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    memory, cpu = {"bytes": 1e12}, torch.device("cpu")
+    memory = {"bytes": 1e12}
     monkeypatch.setattr(distributed, "memory", lambda _: memory["bytes"])
 
-    def found(**execution):
-        execution = distributed.resolve(choice("plain", **execution), cpu).execution
-        assert execution.workers == 2
-        return execution.sharding
+    def sharded(**asked):
+        chosen = execution.resolve_execution(choice("plain", **asked))
+        assert chosen.workers == 2
+        return chosen.sharded
 
-    assert (found(), found(sharding="shard")) == ("replicate", "shard")
+    assert (sharded(), sharded(sharding="shard")) == (False, True)
     memory["bytes"] = 1e5
-    assert (found(), found(sharding="replicate")) == ("shard", "replicate")
+    assert (sharded(), sharded(sharding="replicate")) == (True, False)
     muon = replace(choice("float32"), optim=OptimConfig(optimizer="muon"))
     with pytest.raises(UserError, match="muon needs whole matrices on every worker: set"):
-        distributed.resolve(muon, cpu)
+        execution.resolve_execution(muon)
 
 
 def test_the_memory_of_a_container_counts(monkeypatch, tmp_path):

@@ -9,19 +9,26 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_golden import TOLERANCE
-from test_golden import built as reference_flow
-from test_golden import read as reference_tensors
+from golden_files import TOLERANCE
+from golden_files import built as reference_flow
+from golden_files import read as reference_tensors
 
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cpu import kernels as built
-from tarflow.cpu.layers import fused_affine, fused_layer
+from tarflow.cpu.layers import (
+    FusedBlock,
+    FusedLayer,
+    ProductLayer,
+    causal_attention,
+    fused_affine,
+    fused_layer,
+)
 from tarflow.device import processor
-from tarflow.model.flow import FlowBlock, Layer
+from tarflow.execution import resolve_execution
+from tarflow.model.flow import FlowBlock, Layer, TarFlow
 from tarflow.model.likelihood import negative_log_likelihood
-from tarflow.train.state import new_state
+from tarflow.train.state import new_state, recomputed
 
-CPU = torch.device("cpu")
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INSTRUCTIONS = {  # by processor, what another one must have to run them
     "native": "",  # matrix units, if there are any
@@ -51,14 +58,11 @@ def instructions(request, monkeypatch):
     built.kernels.cache_clear()
 
 
-def fused(flow, dtype):
-    """Make a flow compute as in training."""
-    for module in flow.modules():
-        if isinstance(module, Layer):
-            module.fused = dtype
-        elif isinstance(module, FlowBlock):
-            module.fused = dtype is not None
-    return flow
+def fused(flow, block_type=FusedBlock, layer_type=FusedLayer):
+    """Return a flow of the same weights that computes as in training."""
+    twin = TarFlow(flow.config, block_type, layer_type).to(flow.var.dtype)
+    twin.load_state_dict(flow.state_dict())
+    return twin
 
 
 def passed(flow, images, labels, dtype):
@@ -88,8 +92,9 @@ def test_a_fused_flow_is_as_near_to_exact_arithmetic_as_a_plain_one(random_flow,
     images = torch.rand(5, 2, size, size, generator=rng, dtype=torch.float64) * 2 - 1
     labels = torch.tensor([0, 2, -1, 1, 1]) if exact.config.classes else None
     truth = passed(exact, images, labels, torch.float64)
-    plain = passed(fused(flow, None), images.float(), labels, TYPES[name])
-    found = passed(fused(flow, TYPES[name]), images.float(), labels, TYPES[name])
+    eager = fused(flow, FlowBlock, ProductLayer)
+    plain = passed(eager, images.float(), labels, TYPES[name])
+    found = passed(fused(flow), images.float(), labels, TYPES[name])
     assert not torch.equal(plain["latents"], found["latents"])  # they are two computations
     for what, expected in truth.items():
         assert found[what].dtype == torch.float32
@@ -102,7 +107,7 @@ def test_a_fused_flow_is_as_near_to_exact_arithmetic_as_a_plain_one(random_flow,
 
 def test_a_fused_flow_reproduces_the_reference_tensors(golden):
     metadata, tensors = reference_tensors(golden, torch.float32)
-    flow = fused(reference_flow(metadata, tensors), torch.float32)
+    flow = fused(reference_flow(metadata, tensors))
     labels = tensors.get("in.labels") if flow.config.classes else None
     latents, logdet = flow(tensors["in.images"], labels)
     kind = "cond" if flow.config.classes else "uncond"
@@ -168,6 +173,18 @@ def test_layers_by_other_instructions(name):
         assert (each - truth).norm() <= tolerance * truth.norm()
 
 
+def test_plain_products_attend_as_the_fused_kernel_does():
+    rng = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, 7, 4, generator=rng, dtype=torch.float64) for _ in range(4)]
+    query, key, value, weight = (part.requires_grad_() for part in parts)
+    fused = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    plain = causal_attention(query, key, value)
+    torch.testing.assert_close(plain, fused)
+    inputs = (query, key, value)
+    expected = torch.autograd.grad((fused * weight).sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad((plain * weight).sum(), inputs), expected)
+
+
 def test_gelu_and_its_slope_keep_their_precision_everywhere():
     at = torch.cat([torch.linspace(-30, 30, 60_001), torch.logspace(-30, 0, 999)])
     at = torch.cat([at, -at, torch.tensor([0.0, torch.inf, torch.nan])])[None].contiguous()
@@ -216,7 +233,7 @@ def test_no_number_depends_on_the_threads():
 
 
 def test_what_is_not_finite_is_passed_on(random_flow):
-    flow = fused(random_flow(torch.float32), torch.float32)
+    flow = fused(random_flow(torch.float32))
     images = torch.zeros(2, 2, 8, 8)
     images[1, 0, 0, 0] = torch.nan
     latents, _ = flow(images)
@@ -227,28 +244,30 @@ def test_what_is_not_finite_is_passed_on(random_flow):
 
 
 def test_activations_computed_again_give_the_same_gradients(random_flow):
-    flow = fused(random_flow(torch.float32, layers=2), torch.float32)
+    flow = random_flow(torch.float32, layers=2)
     images = torch.linspace(-1, 1, 3 * 2 * 64).view(3, 2, 8, 8)
-    kept = passed(flow, images, None, torch.float32)
-    for block in flow.blocks:
-        block.checkpoint_activations = True
-    again = passed(flow, images, None, torch.float32)
+    kept = passed(fused(flow), images, None, torch.float32)
+    again = passed(fused(flow, layer_type=recomputed(FusedLayer)), images, None, torch.float32)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 def test_what_is_fused_follows_the_config(monkeypatch):
     run = RunConfig(model=ModelConfig(channels=16, head_dim=8), precision="float32")
 
-    def dtype(**changes):
-        return new_state(replace(run, **changes), CPU).flow.blocks[0].attn_blocks[0].fused
+    def chosen(**changes):
+        config = replace(run, **changes)
+        execution = resolve_execution(config)
+        layer = new_state(config, execution).flow.blocks[0].attn_blocks[0]
+        assert isinstance(layer, FusedLayer) == (execution.kernels == "fused")
+        return execution.kernels
 
-    assert dtype() == torch.float32
-    assert dtype(precision="bfloat16") == torch.bfloat16
-    assert dtype(precision="float64") is None
-    assert dtype(execution=ExecutionConfig(fused=False)) is None
+    assert chosen() == "fused"
+    assert chosen(precision="bfloat16") == "fused"
+    assert chosen(precision="float64") == "eager"
+    assert chosen(execution=ExecutionConfig(fused=False)) == "eager"
     monkeypatch.setattr(built.shutil, "which", lambda _: None)
     built.kernels.cache_clear()
-    assert dtype() is None
+    assert chosen() == "eager"
     built.kernels.cache_clear()
 
 

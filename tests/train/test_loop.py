@@ -5,59 +5,26 @@ from itertools import pairwise
 
 import pytest
 import torch
+from training_runs import Stop, config, losses, stop_at
 
-from tarflow import data
 from tarflow.config import (
-    DataConfig,
-    EvaluationConfig,
     ExecutionConfig,
     ModelConfig,
     OptimConfig,
-    RunConfig,
 )
-from tarflow.device import resolve_precision
 from tarflow.errors import UserError
+from tarflow.execution import choose_precision
 from tarflow.identity import run_id
 from tarflow.model.flow import TarFlow
 from tarflow.record import CURVE, RUNS, read_result, read_table
 from tarflow.run import run
 from tarflow.train import optim
-from tarflow.train.checkpoint import load_state
+from tarflow.train.checkpoint import load_checkpoint
 from tarflow.train.loop import train
 from tarflow.train.schedule import learning_rate
 from tarflow.train.step import Diverged, TrainStep
 
 FROZEN = [0.5277317599358383, 0.1798776064813063, 0.05658603548699295, -0.01013602491922055]
-
-
-def config(**changes):
-    plain = RunConfig(
-        model=ModelConfig(patch=7, channels=16, head_dim=8, blocks=2, layers=1, classes=10),
-        data=data.hash_data(DataConfig()),
-        optim=OptimConfig(lr=5e-3, warmup_images=64),
-        images=320,
-        batch=16,
-        precision="float64",
-        evaluation=EvaluationConfig(decoder_images=50, samples=0),
-        execution=ExecutionConfig(threads=1, checkpoint_seconds=0, report_seconds=0),
-    )
-    return replace(plain, **changes)
-
-
-def losses(state):
-    return [row["loss"] for row in state.curve]
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(images):
-    def report(progress):
-        if progress["images"] == images:
-            raise Stop
-
-    return report
 
 
 def test_twenty_steps_give_the_losses_they_gave_before(tmp_path):
@@ -71,12 +38,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
     whole = train(config(), tmp_path / "whole")
     with pytest.raises(Stop):
         train(config(), tmp_path / "cut", stop_at(160))
-    reached = load_state(tmp_path / "cut/state")[1]["images"]
+    reached = load_checkpoint(tmp_path / "cut/state")[1]["images"]
     assert 0 < reached < 320
     resumed = train(config(), tmp_path / "cut")
     assert losses(resumed) == losses(whole)
-    for name, tensor in whole.average.items():
-        assert torch.equal(resumed.average[name], tensor), name
+    for name, tensor in whole.ema.items():
+        assert torch.equal(resumed.ema[name], tensor), name
 
 
 def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path):
@@ -84,11 +51,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path):
         train(config(), tmp_path, stop_at(160))
     states = sorted((tmp_path / "state").glob("*.safetensors"))
     assert len(states) == 2
-    before = load_state(tmp_path / "state")[1]["images"]
+    before = load_checkpoint(tmp_path / "state")[1]["images"]
     states[-1].write_bytes(states[-1].read_bytes()[:-1000])
-    assert load_state(tmp_path / "state")[1]["images"] < before
+    assert load_checkpoint(tmp_path / "state")[1]["images"] < before
     states[0].write_bytes(b"x")
-    assert load_state(tmp_path / "state") is None
+    assert load_checkpoint(tmp_path / "state") is None
 
 
 def test_micro_batches_change_nothing(tmp_path):
@@ -114,7 +81,7 @@ def test_a_pass_that_does_not_fit_in_memory_is_halved_and_remembered(tmp_path, m
     fitting = {1: 1, 3: 2, 16: 16}[limit]
     halves = [batch for batch in (16, 8, 4, 2, 1) if batch >= fitting]
     assert tried[: len(halves)] == halves
-    assert load_state(tmp_path / "small/state")[1]["micro_batch"] == fitting
+    assert load_checkpoint(tmp_path / "small/state")[1]["micro_batch"] == fitting
     tried.clear()
     resumed = train(config(), tmp_path / "small")
     assert set(tried) == {fitting}  # larger ones are not tried again
@@ -167,8 +134,8 @@ def test_muon_learns_resumes_and_owns_the_hidden_matrices(tmp_path):
         train(muon, tmp_path / "cut", stop_at(160))
     resumed = train(muon, tmp_path / "cut")
     assert losses(resumed) == losses(whole)
-    for name, tensor in whole.average.items():
-        assert torch.equal(resumed.average[name], tensor), name
+    for name, tensor in whole.ema.items():
+        assert torch.equal(resumed.ema[name], tensor), name
 
 
 @pytest.mark.slow
@@ -201,8 +168,7 @@ def test_a_cpu_trains_in_the_faster_precision(instructions, channels, chosen, mo
         assert instructions.keys() <= torch.cpu.get_capabilities().keys()  # spelt as there
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     model = ModelConfig(channels=channels, head_dim=16)
-    assert resolve_precision("auto", torch.device("cpu"), model) == chosen
-    assert resolve_precision("float64", torch.device("cpu"), model) == "float64"
+    assert choose_precision(torch.device("cpu"), model)[0] == chosen
 
 
 def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):
@@ -266,7 +232,7 @@ def test_the_average_weighs_the_past_by_a_power_of_the_images_seen():
     for step in range(1, steps + 1):
         decay = optim.ema_decay(exponent, step * batch, batch)
         now = torch.tensor([step / steps], dtype=torch.float64)
-        optim.update_average([average, square], [now, now**2], decay)
+        optim.update_ema([average, square], [now, now**2], decay)
     spread = (square - average**2).sqrt().item()
     assert spread == pytest.approx(width, rel=0.01)
 

@@ -1,0 +1,156 @@
+"""How a run is executed on this machine, resolved once, with the reason for each choice.
+
+None of it changes what a run is: the same config gives the same numbers up to rounding, whatever
+the device, the number of workers or the kernels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from tarflow import cost, distributed
+from tarflow.config import ModelConfig, RunConfig
+from tarflow.cpu.kernels import kernels
+from tarflow.cuda_graph import supports_cuda_graphs
+from tarflow.device import DTYPES, check_compiler, choose_device, describe_device
+from tarflow.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16", "float64"]
+WIDE = 64  # channels from which bfloat16 pays on a CPU that multiplies in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Everything about a run that depends on the machine."""
+
+    device: torch.device  # of this worker
+    precision: str  # of the matrix products: float32, bfloat16 or float64
+    workers: int  # data-parallel processes
+    sharded: bool  # whether the workers divide the training state among them (FSDP)
+    micro_batch: int  # images per forward pass and worker; at first the most that may be tried
+    kernels: str  # fused: compiled CPU kernels; compile: torch.compile; eager: plain PyTorch
+    threads: int  # CPU threads of each worker
+    cuda_graphs: bool  # whether steps are captured and replayed
+    reasons: Mapping[str, str]  # why, by the name of the choice
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weights and sums: float32, or float64 when all arithmetic is."""
+        return torch.float64 if self.precision == "float64" else torch.float32
+
+    def __str__(self) -> str:
+        values = {
+            "device": f"{self.device.type}, {describe_device(self.device)}",
+            "precision": self.precision,
+            "workers": str(self.workers),
+            "state": "sharded" if self.sharded else "replicated",
+            "micro-batch": f"{self.micro_batch} images",
+            "kernels": self.kernels,
+            "threads": str(self.threads),
+        }
+        return "\n".join(
+            f"{name:<12}{value:<12} {self.reasons.get(name, '')}".rstrip()
+            for name, value in values.items()
+        )
+
+
+def resolve_execution(config: RunConfig) -> Execution:
+    """Choose how to execute a run; every worker must call this.
+
+    The micro-batch is what the config asks for, or else a whole share of the batch, which
+    `train.micro_batch.fit_micro_batch` lowers until memory suffices.
+
+    Args:
+        config: Run whose precision and data hash are resolved.
+
+    Raises:
+        UserError: If CUDA is asked for and absent, layers cannot be compiled here, or the batch
+            does not divide by the workers.
+        ConfigError: If the state must be sharded and the optimizer needs whole matrices.
+    """
+    device, workers = (
+        choose_device(config.execution, distributed.local_rank()),
+        distributed.world_size(),
+    )
+    config = replace(config, execution=replace(config.execution, workers=workers))
+    asked, reasons = config.execution, {}
+    available = "this machine has CUDA" if device.type == "cuda" else "no CUDA device here"
+    reasons["device"] = available if asked.device == "auto" else "set in the config"
+    chosen, why = choose_precision(device, config.model)
+    reasons["precision"] = why if chosen == config.precision else "set in the config"
+    memory = distributed.memory(device)
+    sharded = cost.sharded(config, memory)
+    if sharded and config.optim.optimizer == "muon":
+        raise ConfigError(
+            "muon needs whole matrices on every worker: set optim.optimizer to adamw, or "
+            "execution.sharding to replicate"
+        )
+    reasons["state"] = _why_sharded(config, sharded)
+    part = distributed.batch_slice(config.batch)
+    share = part.stop - part.start
+    if asked.micro_batch:
+        micro_batch, reasons["micro-batch"] = min(share, asked.micro_batch), "set in the config"
+    elif sharded:
+        micro_batch = cost.micro_batch(config, memory)
+        reasons["micro-batch"] = "computed to fit in memory beside a shard of the state"
+    else:
+        micro_batch, reasons["micro-batch"] = share, "a worker's whole share of the batch fits"
+    kind, reasons["kernels"] = _choose_kernels(config, device, sharded)
+    reasons["threads"] = "set in the config" if asked.threads else "as PyTorch chooses"
+    return Execution(
+        device=device,
+        precision=config.precision,
+        workers=workers,
+        sharded=sharded,
+        micro_batch=micro_batch,
+        kernels=kind,
+        threads=torch.get_num_threads(),
+        cuda_graphs=supports_cuda_graphs(device) and not sharded,
+        reasons=reasons,
+    )
+
+
+def choose_precision(device: torch.device, model: ModelConfig) -> tuple[Precision, str]:
+    """Return the precision that `auto` stands for on a device, and why.
+
+    A CPU trains faster in bfloat16 if it multiplies in it (AVX512-BF16, as all CPUs with matrix
+    units do) and the products are wide enough to make up for the conversions
+    (`benchmarks/README.md`).
+    """
+    if device.type == "cuda":
+        return "bfloat16", "matrix units multiply fastest in it"
+    if not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return "float32", "this CPU does not multiply in bfloat16"
+    if model.channels < WIDE:
+        return "float32", f"below {WIDE} channels conversions to bfloat16 cost more than they save"
+    return "bfloat16", "this CPU multiplies in bfloat16"
+
+
+def _why_sharded(config: RunConfig, sharded: bool) -> str:
+    if config.execution.workers == 1:
+        return "a single worker holds it all"
+    if config.execution.sharding != "auto":
+        return "set in the config"
+    return "one device cannot hold it all" if sharded else "one device can hold it all"
+
+
+def _choose_kernels(
+    config: RunConfig, device: torch.device, sharded: bool
+) -> tuple[Literal["fused", "compile", "eager"], str]:
+    """Choose the kernels of the Transformer layers.
+
+    Compiled CPU kernels serve neither accelerators nor a sharded state nor float64.
+    """
+    why = "the state is sharded" if sharded else "execution.compile is off"
+    if device.type == "cpu" and config.execution.fused and not sharded:
+        if kernels(DTYPES[config.precision]):
+            return "fused", "compiled for this CPU by g++"
+        why = "there are none for float64"
+        if config.precision != "float64":
+            why = "g++ is missing or failed"
+    if config.execution.compile:
+        check_compiler()
+        return "compile", "execution.compile is set"
+    return "eager", why

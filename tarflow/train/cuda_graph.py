@@ -1,0 +1,75 @@
+"""The training step as CUDA graphs: `TrainStep` with its device work captured and replayed.
+
+Launching the operations of a small model one by one takes the host longer than the device needs to
+run them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarflow.config import RunConfig
+from tarflow.cpu.update import OnePassUpdate
+from tarflow.cuda_graph import CudaGraph, graph_pool
+from tarflow.execution import Execution
+from tarflow.train.optim import Update
+from tarflow.train.state import TrainState
+from tarflow.train.step import TrainStep
+
+
+def make_train_step(state: TrainState, config: RunConfig, execution: Execution) -> TrainStep:
+    """Return the training step of a run, as CUDA graphs where they are supported."""
+    step_type = GraphedTrainStep if execution.cuda_graphs else TrainStep
+    return step_type(state, config, execution)
+
+
+class GraphedTrainStep(TrainStep):
+    """`TrainStep`, with forward and backward passes and the update replayed from CUDA graphs."""
+
+    def __init__(self, state: TrainState, config: RunConfig, execution: Execution) -> None:
+        self.pool = graph_pool(execution.device)
+        super().__init__(state, config, execution)
+        self._pass = CudaGraph(super().forward_backward, execution.device, self.pool)
+
+    def forward_backward(self, images: Tensor, labels: Tensor | None) -> None:
+        """Add the gradients and the loss of a micro-batch to those of the step."""
+        self._pass(images, labels)
+
+    def make_update(self) -> Update | OnePassUpdate:
+        """Return the update as CUDA graphs."""
+        named = dict(self.state.flow.named_parameters())
+        ema, clip = [self.state.ema[name] for name in named], self.config.optim.clip
+        return GraphedUpdate(self.state.optimizers, list(named.values()), ema, clip, self.pool)
+
+
+class GraphedUpdate(Update):
+    """`Update`, with the gradient norm and the optimizer's step replayed from CUDA graphs."""
+
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        parameters: Sequence[nn.Parameter],
+        ema: Sequence[Tensor],
+        clip: float,
+        pool: Any,
+    ) -> None:
+        """Make the optimizers ready for capture; arguments as for `Update` and `CudaGraph`."""
+        super().__init__(optimizers, parameters, ema, clip)
+        device = parameters[0].device
+        self._norm = CudaGraph(super().measure_norm, device, pool)
+        self._step: Callable[[], None] = super().clip_and_step
+        if len(optimizers) == 1:  # Muon takes its rate from the host
+            self._step = CudaGraph(super().clip_and_step, device, pool)
+            for group in optimizers[0].param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]), device=device)
+                group["capturable"] = True
+
+    def measure_norm(self) -> None:
+        """Write the norm of all gradients to `norm`."""
+        self._norm()
+
+    def clip_and_step(self) -> None:
+        """Clip the gradients by `norm` and step the optimizers."""
+        self._step()
