@@ -4,6 +4,7 @@ Legend: `T` tokens per image, `D` values per token.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -226,9 +227,7 @@ def round_images(images: float, batch: int) -> int:
     return max(1, round(images / batch)) * batch
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # built on first use
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What a run costs before it is run: parameters, FLOPs, memory, seconds and money.
+"""The cost of a run before it starts: parameters, FLOPs, memory, and prices of devices.
+
+FLOPs count the matrix products of training and ideal causal attention, `T(T+1)/2` pairs, with the
+backward pass as twice the forward, whatever kernel runs.
 
 Legend: `T` tokens per image, `D` values per token, `C` channels.
-FLOPs count the matrix products of training and ideal causal attention, `T(T+1)/2` pairs,
-with the backward pass as twice the forward, whatever kernel runs.
 """
 
 import math
@@ -12,19 +13,19 @@ from tarflow.config import ModelConfig, RunConfig
 
 
 def outputs_per_token(model: ModelConfig) -> int:
-    """Values the last projection gives per token: scale and shift, or shift only."""
+    """Count the outputs of a block per token: scale and shift, or shift only."""
     return model.token_dim * (1 if model.volume_preserving else 2)
 
 
 def params(model: ModelConfig) -> int:
-    """Count matrix-product weights, the `N` of the scaling laws."""
+    """Count the weights of matrix products, the `N` of the scaling laws."""
     layer = 12 * model.channels**2
     ends = model.token_dim * model.channels + model.channels * outputs_per_token(model)
     return model.blocks * (model.layers * layer + ends)
 
 
 def params_total(model: ModelConfig) -> int:
-    """Count every trained value: weights, biases, norms, position and class tables."""
+    """Count all trained values: weights, biases, norms, position and class tables."""
     layer = 12 * model.channels**2 + 13 * model.channels
     ends = (
         (model.token_dim + 1) * model.channels
@@ -50,51 +51,51 @@ def run_flops(config: RunConfig) -> float:
     return float(training_flops(config.model)) * config.images
 
 
-WIDE = {"float64": 8}  # bytes of a weight and of what is added up; 4 in all other precisions
-NARROW = {"float64": 8, "bfloat16": 2}  # bytes of a factor of a matrix product, likewise
+WIDE = {"float64": 8}  # bytes of a weight or a sum; 4 in all other precisions
+NARROW = {"float64": 8, "bfloat16": 2}  # bytes of a factor of a matrix product; otherwise 4
 ACTIVATIONS_PER_LAYER = 16  # values of width C kept per token and layer for the backward pass
-RESIDUALS_PER_LAYER = 2  # of them, inputs of the layer norms, which are wide
-WORKING_VALUES = 10  # values of width C per token that the layer at work adds for a while
+RESIDUALS_PER_LAYER = 2  # of these, the inputs of the layer norms, which are wide
+WORKING_VALUES = 10  # temporary values of width C per token in the layer being computed
 END_VALUES = 8  # values of width D per token around the layers of a block
-ROOM = 0.85  # share of a device's memory to fill; the rest goes to the runtime and to fragments
-PRODUCTS_TOKENS = 512  # up to which a CPU in bfloat16 attends by plain products
-SENSIBLE_TOKENS = 1024  # in a pass; with fewer the matrix products become slow
+ROOM = 0.85  # share of a device's memory to fill; runtime and fragmentation take the rest
+PRODUCTS_TOKENS = 512  # most tokens for which a CPU in bfloat16 attends by plain products
+SENSIBLE_TOKENS = 1024  # fewest tokens in a pass before matrix products become slow
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a worker holds while training."""
+    """Bytes that a worker needs for training."""
 
-    state: int  # weights, gradients, moments, weight average: its part of them when sharded
-    copies: int  # of weights: in bfloat16, and those that a sharded worker gathers for a while
-    activations: int  # kept for the backward pass of one micro-batch, and the work on it
+    state: int  # weights, gradients, moments and weight average, or the worker's shard of them
+    copies: int  # weights in bfloat16, and layers that a sharded worker gathers temporarily
+    activations: int  # of one micro-batch: kept for the backward pass, and temporary
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes in all."""
         return self.state + self.copies + self.activations
 
 
 def memory(config: RunConfig, device_bytes: float = math.inf) -> Memory:
     """Estimate the memory of one data-parallel worker.
 
-    A layer keeps 16 values of width C per token: its two residual inputs, two norms' outputs,
-    query, key, value, what they mix to, and the fourfold hidden states before and after GELU; a
-    fused one makes its norms' outputs again, which is not counted on.
-    The attention matrix is kept in bfloat16 on a CPU only, unless layers are fused there
-    (`model.products_are_faster`).
+    A layer keeps 16 values of width C per token: two residual inputs, the outputs of two norms,
+    query, key, value, the attention output, and the fourfold hidden states before and after GELU.
+    Fused layers recompute the outputs of the norms, which this estimate ignores. Only layers that
+    are not fused keep the attention matrix, on a CPU in bfloat16
+    (`tarflow.cpu.layers.products_are_faster`).
 
     Args:
-        config: of the run. Micro-batches are those it asks for, or what a worker's share is
-            halved to until it fits.
-        device_bytes: of one worker, which decide whether state is sharded if `auto` is asked for.
+        config: Run, whose workers share a batch.
+        device_bytes: Memory of one worker in bytes, which limits the micro-batch and decides
+            whether `auto` shards the state.
     """
     micro = micro_batch(config, device_bytes)
     return _memory(config, micro, sharded(config, device_bytes))
 
 
 def micro_batch(config: RunConfig, device_bytes: float = math.inf) -> int:
-    """Return the images of a worker's pass: as asked for, or its share halved until it fits."""
+    """Return the images per pass: as configured, or a worker's share halved until it fits."""
     share = -(-config.batch // config.execution.workers)
     if config.execution.micro_batch:
         return min(share, config.execution.micro_batch)
@@ -105,9 +106,9 @@ def micro_batch(config: RunConfig, device_bytes: float = math.inf) -> int:
 
 
 def sharded(config: RunConfig, device_bytes: float) -> bool:
-    """Tell whether the workers divide the state among them (FSDP) instead of each holding all.
+    """Tell whether each worker holds a shard of the training state (FSDP) instead of all of it.
 
-    `auto` does if the whole state and the smallest sensible pass do not fit into one device.
+    `auto` shards if the full state and the smallest sensible pass do not fit into one device.
     """
     execution = config.execution
     if execution.workers == 1 or execution.sharding == "replicate":
@@ -122,44 +123,44 @@ def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
     model, precision = config.model, config.precision
     wide, narrow = WIDE.get(precision, 4), NARROW.get(precision, 4)
     weights, layers = params_total(model), model.blocks * model.layers
-    kept = 4 * weights  # with a gradient and two moments
+    state = 4 * weights  # the weights, a gradient and two moments
     if config.optim.optimizer == "muon":
-        kept -= layers * 12 * model.channels**2  # whose second moment it does without
+        state -= layers * 12 * model.channels**2  # hidden matrices have no second moment
     if config.optim.ema:
-        kept += weights
+        state += weights
     layer = 12 * model.channels**2 + 13 * model.channels
     if shard:
-        kept = -(-kept // config.execution.workers)
-        copies = 2 * layer * (narrow + wide)  # a layer at work and the next, with gradients
+        state = -(-state // config.execution.workers)
+        copies = 2 * layer * (narrow + wide)  # this layer and the next, with gradients
     else:
         copies = params(model) * narrow if narrow < wide else 0
     residuals = RESIDUALS_PER_LAYER * wide
-    full = model.channels * (residuals + (ACTIVATIONS_PER_LAYER - RESIDUALS_PER_LAYER) * narrow)
+    kept = model.channels * (residuals + (ACTIVATIONS_PER_LAYER - RESIDUALS_PER_LAYER) * narrow)
     plain = config.execution.device == "cpu" and not config.execution.fused
     if narrow < wide and plain and model.tokens <= PRODUCTS_TOKENS:
-        full += model.channels // model.head_dim * model.tokens * narrow
+        kept += model.channels // model.head_dim * model.tokens * narrow  # attention matrix
     working = model.channels * WORKING_VALUES * wide
     per_token = model.blocks * END_VALUES * model.token_dim * wide + working
     if config.execution.checkpoint_activations:
-        per_token += layers * model.channels * wide + full  # inputs, and one layer at a time
+        per_token += layers * model.channels * wide + kept  # inputs, and one layer at a time
     else:
-        per_token += layers * full
-    return Memory(kept * wide, copies, micro * model.tokens * per_token)
+        per_token += layers * kept
+    return Memory(state * wide, copies, micro * model.tokens * per_token)
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device one can rent: dense peak rates, bandwidths and a list price."""
+    """A device for rent: dense peak rates, bandwidths and a list price."""
 
     flops: dict[str, float]  # peak FLOPs per second by precision
     memory: float  # bytes
     price: float  # US dollars per device-hour, on demand
     bandwidth: float  # bytes per second of its memory
-    link: float  # bytes per second to the other devices of a node, each way
+    link: float  # bytes per second to the other devices of a node, in each direction
 
 
-# Dense peaks and bandwidths from the vendors' data sheets (NVLink, or PCIe where there is none;
-# half of what counts both ways); prices are round on-demand figures and only a default.
+# Dense peaks and bandwidths from the vendors' data sheets: links are NVLink if the device has it,
+# else PCIe, at half of a two-way figure. Prices are round on-demand figures, only a default.
 ACCELERATORS = {
     "H200": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 141e9, 4.0, 4.8e12, 450e9),
     "H100": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 80e9, 3.0, 3.35e12, 450e9),

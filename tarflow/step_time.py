@@ -1,4 +1,4 @@
-"""How long a training step takes on many accelerators, from arithmetic, memory and links.
+"""Predict how long a training step takes on many accelerators: arithmetic, memory and links.
 
     step         = products + traffic + launching + optimizer + waiting
     products     = training FLOPs of a worker's images / (PRODUCTS_SHARE * narrow * peak rate)
@@ -10,21 +10,22 @@
                    + messages * ((g - 1) * link latency + ceil(log2 N) * network latency)
 
 for N nodes of g workers each. An exchange is a reduce-scatter or an all-gather of `b` bytes: rings
-within the nodes (Patarasuk and Yuan 2009), trees between them, where the workers of a node send an
-equal part each over a network port of their own (Thakur et al. 2005); both in the model of Hockney
-(1994), a latency and a bandwidth. A measured MFU stands for all but the waiting.
+within the nodes (Patarasuk and Yuan 2009) and trees between them, where each worker of a node
+sends an equal share over its own network port (Thakur et al. 2005). Both follow the model of
+Hockney (1994), a latency and a bandwidth. A measured MFU replaces all terms except waiting.
 
-- Replicated: an all-reduce, two exchanges, of the float32 gradients after the last pass of a step.
+- Replicated: one all-reduce, which is two exchanges, of the float32 gradients after the last pass.
 - Sharded (FSDP, Zhao et al. 2023, arXiv 2304.11277; volume as ZeRO-3, Rajbhandari et al. 2020,
-  arXiv 1910.02054): each pass gathers the weights forward and again backward, in the type of the
-  products, and scatters the float32 gradients, layer by layer, all behind the work on the layer
-  before; the first layer has nothing to hide behind. Such steps are not replayed: the host
-  launches their operations one by one, and the slower of host and device counts.
+  arXiv 1910.02054): layer by layer, each pass gathers the weights forward and again backward, in
+  the precision of the products, and scatters the float32 gradients. Each exchange overlaps with
+  work on the layer before; the first layer has nothing to overlap with. No CUDA graph replays
+  such a step: the host launches each operation, and the slower of host and device counts.
 
-The constants of a worker are fitted to 23 steps measured on an H100 (`docs/step-time.md`), which
-they give within 25%, 8% as a rule. Waiting is what does not fit behind the work. Left out: the
-slowdown of products by an exchange beside them, workers of unequal speed, and data, which
-`benchmarks/data_loading.py` measures. No link and no network was measured.
+The constants of a worker are fitted to 23 steps measured on an H100 (`docs/step-time.md`) and
+predict them within 25%, typically within 8%. Waiting is the part of the exchanges that does not
+overlap with work. The prediction ignores that an exchange slows down the products beside it, that
+workers differ in speed, and data loading, which `benchmarks/data_loading.py` measures. It has not
+been tested on links or networks.
 
 Legend: `T` tokens per image, `C` channels.
 """
@@ -36,97 +37,96 @@ from dataclasses import dataclass, replace
 from tarflow import cost
 from tarflow.config import RunConfig, round_images
 
-PRODUCTS_SHARE = 0.75  # of the peak that the products of a very wide model reach
-BALANCE = 0.7  # narrow products wait for memory: at a width of so many FLOPs per value, half
+PRODUCTS_SHARE = 0.75  # share of the peak rate that the products of a very wide model reach
+BALANCE = 0.7  # width, in FLOPs per value, at which waiting for memory halves that share
 VALUE_BYTES = 280  # moved per value of a layer by norms, residuals, GELU, attention, conversions
-COMPILED_VALUE_BYTES = 120  # the same where the compiler has fused them
-LAYER_SECONDS = 0.3e-3  # of the device for a layer without work: its replayed kernels
-HOST_SECONDS = 10e-3  # of the host for a divided layer, whose operations are launched one by one
+COMPILED_VALUE_BYTES = 120  # the same with kernels that torch.compile has fused
+LAYER_SECONDS = 0.3e-3  # device time of a layer without work: its replayed kernels
+HOST_SECONDS = 10e-3  # host time to launch the operations of a sharded layer
 OPTIMIZER_VALUES = 10  # float32: clipping 3 (norm, scale), AdamW 7 (w, g, m, v in; w, m, v out)
-AVERAGE_VALUES = 3  # of the weight average: two in, one out
+AVERAGE_VALUES = 3  # float32, for the weight average: two in, one out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Equal workers on equal nodes, one device each, and what joins them."""
+    """Equal nodes of equal workers, one device each, and the links between them."""
 
     device: cost.Accelerator
     nodes: int = 1
-    per_node: int = 8  # workers
-    network: float = 25e9  # bytes per second between nodes, each way, per worker
+    per_node: int = 8  # workers on each node
+    network: float = 25e9  # bytes per second between nodes, in each direction, per worker
     link_latency: float = 5e-6  # seconds per message within a node
     network_latency: float = 15e-6  # seconds per message between nodes
 
     @property
     def workers(self) -> int:
-        """Workers in all."""
+        """Workers on all nodes."""
         return self.nodes * self.per_node
 
     def exchange(self, size: float, messages: int) -> float:
         """Return the seconds of a reduce-scatter or all-gather of `size` bytes in messages."""
-        near, far = self.per_node, self.nodes
-        seconds = size * (near - 1) / (near * self.device.link)
-        seconds += size * (far - 1) / (far * near * self.network)
-        hops = (near - 1) * self.link_latency + math.ceil(math.log2(far)) * self.network_latency
-        return seconds + messages * hops
+        g, n = self.per_node, self.nodes
+        seconds = size * (g - 1) / (g * self.device.link) + size * (n - 1) / (n * g * self.network)
+        latency = (g - 1) * self.link_latency + math.ceil(math.log2(n)) * self.network_latency
+        return seconds + messages * latency
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one optimizer step, and their parts."""
+    """Seconds of one optimizer step by cause."""
 
-    products: float  # matrix products; with a measured MFU all that a worker does by itself
-    traffic: float  # activations between memory and device
-    launching: float  # of kernels, or what the device waits for the host
+    products: float  # matrix products; with a measured MFU, all work of one worker
+    traffic: float  # activations to and from memory
+    launching: float  # launching kernels, or waiting for the host to do so
     optimizer: float
-    communication: float  # exchanges, if nothing hid them
-    waiting: float  # what of them is not hidden
+    communication: float  # all exchanges
+    waiting: float  # the part of them that does not overlap with work
     images: int  # of all workers
     sharded: bool
 
     @property
     def alone(self) -> float:
-        """Seconds if nothing had to be exchanged."""
+        """Seconds of the step without exchanges."""
         return self.products + self.traffic + self.launching + self.optimizer
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """Seconds of the step."""
         return self.alone + self.waiting
 
     @property
     def efficiency(self) -> float:
-        """Share of the step that is not spent waiting for others."""
+        """Share of the step in which a worker does not wait for others."""
         return self.alone / self.seconds
 
     @property
     def limit(self) -> str:
-        """Name what takes the largest part."""
-        parts = {
+        """Name of the cause that takes longest."""
+        causes = {
             "products": self.products,
             "memory bandwidth": self.traffic,
             "launching": self.launching,
             "optimizer": self.optimizer,
             "communication": self.waiting,
         }
-        return max(parts, key=lambda name: parts[name])
+        return max(causes, key=lambda name: causes[name])
 
 
 def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime:
-    """Predict a step; `config.execution.workers` is taken from the cluster.
+    """Predict the time of a step.
 
     Args:
-        config: of the run; its batch is that of all workers.
-        cluster: what it runs on.
-        mfu: measured on one worker with as many images, as a share of the device's peak; 0 has
-            the time follow from the assumed shares.
+        config: Run, whose batch all workers share; the cluster sets the number of workers.
+        cluster: Nodes to run on.
+        mfu: Share of the device's peak rate that one worker reached with as many images; 0
+            predicts the work from the constants of this module.
     """
     config = replace(config, execution=replace(config.execution, workers=cluster.workers))
     device, model = cluster.device, config.model
     images = -(-config.batch // cluster.workers)
     passes = -(-images // cost.micro_batch(config, device.memory))
     sharded = cost.sharded(config, device.memory)
-    again = config.execution.checkpoint_activations
+    recomputed = config.execution.checkpoint_activations
     wide = config.precision in ("float32", "float64")
     peak = device.flops["float32" if wide else "bfloat16"]
     flops = float(cost.training_flops(model)) * images
@@ -136,7 +136,7 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
         products = flops / (mfu * peak)
         traffic = launching = optimizer = 0.0
     else:
-        work = 4 / 3 if again else 1.0  # the forward pass of a layer is done twice
+        work = 4 / 3 if recomputed else 1.0  # every layer runs its forward pass twice
         balance = BALANCE * peak * narrow / device.bandwidth
         share = PRODUCTS_SHARE * model.channels / (model.channels + balance)
         values = images * model.tokens * layers * model.channels
@@ -151,33 +151,31 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
             launching = max(launching, launches * HOST_SECONDS - products - traffic)
         optimizer = updated * per_weight * 4 / device.bandwidth
     one_pass = (products + traffic + launching) / passes
-    forward = one_pass * (0.25 if again else 1 / 3)
+    forward = one_pass * (0.25 if recomputed else 1 / 3)
     backward = one_pass - forward
     if sharded:
         gather = cluster.exchange(weights * narrow, layers)
         scatter = cluster.exchange(weights * 4, layers)
         communication = passes * (2 * gather + scatter)
-        waiting = _unhidden(gather, forward, layers) + _unhidden(
-            gather + scatter, backward, layers
-        )
-        waiting *= passes
+        waiting = _exposed(gather, forward, layers)
+        waiting = passes * (waiting + _exposed(gather + scatter, backward, layers))
     else:
         communication = waiting = 2 * cluster.exchange(weights * 4, 1)
-    every = images * cluster.workers
+    images *= cluster.workers
     return StepTime(
-        products, traffic, launching, optimizer, communication, waiting, every, sharded
+        products, traffic, launching, optimizer, communication, waiting, images, sharded
     )
 
 
-def _unhidden(seconds: float, behind: float, parts: int) -> float:
-    """Return what is left of an exchange in parts behind some work; one part never hides."""
-    return max(seconds - behind, seconds / parts)
+def _exposed(exchange: float, work: float, layers: int) -> float:
+    """Return the seconds of an exchange that do not overlap with work: at least one layer's."""
+    return max(exchange - work, exchange / layers)
 
 
 def weak_scaling(
     config: RunConfig, cluster: Cluster, nodes: Sequence[int], mfu: float = 0.0
 ) -> list[StepTime]:
-    """Predict steps on more and more nodes, each worker with as many images as on the cluster."""
+    """Predict steps on several numbers of nodes, with the images per worker of the cluster."""
     share = -(-config.batch // cluster.workers)
     steps = []
     for count in nodes:

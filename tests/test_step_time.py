@@ -49,8 +49,8 @@ def test_one_worker_waits_for_nobody():
     assert measured.seconds == pytest.approx(flops / 0.3 / 1e14, rel=1e-12)
 
 
-def test_steps_of_an_h100_took_what_is_predicted():
-    """Each step of a table measured on one, in milliseconds."""
+def test_the_predicted_steps_of_an_h100_agree_with_measurements():
+    """The table holds the milliseconds of each measured step."""
     alone = Cluster(device=cost.ACCELERATORS["H100"], per_node=1)
     errors = []
     for row in MEASURED.itertuples():
@@ -96,23 +96,23 @@ def test_a_small_model_is_as_slow_as_its_layers_are_many():
     assert step_time(passes, ONE).launching == 4 * step_time(small, ONE).launching
 
 
-def test_the_host_launches_a_divided_step_operation_by_operation():
+def test_the_host_launches_a_sharded_step_operation_by_operation():
     cluster = Cluster(device=DEVICE, per_node=4)
-    divided = replace(RUN, execution=ExecutionConfig(sharding="shard"))
-    step = step_time(divided, cluster)
+    sharded = replace(RUN, execution=ExecutionConfig(sharding="shard"))
+    step = step_time(sharded, cluster)
     busy = step.products + step.traffic + step.launching
     assert busy == pytest.approx(16 * HOST_SECONDS, rel=1e-12)
 
 
-def test_divided_state_travels_half_as_often_again():
+def test_sharded_state_travels_half_as_often_again():
     """In float32 three exchanges of all weights a pass instead of two (ZeRO, section 7)."""
     cluster = Cluster(device=replace(DEVICE, link=1e8), per_node=4, link_latency=0.0)
     run = replace(RUN, precision="float32")
     whole = step_time(run, cluster)
-    divided = replace(run, execution=ExecutionConfig(sharding="shard"))
-    assert step_time(divided, cluster).sharded
-    assert step_time(divided, cluster).communication == pytest.approx(1.5 * whole.communication)
-    passes = replace(divided, execution=ExecutionConfig(sharding="shard", micro_batch=8))
+    sharded = replace(run, execution=ExecutionConfig(sharding="shard"))
+    assert step_time(sharded, cluster).sharded
+    assert step_time(sharded, cluster).communication == pytest.approx(1.5 * whole.communication)
+    passes = replace(sharded, execution=ExecutionConfig(sharding="shard", micro_batch=8))
     assert step_time(passes, cluster).communication == pytest.approx(3 * whole.communication)
 
 
@@ -132,7 +132,7 @@ def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys
     path.write_text(to_yaml(RUN))
     assert main(["cost", str(path), "--accelerator", "H100", "--workers", "8"]) == 0
     shown = capsys.readouterr().out
-    assert "a step on 8 H100, 8 a node" in shown
+    assert "a step on 8 H100, 8 per node" in shown
     assert "4,096" in shown  # images on 64 nodes
     assert main(["cost", str(path), "--accelerator", "H10"]) == 2
     assert "write one of H200" in capsys.readouterr().err
