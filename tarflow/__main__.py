@@ -1,7 +1,6 @@
-"""The command line of one run: `python -m tarflow --help`."""
+"""The command line of one model: `python -m tarflow --help`."""
 
 import sys
-from collections.abc import Callable
 
 import tyro
 
@@ -16,32 +15,22 @@ from tarflow.commands.score import score
 from tarflow.commands.train import train
 from tarflow.errors import exit_code_of
 
-COMMANDS: dict[str, Callable[..., int]] = {
-    "train": train,
-    "sample": sample,
-    "calibrate": calibrate,
-    "evaluate": evaluate,
-    "cost": cost,
-    "data": data,
-    "score": score,
-    "check": check,
-    "convert": convert,
-}
+COMMANDS = (train, sample, calibrate, evaluate, cost, data, score, check, convert)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line and exit code 2."""
 
-    def act() -> int:
+    def run() -> int:
         code: int = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
+            {command.__name__: command for command in COMMANDS},
             prog="python -m tarflow",
-            description="Train, sample and score one TarFlow; studies of many are in sweeps/.",
+            description="Train, sample and score one TarFlow model; sweeps/ runs whole studies.",
             args=arguments,
         )
         return code
 
-    return exit_code_of(act)
+    return exit_code_of(run)
 
 
 if __name__ == "__main__":

@@ -1,79 +1,75 @@
 """`python -m tarflow calibrate`: measure the fastest way to sample from a model here."""
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 
-from tarflow.commands.flags import NO_FLAGS, Flags
-from tarflow.config import ExecutionConfig
+from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
+from tarflow.commands.table import print_table
 from tarflow.sample.plan import PLAN, Plan, keep_plan
+from tarflow.storage import locate
+
+MEASUREMENTS = ("guess", "seconds", "sequential", "iterations", "CRM %", "IGM")
 
 
 def calibrate(
-    checkpoint: Annotated[Path, tyro.conf.Positional],
+    checkpoint: Checkpoint,
     /,
     batch: int = 64,
     tolerance: float | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     sampling: Flags = NO_FLAGS,
 ) -> int:
-    """Measure how each block is inverted fastest on this machine, and keep the plan.
+    """Measure which solver inverts each block fastest on this machine, and keep the plan.
 
-    The plan lies in plan.json beside the checkpoint; `sample` and `evaluate` use it for the same
-    device, batch size and precision, with guidance or without.
+    The plan is written to plan.json beside the checkpoint. `sample` and `evaluate` use it when
+    device, batch size, precision and guidance (with or without) are the same.
 
     Args:
-        checkpoint: model.safetensors of a run.
-        batch: images at a time.
-        tolerance: largest error of a pixel, images being in [-1, 1]; by default a tenth of the
-            training noise, or half a grey level for uniform noise.
-        precision: of matrix products.
-        sampling: whether and where it is guided.
+        checkpoint: File model.safetensors of a run.
+        batch: Images to draw at a time.
+        tolerance: Largest error of a pixel in [-1, 1] units; by default a tenth of the training
+            noise, or half a grey level for uniform noise.
+        precision: Precision of the matrix products.
+        sampling: Sampler settings; a plan depends on guidance only.
     """
-    from tarflow.device import autocast, choose_device
-    from tarflow.model.weights import load_model
+    from tarflow.device import autocast
     from tarflow.sample import calibration
 
-    flow, config = load_model(checkpoint)
-    flow = flow.to(choose_device(ExecutionConfig()))
-    config = replace(config, sampler=sampling.over(config.sampler))
+    flow, config = load(checkpoint, sampling)
     images, labels = calibration.calibration_images(flow, config, batch)
     with autocast(precision, flow.var.device):
         plan = calibration.calibrate(flow, images, labels, config.noise, config.sampler, tolerance)
-    path = checkpoint.parent / PLAN
+    path = locate(checkpoint).parent / PLAN
     keep_plan(path, plan)
-    _show(plan)
+    _print_plan(plan, len(images))
     print(f"kept in {path}")
     return 0
 
 
-def _show(plan: Plan) -> None:
-    table = Table("block")
-    table.add_column("solver", no_wrap=True)
-    for name in ("guess", "seconds", "one by one", "sweeps", "CRM %", "IGM"):
-        table.add_column(name)
-    table.title = f"batches of {plan.situation.batch if plan.situation else 0}, noise side first"
-    rows = reversed(list(enumerate(zip(plan.methods, plan.measured, strict=True))))
-    for index, (method, seen) in rows:
-        table.add_row(
-            str(index),
-            str(method),
-            method.guess if method.segments else "",
-            f"{seen.seconds:.3f}",
-            f"{seen.sequential_seconds:.3f}",
-            str(seen.sweeps or "too slow"),
-            f"{seen.crm:.1f}",
-            f"{seen.igm_latents:.2f} / {seen.igm_zeros:.2f}",
-        )
-    Console().print(table)
-    chosen = sum(seen.seconds for seen in plan.measured)
-    plain = sum(seen.sequential_seconds for seen in plan.measured)
+def _print_plan(plan: Plan, batch: int) -> None:
+    blocks = list(enumerate(zip(plan.methods, plan.measured, strict=True)))
+    print_table(
+        f"batches of {batch}, noise side first",
+        ("block", Column("solver", no_wrap=True), *MEASUREMENTS),
+        (
+            (
+                str(index),
+                str(method),
+                method.guess if method.segments else "",
+                f"{block.seconds:.3f}",
+                f"{block.sequential_seconds:.3f}",
+                str(block.sweeps or "too slow"),
+                f"{block.crm:.1f}",
+                f"{block.igm_latents:.2f} / {block.igm_zeros:.2f}",
+            )
+            for index, (method, block) in reversed(blocks)
+        ),
+    )
+    planned = sum(block.seconds for block in plan.measured)
+    sequential = sum(block.sequential_seconds for block in plan.measured)
     print(
-        f"{plain / chosen:.2f} times as fast as token by token; {plain:.2f} s to {chosen:.2f} s, "
-        f"where one parallel pass takes {plan.forward_seconds:.2f} s; "
+        f"{sequential / planned:.2f} times as fast as sequential decoding: {planned:.2f} s, not "
+        f"{sequential:.2f} s; one parallel pass takes {plan.forward_seconds:.2f} s; "
         f"largest error of a pixel {plan.error:.1e}"
     )

@@ -1,63 +1,59 @@
-"""`python -m tarflow check`: whether a trained model is the flow it should be."""
+"""`python -m tarflow check`: whether a model is the invertible flow that it claims to be."""
 
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-from rich.console import Console
-from rich.table import Table
-
-from tarflow.config import ExecutionConfig
+from tarflow.commands.checkpoint import Checkpoint, load
+from tarflow.commands.table import print_table
 from tarflow.errors import UserError
 
 
-def check(
-    checkpoint: Annotated[Path, tyro.conf.Positional], /, count: int = 4, seed: int = 0
-) -> int:
-    """Verify causality, log-determinants, arithmetic and inverse of a model; exit 1 on a failure.
+def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
+    """Verify the causality, log-determinants, arithmetic and inverse of a model.
 
-    Measured at held-out images of the run, or at the model's own samples where those are missing.
+    Everything is measured at held-out images of the run, or at samples of the model if those
+    images are missing. The exit code is 1 if a check fails.
 
     Args:
-        checkpoint: model.safetensors.
-        count: images of the round trip.
-        seed: of the samples' noise.
+        checkpoint: File model.safetensors of a run.
+        count: Number of images for the round trip.
+        seed: Seed of the samples' noise.
     """
     import numpy as np
     import torch
 
     from tarflow import data
-    from tarflow.device import choose_device
-    from tarflow.evaluate.held_out import noised_batches
+    from tarflow.evaluate.held_out import held_out_noise, noised_batches
     from tarflow.evaluate.verify import verify
     from tarflow.model.noise import normal_per_image
-    from tarflow.model.weights import load_model
-    from tarflow.run import resolve_config
     from tarflow.sample.inverse import invert
 
     if count < 1:
-        raise UserError(f"cannot check at {count} images: give at least 1")
-    flow, config = load_model(checkpoint)
-    flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
+        raise UserError(f"--count is {count}: it must be at least 1")
+    flow, config = load(checkpoint)
     device, model = flow.var.device, config.model
     try:
-        held_out = data.open_split(resolve_config(config).data, "validation")
-        chosen = np.arange(min(count, len(held_out)))
-        parts = noised_batches(held_out, chosen, config, flow, "held-out 0", count)
-        _, labels, images = next(parts)
-        at = f"{len(images)} validation images of {config.data.name}"
+        held_out = data.open_split(data.match_data(config).data, "validation")
+        indices = np.arange(min(count, len(held_out)))
+        batches = noised_batches(held_out, indices, config, flow, held_out_noise(1), count)
+        _, _, labels, images = next(batches)
+        source = f"{len(images)} validation images of {config.data.name}"
     except UserError:
         labels = torch.arange(count, device=device) % model.classes if model.classes else None
         shape = (model.tokens, model.token_dim)
-        drawn = normal_per_image(torch.arange(count), shape, seed, "check", flow.var.dtype)
-        images = invert(flow, drawn.to(device) * flow.var.sqrt(), labels)
-        at = f"{count} samples of the model"
+        latents = normal_per_image(torch.arange(count), shape, seed, "check", flow.var.dtype)
+        images = invert(flow, latents.to(device) * flow.var.sqrt(), labels)
+        source = f"{count} samples of the model"
     checks = list(verify(flow, images, labels, config.noise))
-    table = Table(
-        "check", "result", "measured", "tolerance", "what", title=f"{checkpoint}, at {at}"
+    print_table(
+        f"{checkpoint}, at {source}",
+        ("check", "result", "measured", "tolerance", "what"),
+        (
+            (
+                check.name,
+                "[green]pass[/]" if check.passed else "[red]FAIL[/]",
+                f"{check.measured:.2g}",
+                f"{check.tolerance:.2g}",
+                check.quantity,
+            )
+            for check in checks
+        ),
     )
-    for each in checks:
-        result = "[green]pass[/]" if each.passed else "[red]FAIL[/]"
-        table.add_row(each.name, result, f"{each.measured:.2g}", f"{each.tolerance:.2g}", each.how)
-    Console().print(table)
-    return 0 if all(each.passed for each in checks) else 1
+    return 0 if all(check.passed for check in checks) else 1

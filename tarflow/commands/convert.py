@@ -1,4 +1,4 @@
-"""`python -m tarflow convert`: published weights in."""
+"""`python -m tarflow convert`: read published weights."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,28 +19,30 @@ def convert(
 ) -> int:
     """Turn published TarFlow weights into a model that the other commands take.
 
-    The name of the file tells patch and noise, its shapes the rest. A file that holds anything
-    but weights is refused. Example: python -m tarflow convert afhq_model_8_768_8_8_0.07.pth afhq
+    Patch and noise are read from the name of the file, everything else from its shapes. A file
+    that holds anything but weights is refused.
+
+    Example: python -m tarflow convert afhq_model_8_768_8_8_0.07.pth afhq
 
     Args:
-        source: the published .pth file.
-        out: folder for model.safetensors.
-        name: the published name, if the file has another one now.
-        patch: pixels along one side of a patch, if the name does not say.
-        noise_std: standard deviation of the training noise for images in [-1, 1], if the name
+        source: Published .pth file.
+        out: Folder for model.safetensors.
+        name: Published name, if the file has been renamed.
+        patch: Pixels along one side of a patch, if the name does not say.
+        noise_std: Standard deviation of the training noise for images in [-1, 1], if the name
             does not say; 0 for uniform noise.
-        data: images to evaluate on, as in the config of a run.
+        data: Images to evaluate on, as in the config of a run.
     """
+    from tarflow.data import match_data
     from tarflow.model.official import read_official
     from tarflow.model.weights import save_model
-    from tarflow.run import resolve_config
 
     target = out / "model.safetensors"
     if target.exists():
-        raise UserError(f"{target} exists; remove it or name another folder")
+        raise UserError(f"{target} exists: remove it or name another folder")
     flow, config = read_official(source, name, patch, noise_std, data)
     if data:
-        config = resolve_config(config)
+        config = match_data(config)
     save_model(target, flow.state_dict(), config)
     model = config.model
     labels = f"{model.classes} classes" if model.classes else "no classes"

@@ -14,27 +14,27 @@ def data(
     size: int = 64,
     grey: bool = False,
 ) -> int:
-    """Import images into the one format that training reads: Parquet, the Hugging Face way.
+    """Import images into the one format that training reads: Parquet, as Hugging Face writes it.
 
     Example: python -m tarflow data photos data/photos --size 64
 
     Args:
-        source: class folders; ImageNet64's npz batches; CIFAR's unpacked folder; or, for hub, the
-            name of a Hugging Face data set.
-        target: folder to make; its path is then the name of the data in a config.
-        kind: of the source.
-        size: pixels along one side after resizing and cutting (folder and hub).
-        grey: make grey images (folder and hub).
+        source: Folder with a subfolder per class; folder of ImageNet64's npz batches; CIFAR's
+            unpacked folder; or, for hub, the name of a Hugging Face data set.
+        target: Folder to create; its path is then the name of the data in a config.
+        kind: Kind of the source.
+        size: Pixels along one side after resizing and cropping (folder and hub only).
+        grey: Convert the images to grey (folder and hub only).
     """
-    from tarflow.data import importing as imports
+    from tarflow.data import importing
 
     if kind == "folder":
-        counts = imports.import_folder(Path(source), target, size, grey)
+        counts = importing.import_folder(Path(source), target, size, grey)
     elif kind == "npz":
-        counts = imports.import_npz(Path(source), target)
+        counts = importing.import_npz(Path(source), target)
     elif kind == "cifar":
-        counts = imports.import_cifar(Path(source), target)
+        counts = importing.import_cifar(Path(source), target)
     else:
-        counts = imports.import_hub(source, target, size, grey)
+        counts = importing.import_hub(source, target, size, grey)
     print(f"{target}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
     return 0

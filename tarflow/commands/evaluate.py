@@ -2,89 +2,82 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 from rich.console import Console
-from rich.table import Table
 
-from tarflow.commands.flags import NO_FLAGS, Flags
-from tarflow.config import ExecutionConfig
+from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, FromRun, load, override
+from tarflow.commands.table import print_table
 from tarflow.errors import UserError
 from tarflow.storage import locate
 
-FEWEST = 4  # samples that any measure can compare
-
 
 def evaluate(
-    checkpoint: Annotated[str, tyro.conf.Positional],
+    checkpoint: Checkpoint,
     /,
     split: Literal["validation", "test"] = "validation",
-    count: int | None = None,
-    draws: int | None = None,
-    features: str | None = None,
+    count: FromRun[int] = None,
+    draws: FromRun[int] = None,
+    features: FromRun[str] = None,
     weights: Path | None = None,
     seed: int = 0,
     sampling: Flags = NO_FLAGS,
 ) -> int:
     """Score held-out images (bits per dimension) and samples (KID, FID, precision and recall).
 
-    FID means Inception features; with any other extractor the distance is called FD. What is not
-    given is taken from the run's config. The scores are kept beside the checkpoint, in
-    likelihood/ and evaluations/; the same command finds them there.
+    FID means Inception features; with any other extractor the distance is called FD. The scores
+    are kept beside the checkpoint, in likelihood/ and evaluations/; the same command reads them
+    from there.
 
     Args:
-        checkpoint: model.safetensors of a run.
-        split: of the data that the run names.
-        count: images to draw; 0 scores likelihood only.
-        draws: noise draws per held-out image of the likelihood.
+        checkpoint: File model.safetensors of a run.
+        split: Split of the run's data to score and to compare samples with.
+        count: Number of images to draw; 0 scores likelihood only.
+        draws: Noise draws per held-out image, over which its likelihood is averaged.
         features: efficientnet-lite0 (offline), inception, or CLIP and DINOv2 such as
             clip-vit-b-32 and dinov2-vit-s-14.
-        weights: file of the extractor's published weights, if they are not to be downloaded.
-        seed: of the samples' noise.
-        sampling: how.
+        weights: Published weights of the extractor, if they must not be downloaded.
+        seed: Seed of the samples' noise.
+        sampling: Sampler settings.
     """
     from tarflow import data
-    from tarflow.device import choose_device
-    from tarflow.evaluate.checkpoint_scores import evaluate_checkpoint, score_checkpoint
+    from tarflow.evaluate.checkpoint_scores import evaluate_checkpoint
     from tarflow.evaluate.features import find_extractor
-    from tarflow.evaluate.metrics import refused
-    from tarflow.model.weights import load_model
+    from tarflow.evaluate.metrics import FEWEST, refused
 
     path = locate(checkpoint)
-    flow, config = load_model(path)
-    given = {"split": split, "samples": count, "draws": draws, "features": features}
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    wanted = replace(config.evaluation, **asked)
-    if wanted.samples < FEWEST and wanted.samples:
-        raise UserError(f"--count is {wanted.samples}: write 0 for none, or at least {FEWEST}")
-    if wanted.draws < 1:
-        raise UserError(f"--draws is {wanted.draws}: it must be at least 1")
-    config = replace(config, sampler=sampling.over(config.sampler), evaluation=wanted)
-    device = choose_device(ExecutionConfig())
-    flow = flow.to(device)
-    scores: dict[str, Any] = {}
-    if wanted.samples:
-        extractor = find_extractor(wanted.features, weights, device.type)
-        reference = data.open_split(config.data, split)
-        warning = refused(wanted.samples, len(reference.labels), extractor)
-        if warning:
+    flow, config = load(path, sampling)
+    evaluation = override(
+        config.evaluation, split=split, samples=count, draws=draws, features=features
+    )
+    if evaluation.samples and evaluation.samples < FEWEST:
+        raise UserError(f"--count is {evaluation.samples}: write 0 for none, or at least {FEWEST}")
+    if evaluation.draws < 1:
+        raise UserError(f"--draws is {evaluation.draws}: it must be at least 1")
+    config = replace(config, evaluation=evaluation)
+    extractor = None
+    if evaluation.samples:
+        extractor = find_extractor(evaluation.features, weights, flow.var.device.type)
+        held_out = data.open_split(config.data, split)
+        if warning := refused(evaluation.samples, len(held_out), extractor):
             Console(stderr=True, highlight=False).print(f"warning: {warning}", markup=False)
-        (scores,) = evaluate_checkpoint(path, flow, config, extractor, seed)
-    scores = score_checkpoint(path, flow, config) | scores
-    table = Table("measure", "value", title=f"{checkpoint} on {config.data.name}/{split}")
-    for name, value in scores.items():
-        if value is not None and not name.endswith("_se"):
-            table.add_row(name, _in_words(value, scores.get(f"{name}_se")))
-    Console().print(table)
+    scores = evaluate_checkpoint(path, flow, config, extractor, seed)
+    print_table(
+        f"{path} on {config.data.name}/{split}",
+        ("measure", "value"),
+        (
+            (name, _with_error(value, scores.get(f"{name}_se")))
+            for name, value in scores.items()
+            if value is not None and not name.endswith("_se")
+        ),
+    )
     return 0
 
 
-def _in_words(value: Any, error: float | None) -> str:
-    """Write a value with its standard error.
+def _with_error(value: Any, error: float | None) -> Any:
+    """Write a value with its standard error, if it has one.
 
-    >>> _in_words(1.5, 0.25), _in_words("all", None)
+    >>> _with_error(1.5, 0.25), _with_error("all", None)
     ('1.5 ± 0.25', 'all')
     """
-    shown = f"{value:.5g}" if isinstance(value, float) else str(value)
-    return shown if error is None else f"{shown} ± {error:.2g}"
+    return value if error is None else f"{value:.5g} ± {error:.2g}"

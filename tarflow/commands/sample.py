@@ -1,19 +1,16 @@
-"""`python -m tarflow sample`: images from a trained model."""
+"""`python -m tarflow sample`: draw images from a trained model."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from tarflow.commands.flags import NO_FLAGS, Flags
-from tarflow.config import ExecutionConfig
+from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.sample.plan import PLAN
+from tarflow.storage import locate
 
 
 def sample(
-    checkpoint: Annotated[Path, tyro.conf.Positional],
+    checkpoint: Checkpoint,
     /,
     count: int = 64,
     grid: Path = Path("samples.png"),
@@ -25,36 +22,33 @@ def sample(
     precision: Literal["float32", "bfloat16"] = "float32",
     sampling: Flags = NO_FLAGS,
 ) -> int:
-    """Draw images from a trained model and lay them out in one picture.
+    """Draw images from a trained model and arrange them in one picture.
 
-    What is not given is taken from the run's config.
+    Example: python -m tarflow sample model.safetensors --guidance 2 --count 64 --grid samples.png
 
     Args:
-        checkpoint: model.safetensors of a run.
-        count: images to draw.
-        grid: the picture to write.
-        columns: of the picture.
-        seed: of the noise; image i depends on (seed, i) only.
-        labels: classes to draw, in turn; by default all of them.
-        batch: images at a time.
-        solver: sequential, jacobi, selective, segmented:8; or auto: the plan that
+        checkpoint: File model.safetensors of a run.
+        count: Number of images to draw.
+        grid: Picture to write.
+        columns: Images in a row of the picture.
+        seed: Seed of the noise; image i depends on (seed, i) only.
+        labels: Classes to draw, in turn; all of them by default.
+        batch: Images to draw at a time.
+        solver: sequential, jacobi, selective or segmented:8; auto uses the plan that
             `python -m tarflow calibrate` measured for this batch size, if there is one.
-        precision: of matrix products.
-        sampling: how.
+        precision: Precision of the matrix products.
+        sampling: Sampler settings.
     """
     import torch
 
-    from tarflow.device import autocast, choose_device
-    from tarflow.model.weights import load_model
+    from tarflow.device import autocast
     from tarflow.sample.calibration import choose_plan
     from tarflow.sample.sampling import image_grid
     from tarflow.sample.sampling import sample as draw
 
-    flow, config = load_model(checkpoint)
-    flow = flow.to(choose_device(ExecutionConfig()))
-    config = replace(config, sampler=sampling.over(config.sampler))
+    flow, config = load(checkpoint, sampling)
     with autocast(precision, flow.var.device):
-        plan = choose_plan(solver, flow, config, count, batch, checkpoint.parent / PLAN)
+        plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
     start = time.perf_counter()
     drawn = draw(
         flow,
@@ -72,5 +66,5 @@ def sample(
     image_grid(drawn.images, columns).save(grid)
     print(f"{grid}: {len(drawn.images)} images, {seconds / count:.3f} s each ({plan})")
     if drawn.redrawn or drawn.lost:
-        print(f"{drawn.redrawn} draws were not finite and repeated, {drawn.lost} given up")
+        print(f"{drawn.redrawn} draws were not finite and were repeated, {drawn.lost} given up")
     return 0

@@ -51,47 +51,38 @@ def evaluate_setting(
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, flow: TarFlow, config: RunConfig, extractor: Extractor, seed: int
-) -> list[dict[str, Any]]:
-    """Sample from a checkpoint as `config` says, and keep the scores beside it.
+    checkpoint: Path, flow: TarFlow, config: RunConfig, extractor: Extractor | None, seed: int
+) -> dict[str, Any]:
+    """Score held-out images and samples as `config` says, and keep the scores beside a checkpoint.
 
-    The name of the file depends on the setting, the weights and the extractor.
+    The names of the files depend on the settings, the weights and the extractor.
 
     Args:
         checkpoint: File that `flow` was read from.
         flow: The model on its device.
-        config: Configuration of the run, with the sampler, split, count and features to use.
-        extractor: Network whose features are compared.
-        seed: Seed of the noise.
+        config: Configuration of the run, with the `sampler` and `evaluation` to use.
+        extractor: Network whose features are compared; None draws no samples.
+        seed: Seed of the samples' noise.
 
     Returns:
-        One row of `evaluations.parquet`.
+        The columns of `runs.parquet` that describe likelihood, then those of
+        `evaluations.parquet`.
     """
-    inputs = _short_hash(_file_hash(checkpoint), extractor.name, extractor.digest)
-    path = checkpoint.parent / "evaluations" / f"{setting_id(config, seed)}-{inputs}.json"
+    evaluation, weights = config.evaluation, _file_hash(checkpoint)
+    name = _short_hash(weights, evaluation.split, evaluation.draws, evaluation.decoder_images)
+    scores = _read_or_compute(
+        checkpoint.parent / "likelihood" / f"{name}.json",
+        lambda: held_out_likelihood(flow, config).columns(),
+    )
+    if extractor is None:
+        return scores
+    name = f"{setting_id(config, seed)}-{_short_hash(weights, extractor.name, extractor.digest)}"
     plans = checkpoint.parent / PLAN
-    return _read_or_compute(
-        path, lambda: evaluate_samples(flow, config, extractor, None, seed, plans=plans)
+    (row,) = _read_or_compute(
+        checkpoint.parent / "evaluations" / f"{name}.json",
+        lambda: evaluate_samples(flow, config, extractor, None, seed, plans=plans),
     )
-
-
-def score_checkpoint(checkpoint: Path, flow: TarFlow, config: RunConfig) -> dict[str, Any]:
-    """Score the held-out images with a checkpoint, and keep the summary beside it.
-
-    Args:
-        checkpoint: File that `flow` was read from.
-        flow: The model on its device.
-        config: Configuration of the run, with the split and the number of noise draws to use.
-
-    Returns:
-        The columns of `runs.parquet` that describe likelihood.
-    """
-    evaluation = config.evaluation
-    name = _short_hash(
-        _file_hash(checkpoint), evaluation.split, evaluation.draws, evaluation.decoder_images
-    )
-    path = checkpoint.parent / "likelihood" / f"{name}.json"
-    return _read_or_compute(path, lambda: held_out_likelihood(flow, config).columns())
+    return scores | row
 
 
 def _read_or_compute(path: Path, compute: Callable[[], Scores]) -> Scores:

@@ -26,7 +26,7 @@ def cached_features(images: Pixels, extractor: Extractor, batch: int = 50) -> ND
     replace one another.
 
     Raises:
-        UserError: if the cache folder cannot be written.
+        UserError: If the cache folder cannot be written.
     """
     path = cache_folder() / "features" / f"{key(images, extractor)}.npy"
     if (cached := _read(path, len(images))) is not None:

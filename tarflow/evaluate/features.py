@@ -1,23 +1,21 @@
-"""Image features that sample quality is measured in, and the networks they come from.
+"""Image features that sample quality is measured in, and the networks that compute them.
 
 `efficientnet-lite0@SIDE` needs no download: it resizes images to SIDE pixels and pools the last
-layer (1,280 values); `efficientnet-lite0@SIDE/112` pools a middle layer instead, narrow enough for
-a Frechet distance of a few thousand images. On digits a side of 64 costs 0.8 s for 500 images on
+layer (1,280 values). `efficientnet-lite0@SIDE/112` pools a middle layer instead, narrow enough for
+a Frechet distance of a few thousand images. On digits a side of 64 takes 0.8 s for 500 images on
 one CPU thread (96: 2.4 s). At 32 most of the last layer is silent. `inception` is the network of
-the published FID; `clip-*` and `dinov2-*` are torch-fidelity's. Their files are downloaded into
+the published FID; `clip-*` and `dinov2-*` are torch-fidelity's. Their files are downloaded to
 torch.hub's checkpoint folder, or named.
 
 Legend: `N` images, `C` colour channels, `H`, `W` pixels, `F` features.
 """
 
-import hashlib
 import re
 import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -25,31 +23,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch_fidelity.feature_extractor_clip import MODEL_METADATA as CLIP
-from torch_fidelity.feature_extractor_clip import MODEL_URLS as CLIP_URLS
 from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA as DINOV2
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
 from tarflow.errors import UserError
-from tarflow.evaluate.extractors import lite0
 from tarflow.evaluate.extractors.dinov2 import DinoV2
-from tarflow.evaluate.extractors.lite0 import LITE0
+from tarflow.evaluate.extractors.lite0 import LAYERS, LITE0, EfficientNetLite0
+from tarflow.evaluate.extractors.weights import check_safe, published
 
 INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the published FID
 _LITE0_SIDE = 64
-_DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2"
 
 Pixels = NDArray[np.uint8] | Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A network that turns uint8 images into features, with its identity."""
+    """A network that turns 8-bit images into features, with its identity."""
 
     name: str  # as tables show it, e.g. efficientnet-lite0@64
-    module: Any  # torch-fidelity feature extractor giving one layer
-    digest: str  # of the weights
+    module: Any  # torch-fidelity feature extractor that returns one layer
+    digest: str  # SHA-256 of the weights
     device: torch.device
 
     @property
@@ -77,14 +72,12 @@ def find_extractor(
         name: `efficientnet-lite0`, optionally followed by `@SIDE` (a multiple of 32) and by
             `/112` for the middle layer; `inception`; or torch-fidelity's names of CLIP and
             DINOv2, such as `clip-vit-b-32` and `dinov2-vit-s-14`.
-        weights: the file of weights as it was published; by default those that were installed
-            with the extra `features`, or those in torch.hub's checkpoint folder, downloaded if
-            absent.
-        device: where the network runs.
+        weights: File of the published weights; by default those that the extra `features`
+            installed, or those in torch.hub's checkpoint folder, downloaded if absent.
+        device: Device that the network runs on.
 
     Raises:
-        UserError: if the name is unknown, or the weights are absent, unsafe or of another
-            network.
+        UserError: If the name is unknown, or the weights are absent, unsafe or another network's.
     """
     return _find(name, weights, device)
 
@@ -92,9 +85,9 @@ def find_extractor(
 def features(images: Pixels, extractor: Extractor, batch: int = 50) -> NDArray[np.float32]:
     """Compute the features (N, F) of grey or colour uint8 images (N, C, H, W)."""
     if len(images.shape) != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images have shape {tuple(images.shape)}: (N, 1 or 3, H, W) is needed")
+        raise ValueError(f"images have shape {tuple(images.shape)}, not (N, 1 or 3, H, W)")
     if images.dtype not in (np.uint8, torch.uint8):
-        raise ValueError(f"images are {images.dtype}: uint8 is needed")
+        raise ValueError(f"images are {images.dtype}, not uint8")
     if not len(images):
         return np.empty((0, extractor.width), np.float32)
     parts = []
@@ -110,26 +103,24 @@ def features(images: Pixels, extractor: Extractor, batch: int = 50) -> NDArray[n
 
 @cache
 def _find(name: str, weights: Path | None, device: str) -> Extractor:
-    registered, layer = _parse(name)
-    official = _published_hash(registered)
-    path = weights or _published(registered)
-    digest = _check_safe(path, official if registered in CLIP else None)
-    arguments = (registered, [layer])
+    network, layer = _parse(name)
+    official = published(network)
+    path = weights or official.download()
+    digest = check_safe(path, official.digest if network in CLIP else None)
     try:
-        if registered in DINOV2:
-            module: Any = DinoV2(*arguments, str(path))
+        if network in DINOV2:
+            module: Any = DinoV2(network, [layer], str(path))
         else:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*torch.jit.load.*deprecated", FutureWarning)
-                module = create_feature_extractor(
-                    *arguments, cuda=False, verbose=False, feature_extractor_weights_path=str(path)
-                )
+                options = {"cuda": False, "feature_extractor_weights_path": str(path)}
+                module = create_feature_extractor(network, [layer], verbose=False, **options)
     except (RuntimeError, TypeError, AttributeError, KeyError):
-        raise UserError(f"{path} does not hold the weights of {registered}") from None
-    shown = f"{registered}/112" if layer == "112" else registered
-    if not official or not digest.startswith(official):
-        shown += f":{digest[:8]}"  # other weights measure something else: say so in the name
-    return Extractor(shown, module.to(device), digest, torch.device(device))
+        raise UserError(f"{path} does not hold the weights of {network}") from None
+    label = f"{network}/112" if layer == "112" else network
+    if not official.digest or not digest.startswith(official.digest):
+        label += f":{digest[:8]}"  # other weights give other numbers: say so in the name
+    return Extractor(label, module.to(device), digest, torch.device(device))
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -140,83 +131,18 @@ def _parse(name: str) -> tuple[str, str]:
         return name, "clip"
     if name in DINOV2:
         return name, "dinov2"
-    known = re.fullmatch(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?", name)
-    if not known:
+    match = re.fullmatch(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?", name)
+    if not match:
         names = ("inception", LITE0, *CLIP, *DINOV2)
         near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise UserError(f"no features '{name}': did you mean '{near}'?")
-    side, layer = int(known[1] or _LITE0_SIDE), known[2] or "1280"
-    if side < 32 or side % 32 or layer not in lite0.LAYERS:
+    side, layer = int(match[1] or _LITE0_SIDE), match[2] or "1280"
+    if side < 32 or side % 32 or layer not in LAYERS:
         raise UserError(
-            f"no features '{name}': the side is a multiple of 32, "
-            f"the layer {' or '.join(lite0.LAYERS)}"
+            f"no features '{name}': the side must be a multiple of 32 and the layer "
+            f"{' or '.join(LAYERS)}"
         )
-    registered = f"{LITE0}@{side}"
-    if registered not in FEATURE_EXTRACTORS_REGISTRY:  # registering twice is an error
-        register_feature_extractor(registered, lite0.EfficientNetLite0)
-    return registered, layer
-
-
-def _published_hash(registered: str) -> str:
-    """Return the first digits, or all, of the hash of the published file; none are for DINOv2."""
-    if registered in CLIP:
-        return str(CLIP[registered]["hash"])
-    if registered in DINOV2:
-        return ""
-    if registered == INCEPTION:
-        return _hash_in_name(Path(URL_INCEPTION_V3))
-    return _hash_in_name(lite0.installed_weights())
-
-
-def _hash_in_name(path: Path) -> str:
-    return path.stem.rpartition("-")[2]  # torch.hub's convention: name-HASH.pth
-
-
-def _published(registered: str) -> Path:
-    """Return the published file, downloaded if that is needed."""
-    if registered.startswith(LITE0):
-        return lite0.installed_weights()
-    if registered in CLIP:
-        url, file = CLIP_URLS[registered], f"{registered}-{_published_hash(registered)}.pt"
-    elif registered in DINOV2:
-        file = f"{DINOV2[registered]}_pretrain.pth"
-        url = f"{_DINOV2_URL}/{DINOV2[registered]}/{file}"
-    else:
-        url, file = URL_INCEPTION_V3, Path(URL_INCEPTION_V3).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(
-                url, str(path), _published_hash(registered) or None, progress=False
-            )
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"cannot download the weights of {registered} ({error}): fetch {url} "
-                f"elsewhere and put it at {path}, or name the file with --weights"
-            ) from None
-    return path
-
-
-def _check_safe(path: Path, program: str | None) -> str:
-    """Return the hash of a file, refused if it can do more than hold tensors.
-
-    Args:
-        path: of the file, which torch-fidelity will unpickle.
-        program: the whole hash of the one file that may be a TorchScript program, as CLIP's are.
-    """
-    try:
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        if program is None:
-            torch.load(path, weights_only=True, map_location="meta")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (UnpicklingError, RuntimeError, EOFError):
-        raise UserError(f"{path} is not a plain file of weights saved by torch.save") from None
-    if program and digest != program:
-        raise UserError(
-            f"{path} is not the published file: its SHA-256 is {digest[:8]}..., not "
-            f"{program[:8]}...; such files are programs, so no other is read"
-        )
-    return digest
+    network = f"{LITE0}@{side}"
+    if network not in FEATURE_EXTRACTORS_REGISTRY:  # registering twice is an error
+        register_feature_extractor(network, EfficientNetLite0)
+    return network, layer

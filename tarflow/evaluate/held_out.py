@@ -1,14 +1,18 @@
-"""Bits per dimension of held-out images, and what training images say of a trained flow.
+"""Bits per dimension of held-out images, and what training images tell about a trained flow.
 
-Legend: `B` batch, `C` colour channels, `H` height and width. Images are 8 bit; `x` in [-1, 1].
+Legend: `B` batch, `C` colour channels, `H` height and width, `N` images. Images are 8 bit; `x` in
+[-1, 1].
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tarflow import data, distributed
@@ -26,10 +30,12 @@ from tarflow.model.likelihood import (
 
 EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
 
+Densities = TypeVar("Densities", Tensor, NDArray[np.float64])
+
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What held-out images cost a model; every array has one value per image."""
+    """Likelihood of held-out images under a model; every array has one value per image."""
 
     kind: str  # dequantised or bound
     bpd: np.ndarray  # bits per dimension of the clean 8-bit image
@@ -52,50 +58,53 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What training images show of a trained flow."""
+class TrainingReference:
+    """What training images tell about a trained flow."""
 
-    decoder: Decoder | None  # of the BPD bound; None with uniform noise
-    losses: Tensor  # (n,) of the images under fresh noise, on the CPU
+    decoder: Decoder | None  # for the BPD bound; None with uniform noise
+    losses: Tensor  # (N,) nats per dimension under fresh noise, on the CPU
 
 
-def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Reference:
+def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> TrainingReference:
     """Fit the decoder and measure the loss on `evaluation.decoder_images` training images.
 
-    All workers must ask; each takes a part of the images through the flow.
+    All workers must call this; each takes a share of the images through the flow.
 
     Args:
-        flow: the trained flow, on its device.
-        config: of the run.
-        batch: images at a time.
+        flow: The trained flow on its device.
+        config: Configuration of the run; says which data, which noise and how many images.
+        batch: Images that go through the flow at a time.
     """
     train = data.open_split(config.data, "train")
     count = min(config.evaluation.decoder_images, len(train.labels))
-    mine = data.order(len(train.labels), EVALUATION_SEED, 0, count)[distributed.local_slice(count)]
-    shape = 0, flow.config.image_channels, flow.config.image_size, flow.config.image_size
-    seen = [torch.empty(shape, dtype=torch.uint8)]  # so that those who have no image can join
-    xhats, losses = [torch.empty(shape, dtype=flow.var.dtype)], [flow.var.new_empty(0)]
-    for pixels, labels, noised in noised_batches(train, mine, config, flow, "decoder", batch):
+    order = data.order(len(train.labels), EVALUATION_SEED, 0, count)
+    share = order[distributed.local_slice(count)]
+    size = flow.config.image_size
+    empty = (0, flow.config.image_channels, size, size)  # so that workers without images can join
+    clean = [torch.empty(empty, dtype=torch.uint8)]
+    xhats, losses = [torch.empty(empty, dtype=flow.var.dtype)], [flow.var.new_empty(0)]
+    batches = noised_batches(train, share, config, flow, ["decoder"], batch)
+    for _, pixels, labels, noised in batches:
         if config.noise.type == "gaussian":
             xhat, density = denoised_mean(flow, noised, labels, config.noise.std)
             xhats.append(xhat.cpu())
-            seen.append(pixels.cpu())
+            clean.append(pixels.cpu())
         else:
             with torch.no_grad():
                 density = log_density(flow, noised, labels)
-        losses.append(_loss(density, noised))
-    every_xhat, every_image, every_loss = (
+        losses.append(training_loss(density, flow.config.dims))
+    all_xhats, all_clean, all_losses = (
         distributed.gather_rows(torch.cat(parts), flow.var.device)
-        for parts in (xhats, seen, losses)
+        for parts in (xhats, clean, losses)
     )
-    decoder = Decoder.fit(every_xhat, every_image) if len(every_xhat) else None
-    return Reference(decoder, every_loss)
+    decoder = Decoder.fit(all_xhats, all_clean) if len(all_xhats) else None
+    return TrainingReference(decoder, all_losses)
 
 
 def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
-    """Score the held-out images of a run with its trained flow; all workers must ask.
+    """Score the held-out images of a run with its trained flow.
 
-    Each of them scores a part of the images, and all get the values of all.
+    All workers must call this. Each scores a share of the images, and all get every value.
 
     With Gaussian noise BPD is the bound
     `E[-log p(y) - log P(x | xhat(y)) + log N(y; x, std^2)] / (N_dim ln 2)`, a code length of the
@@ -103,9 +112,9 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
     Jensen's inequality. Conditional models are scored with the label given.
 
     Args:
-        flow: the weights to score, on its device.
-        config: of the run; says which data, split, noise and how many draws.
-        batch: images at a time.
+        flow: The trained flow on its device.
+        config: Configuration of the run; says which data, split, noise and how many noise draws.
+        batch: Images that go through the flow at a time.
 
     Returns:
         Values per held-out image, averaged over the noise draws.
@@ -113,30 +122,33 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
     flow = flow.eval().requires_grad_(False)
     held_out = data.open_split(config.data, config.evaluation.split)
     reference = training_reference(flow, config, batch)
-    decoder = reference.decoder
-    labels_seen = np.asarray(held_out.labels)
-    mine = np.arange(len(labels_seen))[distributed.local_slice(len(labels_seen))]
-    values = torch.zeros(len(mine), 2, dtype=torch.float64)  # bits per dimension and loss
-    for draw in range(config.evaluation.draws):
-        rows = [flow.var.new_empty(0, 2)]
-        parts = noised_batches(held_out, mine, config, flow, f"held-out {draw}", batch)
-        for pixels, labels, noised in parts:
-            if decoder is None:
-                with torch.no_grad():
-                    losses = _loss(log_density(flow, noised, labels), noised)
-                bits = dequantised_bpd(losses)
-            else:
-                bits, density = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
-                losses = _loss(density, noised)
-            rows.append(torch.stack([bits, losses], 1))
-        values += torch.cat(rows).cpu() / config.evaluation.draws
-    bpd, loss = distributed.gather_rows(values, flow.var.device).T.numpy()
+    decoder, draws = reference.decoder, held_out_noise(config.evaluation.draws)
+    all_labels = np.asarray(held_out.labels)
+    share = np.arange(len(all_labels))[distributed.local_slice(len(all_labels))]
+    values = flow.var.new_zeros(len(share), 2, dtype=torch.float64)  # bits per dimension and loss
+    batches = noised_batches(held_out, share, config, flow, draws, batch)
+    for rows, pixels, labels, noised in batches:
+        if decoder is None:
+            with torch.no_grad():
+                loss = training_loss(log_density(flow, noised, labels), flow.config.dims)
+            bits = dequantised_bpd(loss)
+        else:
+            bits, density = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
+            loss = training_loss(density, flow.config.dims)
+        values[rows] += torch.stack([bits, loss], 1) / len(draws)
+    bpd, losses = distributed.gather_rows(values, flow.var.device).T.numpy()
     kind = "dequantised" if decoder is None else "bound"
-    return Likelihood(kind, bpd, loss, labels_seen, float(reference.losses.mean()))
+    return Likelihood(kind, bpd, losses, all_labels, float(reference.losses.mean()))
 
 
-def _loss(density: Tensor, images: Tensor) -> Tensor:
-    return -density / images[0].numel() - HALF_LN_2PI
+def training_loss(density: Densities, dims: int) -> Densities:
+    """Return the training loss in nats per dimension for log densities of images in nats, (B,)."""
+    return -density / dims - HALF_LN_2PI
+
+
+def held_out_noise(draws: int) -> list[str]:
+    """Name the draws of the noise that held-out images are scored with, for `noised_batches`."""
+    return [f"held-out {draw}" for draw in range(draws)]
 
 
 def noised_batches(
@@ -144,31 +156,36 @@ def noised_batches(
     indices: np.ndarray,
     config: RunConfig,
     flow: TarFlow,
-    use: str,
+    draws: list[str],
     batch: int,
-) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """Yield pixels, labels and noisy images in batches, with noise fixed by image and use.
+) -> Iterator[tuple[slice, Tensor, Tensor | None, Tensor]]:
+    """Yield images in batches with training noise that depends on image and draw only.
 
     Args:
-        images: to draw from.
-        indices: (N,) of the images wanted; they name the noise, whatever the batches.
-        config: of the run; says which noise, and whether labels are given.
-        flow: says the device and type of what is yielded.
-        use: of the noise; other uses give independent noise.
-        batch: images at a time.
+        images: Images to choose from.
+        indices: Numbers of the images to yield, (N,).
+        config: Configuration of the run; says which noise, and whether labels are given.
+        flow: The model whose device and type the batches get.
+        draws: Names of independent draws of the noise; each goes through all images.
+        batch: Images in a batch.
+
+    Yields:
+        The positions of a batch in `indices`, its 8-bit pixels (B, C, H, H), labels (B,) or None,
+        and noisy images (B, C, H, H).
     """
     device, dtype = flow.var.device, flow.var.dtype
-    for start in range(0, len(indices), batch):
-        part = indices[start : start + batch]
+    for draw, start in itertools.product(draws, range(0, len(indices), batch)):
+        rows = slice(start, start + batch)
+        part = indices[rows]
         pixels = torch.from_numpy(data.batch(images, part))
-        drawn = noise.normal_per_image(
-            torch.from_numpy(part), tuple(pixels.shape[1:]), EVALUATION_SEED, use, dtype
+        normal = noise.normal_per_image(
+            torch.from_numpy(part), tuple(pixels.shape[1:]), EVALUATION_SEED, draw, dtype
         )
         if config.noise.type == "gaussian":
-            noised = noise.unit(pixels, dtype) + config.noise.std * drawn
+            noised = noise.unit(pixels, dtype) + config.noise.std * normal
         else:
-            noised = (pixels.to(dtype) + torch.special.ndtr(drawn)) / 128 - 1
+            noised = (pixels.to(dtype) + torch.special.ndtr(normal)) / 128 - 1
         labels = None
         if config.model.classes:
             labels = torch.from_numpy(np.asarray(images.labels)[part]).to(device)
-        yield pixels.to(device), labels, noised.to(device)
+        yield rows, pixels.to(device), labels, noised.to(device)

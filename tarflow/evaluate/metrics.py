@@ -33,13 +33,7 @@ _SPLITS = 10  # of the samples, for the Inception score (Salimans et al. 2016)
 def compare(
     a: NDArray[np.float32], b: NDArray[np.float32], extractor: Extractor, reference_name: str
 ) -> dict[str, Any]:
-    """Measure the quality of samples by their features.
-
-    Args:
-        a: Features of the samples, (M, F).
-        b: Features of the reference images, (N, F).
-        extractor: Network that computed both.
-        reference_name: Name of the reference images, such as digits/validation.
+    """Measure the quality of samples by their features (M, F) and those of the reference (N, F).
 
     Returns:
         The columns of `record.EVALUATIONS` that describe quality. `fid` and `inception_score`
@@ -47,7 +41,7 @@ def compare(
         images as well; see `refused`.
 
     Raises:
-        UserError: with fewer than four images on a side.
+        UserError: If a side has fewer than four images.
     """
     distance, error = kid(a, b)
     frechet = limit = limit_error = score = score_error = None
@@ -104,7 +98,7 @@ def kid(a: Features, b: Features) -> tuple[float, float]:
     then taken as zero, so the standard error is on the safe side when nothing differs.
 
     Raises:
-        UserError: with fewer than four images on a side.
+        UserError: If a side has fewer than four images.
     """
     _check_count(a, b)
     m, n = len(a), len(b)
@@ -144,7 +138,7 @@ def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
     those of the samples (Kynkaanniemi et al. 2019, three neighbours).
 
     Raises:
-        UserError: with fewer than four images on a side.
+        UserError: If a side has fewer than four images.
     """
     _check_count(a, b)
     shares = prc_features_to_metric(

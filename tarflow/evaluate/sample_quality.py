@@ -94,10 +94,9 @@ def evaluate_samples(
 
 
 def reference_quality(config: RunConfig) -> dict[str, Any]:
-    """Compare training images with the held-out ones: the scores that perfect samples would get.
+    """Return the quality columns of `evaluations.parquet` for training images as samples.
 
-    Returns:
-        The quality columns of `evaluations.parquet`, such as kid and kid_se.
+    They are the scores that perfect samples would get.
     """
     train = data.open_split(config.data, "train")
     count = min(config.evaluation.samples, len(train.labels))

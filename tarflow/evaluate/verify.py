@@ -1,6 +1,6 @@
-"""Proof that a model does what the mathematics says, with its own weights on this machine.
+"""Check that a trained model is, on this machine, the flow that the mathematics describes.
 
-Everything is measured and compared with a stated tolerance. Derivatives are taken in float64.
+Every check compares a measured number with a stated tolerance. Derivatives are taken in float64.
 
 Legend: `N` images, `c` colour channels, `H` height and width, `T` tokens per image, `D` values per
 token.
@@ -22,10 +22,11 @@ from tarflow.sample.inverse import invert
 from tarflow.sample.plan import default_tolerance
 
 EXACT = 1e-9  # relative error of a sum of some thousand float64 numbers
-SINGLE = 1e-3  # bits per dimension that float32 may be off
-JACOBIAN = 800  # values of the largest map whose Jacobian is taken whole
-ROWS = 64  # of a Jacobian at a time
-ALL_PLACES, SOME_PLACES = 64, 16  # of the token order at which causality is tried
+SINGLE = 1e-3  # error of float32 in bits per dimension
+JACOBIAN = 800  # values of the largest map whose whole Jacobian is computed
+ROWS = 64  # rows of a Jacobian computed at a time
+ALL_POSITIONS = 64  # causality is tried at every token of shorter images,
+SOME_POSITIONS = 16  # and at this number of tokens in others
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Check:
     name: str
     measured: float
     tolerance: float
-    how: str  # what was measured
+    quantity: str  # what was measured
 
     @property
     def passed(self) -> bool:
@@ -46,20 +47,20 @@ class Check:
 def verify(
     flow: TarFlow, images: Tensor, labels: Tensor | None, noise: NoiseConfig
 ) -> Iterator[Check]:
-    """Measure a flow; if its weights are not finite, nothing else is measured.
+    """Yield the checks of a flow; if its weights are not finite, nothing else is measured.
 
     Args:
-        flow: float32, in eval mode, on its device.
-        images: (N, c, H, H) such as it was trained on, noise included. Derivatives are taken at
-            the first.
-        labels: (N,) int64, or None.
-        noise: of the training, which says what error of an inverse matters.
+        flow: The model in float32 and eval mode, on its device.
+        images: Images like those it was trained on, noise included, (N, c, H, H). Derivatives are
+            taken at the first.
+        labels: Classes of the images, (N,) int64, or None.
+        noise: Training noise, which says what error of an inverse matters.
 
     Yields:
-        Checks of the weights, of each block's causality and log-determinant, of the whole flow's
+        Checks of the weights, of each block's causality and log-determinant, of the flow's
         log-determinant, of the arithmetic and of the inverse.
     """
-    weights = finite_weights(flow)
+    weights = _finite_weights(flow)
     yield weights
     if not weights.passed:
         return
@@ -69,65 +70,54 @@ def verify(
     first = None if labels is None else labels[:1]
     for index, block in enumerate(flow.blocks):
         wide = copy.deepcopy(cast(FlowBlock, block)).double()
-        yield causality(f"block {index} causality", wide, tokens[:1], first)
-        yield block_log_determinant(f"block {index} log-determinant", wide, tokens[:1], first)
+        yield _causality(f"block {index} causality", wide, tokens[:1], first)
+        yield _block_log_determinant(f"block {index} log-determinant", wide, tokens[:1], first)
         tokens, part = wide(tokens, labels)
         logdet += part
-    yield flow_log_determinant(flow, images, labels, logdet)
+    yield _flow_log_determinant(flow, images, labels, logdet)
     single = negative_log_likelihood(*flow(images, labels)).double()
     error = (single - negative_log_likelihood(tokens, logdet)).abs().max().item() / math.log(2)
-    how = "float32 against float64, bits per dimension"
-    yield Check("arithmetic of the likelihood", error, SINGLE, how)
-    yield round_trip(flow, images, labels, noise)
+    quantity = "float32 against float64, bits per dimension"
+    yield Check("arithmetic of the likelihood", error, SINGLE, quantity)
+    yield _round_trip(flow, images, labels, noise)
 
 
-def finite_weights(flow: TarFlow) -> Check:
+def _finite_weights(flow: TarFlow) -> Check:
     """Count the values of parameters and buffers that are not finite."""
     bad = {name: int((~tensor.isfinite()).sum()) for name, tensor in flow.state_dict().items()}
-    where = next((f", the first in {name}" for name, count in bad.items() if count), "")
-    return Check("weights", sum(bad.values()), 0, f"values that are not finite{where}")
+    first = next((f", the first in {name}" for name, count in bad.items() if count), "")
+    return Check("weights", sum(bad.values()), 0, f"values that are not finite{first}")
 
 
-def causality(name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | None) -> Check:
-    """Change all tokens after a place; no output up to that place may change.
+def _causality(name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | None) -> Check:
+    """Change all tokens after a position; no output up to that position may change.
 
-    In small images every place is tried, which covers every pair of tokens; in others
-    `SOME_PLACES` spread over the image, both ends included.
-
-    Args:
-        name: of the check.
-        block: float64.
-        tokens: (1, T, D).
-        labels: (1,) or None.
+    In small images every position is tried, which covers every pair of tokens; in others
+    `SOME_POSITIONS` spread over the image, both ends included.
     """
     last = tokens.shape[1] - 1
-    tried = last if last < ALL_PLACES else SOME_PLACES
-    before = block.permute(block(tokens, labels)[0])
-    given = block.permute(tokens)
-    others = given.roll(1, 1) + 1
+    positions = last if last < ALL_POSITIONS else SOME_POSITIONS
+    outputs = block.permute(block(tokens, labels)[0])
+    original = block.permute(tokens)
+    others = original.roll(1, 1) + 1
     worst = 0.0
-    for place in torch.linspace(0, last - 1, tried).round().long().tolist():
-        changed = torch.cat([given[:, : place + 1], others[:, place + 1 :]], 1)
-        after = block.permute(block(block.permute(changed), labels)[0])
-        moved = (after - before)[:, : place + 1].abs().max().item()
-        worst = max(worst, moved if math.isfinite(moved) else math.inf)
-    how = f"change of outputs with later tokens, after {tried} of {last} places"
-    return Check(name, worst / max(1.0, before.abs().max().item()), EXACT, how)
+    for position in torch.linspace(0, last - 1, positions).round().long().tolist():
+        kept = position + 1
+        changed = block.permute(torch.cat([original[:, :kept], others[:, kept:]], 1))
+        difference = block.permute(block(changed, labels)[0]) - outputs
+        change = difference[:, :kept].abs().max().item()
+        worst = max(worst, change if math.isfinite(change) else math.inf)
+    quantity = f"change of outputs with later tokens, after {positions} of {last} positions"
+    return Check(name, worst / max(1.0, outputs.abs().max().item()), EXACT, quantity)
 
 
-def block_log_determinant(
+def _block_log_determinant(
     name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | None
 ) -> Check:
     """Compare a block's log-determinant with that of its Jacobian.
 
-    The first tokens of a causal map are exactly the map of so short an image, so a large block is
-    cut to as many tokens as the Jacobian allows, at least two.
-
-    Args:
-        name: of the check.
-        block: float64.
-        tokens: (1, T, D).
-        labels: (1,) or None.
+    A causal map treats the first tokens of an image like a short image. So a large block is cut to
+    the number of tokens that the Jacobian allows, at least two.
     """
     count, dims = tokens.shape[1:]
     kept = min(count, max(2, JACOBIAN // dims))
@@ -141,17 +131,10 @@ def block_log_determinant(
     return Check(name, error, EXACT, f"against autograd, nats per dimension, {kept} tokens")
 
 
-def flow_log_determinant(
+def _flow_log_determinant(
     flow: TarFlow, images: Tensor, labels: Tensor | None, of_blocks: Tensor
 ) -> Check:
-    """Compare the flow's log-determinant with autograd's, or with its blocks' if it is large.
-
-    Args:
-        flow: float32.
-        images: (N, c, H, H).
-        labels: (N,) or None.
-        of_blocks: (N,) sum of the log-determinants of the blocks, float64.
-    """
+    """Compare the flow's log-determinant with autograd's, or with its blocks' if it is large."""
     name = "flow log-determinant"
     if flow.config.dims > JACOBIAN:
         error = (flow(images, labels)[1] - of_blocks).abs().max().item() / math.log(2)
@@ -161,17 +144,10 @@ def flow_log_determinant(
     return Check(name, error, EXACT, "against autograd, nats per dimension")
 
 
-def round_trip(flow: TarFlow, images: Tensor, labels: Tensor | None, noise: NoiseConfig) -> Check:
-    """Map images to noise and back in float32.
-
-    The tolerance is a tenth of the training noise, far less than denoising removes, or half a
-    grey level for models of uniform noise; pixels are in [-1, 1].
-    """
-    back = invert(flow, flow(images, labels)[0], labels)
-    tolerance = default_tolerance(noise)
-    return Check(
-        "round trip", (back - images).abs().max().item(), tolerance, "largest pixel error"
-    )
+def _round_trip(flow: TarFlow, images: Tensor, labels: Tensor | None, noise: NoiseConfig) -> Check:
+    """Map images to noise and back in float32; `default_tolerance` of the inverse must hold."""
+    error = (invert(flow, flow(images, labels)[0], labels) - images).abs().max().item()
+    return Check("round trip", error, default_tolerance(noise), "largest pixel error")
 
 
 def _log_determinant_error(
@@ -179,7 +155,7 @@ def _log_determinant_error(
     point: Tensor,
     labels: Tensor | None,
 ) -> float:
-    """Return the relative error of the log-determinant that a map claims at one point (1, ...)."""
+    """Return the relative error of a map's own log-determinant at one point (1, ...)."""
     dims = point.numel()
     jacobian: list[Tensor] = []
     for rows in torch.eye(dims, dtype=point.dtype, device=point.device).split(ROWS):
@@ -188,6 +164,5 @@ def _log_determinant_error(
             mapped, _ = mapping(batch, None if labels is None else labels.expand(len(rows)))
             jacobian += torch.autograd.grad(mapped, batch, rows.view_as(mapped))
     exact = torch.linalg.slogdet(torch.cat(jacobian).flatten(1)).logabsdet.item() / dims
-    claimed = mapping(point, labels)[1].item()
-    error: float = abs(claimed - exact) / max(1.0, abs(exact))
+    error: float = abs(mapping(point, labels)[1].item() - exact) / max(1.0, abs(exact))
     return error

