@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something a person can fix; its text is one line that says what to do."""
+    """A mistake that a person can fix; its text is one line that says what to do."""
 
 
 class ConfigError(UserError, ValueError):
@@ -16,11 +16,11 @@ class ConfigError(UserError, ValueError):
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; a user's mistake or an interruption prints one line.
+    """Run a command and return its exit code; print one line for a user's mistake or Ctrl-C.
 
     Returns:
-        What the command returns: 0 done, 1 some of it failed; 2 after a `UserError`; 128 plus the
-        signal after Ctrl-C, or when the reader of the output, such as `head`, has closed it.
+        The command's own code (0 done, 1 some of it failed), 2 after a `UserError`, or 128 plus
+        the signal after Ctrl-C or after a reader of the output, such as `head`, has closed it.
     """
     try:
         return command()
@@ -28,18 +28,18 @@ def exit_code_of(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         if not stdout_closed():
             raise
-        # The interpreter flushes what is still buffered when it exits.
+        # On exit the interpreter flushes its buffer, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
 def stdout_closed() -> bool:
     """Tell whether the reader of standard output, such as `head`, has closed it."""
-    watched = select.poll()
-    watched.register(sys.stdout, 0)
-    return any(event & select.POLLERR for _, event in watched.poll(0))
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,7 +1,7 @@
-"""The tables a run leaves: schemas, atomic writing, reading with the version checked.
+"""The tables of runs: schemas, atomic writing, and reading that checks the version.
 
-`result.json` in a run's folder is its truth; `runs.parquet` and `evaluations.parquet` of a study
-are gathered from those and can be rebuilt at any time.
+`result.json` in the folder of a run is the original; `runs.parquet` and `evaluations.parquet` of a
+study gather these files and can be rebuilt at any time.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ _METADATA = {"schema_version": SCHEMA_VERSION}
 RUNS = pa.schema(
     [
         pa.field("run_id", pa.string(), nullable=False),  # hash of the config
-        pa.field("label", pa.string(), nullable=False),  # what differs, for people
+        pa.field("label", pa.string(), nullable=False),  # what sets it apart, for readers
         pa.field("role", pa.string(), nullable=False),  # grid, branch, ablation, search or final
         pa.field("status", pa.string(), nullable=False),  # done or failed
-        ("parent_id", pa.string()),  # run id of the trunk that it went on from
+        ("parent_id", pa.string()),  # run id of the trunk that it continued
         ("config", pa.string()),  # the whole config as JSON
         ("data", pa.string()),
         ("data_hash", pa.string()),
@@ -50,16 +50,16 @@ RUNS = pa.schema(
         ("precision", pa.string()),
         ("schedule", pa.string()),
         ("seed", pa.int32()),
-        ("params", pa.int64()),  # matrix-product weights, N
+        ("params", pa.int64()),  # weights of matrix products, N
         ("params_total", pa.int64()),
         ("images", pa.int64()),  # training images seen
         ("unique_images", pa.int64()),
         ("epochs", pa.float64()),
         ("tokens", pa.int64()),  # images * T
         ("flops", pa.float64()),  # training FLOPs by formula
-        ("flops_marginal", pa.float64()),  # less what a trunk already paid
-        ("wall_seconds", pa.float64()),  # training and evaluation, less what a trunk took
-        ("train_seconds", pa.float64()),  # of the whole run, a trunk's part too
+        ("flops_marginal", pa.float64()),  # without those of a trunk
+        ("wall_seconds", pa.float64()),  # training and evaluation, without a trunk
+        ("train_seconds", pa.float64()),  # training, with a trunk
         ("evaluate_seconds", pa.float64()),  # likelihood, samples and their scores
         ("device_seconds", pa.float64()),  # wall_seconds * devices (CPU: threads)
         ("mfu", pa.float64()),  # share of the measured matrix-product rate
@@ -95,7 +95,7 @@ EVALUATIONS = pa.schema(
         ("denoise", pa.float64()),
         ("solver", pa.string()),  # of each block, the noise side first
         ("seed", pa.int32()),
-        ("half", pa.string()),  # all, or chosen (picked on) and scored (measured on)
+        ("half", pa.string()),  # all; or chosen (to choose a setting) and scored (to measure it)
         ("n", pa.int64()),  # samples
         ("n_reference", pa.int64()),
         ("reference", pa.string()),  # which images, e.g. digits/validation
@@ -104,15 +104,15 @@ EVALUATIONS = pa.schema(
         ("kid_se", pa.float64()),
         ("fid", pa.float64()),  # only with Inception features
         ("fd", pa.float64()),  # Frechet distance with any other extractor
-        ("fd_infinity", pa.float64()),  # what endless samples would have, any extractor
+        ("fd_infinity", pa.float64()),  # extrapolated to infinitely many samples, any extractor
         ("fd_infinity_se", pa.float64()),
         ("inception_score", pa.float64()),
         ("inception_score_se", pa.float64()),
         ("precision", pa.float64()),
         ("recall", pa.float64()),
         ("seconds_per_image", pa.float64()),
-        ("redrawn", pa.int64()),  # draws that were not finite and were repeated
-        ("lost", pa.int64()),  # images given up, so missing from all halves together
+        ("redrawn", pa.int64()),  # samples that were not finite and were drawn again
+        ("lost", pa.int64()),  # samples given up, over all halves
     ],
     metadata=_METADATA,
 )
@@ -124,7 +124,7 @@ CURVE = pa.schema(
         ("loss", pa.float64()),  # mean training loss since the row before
         ("lr", pa.float64()),
         ("grad_norm", pa.float64()),
-        ("seconds", pa.float64()),  # since the run began, pauses left out
+        ("seconds", pa.float64()),  # since the run began, without pauses
     ],
     metadata=_METADATA,
 )
@@ -142,12 +142,12 @@ IMAGES = pa.schema(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path, and put the file at `path` when the block ends well.
+    """Yield a temporary path, whose file replaces `path` once the block succeeds.
 
-    Beside a local file it is renamed there, to an object store it goes with one put.
+    A local file is renamed; an object store receives it with one put.
 
     Raises:
-        UserError: if the disk is full, read-only, or forbids it; what was there is whole.
+        UserError: If the file cannot be written; the old one stays intact.
     """
     if isinstance(path, Remote):
         with tempfile.TemporaryDirectory(prefix="tarflow-") as folder:
@@ -169,13 +169,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path, plain: Any) -> None:
-    """Write JSON whole or not at all; non-finite numbers become null."""
+    """Write a JSON file atomically; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n")
 
 
@@ -190,7 +190,7 @@ def _finite(plain: Any) -> Any:
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as Parquet, whole or not at all; keys that the schema lacks are an error."""
+    """Write rows as Parquet, atomically; refuse keys that the schema lacks."""
     rows = list(rows)
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:
@@ -201,32 +201,32 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a table, refusing one of another schema version.
+    """Read a table of this schema version; one of an older release may lack columns.
 
     Raises:
-        UserError: if the file is missing, is not Parquet, or has another version.
+        UserError: If the file is missing, is not Parquet, or has another version.
     """
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
-    found = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if found != SCHEMA_VERSION:
+    stored = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if stored != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {found}, this program reads {SCHEMA_VERSION}; "
+            f"{path} has schema version {stored}, this program reads {SCHEMA_VERSION}; "
             "rebuild it from its runs/ folder or read it with the release that wrote it"
         )
     return table
 
 
 def read_result(run_folder: Path) -> dict[str, Any] | None:
-    """Return `{"run": row, "evaluations": rows}` of a run's result.json; None if absent."""
+    """Return `{"run": row, "evaluations": rows}` from result.json, or None if it is missing."""
     result: dict[str, Any] | None = read_json(run_folder / "result.json")
     return result
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; None if it is absent or was cut off."""
+    """Return the content of a JSON file, or None if it is missing or incomplete."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
@@ -236,7 +236,7 @@ def read_json(path: Path) -> Any:
 def gather(study: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rebuild `runs.parquet` and `evaluations.parquet` of a study from its runs/ folder.
 
-    What was sampled of a run later lies in its evaluations/ folder, a file per setting.
+    The evaluations/ folder of a run holds settings that were evaluated later, a file each.
 
     Returns:
         The rows of both tables, ordered by run id.
@@ -255,7 +255,7 @@ def gather(study: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 @cache
 def environment() -> dict[str, str]:
-    """Describe where a run happens: package versions (JSON), git commit and host."""
+    """Describe the machine and code of a run: package versions (JSON), git commit and host."""
     versions = {"python": platform.python_version()}
     for package in ("tarflow", "torch", "ray", "optuna", "numpy", "torch-fidelity"):
         with contextlib.suppress(PackageNotFoundError):

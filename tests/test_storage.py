@@ -21,7 +21,7 @@ from training_runs import LONG, SHORT, assert_same, family
 from sweeps import journal, lease, scaling
 from sweeps.presets import load
 from sweeps.space import TrainingSpace
-from sweeps.study import grid, resolve
+from sweeps.study import grid, resolve_study
 from tarflow import record, storage
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
@@ -138,7 +138,7 @@ def test_a_branch_finds_its_trunk_on_the_store(bucket, tmp_path):
 def test_a_wrong_bucket_key_or_endpoint_is_one_line_within_seconds(
     bucket, environment, monkeypatch, capsys
 ):
-    def said(address):
+    def refusal(address):
         storage._filesystem.cache_clear()
         monkeypatch.setattr(sys, "argv", ["scaling", "tiny", "--out", str(address), "--yes"])
         start = time.monotonic()
@@ -148,22 +148,22 @@ def test_a_wrong_bucket_key_or_endpoint_is_one_line_within_seconds(
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "there is no bucket s3://nobody-has-this" in said("s3://nobody-has-this/study")
+    assert "there is no bucket s3://nobody-has-this" in refusal("s3://nobody-has-this/study")
     require_keys(environment, after=0)
     try:
-        assert "credentials" in said(bucket / "study")
+        assert "credentials" in refusal(bucket / "study")
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        assert "credentials" in said(bucket / "study")
+        assert "credentials" in refusal(bucket / "study")
     finally:
         require_keys(environment, after=10**9)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "endpoint" in said(bucket / "study")
-    assert "Unrecognized filesystem" in said("nothing://bucket/study")
+    assert "endpoint" in refusal(bucket / "study")
+    assert "Unrecognized filesystem" in refusal("nothing://bucket/study")
 
 
 def require_keys(server, after):
-    """Let the server check credentials after so many requests."""
+    """Let the server check credentials from this number of requests on."""
     asked = urllib.request.Request(
         f"{server}/moto-api/reset-auth", str(after).encode(), {"Content-Type": "text/plain"}
     )
@@ -202,7 +202,7 @@ def test_of_two_that_take_an_address_at_once_one_wins(bucket, monkeypatch):
 
 
 def test_a_journal_is_on_the_store_after_every_trial(bucket):
-    space = TrainingSpace(resolve(load("tiny")), 1e9)
+    space = TrainingSpace(resolve_study(load("tiny")), 1e9)
     study = journal.open_study(space, journal.open_journal(bucket))
     trial = study.ask()
     space(trial)
@@ -233,7 +233,7 @@ def test_a_whole_study_on_an_address_that_is_killed_and_resumed(bucket, tmp_path
         driver.wait()
     time.sleep(5)  # its workers end, too
     finished = {each: each.stat().st_mtime for each in out.glob("runs/*/result.json")}
-    expected = {run.run_id for run in grid(resolve(study))}
+    expected = {run.run_id for run in grid(resolve_study(study))}
     assert 0 < len(finished) < len(expected)
 
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
