@@ -1,55 +1,57 @@
 """What an ablation compares: its choices side by side, averaged over seeds.
 
-Runs of the role `ablation` are read by no law. A choice is all that a config sets but its seed; a
-setting is a way to sample from a run, which trains nothing.
+Laws do not read runs of the role `ablation`. A choice is everything a config sets except its seed.
+A setting is a way to sample from a run, without training.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from analysis.human import bits, interval, number
-from analysis.laws.intervals import LEVEL
+from analysis.laws.intervals import LEVEL, NORMAL_90
 from analysis.rows import configs_but_seed
 from analysis.settings import setting_in_words
 
-UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # of noise that fills one of 256 bins of [-1, 1]
+UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one
-MOST = 3  # names in a sentence
-WAYS = {  # to guide, and how they are named
+MOST_NAMES = 3  # in a sentence
+WAYS = {  # settings of guidance, and how their values are named
     "rule": "{}",
     "guided_blocks": "blocks {}",
     "part": "{}",
     "temperature": "temperature {:g}",
 }
-KINDS = {"noise": ["noise_type", "noise_std"], "shape": ["blocks", "layers"]}
+KINDS = {  # columns in which the runs of a kind of ablation differ
+    "noise": ["noise_type", "noise_std"],
+    "shape": ["blocks", "layers"],
+}
 
 
-def ablated(runs: pd.DataFrame) -> pd.DataFrame:
+def _ablated(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the finished runs that an ablation compares, with the name of their choice."""
-    found = runs[(runs["role"] == "ablation") & (runs["status"] == "done")]
-    keys = pd.Series(configs_but_seed(found), index=found.index, dtype=object)
-    labels = zip(found["label"], found["seed"], strict=True)
-    named = _without_common_end([str(label).removesuffix(f"-s{seed}") for label, seed in labels])
-    return found.assign(choice=keys, named=named)
+    runs = runs[(runs["role"] == "ablation") & (runs["status"] == "done")]
+    labels = zip(runs["label"], runs["seed"], strict=True)
+    names = _without_common_end([str(label).removesuffix(f"-s{seed}") for label, seed in labels])
+    return runs.assign(choice=configs_but_seed(runs), named=names)
 
 
 def _without_common_end(labels: Sequence[str]) -> list[str]:
-    """Drop the parts, cut at hyphens, in which all labels end.
+    """Return labels without the hyphenated parts at their end that all of them share.
 
     >>> _without_common_end(["labels-c8-1e9", "none-c8-1e9"])
     ['labels', 'none']
     """
     parts = [label.split("-") for label in labels]
-    while min(map(len, parts), default=1) > 1 and len({each[-1] for each in parts}) == 1:
-        parts = [each[:-1] for each in parts]
-    return ["-".join(each) for each in parts]
+    while min(map(len, parts), default=1) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["-".join(part) for part in parts]
 
 
 def kind(runs: pd.DataFrame) -> str:
-    """Tell what runs differ in: `noise`, `shape`, both or something else as `choice`, or ``."""
+    """Return what runs differ in: `noise`, `shape`, `choice` for anything else, or nothing."""
     if runs["choice"].nunique() < 2:
         return ""
     for name, columns in KINDS.items():
@@ -64,51 +66,51 @@ def noise_level(rows: pd.DataFrame) -> pd.Series:
 
 
 def averaged(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
-    """Average a column over the rows that share some keys: over seeds.
+    """Average a column over the rows that share some keys, that is over seeds.
 
-    The interval of a mean is Student's, from the spread between seeds. That is pooled over all
-    keys, in units of the rows' own standard errors where they have some: heavy tails and poor
-    samples make the seeds differ more as well. It is never less than that error, but for BPD,
-    whose error is of held-out images that all runs share.
+    The interval of a mean is Student's, from the spread between seeds, pooled over all keys. If
+    the rows have standard errors, the spread is measured in units of them, because heavy tails and
+    poor samples make seeds differ more as well. The interval is then at least as wide as that
+    error, except for BPD, whose error comes from held-out images that all runs share.
 
     Args:
-        rows: one per run, or per run and setting.
-        keys: columns that name what is compared.
-        column: to average.
+        rows: One row per run, or per run and setting.
+        keys: Columns that name what is compared.
+        column: Column to average.
 
     Returns:
-        One row per key: the keys, `mean`, `low`, `high` (90%; nan if unknown) and `run_id`, a
-        text that names the runs. Keys in ascending order.
+        One row per key in ascending order: the keys, `mean`, `low`, `high` (90%; nan if unknown)
+        and `run_id`, a text that names the runs.
     """
     rows = rows.dropna(subset=[column])
     error = ERRORS.get(column, "")
     unit = rows[error].astype(float) if error in rows else pd.Series(1.0, index=rows.index)
     groups = rows.assign(_unit=unit).groupby(list(keys), dropna=False, sort=True)
-    found, squares, free = [], 0.0, 0
+    lines, squares, free = [], 0.0, 0
     for key, group in groups:
         values, own = group[column].to_numpy(float), float(np.sqrt(np.mean(group["_unit"] ** 2)))
         squares += float(np.sum((values - values.mean()) ** 2)) / own**2 if own > 0 else 0.0
         free += len(values) - 1
         names = ", ".join(sorted(group["run_id"]))
-        found.append([*key, float(values.mean()), own / np.sqrt(len(values)), names])
-    shown = pd.DataFrame(found, columns=[*keys, "mean", "own", "run_id"])
+        lines.append([*key, float(values.mean()), own / np.sqrt(len(values)), names])
+    means = pd.DataFrame(lines, columns=[*keys, "mean", "own", "run_id"])
     spread = float(np.sqrt(squares / free)) if free else float("nan")
     half = spread * float(t.ppf((1 + LEVEL) / 2, free)) if free else float("nan")
     if error in rows and column != "bpd":
-        half = float(np.nanmax([half, norm.ppf((1 + LEVEL) / 2)]))
-    width = half * shown.pop("own")
-    return shown.assign(low=shown["mean"] - width, high=shown["mean"] + width)
+        half = float(np.nanmax([half, NORMAL_90]))
+    width = half * means.pop("own")
+    return means.assign(low=means["mean"] - width, high=means["mean"] + width)
 
 
 def titled(finished: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that an ablation compares, with the `title` of their choice."""
-    runs = ablated(finished)
+    runs = _ablated(finished)
     what = kind(runs)
-    return runs.assign(title=[title(run, what) for _, run in runs.iterrows()])
+    return runs.assign(title=[_title(run, what) for _, run in runs.iterrows()])
 
 
-def title(row: pd.Series, kind: str) -> str:
-    """Name the choice of a run for people."""
+def _title(row: pd.Series, kind: str) -> str:
+    """Return the choice of a run in words."""
     if kind == "noise":
         gaussian = row["noise_type"] == "gaussian"
         return f"noise {row['noise_std']:g}" if gaussian else "uniform noise"
@@ -119,7 +121,7 @@ def title(row: pd.Series, kind: str) -> str:
 
 
 def ways(scored: pd.DataFrame) -> list[str]:
-    """Name how each row is guided, by what differs between the guided rows only."""
+    """Return how each row is guided, in words for what differs between the guided rows."""
     guided = scored[scored["guidance"] > 0]
     varying = {name: words for name, words in WAYS.items() if guided[name].nunique() > 1}
     named = [
@@ -130,7 +132,7 @@ def ways(scored: pd.DataFrame) -> list[str]:
 
 
 def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
-    """Say in a line each which choice is best by likelihood, and which setting by samples."""
+    """Say which choice has the best likelihood, and which setting the best samples."""
     runs = titled(finished)
     if runs.empty:
         return []
@@ -147,12 +149,12 @@ def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
 
 
 def best(points: pd.DataFrame, name: str, written: Callable[[float], str]) -> str:
-    """Say which row has the lowest mean, and which others its interval cannot tell from it.
+    """Say which row has the lowest mean, and which others may be as low.
 
     Args:
-        points: of `averaged`, with `title`.
-        name: of the score.
-        written: how a value is written.
+        points: Rows of `averaged`, with `title`.
+        name: Name of the score.
+        written: Writes a value.
     """
     points = points.dropna(subset=["mean"]).sort_values("mean")
     first = points.iloc[0]
@@ -161,8 +163,8 @@ def best(points: pd.DataFrame, name: str, written: Callable[[float], str]) -> st
     if np.isfinite(first["high"]):
         text += f" ({interval((first['low'], first['high']), written)})"
     if near:
-        others = ", ".join(near[:MOST]) + (
-            f" and {len(near) - MOST} more" if len(near) > MOST else ""
+        others = ", ".join(near[:MOST_NAMES]) + (
+            f" and {len(near) - MOST_NAMES} more" if len(near) > MOST_NAMES else ""
         )
-        text += f"; not told apart from {others}"
+        text += f"; no clear difference from {others}"
     return text + "."

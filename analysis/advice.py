@@ -1,4 +1,4 @@
-"""The run to train next: a law's size and images, and the hyperparameters that did best."""
+"""The run to train next: size and images of a law, hyperparameters of the best run."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ NEXT = 4.0  # times the largest budget of a study
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The run to train next, and why in plain sentences."""
+    """The run to train next, and the reasons in plain sentences."""
 
     config: RunConfig
     explanation: str
@@ -26,9 +26,9 @@ class Recommendation:
 
 
 def learning_rate(runs: pd.DataFrame, params: float) -> float:
-    """Return the rate for a size: log-log between the study's own sizes, flat beyond them.
+    """Return the learning rate for a size: log-log between the sizes of the study, flat beyond.
 
-    Each size counts with its best run of the largest budget it was trained at.
+    Each size counts with its best run at the largest budget it was trained at.
     """
     best = runs.sort_values(["budget", "bpd", "run_id"], ascending=[False, True, True])
     best = best.drop_duplicates("params").sort_values("params")
@@ -37,23 +37,23 @@ def learning_rate(runs: pd.DataFrame, params: float) -> float:
 
 
 def check_budget(flops: float) -> None:
-    """Refuse what is no budget of training FLOPs.
+    """Check that a budget of training FLOPs is a positive number.
 
     Raises:
-        UserError: if it is not positive, or endless.
+        UserError: If it is not.
     """
     if not 0 < flops < float("inf"):
         raise UserError(f"flops is {flops:g}: a budget must be positive")
 
 
 def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
-    """Write the config of the next budget, 4 times the study's largest by default.
+    """Return the config to train with a budget, by default 4 times the largest of the study.
 
-    Size and images come from the laws; everything else from the best run of the largest budget,
-    but the learning rate, which follows the size as it did in the study.
+    Size and images come from the laws. The learning rate follows the size as it did in the study.
+    Everything else is that of the best run of the largest budget.
 
     Raises:
-        UserError: if no finished run is left to start from, or the budget is not positive.
+        UserError: If the study has no finished run to start from, or the budget is not positive.
     """
     runs = findings.runs
     if not len(runs):
@@ -62,15 +62,15 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     check_budget(flops)
     best = best_run(runs)
     template = read_config(best)
-    found = allocate(
+    allocation = allocate(
         flops, runs, template, findings.surface, findings.isoflops, rivals=findings.rivals
     )
-    model = replace(template.model, channels=found.channels)
+    model = replace(template.model, channels=allocation.channels)
     rate = template.optim.lr
     if runs["lr"].nunique() > 1:
-        rate = float(f"{learning_rate(runs, found.model_params):.4g}")
+        rate = float(f"{learning_rate(runs, allocation.model_params):.4g}")
     config = replace(
-        template, model=model, images=found.images, optim=replace(template.optim, lr=rate)
+        template, model=model, images=allocation.images, optim=replace(template.optim, lr=rate)
     )
     trained = set(findings.finished["run_id"])
     while run_id(config) in trained:
@@ -78,22 +78,22 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     ratio = cost.run_flops(config) / findings.budgets[-1].flops
     why = {
         "surface law": f"the {findings.surface.name} law L(N, D)" if findings.surface else "",
-        "IsoFLOP minima": "the power law through the IsoFLOP minima, for the surface law does "
-        "not pin down the best size",
-        "best run": "the best run of the largest budget, for neither the surface law nor the "
-        "IsoFLOP minima pin down how the best size grows",
-    }[found.source]
+        "IsoFLOP minima": "the power law through the IsoFLOP minima, because the surface law does "
+        "not determine the best size",
+        "best run": "the best run of the largest budget, because neither the surface law nor the "
+        "IsoFLOP minima determine how the best size grows",
+    }[allocation.source]
     lines = [
         f"{cost.run_flops(config):.3g} FLOPs, {ratio:.3g} times the largest budget of the study.",
         f"Size from {why}: {cost.params(model):,} parameters ({model.channels} channels), "
         f"{config.images:,} images.",
     ]
-    if found.bpd is not None and found.bpd_interval is not None:
-        low, high = found.bpd_interval
-        lines.append(f"Expected BPD {found.bpd:.4g} (90%: {low:.4g} to {high:.4g}).")
-    if found.edge:
-        lines.append(f"At the edge: {found.edge}.")
+    if allocation.bpd is not None and allocation.bpd_interval is not None:
+        low, high = allocation.bpd_interval
+        lines.append(f"Expected BPD {allocation.bpd:.4g} (90%: {low:.4g} to {high:.4g}).")
+    if allocation.edge:
+        lines.append(f"At the edge: {allocation.edge}.")
     if rate != template.optim.lr:
         lines.append(f"Learning rate {rate:g}, interpolated over the sizes of the study.")
     lines.append(f"Everything else is as in run {best['run_id']}, the best of the largest budget.")
-    return Recommendation(config, "\n".join(lines), found)
+    return Recommendation(config, "\n".join(lines), allocation)

@@ -1,4 +1,4 @@
-"""Does better likelihood go with better samples? Rank correlation over runs.
+"""Do runs with better likelihood have better samples? Rank correlation over runs.
 
 Legend: `R` bootstrap draws, `n` runs.
 """
@@ -10,21 +10,17 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from analysis.laws.forms import Array
-from analysis.laws.intervals import Interval
-from analysis.rows import commonest
-from analysis.settings import SETTING
+from analysis.laws.intervals import Interval, interval_of
+from analysis.settings import at_shared_setting
 
-WORDS = ("guidance", "temperature", "denoise")  # of the setting, that people are told
-FEWEST = 5  # runs
+FEWEST = 5  # runs that a rank correlation needs
+LEVEL = 0.95  # of its intervals
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Rank correlation between BPD and a sample-quality score over runs; 95% intervals."""
+    """Rank correlation between BPD and KID over runs, with 95% intervals."""
 
-    metric: str  # kid
-    feature_extractor: str
-    setting: str  # the one sampler setting compared, in words
     runs: int
     spearman: float
     spearman_interval: Interval
@@ -38,14 +34,14 @@ def correlate(
     """Correlate BPD and KID over runs at the sampler setting most of them share.
 
     Guidance moves KID at equal BPD, so settings are never mixed. None with fewer than 5 runs.
+
+    Args:
+        runs: Rows of the runs table.
+        evaluations: Rows of the evaluations table.
+        seed: Seed of the bootstrap.
+        draws: Number of its draws.
     """
-    rows = evaluations[evaluations["kid"].notna() & (evaluations["half"] != "chosen")]
-    rows = rows[rows["run_id"].isin(runs["run_id"])]
-    if rows.empty:
-        return None
-    setting = rows[SETTING].astype(str)
-    shared = commonest(setting)
-    rows = rows[(setting == list(shared)).all(axis=1)]
+    rows = at_shared_setting(evaluations[evaluations["run_id"].isin(runs["run_id"])])
     kid = rows.groupby("run_id")["kid"].mean()
     table = runs.set_index("run_id").loc[sorted(kid.index), "bpd"].to_frame().join(kid)
     if len(table) < FEWEST:
@@ -54,16 +50,12 @@ def correlate(
     again = np.random.default_rng(seed).integers(len(x), size=(draws, len(x)))
     again = np.concatenate([np.arange(len(x))[None], again])
     spearman, kendall = _spearman(x[again], y[again]), _kendall(x[again], y[again])
-    named = dict(zip(SETTING, shared, strict=True))
     return Correlation(
-        metric="kid",
-        feature_extractor=str(rows["feature_extractor"].iloc[0]),
-        setting=", ".join(f"{name} {value}" for name, value in named.items() if name in WORDS),
         runs=len(table),
         spearman=float(spearman[0]),
-        spearman_interval=_interval(spearman[1:]),
+        spearman_interval=interval_of(_known(spearman[1:]), LEVEL),
         kendall=float(kendall[0]),
-        kendall_interval=_interval(kendall[1:]),
+        kendall_interval=interval_of(_known(kendall[1:]), LEVEL),
     )
 
 
@@ -86,6 +78,5 @@ def _ratio(both: Array, one: Array, other: Array) -> Array:
     return np.asarray(np.where(norm > 0, both / np.where(norm > 0, norm, 1), np.nan), dtype=float)
 
 
-def _interval(draws: Array) -> Interval:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+def _known(draws: Array) -> Array:
+    return draws[~np.isnan(draws)]

@@ -1,4 +1,4 @@
-"""What a law says of one run before it is trained, and how that compares afterwards."""
+"""What a law predicts for one run before it is trained, and how that compares afterwards."""
 
 import math
 from collections.abc import Mapping
@@ -11,23 +11,21 @@ from pydantic import ConfigDict
 from analysis.findings import Findings
 from analysis.human import bits, interval, percent
 from analysis.laws.allocation import best_run
-from analysis.laws.intervals import LEVEL
+from analysis.laws.intervals import LEVEL, NORMAL_90
 from analysis.rows import read_config
 from tarflow import cost
 from tarflow.config import RunConfig, from_dict, to_dict
 from tarflow.record import read_json
 
-_NORMAL = 1.645  # standard deviations to either end of a 90% interval
-
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """A prediction, written down before the run; the rest is filled in after it."""
+    """A prediction written down before the run; the last three fields are filled in after it."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     run_id: str
     flops: float
-    law: str  # formula; empty if no law speaks of this run
+    law: str  # formula; empty if no law applies to this run
     predicted: float | None  # bits per dimension
     low: float | None  # ends of the 90% interval; None if it is unbounded
     high: float | None
@@ -41,13 +39,13 @@ def forecast(findings: Findings, config: RunConfig, run_id: str) -> Forecast:
     """Predict the bits per dimension of a run by the law L(N, D), or L(C) without one.
 
     Args:
-        findings: of the study.
-        config: of the run.
-        run_id: of the run.
+        findings: What the study shows.
+        config: Config of the run.
+        run_id: Id of the run.
     """
     flops = cost.run_flops(config)
     law = findings.surface or findings.frontier
-    reason = "too few runs for a law" if law is None else _stranger(findings, config)
+    reason = "too few runs for a law" if law is None else _difference(findings, config)
     if law is None or reason:
         words = f"No law of this study predicts this run: {reason}."
         return Forecast(
@@ -79,64 +77,63 @@ def forecast(findings: Findings, config: RunConfig, run_id: str) -> Forecast:
 
 def read_forecasts(study: Path) -> list[Forecast]:
     """Return the forecasts of a study, by run id."""
-    found = [read_json(path) for path in sorted((study / "final").glob("*.json"))]
-    return [from_dict(Forecast, plain) for plain in found if plain]
+    files = [read_json(path) for path in sorted((study / "final").glob("*.json"))]
+    return [from_dict(Forecast, plain) for plain in files if plain]
 
 
-def achieved(said: Forecast, row: Mapping[str, Any]) -> Forecast:
+def achieved(prediction: Forecast, row: Mapping[str, Any]) -> Forecast:
     """Compare a forecast with the row of the run.
 
-    The law was fitted on other images than those of the test split; what that alone may move a
-    mean by is told apart from the law's own error.
+    The law was fitted to scores on other images than those of the test split. An error that this
+    difference alone may cause is not counted against the law.
     """
     value, error = float(row["bpd"]), float(row["bpd_se"] or 0.0)
     words = f"Achieved {bits(value)} ± {bits(error)} bits per dimension on {row['split']} images"
-    if said.predicted is None:
+    if prediction.predicted is None:
         words += "; no law had predicted it."
     else:
-        off = said.predicted / value - 1
-        words += f", predicted {bits(said.predicted)}: {percent(abs(off))} too "
+        off = prediction.predicted / value - 1
+        words += f", predicted {bits(prediction.predicted)}: {percent(abs(off))} too "
         words += "high" if off > 0 else "low"
-        words += _place(said, value, error)
-    return replace(said, achieved=value, achieved_se=error, verdict=words)
+        words += _place(prediction, value, error)
+    return replace(prediction, achieved=value, achieved_se=error, verdict=words)
 
 
-def _place(said: Forecast, value: float, error: float) -> str:
-    """Say where a value lies by an interval, and by one that other images may widen."""
-    if said.low is None or said.high is None or said.predicted is None:
+def _place(prediction: Forecast, value: float, error: float) -> str:
+    """Say whether a value lies in the interval, or in the wider one that other images allow."""
+    if prediction.low is None or prediction.high is None or prediction.predicted is None:
         return "; too few runs for an interval."
-    where = f"the {LEVEL:.0%} interval {interval((said.low, said.high), bits)}"
-    if said.low <= value <= said.high:
-        return f"; inside {where}."
-    images = _NORMAL * math.sqrt(2) * error  # both means have it
-    low = said.predicted - math.hypot(said.predicted - said.low, images)
-    high = said.predicted + math.hypot(said.high - said.predicted, images)
+    span = f"the {LEVEL:.0%} interval {interval((prediction.low, prediction.high), bits)}"
+    if prediction.low <= value <= prediction.high:
+        return f"; inside {span}."
+    images = NORMAL_90 * math.sqrt(2) * error  # both means carry this error
+    low = prediction.predicted - math.hypot(prediction.predicted - prediction.low, images)
+    high = prediction.predicted + math.hypot(prediction.high - prediction.predicted, images)
     if low <= value <= high:
-        return f"; outside {where}, but by no more than other images may move it."
-    return f"; outside {where}: the law does not hold here."
+        return f"; outside {span}, but by no more than other images may move it."
+    return f"; outside {span}: the law does not hold here."
 
 
-def _stranger(findings: Findings, config: RunConfig) -> str:
-    """Say in what a run differs from those the laws were fitted to, but for size and data."""
+def _difference(findings: Findings, config: RunConfig) -> str:
+    """Say how a run differs from those the laws were fitted to, apart from size and data."""
     runs = findings.runs
     known = set(zip(runs["blocks"], runs["layers"], strict=True))
     if (config.model.blocks, config.model.layers) not in known:
         return f"the grid has no {config.model.blocks} blocks of {config.model.layers} layers"
-    there, here = (_family(each) for each in (read_config(best_run(runs)), config))
-    for part, fields in here.items():
-        for name, value in fields.items():
-            if there[part][name] != value:
-                return (
-                    f"{part}.{name}".removeprefix("run.")
-                    + f" is {there[part][name]} in the grid, {value} here"
-                )
+    grid = _shared_by_grid(read_config(best_run(runs)))
+    for name, value in _shared_by_grid(config).items():
+        if grid[name] != value:
+            return f"{name} is {grid[name]} in the grid, {value} in this run"
     return ""
 
 
-def _family(config: RunConfig) -> dict[str, dict[str, Any]]:
+def _shared_by_grid(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that all runs of a grid share, by name such as `noise.std`."""
     plain = to_dict(config)
     for name in ("channels", "blocks", "layers"):
         del plain["model"][name]
     del plain["optim"]["lr"]
-    alone = {"run": {name: plain[name] for name in ("batch", "precision")}}
-    return alone | {part: plain[part] for part in ("model", "data", "noise", "optim")}
+    shared = {name: plain[name] for name in ("batch", "precision")}
+    for part in ("model", "data", "noise", "optim"):
+        shared |= {f"{part}.{name}": value for name, value in plain[part].items()}
+    return shared

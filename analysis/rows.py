@@ -1,4 +1,4 @@
-"""Which rows of the runs table the laws read, and why the others are left out."""
+"""Which rows of the runs table the laws read, and how they are grouped: by budget, by seed."""
 
 import json
 from collections import Counter
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.laws.validation import levels
 from tarflow.config import RunConfig, from_dict
 from tarflow.errors import UserError
 
-ROLES = ("grid", "branch")  # searched and final runs are picked, not placed
-MOVED = 0.01  # of the mean that one image may move
-TAIL = 10.0  # a maximum that many times farther from the median than the 99th percentile is alone
+ROLES = ("grid", "branch")  # searched and final runs were chosen by their results
+MOVED = 0.01  # share of the mean that one image may move
+TAIL = 10.0  # a maximum this many times farther from the median than the 99th percentile is alone
 GROUP = {  # columns that must agree within a law, and what to say if they do not
     "data_hash": "another data set",
     "classes": "other conditioning",
@@ -27,18 +28,36 @@ GROUP = {  # columns that must agree within a law, and what to say if they do no
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row of the table that no law reads, and why."""
+    """A row of the table that no law reads."""
 
     run_id: str
     label: str
     reason: str  # a plain sentence
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Runs of nearly equal training FLOPs."""
+
+    flops: float  # geometric mean
+    run_ids: tuple[str, ...]  # smallest model first
+    sizes: int  # number of different parameter counts
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """Spread between runs that differ in the seed only."""
+
+    std: float  # bits per dimension, pooled
+    groups: int  # configs with at least two seeds
+    runs: int  # runs in these groups
+
+
 def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     """Split a runs table into the rows of one law and the rest.
 
     Args:
-        runs: columns of `tarflow.record.RUNS`.
+        runs: Columns of `tarflow.record.RUNS`.
 
     Returns:
         The comparable rows, ordered by (flops, params, run_id), and the others with the reason.
@@ -46,7 +65,7 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     runs = runs.sort_values(["flops", "params", "run_id"], kind="stable").reset_index(drop=True)
     reasons = pd.Series([_own_reason(row) for _, row in runs.iterrows()], dtype=object)
     open_rows = reasons == ""
-    # Missing values are one group of their own; the fullest group is the study.
+    # Missing values form one group; the largest group is the study.
     kinds = runs[list(GROUP)].astype(str)
     if open_rows.any():
         group = commonest(kinds[open_rows])
@@ -95,9 +114,53 @@ def _one_image_decides(row: pd.Series) -> bool:
     return largest - median > TAIL * (p99 - median)
 
 
-def configs_but_seed(runs: pd.DataFrame) -> list[str]:
+def group_budgets(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Budget, ...]]:
+    """Return the rows ordered by budget, with its number in the column `budget`, and the budgets.
+
+    Runs of nearly equal FLOPs share a budget; number 0 is the smallest.
+    """
+    groups = levels(rows["flops"].to_numpy(float)) if len(rows) else []
+    numbers = np.zeros(len(rows), dtype=int)
+    for number, group in enumerate(groups):
+        numbers[group] = number
+    rows = rows.assign(budget=numbers).sort_values(["budget", "params", "run_id"])
+    rows = rows.reset_index(drop=True)
+    budgets = tuple(
+        Budget(
+            flops=float(np.exp(np.log(part["flops"].to_numpy(float)).mean())),
+            run_ids=tuple(part["run_id"]),
+            sizes=int(part["params"].nunique()),
+        )
+        for _, part in rows.groupby("budget")
+    )
+    return rows, budgets
+
+
+def best_of_budgets(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the best config of every budget, its BPD averaged over seeds."""
+    columns = ["run_id", "label", "flops", "params", "tokens", "bpd"]
+    if rows.empty:
+        return rows.reindex(columns=columns)
+    mean = rows.assign(bpd=rows["bpd"].groupby(configs_but_seed(rows)).transform("mean"))
+    best = mean.sort_values(["budget", "bpd", "run_id"]).drop_duplicates("budget")
+    return best[columns].reset_index(drop=True)
+
+
+def seed_noise(rows: pd.DataFrame) -> SeedNoise | None:
+    """Pool the variance between runs that differ in the seed only; None without such runs."""
+    bpd = rows["bpd"].groupby(configs_but_seed(rows))
+    groups = [group for _, group in bpd if len(group) > 1]
+    if not groups:
+        return None
+    square = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
+    members = sum(len(group) for group in groups)
+    return SeedNoise(float(np.sqrt(square / (members - len(groups)))), len(groups), members)
+
+
+def configs_but_seed(runs: pd.DataFrame) -> pd.Series:
     """Return a key per row that is equal for runs that differ in the seed only."""
-    return [_key(row) for _, row in runs.iterrows()]
+    keys = [_key(row) for _, row in runs.iterrows()]
+    return pd.Series(keys, index=runs.index, dtype=object)
 
 
 def _key(row: pd.Series) -> str:
@@ -111,7 +174,11 @@ def _key(row: pd.Series) -> str:
 
 
 def read_config(row: "pd.Series[Any]") -> RunConfig:
-    """Return the config a row of the runs table holds as JSON."""
+    """Return the config that a row of the runs table holds as JSON.
+
+    Raises:
+        UserError: If it holds none.
+    """
     try:
         plain = json.loads(str(row["config"]))
     except json.JSONDecodeError:

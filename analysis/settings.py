@@ -1,4 +1,4 @@
-"""How samples were drawn: sampler settings by name, and which one of a run to compare.
+"""How samples were drawn: sampler settings in words, and which settings and runs to compare.
 
 A table here has one row per run and sampler setting: columns of `evaluations.parquet` beside those
 of its run; `kid` is the kernel inception distance of the named extractor.
@@ -23,11 +23,15 @@ SETTING = [  # columns that say how samples were drawn; how the flow was inverte
     "temperature",
     "denoise",
 ]
-USUAL = {"rule": "log-scale", "guided_blocks": "all", "part": "both"}  # of guidance
+DEFAULTS = {
+    "rule": "log-scale",
+    "guided_blocks": "all",
+    "part": "both",
+}  # of guidance; words name others only
 
 
 def setting_in_words(row: pd.Series | Mapping[str, Any]) -> str:
-    """Name a sampler setting.
+    """Return a sampler setting in words.
 
     >>> setting_in_words({"guidance": 0.5, "temperature": 0.3, "denoise": 1.0})
     'guidance 0.5, temperature 0.3, denoising 1'
@@ -35,24 +39,37 @@ def setting_in_words(row: pd.Series | Mapping[str, Any]) -> str:
     'no guidance, denoising 0'
     """
     guided = f"guidance {number(row['guidance'])}, temperature {number(row['temperature'])}"
-    unusual = [row[name] for name, usual in USUAL.items() if row.get(name, usual) != usual]
+    unusual = [row[name] for name, usual in DEFAULTS.items() if row.get(name, usual) != usual]
     guided = ", ".join([guided, *unusual]) if row["guidance"] else "no guidance"
     return f"{guided}, denoising {number(row['denoise'])}"
 
 
-def one_setting(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run, all at the sampler setting most runs share; as `correlate` does."""
+def run_and_setting(row: pd.Series | Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return a key that samples share if they are of one run and drawn in the same way."""
+    return row["run_id"], *(row.get(name) for name in SETTING)
+
+
+def at_shared_setting(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a KID at the most frequent sampler setting.
+
+    Rows of half `chosen` do not count: their KID is the one by which a setting was chosen.
+    """
     known = scored[scored["kid"].notna() & (scored["half"] != "chosen")]
     if known.empty:
         return known
     setting = known[SETTING].astype(str)
-    return known[(setting == list(commonest(setting))).all(axis=1)].drop_duplicates("run_id")
+    return known[(setting == list(commonest(setting))).all(axis=1)]
+
+
+def one_setting(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per run, all at the sampler setting that most runs share."""
+    return at_shared_setting(scored).drop_duplicates("run_id")
 
 
 def best_setting(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run: its best sampler setting, as scored on draws it was not chosen by.
+    """Return one row per run at its best sampler setting, scored on draws that did not choose it.
 
-    A run that was sampled in one way only is shown as it is.
+    A run that was sampled at one setting only keeps that one.
     """
     known = scored.dropna(subset=["kid", "bpd"]).sort_values("kid")
     best = known[known["half"] == "chosen"].drop_duplicates("run_id")
@@ -63,7 +80,7 @@ def best_setting(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto_front(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other row beats in both BPD and KID, ascending BPD."""
+    """Return the rows that no other row beats in both BPD and KID, in order of BPD."""
     ordered = scored.dropna(subset=["bpd", "kid"]).sort_values(["bpd", "kid"])
     best = ordered["kid"].cummin().shift(fill_value=np.inf)
     return ordered[ordered["kid"] < best]

@@ -1,6 +1,6 @@
 """Failure signatures: runs that are good at likelihood and poor at samples, or the reverse.
 
-Legend: `R` draws, `n` runs, `I` held-out images.
+Legend: `R` draws, `n` runs.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from analysis.correlation import FEWEST
 from analysis.laws.forms import Array
-from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.intervals import Interval, interval_ends
 
 DRAWS = 1000
 GOOD, POOR = "good likelihood, poor samples", "poor likelihood, good samples"
@@ -31,7 +31,7 @@ class Signature:
 
     @property
     def gap(self) -> float:
-        """Ranks between the two."""
+        """Distance between the two ranks."""
         return abs(self.kid_rank - self.bpd_rank)
 
 
@@ -41,16 +41,16 @@ def signatures(
     noise: float = 0.0,
     seed: int = 0,
 ) -> tuple[Signature, ...]:
-    """Find the runs whose two ranks disagree, the largest gap first; none below 5 runs.
+    """Return the runs whose two ranks disagree, the largest gap first; none with under 5 runs.
 
-    Held-out images are resampled for all runs together, since all runs see the same ones; KID is
+    Held-out images are resampled for all runs together, because all runs see the same ones. KID is
     redrawn within its standard error.
 
     Args:
-        scored: one row per run: `run_id`, `bpd`, `bpd_se`, `kid`, `kid_se`.
-        images: the per-image table of each run; where one is missing, `bpd_se` takes its place.
-        noise: standard deviation of BPD between runs that differ in the seed only.
-        seed: of the draws.
+        scored: One row per run: `run_id`, `bpd`, `bpd_se`, `kid`, `kid_se`.
+        images: Per-image table of each run; if one is missing, `bpd_se` is used for all.
+        noise: Standard deviation of BPD between runs that differ in the seed only.
+        seed: Seed of the draws.
     """
     scored = scored.dropna(subset=["bpd", "kid"]).sort_values("run_id")
     if len(scored) < FEWEST:
@@ -60,22 +60,23 @@ def signatures(
     bpd = bpd + noise * rng.standard_normal(bpd.shape)
     error = scored["kid_se"].fillna(0.0).to_numpy(float)
     kid = scored["kid"].to_numpy(float) + error * rng.standard_normal(bpd.shape)
-    names, found = scored["run_id"].tolist(), []
-    at = [rankdata(scored[column]) for column in ("bpd", "kid")]
-    ends = [np.quantile(rankdata(x, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-            for x in (bpd, kid)]  # fmt: skip
-    for i, name in enumerate(names):
+    ranks = [rankdata(scored[column]) for column in ("bpd", "kid")]
+    ends = [interval_ends(rankdata(draws, axis=1)) for draws in (bpd, kid)]
+    disagreeing = []
+    for i, name in enumerate(scored["run_id"]):
         by_bpd, by_kid = ((float(low[i]), float(high[i])) for low, high in ends)
         if by_bpd[1] < by_kid[0] or by_kid[1] < by_bpd[0]:
             kind = GOOD if by_bpd[1] < by_kid[0] else POOR
-            found.append(Signature(name, kind, float(at[0][i]), by_bpd, float(at[1][i]), by_kid))
-    return tuple(sorted(found, key=lambda each: (-each.gap, each.run_id)))
+            disagreeing.append(
+                Signature(name, kind, float(ranks[0][i]), by_bpd, float(ranks[1][i]), by_kid)
+            )
+    return tuple(sorted(disagreeing, key=lambda item: (-item.gap, item.run_id)))
 
 
 def _bpd_draws(
     scored: pd.DataFrame, images: Mapping[str, pd.DataFrame], rng: np.random.Generator
 ) -> Array:
-    """Return (R, n) mean BPD over resampled images, the same images in every run."""
+    """Return (R, n) mean BPD over resampled images, the same images for every run."""
     names = scored["run_id"].tolist()
     columns = [images[name].set_index("index")["bpd"] for name in names if name in images]
     table = pd.concat(columns, axis=1, join="inner").dropna() if columns else pd.DataFrame()

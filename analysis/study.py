@@ -1,20 +1,20 @@
-"""Read what a study folder holds."""
+"""Read the tables and pictures of a study folder."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.settings import SETTING
+from analysis.settings import run_and_setting
 from tarflow.errors import UserError
 from tarflow.record import EVALUATIONS, gather, read_json, read_table
 
 
 def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the run and evaluation tables of a study, rebuilt if a run is newer than they are.
+    """Return the runs and evaluations tables of a study, rebuilt first if a run is newer.
 
     Raises:
-        UserError: if the folder holds no study, or tables of another version.
+        UserError: If the folder holds no study, or tables of another version.
     """
     tables = [study / "runs.parquet", study / "evaluations.parquet"]
     results = [path.stat().st_mtime for path in study.glob("runs/*/result.json")]
@@ -26,26 +26,27 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     elif results and max(results) >= built:
         gather(study)
     runs, evaluations = (read_table(path).to_pandas() for path in tables)
-    return runs, evaluations.reindex(columns=EVALUATIONS.names)  # older tables lack some
+    return runs, evaluations.reindex(columns=EVALUATIONS.names)  # older tables lack columns
 
 
-def pictures_of(study: Path) -> dict[tuple[Any, ...], Path]:
-    """Return the pictures of samples, by run id and the values of `correlation.SETTING`."""
-    found = {}
-    for picture in [*study.glob("runs/*/samples.png"), *study.glob("runs/*/evaluations/*.png")]:
-        own = picture.name == "samples.png"
-        beside = picture.with_name("result.json") if own else picture.with_suffix(".json")
-        plain = read_json(beside)
-        for row in (plain or {}).get("evaluations", []) if own else plain or []:
-            found[(row["run_id"], *(row.get(name) for name in SETTING))] = picture
-    return found
+def sample_pictures(study: Path) -> dict[tuple[Any, ...], Path]:
+    """Return the pictures of samples by `settings.run_and_setting`."""
+    rows = [
+        (row, picture)
+        for picture in study.glob("runs/*/samples.png")
+        for row in (read_json(picture.with_name("result.json")) or {}).get("evaluations", [])
+    ]
+    rows += [
+        (row, picture)
+        for picture in study.glob("runs/*/evaluations/*.png")
+        for row in read_json(picture.with_suffix(".json")) or []
+    ]
+    return {run_and_setting(row): picture for row, picture in rows}
 
 
-def tables_of(study: Path, runs: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
-    """Return the table of this name of every run that has left one, by run id."""
-    found = {}
-    for run_id in runs["run_id"]:
-        path = study / "runs" / run_id / name
-        if path.exists():
-            found[run_id] = read_table(path).to_pandas()
-    return found
+def tables_of_runs(study: Path, runs: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
+    """Return the table of this file name of every run that has one, by run id."""
+    paths = {run_id: study / "runs" / run_id / name for run_id in runs["run_id"]}
+    return {
+        run_id: read_table(path).to_pandas() for run_id, path in paths.items() if path.exists()
+    }

@@ -1,14 +1,14 @@
-"""What a reader of a study must be told, in plain sentences."""
+"""The warnings that a reader of a study needs, in plain sentences."""
 
 from analysis.findings import Findings
 from analysis.laws.fit import Fit
 
 REPEATED = 4.0  # epochs beyond which repeated images count less (Muennighoff et al. 2023)
-SHORT = 0.1  # coverage may fall short of its promise by this much
+SHORT = 0.1  # how far coverage may fall below its promise without a warning
 
 
 def warnings_of(findings: Findings) -> tuple[str, ...]:
-    """List what limits the findings, most fundamental first."""
+    """Return what limits the findings, most fundamental first."""
     lines = [*_rows(findings), *_laws(findings), *_tests(findings), *_sizes(findings)]
     return tuple(dict.fromkeys(lines))
 
@@ -22,16 +22,14 @@ def _rows(findings: Findings) -> list[str]:
     if failed:
         lines.append(f"{failed} failed run(s) leave holes in the grid.")
     if findings.noise is None:
-        lines.append(
-            "No config was run with two seeds: the noise between equal runs is not known."
-        )
+        lines.append("No config was run with two seeds: the noise between equal runs is unknown.")
     elif findings.noise.runs - findings.noise.groups < 2:
-        lines.append("The noise between equal runs rests on two seeds only.")
+        lines.append("The noise between equal runs is estimated from two seeds only.")
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
     if len(findings.runs) and epochs > REPEATED:
         lines.append(
-            f"Runs see the training images up to {epochs:.3g} times: beyond {REPEATED:g} epochs "
-            "tokens are repeats and count for less than the laws assume."
+            f"Runs see the training images up to {epochs:.3g} times: beyond {REPEATED:g} epochs, "
+            "repeated tokens are worth less than the laws assume."
         )
     return lines
 
@@ -45,16 +43,16 @@ def _laws(findings: Findings) -> list[str]:
         )
     if len(findings.runs) and findings.frontier is None:
         lines.append(
-            f"Too few runs for a frontier law L(C): {len(findings.budgets)} budget(s), "
-            "three are needed."
+            f"Too few runs for a frontier law L(C): {len(findings.budgets)} budget(s); "
+            "it needs three."
         )
     for law in (findings.frontier, findings.surface):
         if law is not None:
             lines += _doubts(law)
     if findings.frontier and "E" not in findings.frontier.values:
         lines.append(
-            "The frontier law has no floor: with this few budgets a floor cannot be told apart "
-            "from a smaller exponent, so it extrapolates too low."
+            "The frontier law has no floor, because so few budgets cannot distinguish one from a "
+            "smaller exponent. It extrapolates too low."
         )
     bpd = findings.frontier_points["bpd"]
     if (bpd.diff().dropna() > 0).any():
@@ -68,7 +66,7 @@ def _doubts(law: Fit) -> list[str]:
     if law.status == "multi-modal":
         lines.append(
             f"{title}: only {law.agreement:.0%} of the starts reach the best optimum; "
-            "other laws fit almost as well."
+            "other parameters fit almost as well."
         )
     return lines
 
@@ -81,31 +79,31 @@ def _tests(findings: Findings) -> list[str]:
     ]
     if findings.surface is not None and not findings.rollouts:
         lines.append(
-            "Too few runs for roll-outs: the form with the fewest parameters was taken, and the "
-            "bands do not know how wrong the form may be."
+            "Too few runs for roll-outs: the form with the fewest parameters is used, and the "
+            "bands do not include the error of the form."
         )
     lines += [
-        f"The {item.level:.0%} bands held {item.inside} of {item.total} roll-outs only."
+        f"The {item.level:.0%} bands hold only {item.inside} of {item.total} roll-outs."
         for item in findings.coverage
         if item.band == "with discrepancy" and item.achieved < item.level - SHORT
     ]
     guess = min((item.error for item in findings.baselines), default=float("inf"))
     chosen = next((item for item in findings.scores if item.chosen), None)
     if chosen is not None and chosen.error > guess:
-        lines.append("In the roll-outs the law predicts no better than a guess without a law.")
+        lines.append("In the roll-outs, the law predicts no better than a guess without a law.")
     return lines
 
 
 def _sizes(findings: Findings) -> list[str]:
     lines = [
-        f"At {item.flops:.2g} FLOPs the best size is the {item.edge} tried: at the edge, the "
+        f"At {item.flops:.2g} FLOPs the best size is the {item.edge} one tried, at the edge: the "
         "optimum may lie beyond it."
         for item in findings.isoflops
         if item.edge
     ]
     if findings.allocation and findings.allocation[0].source != "surface law":
         lines.append(
-            f"The surface law does not pin down the best size; sizes come from "
+            "The surface law does not determine the best size; sizes come from the "
             f"{findings.allocation[0].source}."
         )
     return lines

@@ -1,4 +1,4 @@
-"""Tables that are not a study's own: any CSV or Parquet to fit, two studies to compare."""
+"""Fit laws to any CSV or Parquet table, and compare two studies run by run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.laws.fit import Fit
+from analysis.laws.fit import Fit, Observations, fit
 from analysis.laws.forms import FRONTIER_FORMS, SURFACE_FORMS
-from analysis.laws.validation import Table
+from analysis.study import read_study
 from tarflow.errors import UserError
 from tarflow.record import read_table
 
 
 def read_columns(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Read some columns of a CSV or Parquet file as numbers, renamed; incomplete rows go.
+    """Read columns of a CSV or Parquet file as numbers, without incomplete rows.
 
     Args:
-        path: the file.
-        columns: the column of the file for each new name.
+        path: The file.
+        columns: Column of the file by the name it gets here.
 
     Raises:
-        UserError: if the file cannot be read, lacks a column, or no row is complete.
+        UserError: If the file cannot be read, lacks a column, or has no complete row.
     """
     try:
         raw = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
@@ -39,7 +39,7 @@ def read_columns(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         {name: pd.to_numeric(raw[column], errors="coerce") for name, column in columns.items()}
     ).dropna()
     if table.empty:
-        raise UserError(f"{path} has no row with a number in every column asked for")
+        raise UserError(f"{path} has no row with a number in each of these columns")
     if (table <= 0).any(axis=None):
         bad = next(name for name in table if (table[name] <= 0).any())
         raise UserError(f"column '{columns[str(bad)]}' has values of 0 or less: not a power law")
@@ -47,21 +47,21 @@ def read_columns(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
 
 
 def fit_table(columns: pd.DataFrame, inputs: Sequence[str], seed: int = 0) -> list[Fit]:
-    """Fit every form of these inputs to a table with a column `loss`.
+    """Fit every form with these inputs to a table with a column `loss`.
 
     Raises:
-        UserError: if there are fewer rows than parameters.
+        UserError: If there are fewer rows than parameters.
     """
     forms = FRONTIER_FORMS if tuple(inputs) == ("flops",) else SURFACE_FORMS
     fewest = min(len(form.parameters) for form in forms)
     if len(columns) < fewest:
         raise UserError(f"{len(columns)} complete rows: a law needs at least {fewest}")
-    rows = Table(
+    data = Observations(
         {name: columns[name].to_numpy(float) for name in inputs},
         columns["loss"].to_numpy(float),
         [str(row) for row in range(len(columns))],
     )
-    return [rows.fit(form, seed=seed) for form in forms if len(form.parameters) <= len(columns)]
+    return [fit(form, data, seed=seed) for form in forms if len(form.parameters) <= len(columns)]
 
 
 def to_plain(law: Fit) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Bits per dimension of b less those of a."""
+        """Bits per dimension of b minus those of a."""
         return self.bpd_b - self.bpd_a
 
 
@@ -105,10 +105,8 @@ def paired(a: Path, b: Path) -> list[Pair]:
     """Return the finished runs that two studies share by data, label and seed.
 
     Raises:
-        UserError: if a folder holds no study, or none of their runs can be paired.
+        UserError: If a folder holds no study, or none of their runs can be paired.
     """
-    from analysis.study import read_study
-
     keys = ["data_hash", "split", "label", "seed"]
     first, second = (read_study(study)[0].query("status == 'done'") for study in (a, b))
     both = first.merge(second, on=keys, suffixes=("_a", "_b"))

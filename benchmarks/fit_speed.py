@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.laws.fit import fit
+from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import CHINCHILLA
 
 ROWS, STARTS, REFITS, SAMPLED = 240, 200, 4000, 10
@@ -59,9 +59,10 @@ def scipy_starts(inputs: dict[str, np.ndarray], values: np.ndarray) -> tuple[flo
 def main() -> None:
     """Print the figures and the ratios."""
     inputs, values = table()
-    law = fit(CHINCHILLA, inputs, values, draws=0, starts=STARTS)
-    starts = seconds(lambda: fit(CHINCHILLA, inputs, values, draws=0, starts=STARTS))
-    both = seconds(lambda: fit(CHINCHILLA, inputs, values, draws=REFITS, starts=STARTS))
+    data = Observations(inputs, values)
+    law = fit(CHINCHILLA, data, draws=0, starts=STARTS)
+    starts = seconds(lambda: fit(CHINCHILLA, data, draws=0, starts=STARTS))
+    both = seconds(lambda: fit(CHINCHILLA, data, draws=REFITS, starts=STARTS))
     per_start, share = scipy_starts(inputs, values)
     print(f"{STARTS} starts     {starts:6.2f} s (bar 2 s), {law.agreement:.0%} reach the optimum")
     print(f"{REFITS} refits    {both - starts:6.2f} s (bar 15 s)")

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.allocation import Allocation, Sizes, allocate
+from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import SURFACE_FORMS
-from analysis.laws.validation import Table, roll_out, score
+from analysis.laws.validation import roll_out, score
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig
 
@@ -72,15 +73,15 @@ def allocations(seed: int) -> tuple[float, Allocation, Allocation]:
     """Return the true size, and its allocation by one form and by all equally good forms."""
     law = Law.of(seed)
     runs = table(law, seed)
-    rows = Table(
+    data = Observations(
         {name: runs[name].to_numpy(float) for name in ("params", "tokens")},
         runs["bpd"].to_numpy(float),
         runs["run_id"].tolist(),
         NOISE,
     )
     axes = {name: runs[name].to_numpy(float) for name in ("flops", "params", "tokens")}
-    rollouts = roll_out(SURFACE_FORMS, rows, axes)
-    fits = [rows.fit(form, draws=DRAWS) for form in SURFACE_FORMS]
+    rollouts = roll_out(SURFACE_FORMS, data, axes)
+    fits = [fit(form, data, draws=DRAWS) for form in SURFACE_FORMS]
     scores = score(SURFACE_FORMS, fits, rollouts)
     chosen = next(fit for fit, item in zip(fits, scores, strict=True) if item.chosen)
     rivals = [fit for fit, item in zip(fits, scores, strict=True) if item.near and not item.chosen]

@@ -1,7 +1,8 @@
 """How to spend a budget: compute-optimal sizes and models.
 
-Legend: `R` draws, `G` sizes looked at, `T` tokens per image.
-FLOPs are counted (`tarflow.cost`), not 6ND: attention is up to a quarter of a small model.
+FLOPs are counted by `tarflow.cost`, not taken as 6ND, because attention costs up to a quarter of
+a small model.
+Legend: `R` draws.
 """
 
 from collections.abc import Sequence
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 
 from analysis.laws.fit import Fit
 from analysis.laws.forms import Array
-from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.intervals import LEVEL, NORMAL_90, Interval, interval_of
 from analysis.laws.isoflop import DRAWS, IsoFlop
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig, round_images
 
-TRUSTED = 10.0  # ends of an interval of the optimal size may differ by this factor, not more
-SIZES = 300  # points on which the best size is looked for
+CREDIBLE = 10.0  # largest ratio of the ends of an interval of the optimal size that is used
+SIZES = 300  # sizes among which the best one is searched
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Allocation:
 
 @dataclass(frozen=True, eq=False)
 class Sizes:
-    """Models that can be built: one model at every width that is a multiple of its head width."""
+    """The models that can be built: one model at every multiple of its head width."""
 
     model: ModelConfig
 
@@ -85,29 +86,29 @@ def allocate(
     seed: int = 0,
     rivals: Sequence[Fit] = (),
 ) -> Allocation:
-    """Choose size and images for a budget by the best source the study allows.
+    """Choose size and images for a budget by the best source the study offers.
 
-    The surface law where its optimum is known within a factor of ten; else the power law
-    through the IsoFLOP minima that lie inside their range (two at least); else the best size of
-    the largest budget.
+    That is the surface law if its optimum is known within a factor of ten; otherwise the power law
+    through the IsoFLOP minima inside their range, if there are two or more; otherwise the best
+    size of the largest budget.
 
     Args:
-        flops: the budget, training FLOPs.
-        runs: rows with run_id, params, flops, bpd and `budget`.
-        template: run whose model is widened or narrowed, and whose batch is kept.
-        surface: L(N, D).
-        isoflops: minima of the study.
-        seed: of the draws.
-        rivals: laws of other forms that predict as well: their optima widen the intervals, for
-            a bootstrap of one form knows nothing of the others.
+        flops: The budget, in training FLOPs.
+        runs: Rows with run_id, params, flops, bpd and `budget`.
+        template: Run whose model is widened or narrowed, and whose batch is kept.
+        surface: L(N, D), or None.
+        isoflops: Minima of the study.
+        seed: Seed of the draws.
+        rivals: Laws of other forms that predict as well. Their optima widen the intervals, because
+            the bootstrap of one form does not know how wrong that form is.
     """
     sizes = Sizes(template.model)
     draws = None if surface is None else _law_draws(surface, flops, sizes)
     if draws is not None:
         others = [_law_draws(law, flops, sizes) for law in rivals]
-        draws = np.concatenate([draws, *(each[1:] for each in others if each is not None)])
+        draws = np.concatenate([draws, *(other[1:] for other in others if other is not None)])
     source, edge = "surface law", ""
-    if draws is None or not _trusted(draws[1:]):
+    if draws is None or not _credible(interval_of(draws[1:])):
         source = "IsoFLOP minima"
         draws = _minima_draws(flops, isoflops, seed)
     if draws is None:
@@ -129,9 +130,9 @@ def allocate(
         flops=flops,
         source=source,
         params=float(params),
-        params_interval=_ends(draws[1:]),
+        params_interval=interval_of(draws[1:]),
         tokens=float(tokens[0]),
-        tokens_interval=_ends(tokens[1:]),
+        tokens_interval=interval_of(tokens[1:]),
         bpd=bpd,
         bpd_interval=interval,
         channels=model.channels,
@@ -157,7 +158,7 @@ def best_run(runs: pd.DataFrame) -> "pd.Series[Any]":
 def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
     """Return the best size at a budget, (1 + R,): of the law, then of each of its draws.
 
-    Numeric, on counted FLOPs; the closed form in `laws.optimum` holds for 6ND only.
+    The search is numeric, because the closed form holds for 6ND only, not for counted FLOPs.
     """
     middle = law.centre[law.form.inputs.index("params")]
     grid = np.linspace(middle - np.log(1e4), middle + np.log(1e4), SIZES)
@@ -179,9 +180,9 @@ def _law_draws(law: Fit, flops: float, sizes: Sizes) -> Array | None:
     return optimal_params(law, flops, sizes)
 
 
-def _trusted(draws: Array) -> bool:
-    low, high = _ends(draws)
-    return high <= TRUSTED * low
+def _credible(interval: Interval) -> bool:
+    low, high = interval
+    return high <= CREDIBLE * low
 
 
 def _minima_draws(flops: float, isoflops: Sequence[IsoFlop], seed: int) -> Array | None:
@@ -192,19 +193,12 @@ def _minima_draws(flops: float, isoflops: Sequence[IsoFlop], seed: int) -> Array
     x = np.log([item.flops for item in inside])
     y = np.log([item.params for item in inside])
     ends = np.log([np.clip(i.params_interval, i.params / 10, i.params * 10) for i in inside])
-    spread = (ends[:, 1] - ends[:, 0]) / 2 / 1.645
+    spread = (ends[:, 1] - ends[:, 0]) / 2 / NORMAL_90
     error = np.random.default_rng(seed).standard_normal((DRAWS, len(x))) * spread
     drawn = np.concatenate([y[None], y + error])
     slope = (
         (drawn - drawn.mean(axis=1, keepdims=True)) @ (x - x.mean()) / np.sum((x - x.mean()) ** 2)
     )
-    slope = np.clip(slope, 0, 1)  # more compute never asks for fewer parameters or fewer tokens
+    slope = np.clip(slope, 0, 1)  # more compute never calls for fewer parameters or fewer tokens
     sizes: Array = np.exp(drawn.mean(axis=1) + slope * (np.log(flops) - x.mean()))
     return sizes
-
-
-def _ends(draws: Array) -> Interval:
-    if not len(draws):
-        return 0.0, float("inf")
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -1,13 +1,13 @@
-"""The functional forms of scaling laws: value, exact Jacobian, starts, bounds, optimum.
+"""The functional forms of scaling laws: value, exact Jacobian, starts and bounds.
 
 Legend: `S` problems solved side by side, `n` rows, `p` parameters, `k` inputs.
-Inside, an input is its centred logarithm and a coefficient its logarithm at the centre: raw
-coefficients follow their exponents to many digits. People see the parameters of the formula.
+The solver works on inner parameters: inputs are centred logarithms, and a coefficient is its
+logarithm at the centre, because raw coefficients correlate almost perfectly with their exponents.
+`Form.natural` turns inner parameters into those of the printed formula.
 Sources: power law with floor, Henighan et al. 2020; E + A/N^a + B/D^b, Hoffmann et al. 2022;
 one exponent for both terms, Gadre et al. 2024; both terms to a power g, Busbridge et al. 2025.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,17 @@ from scipy.stats import qmc
 
 Array = NDArray[np.float64]
 
-EXPONENT = (1e-3, 4.0)  # beyond these a term is a constant or a step
-GAMMA = (0.1, 6.0)
+EXPONENT = (1e-3, 4.0)  # bounds; outside them a term is a constant or a step
+GAMMA = (0.1, 6.0)  # bounds of the outer power
 
 
 @dataclass(frozen=True)
 class Form:
-    """A law in one input ("flops") or two ("params", "tokens").
+    """A law with one input ("flops") or two ("params", "tokens").
 
-    Parameters are named E (floor), A and B (coefficients of the inputs), a and b (their
-    exponents; without b, a serves both) and g (power of the sum); without E the floor is 0,
-    without g it is 1.
+    Parameters: E is the floor (0 in forms without it), A and B are the coefficients of the inputs,
+    a and b their exponents (forms without b use a for both), g is the power of the sum (1 in forms
+    without it).
     """
 
     name: str
@@ -39,7 +39,7 @@ class Form:
         return self._evaluate(theta, logs)[0]
 
     def jacobian(self, theta: Array, logs: Array) -> Array:
-        """Return the (S, p, n) derivatives by the inner parameters."""
+        """Return the (S, p, n) derivatives with respect to the inner parameters."""
         _, reducible, terms = self._evaluate(theta, logs)
         inner = self._columns(theta)
         outer = np.ones_like(reducible)
@@ -55,11 +55,16 @@ class Form:
         return np.stack([columns[name] for name in self.parameters], axis=1)
 
     def exponent_of(self, coefficient: str) -> str:
-        """Name the exponent that belongs to coefficient A or B."""
+        """Return the name of the exponent that belongs to coefficient A or B."""
         return "b" if coefficient == "B" and "b" in self.parameters else "a"
 
     def natural(self, theta: Array, centre: Array) -> Array:
-        """Turn inner parameters (S, p) into those of the formula; `centre` is (k,) mean logs."""
+        """Return the (S, p) parameters of the formula.
+
+        Args:
+            theta: (S, p) inner parameters.
+            centre: (k,) mean logarithms of the inputs.
+        """
         inner, out = self._columns(theta), theta.copy()
         for j, name in enumerate(self.parameters):
             if name in "AB":
@@ -68,7 +73,12 @@ class Form:
         return out
 
     def bounds(self, values: Array, floor: float) -> tuple[Array, Array]:
-        """Return the (p,) lower and upper bounds; `floor` is the least possible value of E."""
+        """Return the (p,) lower and upper bounds of the inner parameters.
+
+        Args:
+            values: (n,) losses.
+            floor: Smallest possible value of E; -inf derives one from the values.
+        """
         if not np.isfinite(floor):
             floor = float(values.min()) - 100 * _spread(values)
         low = {"E": floor, "A": -np.inf, "B": -np.inf, "g": GAMMA[0]}
@@ -79,9 +89,10 @@ class Form:
         )
 
     def starts(self, values: Array, floor: float, count: int) -> Array:
-        """Return (count, p) starts scaled to the data: the reducible loss is split at its middle.
+        """Return (count, p) starting points scaled to the data.
 
-        The same for the same data: a low-discrepancy sequence, not chance.
+        They split the reducible loss of the median row between the terms. A low-discrepancy
+        sequence makes them the same for the same data.
         """
         unit = qmc.Halton(5, scramble=False).random(count + 1)[1:].T
         least, middle = float(values.min()), float(np.median(values))
@@ -126,23 +137,6 @@ GAMMA_FORM = Form(
 )
 FRONTIER_FORMS = (POWER_WITHOUT_FLOOR, POWER)
 SURFACE_FORMS = (TIED, CHINCHILLA, GAMMA_FORM)
-FORMS = {form.name: form for form in (*FRONTIER_FORMS, *SURFACE_FORMS)}
-
-
-def optimum(natural: Mapping[str, float], flops: float, cost: float = 6.0) -> tuple[float, float]:
-    """Return the compute-optimal (params, tokens) under flops = cost * params * tokens.
-
-    Any surface form: a monotone outer power does not move the optimum (Hoffmann et al. 2022,
-    eq. 4).
-
-    >>> n, d = optimum({"A": 400.0, "a": 0.34, "B": 410.0, "b": 0.28}, 6e20)
-    >>> round(n * d / 1e20, 6)
-    1.0
-    """
-    a, b = natural["a"], natural.get("b", natural["a"])
-    balance = (a * natural["A"] / (b * natural["B"])) ** (1 / (a + b))
-    params = balance * (flops / cost) ** (b / (a + b))
-    return params, flops / cost / params
 
 
 def _spread(values: Array) -> float:

@@ -1,4 +1,4 @@
-"""The minimum of one budget: a parabola through its runs.
+"""The best size of one budget: the minimum of a parabola through its runs.
 
 Legend: `R` draws.
 """
@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.laws.forms import Array
-from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.intervals import Interval, interval_of
 
 DRAWS = 1000  # of an IsoFLOP minimum
 
@@ -38,12 +38,12 @@ class IsoFlop:
 
 
 def isoflop(runs: pd.DataFrame, noise: float | None = None, seed: int = 0) -> IsoFlop | None:
-    """Fit a parabola through the runs of one budget; None with fewer than three sizes.
+    """Fit a parabola to the runs of one budget; None with fewer than three sizes.
 
     Args:
-        runs: rows with run_id, params, tokens, flops and bpd.
-        noise: known standard deviation between equal runs, bits per dimension.
-        seed: of the interval's draws.
+        runs: Rows with run_id, params, tokens, flops and bpd.
+        noise: Known standard deviation between equal runs, in bits per dimension.
+        seed: Seed of the draws of the interval.
     """
     runs = runs.sort_values(["params", "run_id"])
     params, bpd = runs["params"].to_numpy(float), runs["bpd"].to_numpy(float)
@@ -71,7 +71,7 @@ def isoflop(runs: pd.DataFrame, noise: float | None = None, seed: int = 0) -> Is
     if scale > 0:
         error = np.random.default_rng(seed).standard_normal((len(bpd), DRAWS)) * scale
         drawn = _vertex(solve @ ((design @ coefficients)[:, None] + error), low, high)
-        ends = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        ends = interval_of(drawn)
         interval = (float(centre * np.exp(ends[0])), float(centre * np.exp(ends[1])))
     flops = float(np.exp(np.log(runs["flops"].to_numpy(float)).mean()))
     per_token = np.log(runs["flops"].to_numpy(float) / runs["tokens"].to_numpy(float))
@@ -91,7 +91,7 @@ def isoflop(runs: pd.DataFrame, noise: float | None = None, seed: int = 0) -> Is
 
 
 def _vertex(coefficients: Array, low: float, high: float) -> Array:
-    """Return where parabolas (3, R) are least within [low, high], (R,)."""
+    """Return where parabolas with coefficients (3, R) are least within [low, high], (R,)."""
     c0, c1, c2 = coefficients
     inside = np.clip(-c1 / (2 * np.where(c2 > 0, c2, np.inf)), low, high)
     falling = (c0 + c1 * high + c2 * high**2) < (c0 + c1 * low + c2 * low**2)

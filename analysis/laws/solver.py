@@ -1,9 +1,9 @@
-"""Levenberg-Marquardt with Huber weights and bounds on many small problems at once.
+"""Levenberg-Marquardt with Huber weights and bounds, for many small problems at once.
 
 Legend: `S` problems (starts or resamples), `n` rows, `p` parameters, `k` inputs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 from analysis.laws.forms import Array, Form
 
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal noise (Huber 1981)
-CHUNK = 400_000  # values of one Jacobian held at a time; larger ones leave the cache
+CHUNK = 400_000  # values of one Jacobian; larger ones fall out of the cache
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The sum over rows of weight * huber(residual / scale)."""
+    """A sum over rows of weight * huber(residual), to be minimised."""
 
     form: Form
     logs: Array  # (k, n) centred logs of the inputs
     targets: Array  # (n,) or (S, n): values, or their logs if `log`
     weights: Array  # (n,) or (S, n)
-    scale: Array  # (n,) residuals are divided by it
     delta: float  # where Huber's loss turns linear; inf is least squares
     log: bool  # residuals in ln(value)
     low: Array  # (p,)
@@ -32,17 +31,18 @@ class Problem:
         """Return the problems at the given positions."""
         targets = self.targets[chosen] if self.targets.ndim == 2 else self.targets
         weights = self.weights[chosen] if self.weights.ndim == 2 else self.weights
-        return Problem(
-            self.form, self.logs, targets, weights, self.scale, self.delta, self.log,
-            self.low, self.high,
-        )  # fmt: skip
+        return replace(self, targets=targets, weights=weights)
+
+    def at_bound(self, theta: Array) -> NDArray[np.bool_]:
+        """Tell which parameters of theta (..., p) lie on a bound."""
+        return np.asarray((theta <= self.low) | (theta >= self.high))
 
     def residuals(self, theta: Array) -> Array:
-        """Return the (S, n) residuals over their scale."""
+        """Return the (S, n) residuals."""
         value = self.form.predict(theta, self.logs)
         if self.log:
             value = np.log(np.maximum(value, 1e-300))
-        return (self.targets - value) / self.scale
+        return self.targets - value
 
     def cost(self, residuals: Array) -> Array:
         """Return the (S,) sums of Huber terms."""
@@ -56,7 +56,7 @@ class Problem:
 
     def normal(self, theta: Array, residuals: Array) -> tuple[Array, Array]:
         """Return the (S, p, p) Gauss-Newton matrices and (S, p) descent directions."""
-        columns = self.form.jacobian(theta, self.logs) / self.scale
+        columns = self.form.jacobian(theta, self.logs)
         if self.log:
             columns /= np.maximum(self.form.predict(theta, self.logs), 1e-300)[:, None]
         weights = np.broadcast_to(self.weights, residuals.shape)
@@ -69,10 +69,16 @@ class Problem:
 def minimise(
     problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 200
 ) -> tuple[Array, Array]:
-    """Descend from every start of theta (S, p).
+    """Descend from every start.
+
+    Args:
+        problem: One problem, or one per start.
+        theta: (S, p) starting points.
+        tolerance: Relative change of parameters or cost below which a step counts as converged.
+        steps: Largest number of steps.
 
     Returns:
-        Parameters (S, p) and costs (S,), inf where a start is not finite.
+        Parameters (S, p) and costs (S,); a cost is inf where the start is not finite.
     """
     size = max(1, CHUNK // (theta.shape[1] * problem.logs.shape[1]))
     parts = [
@@ -123,17 +129,17 @@ def _descend(problem: Problem, theta: Array, tolerance: float, steps: int) -> tu
 def _step(
     matrix: Array, descent: Array, damping: Array, theta: Array, low: Array, high: Array
 ) -> Array:
-    """Solve the damped system, holding parameters that press against a bound."""
-    held = ((theta <= low) & (descent < 0)) | ((theta >= high) & (descent > 0))
+    """Solve the damped system, keeping parameters that press against a bound where they are."""
+    pinned = ((theta <= low) & (descent < 0)) | ((theta >= high) & (descent > 0))
     diagonal = np.einsum("sii->si", matrix)
-    # A parameter without influence keeps a little damping, else the system is singular.
+    # Without a little damping, a parameter without influence makes the system singular.
     ridge = np.maximum(diagonal, 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300)
-    system = np.where(held[:, :, None] | held[:, None, :], 0.0, matrix)
+    system = np.where(pinned[:, :, None] | pinned[:, None, :], 0.0, matrix)
     index = np.arange(theta.shape[1])
-    system[:, index, index] = np.where(held, 1.0, diagonal + damping[:, None] * ridge)
+    system[:, index, index] = np.where(pinned, 1.0, diagonal + damping[:, None] * ridge)
     root = np.sqrt(np.einsum("sii->si", system))
     system = system / root[:, :, None] / root[:, None, :]
-    right = np.where(held, 0.0, descent) / root
+    right = np.where(pinned, 0.0, descent) / root
     system[:, index, index] += 1e-14
     step: Array = np.linalg.solve(system, right[:, :, None])[:, :, 0] / root
     return step

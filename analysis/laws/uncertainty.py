@@ -1,27 +1,30 @@
-"""How sure a fit is: the scale of its residuals, its bootstrap, and which parameters are known.
+"""How certain a fit is: the scale of its residuals, its bootstrap, and which parameters it knows.
 
 Legend: `n` rows, `p` parameters, `R` draws.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.laws.forms import Array
-from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.intervals import TAIL, Interval
 from analysis.laws.solver import HUBER, Problem, minimise
 
 ROBUST_FROM = 5  # degrees of freedom below which an outlier cannot be told from a misfit
-CASES_FROM = 6  # runs per parameter from which runs are resampled; below, noise is
-DRAW_STEPS = 60  # of the solver; a draw needs no more digits than its noise
+CASES_FROM = 6  # runs per parameter from which runs are resampled; with fewer, noise is
+DRAW_STEPS = 60  # of the solver: a draw needs no more digits than its noise leaves
+IDENTIFIED = "identified"  # the reason given for a parameter that the rows determine
 SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 
 
 def robust_scale(residuals: Array, weights: Array, parameters: int) -> float:
-    """Return the scaled median of |residuals|, leaving out those the parameters absorbed.
+    """Return the scaled median of |residuals| without those that the parameters absorbed.
 
-    A fit makes about `parameters` residuals vanish, so the median is taken over the rest.
+    A fit makes about as many residuals vanish as it has parameters, so the median is taken over
+    the rest.
 
     >>> round(robust_scale(np.array([0.0, 1.0, -1.0, 1.0]), np.ones(4), 1), 4)
     1.4826
@@ -35,23 +38,23 @@ def robust_scale(residuals: Array, weights: Array, parameters: int) -> float:
 
 
 def settle_scale(
-    problem: Problem, theta: Array, free: float, noise: float | None, delta: float | None
+    problem: Problem, theta: Array, noise: float | None, delta: float | None
 ) -> tuple[Problem, Array, float]:
     """Settle the residual scale and Huber's delta around the least-squares fit.
 
     Args:
-        problem: with any delta.
-        theta: (p,) where to begin.
-        free: degrees of freedom.
-        noise: known standard deviation between equal runs: the scale is no less.
-        delta: to use instead of 1.345 scales.
+        problem: The problem; its delta is replaced.
+        theta: (p,) starting point.
+        noise: Known standard deviation between equal runs; the scale is never smaller.
+        delta: Fixed delta; None for 1.345 scales.
 
     Returns:
-        The problem with its delta, the parameters there, and the scale (nan if unknown).
+        The problem with its delta, its best parameters (p,), and the scale (nan if unknown).
     """
     problem = replace(problem, delta=np.inf if delta is None else delta)
     theta = minimise(problem, theta[None], 1e-7)[0][0]
     residuals = problem.residuals(theta[None])[0]
+    free = float(problem.weights.sum()) - len(theta)
     if free < ROBUST_FROM:
         square = float(np.sum(problem.weights * residuals**2))
         scale = float(np.sqrt(square / free)) if free > 0 else float("nan")
@@ -81,7 +84,15 @@ def bootstrap(
     draws: int,
     seed: int,
 ) -> tuple[Array, str]:
-    """Refit resampled tables: whole runs where there are many, else noise around the law.
+    """Refit resampled tables: whole runs if there are many, otherwise noise around the law.
+
+    Args:
+        problem: The problem that was fitted.
+        theta: (p,) its solution.
+        scale: Standard deviation of the residuals; nan if unknown.
+        clusters: (n,) number of the run of each row.
+        draws: Number of draws.
+        seed: Seed of the draws.
 
     Returns:
         The parameters of every draw, (R, p), and what was drawn: "runs" or "noise".
@@ -96,8 +107,8 @@ def bootstrap(
         resampled = "noise"
         if not np.isfinite(scale):
             return np.empty((0, len(theta))), resampled
-        fitted = problem.targets - problem.residuals(theta[None])[0] * problem.scale
-        error = rng.standard_normal((draws, len(fitted))) * scale * problem.scale
+        fitted = problem.targets - problem.residuals(theta[None])[0]
+        error = rng.standard_normal((draws, len(fitted))) * scale
         trial = replace(problem, targets=fitted + error / np.sqrt(problem.weights))
     if not draws:
         return np.empty((0, len(theta))), resampled
@@ -111,28 +122,47 @@ def bootstrap(
     return ends.reshape(len(begin), draws, -1)[best, np.arange(draws)], resampled
 
 
-def singular_values(problem: Problem, theta: Array) -> Array:
-    """Return the (p,) singular values of the Jacobian with columns of length 1, largest first."""
+def rank_deficient(problem: Problem, theta: Array) -> bool:
+    """Tell whether other parameters near theta (p,) give the same fit."""
     columns = problem.form.jacobian(theta[None], problem.logs)[0] * np.sqrt(problem.weights)
     if problem.log:
         columns = columns / problem.form.predict(theta[None], problem.logs)
+    if columns.shape[1] < len(theta):
+        return True
     length = np.linalg.norm(columns, axis=1, keepdims=True)
     unit = columns / np.where(length > 1e-12 * length.max(), length, np.inf)
-    values = np.zeros(len(theta))
-    found = np.linalg.svd(unit, compute_uv=False)
-    values[: len(found)] = found
-    return values
+    singular = np.linalg.svd(unit, compute_uv=False)
+    return bool(singular[-1] < 1e-7 * singular[0])
 
 
-def interval_of(column: Array) -> Interval:
-    """Return the 90% interval of draws (R,); everything if there are none."""
-    if not len(column):
-        return -np.inf, np.inf
-    low, high = np.quantile(column, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def reasons(
+    problem: Problem,
+    theta: Array,
+    drawn: Array,
+    intervals: Mapping[str, Interval],
+    deficient: bool,
+    spread: float,
+) -> dict[str, str]:
+    """Say of each parameter why it is unknown, or that it is identified.
+
+    Args:
+        problem: The problem that was fitted.
+        theta: (p,) its solution.
+        drawn: (R, p) bootstrap draws.
+        intervals: Interval of each parameter of the formula.
+        deficient: Whether other parameters give the same fit.
+        spread: Range of the losses.
+    """
+    stuck = np.zeros(len(theta), dtype=bool)
+    if len(drawn):
+        stuck = problem.at_bound(theta) | (problem.at_bound(drawn).mean(axis=0) > TAIL)
+    return {
+        name: _doubt(name, intervals[name], deficient, bool(stuck[j]), spread) or IDENTIFIED
+        for j, name in enumerate(problem.form.parameters)
+    }
 
 
-def doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, y: Array) -> str:
+def _doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, spread: float) -> str:
     """Say why a parameter is unknown; empty if it is known."""
     low, high = interval
     if deficient:
@@ -142,8 +172,8 @@ def doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, y: Arr
     span = f"90% interval {low:.3g} to {high:.3g}"
     if at_bound:
         return f"{name} is not identified by these runs: it runs into its bound ({span})"
-    if name == "E" and high - low > 0.5 * np.ptp(y):
-        return f"{name} is not identified by these runs: {span}, more than half the losses' range"
+    if name == "E" and high - low > 0.5 * spread:
+        return f"{name} is not identified by these runs: {span}, over half the range of the losses"
     limit = 10 if name in "AB" else 2
     if name != "E" and high > limit * low:
         return f"{name} is not identified by these runs: {span}, more than a factor {limit}"

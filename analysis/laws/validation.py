@@ -1,24 +1,25 @@
-"""A law is believed only when it predicts: roll-outs, baselines and the choice of form.
+"""A law is believed only when it predicts: roll-outs, choice of form, baselines, coverage.
 
 A roll-out fits a law to the cheaper (smaller, shorter) runs and predicts the others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws.fit import Fit, Space, fit
+from analysis.laws.fit import Fit, Observations, fit
 from analysis.laws.forms import Array, Form
-from analysis.laws.intervals import LEVEL, Interval
-
-Mask = NDArray[np.bool_]
+from analysis.laws.intervals import LEVEL, NORMAL_90, Interval
 
 CUTOFFS = 4  # windows per axis
 NEAR = 0.2  # values of an axis within 20% of each other are one level
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
 STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
+FAR = float(np.log(1.5))  # in ln(compute): budgets round to whole batches, some percent apart
+
+Window = tuple[str, float]  # what a fit has seen: an axis and its largest value
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Rollout:
     form: str
     axis: str  # what the window grows along: flops, params or tokens
     cutoff: float  # largest value of the axis the fit has seen
-    rows: int  # rows the fit has seen
+    rows: int  # number of rows the fit has seen
     row: int  # position of the predicted row in the table
     distance: float  # ln(compute of the row / largest compute seen); 0 if not beyond
     predicted: float
@@ -41,14 +42,25 @@ class Rollout:
         return self.predicted / self.achieved - 1
 
     @property
-    def window(self) -> tuple[str, float]:
+    def window(self) -> Window:
         """What the fit has seen; roll-outs of one window share their fit."""
         return self.axis, self.cutoff
+
+    @property
+    def log_error(self) -> float:
+        """ln(achieved / predicted)."""
+        return float(np.log(self.achieved / self.predicted))
+
+    @property
+    def spread(self) -> float:
+        """Relative standard deviation that the 90% band stands for."""
+        low, high = self.interval
+        return float(np.log(high / low) / 2 / NORMAL_90) if 0 < low <= high else float("inf")
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a form did in the roll-outs."""
+    """How well a form did in the roll-outs."""
 
     form: str
     parameters: int
@@ -58,13 +70,13 @@ class Score:
     error_se: float  # its standard error over windows
     aicc: float  # shown, not decisive; nan where undefined
     bic: float
-    near: bool  # not told apart from the least error
+    near: bool  # cannot be told apart from the least error
     chosen: bool
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a guess without a law would have scored on the same roll-outs."""
+    """How well a guess without a law would have done on the same roll-outs."""
 
     name: str  # "repeat the last value" or "log-linear"
     rollouts: int
@@ -72,76 +84,58 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows to fit: inputs by name and values, (n,) each, and the run each row belongs to."""
+class Coverage:
+    """How often a band held what it promised on the roll-outs."""
 
-    inputs: Mapping[str, Array]
-    values: Array
-    clusters: Sequence[str]
-    noise: float | None = None  # known relative standard deviation between equal runs
-    space: Space = "log"
-
-    def take(self, rows: Mask) -> "Table":
-        """Return the rows where the (n,) mask holds."""
-        return replace(
-            self,
-            inputs={name: column[rows] for name, column in self.inputs.items()},
-            values=self.values[rows],
-            clusters=[name for name, kept in zip(self.clusters, rows, strict=True) if kept],
-        )
-
-    def fit(self, form: Form, starts: int = 100, draws: int = 1000, seed: int = 0) -> Fit:
-        """Fit a form to all rows."""
-        return fit(
-            form, self.inputs, self.values, clusters=self.clusters, noise=self.noise,
-            space=self.space, starts=starts, draws=draws, seed=seed,
-        )  # fmt: skip
+    band: str  # "parameters and noise", or "with discrepancy"
+    level: float  # promised
+    inside: int
+    total: int
 
     @property
-    def compute(self) -> Array:
-        """Product of the inputs, (n,): proportional to the compute."""
-        product: Array = np.prod(np.stack(list(self.inputs.values())), axis=0)
-        return product
+    def achieved(self) -> float:
+        """Share of roll-outs inside the band."""
+        return self.inside / self.total if self.total else float("nan")
 
 
 def roll_out(
-    forms: Sequence[Form], table: Table, axes: Mapping[str, Array], seed: int = 0
+    forms: Sequence[Form], data: Observations, axes: Mapping[str, Array], seed: int = 0
 ) -> tuple[Rollout, ...]:
     """Predict every run from windows that grow along each axis; all forms see the same windows.
 
     Args:
-        forms: laws with the same inputs.
-        table: the rows.
-        axes: columns to cut along, (n,) each: flops, params, tokens.
-        seed: of the bootstrap.
+        forms: Laws with the same inputs.
+        data: The rows.
+        axes: Columns to cut along, (n,) each: flops, params, tokens.
+        seed: Seed of the bootstrap.
 
     Returns:
-        No roll-outs when every window has too few rows for the largest form.
+        The predictions; none if every window has too few rows for the largest form.
     """
-    need = max(len(form.parameters) for form in forms) + SPARE
-    found = []
+    fewest = max(len(form.parameters) for form in forms) + SPARE
+    rollouts = []
     for axis, column in axes.items():
-        for cutoff in _cutoffs(column, need):
+        for cutoff in _cutoffs(column, fewest):
             seen = column <= cutoff
-            window = table.take(seen)
+            window = data.take(seen)
             for form in forms:
-                law = window.fit(form, STARTS, DRAWS, seed)
+                law = fit(form, window, starts=STARTS, draws=DRAWS, seed=seed)
                 if law.status in ("rank-deficient", "non-finite"):
-                    break  # a design that fails one form must not count for the others
-                found += predict_rows(law, table, np.flatnonzero(~seen), axis, cutoff)
-    whole = {
+                    break  # a window that fails one form must not count for the others
+                rollouts += predict_rows(law, data, np.flatnonzero(~seen), axis, cutoff)
+    complete = {
         window
-        for window in {rollout.window for rollout in found}
-        if {r.form for r in found if r.window == window} == {form.name for form in forms}
+        for window in {rollout.window for rollout in rollouts}
+        if {r.form for r in rollouts if r.window == window} == {form.name for form in forms}
     }
-    return tuple(rollout for rollout in found if rollout.window in whole)
+    return tuple(rollout for rollout in rollouts if rollout.window in complete)
 
 
 def predict_rows(
-    law: Fit, table: Table, rows: NDArray[np.intp], axis: str, cutoff: float
+    law: Fit, data: Observations, rows: NDArray[np.intp], axis: str, cutoff: float
 ) -> list[Rollout]:
-    """Predict rows of a table, given by position, by a law fitted up to a cutoff of an axis."""
-    inputs = {name: column[rows] for name, column in table.inputs.items()}
+    """Predict rows, given by position, by a law fitted up to a cutoff of an axis."""
+    inputs = {name: column[rows] for name, column in data.inputs.items()}
     value, distance = law.predict(**inputs), law.distance(**inputs)
     low, high = law.band(LEVEL, **inputs)
     return [
@@ -154,14 +148,14 @@ def predict_rows(
             distance=float(distance[i]),
             predicted=float(value[i]),
             interval=(float(low[i]), float(high[i])),
-            achieved=float(table.values[row]),
+            achieved=float(data.values[row]),
         )
         for i, row in enumerate(rows)
     ]
 
 
-def levels(column: Array) -> list[Array]:
-    """Group the rows of nearly equal value, smallest value first; each group holds positions.
+def levels(column: Array) -> list[NDArray[np.intp]]:
+    """Return the positions of rows of nearly equal value, group by group, smallest value first.
 
     >>> [group.tolist() for group in levels(np.array([10.0, 1.0, 1.1, 9.5]))]
     [[1, 2], [3, 0]]
@@ -171,33 +165,25 @@ def levels(column: Array) -> list[Array]:
     return np.split(order, np.flatnonzero(steps > np.log1p(NEAR)) + 1)
 
 
-def _cutoffs(column: Array, need: int) -> list[float]:
-    """Return level ends after at least `need` rows, thinned evenly, never the last one."""
+def _cutoffs(column: Array, fewest: int) -> list[float]:
+    """Return level ends that leave `fewest` rows or more, thinned evenly, never the last one."""
     ends = [float(column[group].max()) for group in levels(column)][:-1]
-    ends = [end for end in ends if np.sum(column <= end) >= need]
+    ends = [end for end in ends if np.sum(column <= end) >= fewest]
     if not ends:
         return []
     return [ends[i] for i in np.unique(np.linspace(0, len(ends) - 1, CUTOFFS).round().astype(int))]
 
 
-def window_errors(rollouts: Sequence[Rollout], form: str) -> Array:
-    """Return the mean absolute relative error of each window, in a fixed order."""
-    windows: dict[tuple[str, float], list[float]] = {}
-    for rollout in rollouts:
-        if rollout.form == form:
-            windows.setdefault(rollout.window, []).append(abs(rollout.error))
-    return np.array([np.mean(windows[key]) for key in sorted(windows)])
-
-
 def score(
     forms: Sequence[Form], fits: Sequence[Fit], rollouts: Sequence[Rollout]
 ) -> tuple[Score, ...]:
-    """Score forms and choose one: least pooled error, one-standard-error rule to fewer parameters.
+    """Score forms by their error in the roll-outs, and choose one.
 
-    A simpler form wins if its error exceeds the least by no more than the standard error of the
-    paired difference over windows. Without roll-outs the form with the fewest parameters wins.
+    The one-standard-error rule decides: a form with fewer parameters wins if its error exceeds the
+    least by no more than the standard error of the paired difference over windows. Without
+    roll-outs the form with the fewest parameters wins.
     """
-    errors = {form.name: window_errors(rollouts, form.name) for form in forms}
+    errors = {form.name: _window_errors(rollouts, form.name) for form in forms}
     near = {form.name for form in forms}
     if rollouts:
         best = errors[min(forms, key=lambda form: float(errors[form.name].mean())).name]
@@ -229,6 +215,15 @@ def score(
     return tuple(scores)
 
 
+def _window_errors(rollouts: Sequence[Rollout], form: str) -> Array:
+    """Return the mean absolute relative error of each window, in a fixed order."""
+    windows: dict[Window, list[float]] = {}
+    for rollout in rollouts:
+        if rollout.form == form:
+            windows.setdefault(rollout.window, []).append(abs(rollout.error))
+    return np.array([np.mean(windows[key]) for key in sorted(windows)])
+
+
 def _likelihood(law: Fit) -> float:
     """Return -2 ln likelihood of normal residuals, up to a constant."""
     return law.rows * float(np.log(max(float(np.mean(law.residuals**2)), 1e-30)))
@@ -239,32 +234,59 @@ def _standard_error(values: Array) -> float:
 
 
 def baselines(
-    rollouts: Sequence[Rollout], table: Table, axes: Mapping[str, Array]
+    rollouts: Sequence[Rollout], data: Observations, axes: Mapping[str, Array]
 ) -> tuple[Baseline, ...]:
-    """Score guesses without a law on the windows of the roll-outs: last value, log-linear."""
-    guesses: dict[str, dict[tuple[str, float], list[float]]] = {
-        "repeat the last value": {},
-        "log-linear": {},
-    }
-    logs = np.log(np.stack([np.ones_like(table.values) * np.e, *table.inputs.values()]))
-    done = set()
-    for rollout in rollouts:
-        if (rollout.window, rollout.row) in done:
-            continue
-        done.add((rollout.window, rollout.row))
+    """Score two guesses without a law on the windows of the roll-outs: last value, log-linear."""
+    errors: dict[str, dict[Window, list[float]]] = {"repeat the last value": {}, "log-linear": {}}
+    logs = np.log(np.stack([np.ones_like(data.values) * np.e, *data.inputs.values()]))
+    targets = {(rollout.window, rollout.row): rollout for rollout in rollouts}  # shared by forms
+    for rollout in targets.values():
         seen = axes[rollout.axis] <= rollout.cutoff
-        line = np.linalg.lstsq(logs[:, seen].T, np.log(table.values[seen]), rcond=None)[0]
-        for name, guess in (
-            ("repeat the last value", float(table.values[seen].min())),
-            ("log-linear", float(np.exp(line @ logs[:, rollout.row]))),
-        ):
-            error = abs(guess / rollout.achieved - 1)
-            guesses[name].setdefault(rollout.window, []).append(error)
+        line = np.linalg.lstsq(logs[:, seen].T, np.log(data.values[seen]), rcond=None)[0]
+        guesses = float(data.values[seen].min()), float(np.exp(line @ logs[:, rollout.row]))
+        for windows, guess in zip(errors.values(), guesses, strict=True):
+            windows.setdefault(rollout.window, []).append(abs(guess / rollout.achieved - 1))
     return tuple(
         Baseline(
             name=name,
-            rollouts=len(done),
+            rollouts=len(targets),
             error=float(np.mean([np.mean(w) for w in windows.values()])) if windows else np.nan,
         )
-        for name, windows in guesses.items()
+        for name, windows in errors.items()
     )
+
+
+def discrepancy(rollouts: Sequence[Rollout]) -> float:
+    """Return the relative standard deviation a form misses per unit of ln(compute) extrapolated.
+
+    It is chosen so that 90% of the extrapolating roll-outs lie inside their widened 90% band; 0
+    without such roll-outs.
+    """
+    needed = [
+        np.sqrt(max(0.0, (r.log_error / NORMAL_90) ** 2 - r.spread**2)) / r.distance
+        for r in _beyond(rollouts)
+    ]
+    return float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
+
+
+def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
+    """Count the extrapolating roll-outs of one form inside their bands.
+
+    For the widened band, each window is judged with the discrepancy of the other windows.
+    """
+    beyond = _beyond(rollouts)
+    plain = sum(r.interval[0] <= r.achieved <= r.interval[1] for r in beyond)
+    wide = 0
+    for rollout in beyond:
+        extra = discrepancy([r for r in beyond if r.window != rollout.window])
+        spread = np.hypot(rollout.spread, extra * rollout.distance)
+        wide += bool(abs(rollout.log_error) <= NORMAL_90 * spread)
+    return (
+        Coverage("parameters and noise", LEVEL, plain, len(beyond)),
+        Coverage("with discrepancy", LEVEL, wide, len(beyond)),
+    )
+
+
+def _beyond(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Return the roll-outs that extrapolate: an error over a distance near zero has no slope."""
+    return [r for r in rollouts if r.distance >= FAR and np.isfinite(r.spread)]

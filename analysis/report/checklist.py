@@ -1,8 +1,7 @@
-"""What a reader needs to judge or repeat a study: price paid, conventions, versions, seeds."""
+"""The tables of the page, and sentences on cost, by which to judge or repeat a study."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,34 +9,25 @@ import pandas as pd
 from analysis.findings import Findings
 from analysis.forecast import Forecast
 from analysis.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
+from analysis.report.section import Table
 from analysis.settings import setting_in_words
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of the page, all cells written out."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
-
-
 def cost(table: pd.DataFrame) -> Table:
-    """Add up what each kind of run has cost."""
-    rows = []
-    for role, runs in [*table.groupby("role"), ("all", table)]:
-        rows.append(
-            (
-                str(role),
-                f"{(runs['status'] == 'done').sum()} + {(runs['status'] == 'failed').sum()}",
-                power(runs["flops_marginal"].sum(), 3),
-                count(runs["images"].sum()),
-                seconds((runs["wall_seconds"] - runs["evaluate_seconds"]).sum()),
-                seconds(runs["evaluate_seconds"].sum()),
-                seconds(runs["device_seconds"].sum()),
-                percent(runs["mfu"].median()),
-            )
+    """Add up what each role of run has cost."""
+    rows = [
+        (
+            str(role),
+            f"{(runs['status'] == 'done').sum()} + {(runs['status'] == 'failed').sum()}",
+            power(runs["flops_marginal"].sum(), 3),
+            count(runs["images"].sum()),
+            seconds((runs["wall_seconds"] - runs["evaluate_seconds"]).sum()),
+            seconds(runs["evaluate_seconds"].sum()),
+            seconds(runs["device_seconds"].sum()),
+            percent(runs["mfu"].median()),
         )
+        for role, runs in [*table.groupby("role"), ("all", table)]
+    ]
     columns = (
         "role",
         "done + failed",
@@ -55,7 +45,7 @@ def saving(table: pd.DataFrame) -> str:
     """Say in a sentence what shared trunks have saved; empty if nothing was shared.
 
     Args:
-        table: runs, with flops and flops_marginal.
+        table: Every run, with flops and flops_marginal.
     """
     done = table[table["status"] == "done"]
     whole, spent = done["flops"].sum(), done["flops_marginal"].sum()
@@ -63,7 +53,7 @@ def saving(table: pd.DataFrame) -> str:
     if not branches:
         return ""
     return (
-        f" {branches} run{'s' * (branches > 1)} went on from a trunk shared with a longer one: "
+        f" {branches} run{'s' * (branches > 1)} branched from a trunk shared with a longer run: "
         f"{power(whole - spent, 3)} of {power(whole, 3)} training FLOPs "
         f"({percent(1 - spent / whole)}) were saved."
     )
@@ -73,18 +63,19 @@ def overhead(outcome: Mapping[str, Any]) -> str:
     """Say in a sentence what the sweep cost on top of its runs; empty if it was not recorded.
 
     Args:
-        outcome: wall_seconds of the sweep, device_seconds inside runs, devices and what they are.
+        outcome: `wall_seconds` of the sweep, `device_seconds` inside runs, number of `devices` and
+            the name of one `device`.
     """
     if "devices" not in outcome:
         return ""
     wall, devices = outcome["wall_seconds"], outcome["devices"]
-    held = f"{devices:g} {outcome['device']}{'' if devices == 1 else 's'}"
+    hardware = f"{devices:g} {outcome['device']}{'' if devices == 1 else 's'}"
     share = percent(1 - outcome["device_seconds"] / (wall * devices))
-    return f" The sweep took {seconds(wall)} on {held}; {share} of that was not spent in a run."
+    return f" The sweep took {seconds(wall)} on {hardware}; {share} of that was outside runs."
 
 
 def model_choice(findings: Findings) -> Table:
-    """List the forms with their roll-out errors."""
+    """List the forms and baselines by their roll-out errors."""
     return Table(
         ("form", "parameters", "roll-outs", "error", "standard error", "AICc", "BIC", ""),
         tuple(
@@ -109,7 +100,7 @@ def model_choice(findings: Findings) -> Table:
 
 
 def coverage(findings: Findings) -> Table:
-    """List what the bands promised and what they held."""
+    """List what the bands promised and how often they held."""
     return Table(
         ("band", "promised", "achieved", "roll-outs inside"),
         tuple(
@@ -144,7 +135,7 @@ def influence(findings: Findings) -> Table:
 
 
 def final(forecasts: Sequence[Forecast]) -> Table:
-    """List final runs with what was predicted of them."""
+    """List final runs with their forecasts."""
     return Table(
         ("run", "FLOPs", "predicted BPD", "90% interval", "achieved BPD", "verdict"),
         tuple(
@@ -167,7 +158,7 @@ def front(best: pd.DataFrame) -> Table:
     """List the Pareto front of a search.
 
     Args:
-        best: rows of `plots_quality.pareto_front`, each at its best sampler setting.
+        best: Rows of `settings.pareto_front`, each at its best sampler setting.
     """
     return Table(
         ("run", "id", "parameters", "BPD", "KID", "±", "sampled with"),
@@ -183,7 +174,7 @@ def front(best: pd.DataFrame) -> Table:
             )
             for _, row in best.iterrows()
         ),
-        "The Pareto front. KID is that of draws by which the sampler setting was not chosen.",
+        "The Pareto front. KID is measured on draws that did not choose the sampler setting.",
     )
 
 
@@ -226,7 +217,7 @@ def _with_interval(
 
 
 def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table:
-    """Answer the questions a reviewer of a scaling law asks."""
+    """Answer the questions that a reviewer of a scaling law asks."""
     fits = [fit for fit in (findings.frontier, findings.surface) if fit]
     rows = [
         ("Laws", "; ".join(f"{fit.name}: {fit.formula}" for fit in fits) or "none fitted"),
@@ -281,12 +272,8 @@ def _short(value: Any) -> str:
 
 
 def _versions(table: pd.DataFrame) -> str:
-    found: dict[str, set[str]] = {}
-    for text in _texts(table.get("versions")):
+    versions: dict[str, set[str]] = {}
+    for text in table["versions"].dropna().unique() if "versions" in table else ():
         for name, version in json.loads(text).items():
-            found.setdefault(name, set()).add(str(version))
-    return ", ".join(f"{name} {' / '.join(sorted(v))}" for name, v in found.items()) or MISSING
-
-
-def _texts(column: "pd.Series[Any] | None") -> Iterable[str]:
-    return [] if column is None else column.dropna().unique().tolist()
+            versions.setdefault(name, set()).add(str(version))
+    return ", ".join(f"{name} {' / '.join(sorted(v))}" for name, v in versions.items()) or MISSING

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a study: it opens offline and asks nothing of any server."""
+"""The report of a study: one HTML page that opens offline and calls no server."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,83 +12,11 @@ from plotly.offline import get_plotlyjs
 from analysis import human
 from analysis.findings import Findings, find
 from analysis.report.figures.export import to_json, to_table
-from analysis.report.section import Material
-from analysis.report.sections.order import blocks
+from analysis.report.section import Material, Section
+from analysis.report.sections import ablation, laws, quality, runs
 from analysis.report.summary import summarise, typeset
 from analysis.study import read_study
 from tarflow import record
-
-
-def write_report(study: Path, seed: int = 0) -> Path:
-    """Read a study folder, fit, and write its `report.html`.
-
-    Args:
-        study: a folder with `runs/` or `runs.parquet`.
-        seed: of the bootstrap.
-
-    Returns:
-        The page. With too few runs for a law it says so and shows what there is.
-
-    Raises:
-        UserError: if the folder holds no study, or tables of another version.
-    """
-    table, evaluations = read_study(study)
-    findings = find(table, evaluations, seed=seed)
-    page = study / "report.html"
-    record.write_text(page, render(study, table, evaluations, findings, seed))
-    return page
-
-
-def render(
-    study: Path,
-    table: pd.DataFrame,
-    evaluations: pd.DataFrame,
-    findings: Findings,
-    seed: int,
-) -> str:
-    """Return the page as HTML."""
-    scored = findings.finished.merge(
-        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
-    )
-    environment = Environment(
-        loader=PackageLoader("analysis.report", "."),
-        autoescape=select_autoescape(["html", "j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "figure_json": lambda figure: Markup(to_json(figure)),
-        "csv": lambda figure: csv_uri(to_table(figure)),
-        "typeset": typeset,
-    }
-    return environment.get_template("report.html.j2").render(
-        name=study.resolve().name,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        study=study,
-        summary=summarise(findings, table, scored),
-        blocks=blocks(
-            Material(
-                study=study,
-                table=table,
-                scored=scored,
-                findings=findings,
-                reference=record.read_json(study / "reference.json") or {},
-                outcome=record.read_json(study / "outcome.json") or {},
-                seed=seed,
-            )
-        ),
-        run_columns=RUN_COLUMNS,
-        runs=run_rows(table, scored, findings),
-        runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
-        plotly=Markup(get_plotlyjs()),
-    )
-
-
-def csv_uri(table: pd.DataFrame) -> str:
-    """Return a table as a link that saves it, without a server."""
-    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False, float_format="%.8g"))
-
 
 RUN_COLUMNS = (
     "run",
@@ -107,14 +35,121 @@ RUN_COLUMNS = (
 )
 
 
-def run_rows(
-    table: pd.DataFrame, scored: pd.DataFrame, findings: Findings
-) -> list[list[tuple[str, float | str]]]:
+def write_report(study: Path, seed: int = 0) -> Path:
+    """Read a study folder, fit its laws, and write its `report.html`.
+
+    Args:
+        study: A folder with `runs/` or `runs.parquet`.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The path of the page. With too few runs for a law, the page says so and shows the runs.
+
+    Raises:
+        UserError: If the folder holds no study, or tables of another version.
+    """
+    table, evaluations = read_study(study)
+    findings = find(table, evaluations, seed=seed)
+    page = study / "report.html"
+    record.write_text(page, render(study, table, evaluations, findings, seed))
+    return page
+
+
+def render(
+    study: Path,
+    table: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    findings: Findings,
+    seed: int,
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        study: Folder of the study.
+        table: Every run, failed ones too.
+        evaluations: Rows of the evaluations table.
+        findings: What the study shows.
+        seed: Seed of the bootstrap.
+    """
+    scored = findings.finished.merge(
+        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
+    )
+    material = Material(
+        study=study,
+        table=table,
+        scored=scored,
+        findings=findings,
+        reference=record.read_json(study / "reference.json") or {},
+        outcome=record.read_json(study / "outcome.json") or {},
+        seed=seed,
+    )
+    environment = Environment(
+        loader=PackageLoader("analysis.report", "."),
+        autoescape=select_autoescape(["html", "j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure_json": lambda figure: Markup(to_json(figure)),
+        "csv": lambda figure: _csv_uri(to_table(figure)),
+        "typeset": typeset,
+    }
+    return environment.get_template("report.html.j2").render(
+        name=study.resolve().name,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        study=study,
+        summary=summarise(findings, table, scored),
+        sections=sections(material),
+        run_columns=RUN_COLUMNS,
+        runs=_run_rows(material),
+        runs_csv=_csv_uri(table.drop(columns=["config", "versions"])),
+        plotly=Markup(get_plotlyjs()),
+    )
+
+
+def sections(material: Material) -> list[Section]:
+    """Return every section in reading order. A study without laws begins with what it compares."""
+    ablations = ablation.sections(material)
+    scores = [
+        quality.quality(material),
+        quality.disagreement(material),
+        *quality.others(material),
+    ]
+    images = runs.images(material)
+    end = [runs.cost(material), runs.reproducibility(material)]
+    if ablations and material.findings.runs.empty:
+        return [*ablations, *scores, runs.curves(material), images, *end]
+    return [
+        laws.law(material),
+        runs.curves(material),
+        laws.isoflop(material),
+        laws.residuals(material),
+        laws.exponents(material),
+        laws.allocation(material),
+        laws.validation(material),
+        laws.final(material),
+        *ablations,
+        *scores,
+        runs.samples(material),
+        images,
+        quality.search(material),
+        *end,
+    ]
+
+
+def _csv_uri(table: pd.DataFrame) -> str:
+    """Return a table as a link that saves it as CSV, without a server."""
+    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False, float_format="%.8g"))
+
+
+def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
     """Return the cells of the run table: the text shown and the value to sort by."""
-    kid = scored.dropna(subset=["kid"]).groupby("run_id")["kid"].first().to_dict()
-    reasons = {item.run_id: item.reason for item in findings.left_out}
+    scored = material.scored.dropna(subset=["kid"])
+    kid = scored.groupby("run_id")["kid"].first().to_dict()
+    reasons = {item.run_id: item.reason for item in material.findings.left_out}
     rows = []
-    for _, run in table.sort_values(["flops", "params"]).iterrows():
+    for _, run in material.table.sort_values(["flops", "params"]).iterrows():
         note = run["error"] if isinstance(run["error"], str) else ""
         numbers = (
             (human.count, run["params"]),

@@ -1,8 +1,8 @@
-"""What others have published on the same data, beside the best of a study.
+"""Published numbers on the same data, beside the best of a study.
 
 `published.csv` is keyed by data set, size, labels and metric; each number has its protocol and its
-source. Only like is put beside like: a likelihood of uniform noise beside likelihoods, never the
-bound of Gaussian noise; FID beside FID, never a distance of other features.
+source. Only comparable numbers are shown together: a likelihood with uniform noise beside
+likelihoods, never the bound of Gaussian noise; FID beside FID, never a distance in other features.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.human import bits, number
-from analysis.report.checklist import Table
+from analysis.report.section import Table
 from analysis.settings import setting_in_words
 
 NUMBERS = Path(__file__).with_suffix(".csv")
@@ -21,22 +21,20 @@ def published(scored: pd.DataFrame, finished: pd.DataFrame) -> tuple[Table, ...]
     """Return a table for every metric that the study and others have measured on the same data.
 
     Args:
-        scored: finished runs joined to their sample scores.
-        finished: every finished run.
+        scored: Finished runs joined to their sample scores.
+        finished: Every finished run.
     """
     known = pd.read_csv(NUMBERS)
     likelihoods = finished[finished["bpd_kind"] == "dequantised"]
-    drawn = scored.dropna(subset=["fid"])
-    return tuple(
-        table
-        for metric, rows in (("bpd", likelihoods), ("fid", drawn))
-        for table in [_beside(metric, rows, known[known["metric"] == metric])]
-        if table is not None
-    )
+    tables = [
+        _beside(metric, rows, known[known["metric"] == metric])
+        for metric, rows in (("bpd", likelihoods), ("fid", scored.dropna(subset=["fid"])))
+    ]
+    return tuple(table for table in tables if table is not None)
 
 
 def _beside(metric: str, rows: pd.DataFrame, known: pd.DataFrame) -> Table | None:
-    """Put the best row beside the numbers of its data set; None if there are none."""
+    """Return the best row among the numbers of its data set; None if there are none."""
     keys = rows.apply(_key, axis=1, result_type="reduce") if len(rows) else pd.Series(dtype=object)
     theirs = list(zip(known["data"], known["image_size"], known["labels"], strict=True))
     rows = rows[keys.isin(theirs)]
@@ -64,7 +62,7 @@ def _beside(metric: str, rows: pd.DataFrame, known: pd.DataFrame) -> Table | Non
 
 
 def _key(row: pd.Series) -> tuple[str, int, str]:
-    """Name the data of a run: the last part of its path, its size, and whether it has labels."""
+    """Return the data of a run: the last part of its path, its size, and whether it has labels."""
     name = Path(str(row["data"])).name
     side = round((row["tokens"] / row["images"]) ** 0.5 * row["patch"])
     return name, side, "yes" if row["classes"] else "no"

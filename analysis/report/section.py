@@ -1,4 +1,4 @@
-"""What the page of a study is made from, and what its sections are made of."""
+"""What the sections of the page are made of, and what they are made from."""
 
 import base64
 from collections.abc import Mapping
@@ -10,7 +10,15 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.findings import Findings
-from analysis.report.checklist import Table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page; every cell is text."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,24 +31,24 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Block:
-    """One section of the page; a block without figures says what would fill it."""
+class Section:
+    """One section of the page; if it has nothing to show, it says what would fill it."""
 
     key: str  # anchor and file name
     title: str
-    aid: str  # how to read it, one or two sentences
+    aid: str  # how to read it, in one or two sentences
     figures: Mapping[str, go.Figure]  # by the name of the view
     columns: int = 2  # figures side by side where there is room
     tabs: bool = False  # one view at a time
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     empty: str = ""  # shown when there is nothing to draw
-    command: str = ""  # that fills the block
+    command: str = ""  # shown with it: the command that fills the section
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a study folder holds, read."""
+    """Everything the sections are made from: the contents of a study folder, and its findings."""
 
     study: Path
     table: pd.DataFrame  # every run, failed ones too
@@ -51,8 +59,8 @@ class Material:
     seed: int
 
 
-def some(**figures: go.Figure | None) -> dict[str, go.Figure]:
-    """Return the figures that there are, by the name of the view."""
+def existing(**figures: go.Figure | None) -> dict[str, go.Figure]:
+    """Return the figures that are not None, by the name of the view."""
     return {name.replace("_", " "): shown for name, shown in figures.items() if shown is not None}
 
 

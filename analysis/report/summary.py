@@ -1,4 +1,4 @@
-"""The words on top of the report: what was found, how sure it is, what to do next.
+"""The words at the top of the report: the result, how certain it is, and what to do next.
 
 Every number is read from `Findings`; nothing is estimated here.
 """
@@ -14,18 +14,19 @@ from analysis.advice import recommend
 from analysis.findings import Findings
 from analysis.human import bits, count, interval, number, percent, power
 from analysis.laws.fit import Fit
+from analysis.laws.intervals import LEVEL
 from analysis.study_warnings import warnings_of
 from tarflow.errors import UserError
 
 ABLATION = Markup(
-    "<b>An ablation: choices side by side at equal training FLOPs, no law.</b> Differences count "
-    "where intervals do not meet; the lowest of many is lower by luck as well."
+    "<b>An ablation: choices side by side at equal training FLOPs, without a law.</b> Differences "
+    "count where intervals do not overlap; the lowest of many is partly luck."
 )
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number that matters, and what to know about it."""
+    """One important number with a note."""
 
     label: str
     value: str
@@ -34,16 +35,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the top of the page says."""
+    """The text at the top of the page."""
 
     facts: str  # one line under the title
     lede: Markup
     tiles: tuple[Tile, ...]
-    verdicts: tuple[tuple[str, str], ...]  # the law, and how it predicted the held-out run
+    verdicts: tuple[tuple[str, str], ...]  # each law, and how well it predicted the held-out run
     advice: str  # what to train next
-    trainable: bool  # whether there is such a run
-    compared: tuple[str, ...]  # what an ablation says; empty unless it has no laws
-    unknown: tuple[str, ...]  # what the runs do not identify
+    trainable: bool  # whether such a run exists
+    compared: tuple[str, ...]  # conclusions of an ablation; empty in a study with laws
+    unknown: tuple[str, ...]  # parameters that the runs do not identify
     warnings: tuple[str, ...]
 
 
@@ -51,9 +52,9 @@ def summarise(findings: Findings, table: pd.DataFrame, scored: pd.DataFrame) -> 
     """Put findings into words.
 
     Args:
-        findings: of the study.
-        table: the whole run table, failed runs too.
-        scored: finished runs joined to their sample scores.
+        findings: What the study shows.
+        table: Every run, failed ones too.
+        scored: Finished runs joined to their sample scores.
     """
     compared = () if len(findings.runs) else tuple(conclusions(findings.finished, scored))
     return Summary(
@@ -70,7 +71,7 @@ def summarise(findings: Findings, table: pd.DataFrame, scored: pd.DataFrame) -> 
 
 
 def typeset(formula: str) -> Markup:
-    """Write a formula with raised exponents.
+    """Return a formula with raised exponents.
 
     >>> typeset("E + A / N^a")
     Markup('E + A / N<sup>a</sup>')
@@ -100,13 +101,13 @@ def _lede(findings: Findings) -> Markup:
     if fit is None:
         return Markup(
             "<b>Too few runs for a law.</b> A law of compute needs finished runs at three budgets "
-            "or more; what is there is shown below."
+            "or more; the runs so far are shown below."
         )
     text = Markup("On the frontier, bits per dimension follow <b>L(C) = {}</b>").format(
         typeset(fit.formula)
     )
-    values = {name: _value(fit, name) for name in fit.values if name in ("E", "a")}
-    text += Markup(", with {}").format(Markup(" and ").join(values.values()))
+    values = [_value(fit, name) for name in fit.values if name in ("E", "a")]
+    text += Markup(", with {}").format(Markup(" and ").join(values))
     leading = _leading(findings)
     if leading is not None and leading is not fit:
         return _surface_lede(leading)
@@ -116,7 +117,7 @@ def _lede(findings: Findings) -> Markup:
             "the runs, not as a forecast."
         )
     gain, share = 10 ** -fit.values["a"], [10**-end for end in fit.intervals["a"]]
-    above = "what lies above the floor" if "E" in fit.values else "bits per dimension"
+    above = "the excess over the floor" if "E" in fit.values else "bits per dimension"
     return text + Markup(". Ten times the compute leaves {} of {} (90% interval {}).").format(
         percent(gain), above, interval((share[1], share[0]), percent)
     )
@@ -165,14 +166,14 @@ def _tiles(findings: Findings) -> list[Tile]:
     if findings.held_out:
         of = fit.form if fit else None
         held = next((h for h in findings.held_out if h.fit.form == of), findings.held_out[0])
-        where = "inside" if held.inside else "outside"
+        place = "inside" if held.inside else "outside"
         tiles.append(
             Tile(
                 "Held-out run, predicted",
                 bits(held.predicted),
-                f"achieved {bits(held.achieved)} ({percent(held.error, signed=True)}), {where} "
-                f"the {percent(held.level)} band {interval(held.interval, bits)}; "
-                f"{held.ratio:.2g}× the compute of the fit",
+                f"achieved {bits(held.achieved)} ({percent(held.error, signed=True)}), {place} "
+                f"the {percent(LEVEL)} band {interval(held.interval, bits)}; "
+                f"{held.ratio:.2g}× the compute of the fitted runs",
             )
         )
     achieved = [item for item in findings.coverage if item.total]
@@ -190,15 +191,15 @@ def _tiles(findings: Findings) -> list[Tile]:
 
 def _advice(findings: Findings) -> str:
     try:
-        found = recommend(findings)
+        advice = recommend(findings)
     except UserError as error:
         return f"{str(error)[0].upper()}{str(error)[1:]}."
-    item, model = found.allocation, found.config.model
+    item, model = advice.allocation, advice.config.model
     ratio = item.flops / findings.budgets[-1].flops
     text = (
         f"At {power(item.flops)} FLOPs, {ratio:.2g}× the largest budget: channels "
         f"{model.channels}, blocks {model.blocks}, layers {model.layers} "
-        f"({count(item.model_params)} params) on {count(found.config.images)} images. "
+        f"({count(item.model_params)} params) on {count(advice.config.images)} images. "
         f"The size is that of the {item.source}."
     )
     if item.bpd is not None:
@@ -212,30 +213,26 @@ def _advice(findings: Findings) -> str:
 
 
 def _named(fit: Fit) -> str:
-    inputs = "compute" if fit.form.inputs == ("flops",) else "size and data"
+    inputs = "compute" if fit.of_compute else "size and data"
     return f"Law of {inputs} ({fit.name})"
 
 
 def _warnings(findings: Findings) -> list[str]:
-    """Return the warnings that the rest of the summary does not say already."""
-    said = [
-        reason.rstrip(".")
-        for fit in (findings.frontier, findings.surface)
-        if fit
-        for name, reason in fit.reasons.items()
-        if not fit.identified[name]
-    ]
-    return [line for line in warnings_of(findings) if not any(reason in line for reason in said)]
+    """Return the warnings that the rest of the summary does not give already."""
+    given = [reason for _, reason in _doubts(findings)]
+    return [line for line in warnings_of(findings) if not any(reason in line for reason in given)]
 
 
 def _unknown(findings: Findings) -> list[str]:
-    lines = []
-    for fit in (findings.frontier, findings.surface):
-        if fit is None:
-            continue
-        lines += [
-            f"{_named(fit)}: {fit.reasons[name]}"
-            for name, known in fit.identified.items()
-            if not known
-        ]
-    return lines
+    return [f"{_named(fit)}: {reason}" for fit, reason in _doubts(findings)]
+
+
+def _doubts(findings: Findings) -> list[tuple[Fit, str]]:
+    """Return why parameters of the two laws are not identified."""
+    return [
+        (fit, fit.reasons[name])
+        for fit in (findings.frontier, findings.surface)
+        if fit
+        for name, known in fit.identified.items()
+        if not known
+    ]

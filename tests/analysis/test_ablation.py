@@ -77,7 +77,7 @@ def test_the_best_is_named_with_what_cannot_be_told_from_it():
          "high": [1.1, 1.2, 2.1]}
     )  # fmt: skip
     assert best(points, "BPD", bits) == (
-        "Lowest BPD: a, 1.000 (0.900 to 1.100); not told apart from b."
+        "Lowest BPD: a, 1.000 (0.900 to 1.100); no clear difference from b."
     )
 
 

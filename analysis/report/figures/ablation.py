@@ -1,4 +1,4 @@
-"""Figures of an ablation: tables of `ablation.averaged` in, figure out."""
+"""Figures of an ablation, from tables of `ablation.averaged`."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from analysis.report.figures.theme import CATEGORIES, SYMBOLS, around, figure, l
 
 
 def against_noise(points: pd.DataFrame, y: str) -> go.Figure:
-    """Draw a score against the noise level; uniform noise stands apart, at its deviation.
+    """Draw a score against the noise level, with uniform noise apart at its standard deviation.
 
     Args:
-        points: `noise_type`, `noise_std`, `series`, `mean`, `low`, `high`, `run_id`.
-        y: what the score is.
+        points: Columns `noise_type`, `noise_std`, `series`, `mean`, `low`, `high`, `run_id`.
+        y: Title of the score.
     """
     points = points.assign(level=noise_level(points)).sort_values("level")
     shown = figure("standard deviation of the training noise", y, height=420)
@@ -31,13 +31,13 @@ def against_noise(points: pd.DataFrame, y: str) -> go.Figure:
 
 
 def against_number(points: pd.DataFrame, x: str, title: str, y: str) -> go.Figure:
-    """Draw a score against a sampler's number, one line per series.
+    """Draw a score against a number of the sampler, one line per series.
 
     Args:
-        points: `x`, `series`, `mean`, `low`, `high`, `run_id`.
-        x: column of the number.
-        title: of its axis.
-        y: what the score is.
+        points: Columns `x`, `series`, `mean`, `low`, `high`, `run_id`.
+        x: Column of the number.
+        title: Title of its axis.
+        y: Title of the score.
     """
     shown = figure(title, y, height=420)
     for position, (series, rows) in enumerate(points.groupby("series", sort=False)):
@@ -50,9 +50,9 @@ def side_by_side(points: pd.DataFrame, title: str, y: str) -> go.Figure:
     """Draw a score of named choices in the order of the table.
 
     Args:
-        points: `named`, `mean`, `low`, `high`, `run_id`.
-        title: what is named.
-        y: what the score is.
+        points: Columns `named`, `mean`, `low`, `high`, `run_id`.
+        title: What the names stand for.
+        y: Title of the score.
     """
     shown = figure(title, y, height=420)
     shown.add_trace(_line(points, "named", "", CATEGORIES[0], "circle").update(mode="markers"))

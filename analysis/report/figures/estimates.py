@@ -1,6 +1,6 @@
-"""Figures of what the laws say: parameters, compute-optimal sizes, and how well they predict.
+"""Figures of the results of the laws: parameters, compute-optimal sizes, prediction errors.
 
-No statistics here: every number is read from `Findings`.
+Every number is read from `Findings`; nothing is computed here.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from analysis.laws.isoflop import IsoFlop
 from analysis.report.figures import theme
 from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_axis, marker
 
-SMALLEST = 0.01  # percent: smaller errors are drawn here, the axis is logarithmic
+SMALLEST = 0.01  # percent: smaller errors are drawn here because the axis is logarithmic
 
 
 def exponents(findings: Findings) -> go.Figure | None:
@@ -43,7 +43,7 @@ def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
     fits = [(fit, f"{fit.name} L(N, D)") for fit in findings.surfaces]
     if findings.frontier:
         fits.append((findings.frontier, f"{findings.frontier.name} L(C)"))
-    fits += [(held.fit, f"{held.fit.name}, held out") for held in findings.held_out]
+    fits += [(item.fit, f"{item.fit.name}, held out") for item in findings.held_out]
     return [
         _Estimate(
             f"{name} · {label}",
@@ -62,7 +62,7 @@ def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
 def _forest(
     rows: Sequence[_Estimate], label: str, window: tuple[float, float]
 ) -> go.Figure | None:
-    """Draw estimates with intervals; what is not identified may run out of the window."""
+    """Draw estimates with intervals; those that are not identified may leave the window."""
     if not rows:
         return None
     shown = figure(label, "", height=110 + 30 * len(rows))

@@ -1,4 +1,4 @@
-"""What a figure holds, for a page (JSON) and for a reader (CSV of exactly what is drawn)."""
+"""The contents of a figure: JSON for the page, and a table of exactly what is drawn."""
 
 from typing import Any
 

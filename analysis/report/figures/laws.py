@@ -1,6 +1,6 @@
-"""Figures of the laws: findings in, figure out; None when there is nothing to show.
+"""Figures of the laws; None when there is nothing to show.
 
-No statistics here: every number is read from `Findings`, or is a law evaluated on a grid.
+Every number is read from `Findings`, or is the value of a law on a grid.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from analysis.findings import Findings, HeldOut
 from analysis.human import bits, count, interval, percent, power
 from analysis.laws.fit import Fit
+from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
 from analysis.report.figures import theme
 from analysis.report.figures.theme import (
@@ -29,16 +30,6 @@ FLOPS = "training FLOPs"
 EXTRAPOLATE = 10.0  # times the largest budget: how far the frontier law is drawn
 
 
-def on_compute(fit: Fit) -> bool:
-    """Tell a law of compute alone from a law of size and data."""
-    return fit.form.inputs == ("flops",)
-
-
-def held_out_on_compute(findings: Findings) -> HeldOut | None:
-    """Return the hold-out of the frontier law, if there is one."""
-    return next((held for held in findings.held_out if on_compute(held.fit)), None)
-
-
 def runs_against_flops(findings: Findings) -> go.Figure | None:
     """Draw all runs, the frontier, its law with the extrapolation band, and the held-out run."""
     runs = findings.runs if len(findings.runs) else findings.finished
@@ -49,7 +40,7 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
     if findings.frontier:
         reach[1] *= EXTRAPOLATE
         _frontier_law(shown, findings.frontier, runs["flops"])
-    held = held_out_on_compute(findings)
+    held_out = findings.held_out_by_compute
     for params, colour, group in theme.by_size(runs.sort_values("flops")):
         shown.add_trace(
             dots(
@@ -77,8 +68,8 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
                 name="frontier",
             )
         )
-    if held:
-        _held_out(shown, held, findings.frontier_points["flops"])
+    if held_out:
+        _held_out(shown, held_out, findings.frontier_points["flops"])
     return shown.update_xaxes(log_axis(reach))
 
 
@@ -102,13 +93,13 @@ def _frontier_law(shown: go.Figure, fit: Fit, flops: pd.Series) -> None:
         )
 
 
-def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
-    seen = flops[flops < held.flops * 0.999]
-    grid = np.geomspace(seen.min(), held.flops, 60)
+def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
+    seen = flops[flops < held_out.flops * 0.999]
+    grid = np.geomspace(seen.min(), held_out.flops, 60)
     shown.add_trace(
         go.Scatter(
             x=grid.tolist(),
-            y=held.fit.predict(flops=grid).tolist(),
+            y=held_out.fit.predict(flops=grid).tolist(),
             mode="lines",
             line={"color": theme.HELD_OUT, "width": 1.5, "dash": "dot"},
             name="held-out law",
@@ -117,9 +108,9 @@ def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
     )
     shown.add_trace(
         go.Scatter(
-            x=[held.flops],
-            y=[held.predicted],
-            error_y=around([held.predicted], [held.interval]) | {"color": theme.HELD_OUT},
+            x=[held_out.flops],
+            y=[held_out.predicted],
+            error_y=around([held_out.predicted], [held_out.interval]) | {"color": theme.HELD_OUT},
             mode="markers",
             marker={
                 "color": theme.HELD_OUT,
@@ -128,10 +119,10 @@ def _held_out(shown: go.Figure, held: HeldOut, flops: pd.Series) -> None:
                 "line": {"width": 2},
             },
             name="prediction",
-            meta=[held.run_id],
+            meta=[held_out.run_id],
             text=[
-                f"<b>predicted {bits(held.predicted)}</b><br>{percent(held.level)} band "
-                f"{interval(held.interval, bits)}<br>achieved {bits(held.achieved)}"
+                f"<b>predicted {bits(held_out.predicted)}</b><br>{percent(LEVEL)} band "
+                f"{interval(held_out.interval, bits)}<br>achieved {bits(held_out.achieved)}"
             ],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -191,8 +182,8 @@ def _line(
 
 
 def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
-    """Mark the minimum; an open mark with a word says that it lies outside the sizes tried."""
-    found = (
+    """Mark the minimum; if it lies beyond the sizes tried, the mark is open and says so."""
+    place = (
         f"at the edge: the {iso.edge} size tried is the best, the minimum lies beyond"
         if iso.edge
         else f"90% interval {interval(iso.params_interval, count)}"
@@ -211,13 +202,13 @@ def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
         name=f"minimum {group}",
         legendgroup=group,
         showlegend=False,
-        hovertext=[f"<b>minimum {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>{found}"],
+        hovertext=[f"<b>minimum {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>{place}"],
         hovertemplate="%{hovertext}<extra></extra>",
     )
 
 
 def residuals(findings: Findings) -> dict[str, go.Figure]:
-    """Draw what the surface law leaves over, against FLOPs, parameters and tokens."""
+    """Draw the residuals of the surface law against FLOPs, parameters and tokens."""
     if findings.surface is None:
         return {}
     runs = findings.runs.assign(residual=100 * np.expm1(findings.surface.residuals))

@@ -1,8 +1,4 @@
-"""Figures of sample quality and of the search: tables in, figure out, None when empty.
-
-A table here is one row per run and sampler setting: columns of `evaluations.parquet` beside those
-of its run (`record.RUNS`); `kid` is the kernel inception distance of the named extractor.
-"""
+"""Figures of sample quality and of a search, from tables as in `settings`; None when empty."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +17,7 @@ def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | N
     """Draw KID against BPD with standard errors.
 
     Args:
-        scored: one row per run, all at one sampler setting and one extractor.
+        scored: One row per run, all at one sampler setting and one extractor.
         reference: `kid`, `kid_se` and `feature_extractor` of real training images, drawn as a
             line; empty if not measured.
     """
@@ -148,13 +144,13 @@ def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
 
 
 def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
-    """Draw KID over guidance and temperature for the run that was sampled at most settings."""
+    """Draw KID over guidance and temperature for the run with the most sampler settings."""
     known = scored.dropna(subset=["kid", "guidance", "temperature"])
     if known.empty:
         return None
     known = known[known["run_id"] == known["run_id"].value_counts().index[0]]
     fresh = known[known["half"] == "scored"]
-    # Larger marks first, or they would hide the others.
+    # Larger marks first, otherwise they hide the others.
     known = (fresh if len(fresh) else known).sort_values(["denoise", "kid"], ascending=False)
     if len(known) < 4:
         return None
@@ -216,7 +212,7 @@ def _standard_error(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
 
 
 def _unit(values: pd.Series, log: bool = False) -> pd.Series:
-    """Bring values to 0..1; a constant becomes one half."""
+    """Scale values to 0..1; a constant becomes one half."""
     numbers = values.astype(float)
     if log:
         numbers = numbers.map(np.log)

@@ -1,4 +1,4 @@
-"""Figures of the runs themselves: tables in, figure out; None when there is nothing to show."""
+"""Figures of the runs themselves; None when there is nothing to show."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ from analysis.report.figures.theme import (
     marker,
 )
 
-CURVE_POINTS = 300  # per run: what a screen can show
+CURVE_POINTS = 300  # per run: more do not show on a screen
 DISTRIBUTION_POINTS = 1000  # per run, evenly spaced in rank
 
 
@@ -29,9 +29,9 @@ def loss_curves(
     """Draw the training loss of every run against `flops` or `images`.
 
     Args:
-        runs: rows of the run table.
-        curves: the curve table of each run by its id; a missing run is left out.
-        against: the column on the x axis.
+        runs: Rows of the run table.
+        curves: Curve table of each run by its id; runs without one are left out.
+        against: Column on the x axis.
     """
     known = runs[runs["run_id"].isin(list(curves))].sort_values("flops")
     if known.empty:
@@ -41,7 +41,7 @@ def loss_curves(
     reach: list[float] = []
     losses: list[float] = []
     sizes = theme.by_size(known)
-    # An ordered scale is read from some of its steps: the legend names eight at most.
+    # The legend names at most eight sizes: the others are read off the ordered scale.
     named = {sizes[i][0] for i in np.linspace(0, len(sizes) - 1, min(len(sizes), 8)).astype(int)}
     for size, colour, group in sizes:
         for _, run in group.iterrows():
@@ -67,7 +67,7 @@ def loss_curves(
             named.discard(size)
     if not losses:
         return None
-    # The first steps fall from far above; the window shows where the runs differ.
+    # Losses start far above; the window shows where the runs differ.
     low, high = min(losses), float(np.quantile(losses, 0.97))
     shown.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])
     shown.update_layout(legend_title_text="params")
@@ -96,8 +96,8 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
     """Draw the distribution of per-image BPD of some runs, one violin each.
 
     Args:
-        runs: rows of the run table, in the order to show, the last one on top.
-        images: the per-image table of each run by its id.
+        runs: Rows of the run table in the order to show, the last one on top.
+        images: Per-image table of each run by its id.
     """
     known = runs[runs["run_id"].isin(list(images))]
     if known.empty:
@@ -127,7 +127,7 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
 
 
 def cost(runs: pd.DataFrame) -> go.Figure | None:
-    """Draw where the device time of the finished runs went, against their FLOPs."""
+    """Draw the time of the finished runs for training and for evaluation against their FLOPs."""
     known = runs.dropna(subset=["train_seconds", "evaluate_seconds"]).sort_values("flops")
     if known.empty:
         return None

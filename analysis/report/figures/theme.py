@@ -1,5 +1,6 @@
-"""How every figure looks: palette, axes, hover text. Colours that depend on light or dark are
-placeholders that the page swaps when it draws.
+"""How every figure looks: palette, axes, markers, hover text.
+
+Colours that depend on the light or dark scheme are placeholders that the page replaces.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,10 +12,10 @@ import plotly.graph_objects as go
 
 from analysis.human import bits, count, number, power
 
-# Placeholders: report.js replaces them by the colours of the scheme in use.
+# Placeholders: report.js replaces them with the colours of the current scheme.
 INK, SOFT, GRID, PAPER, LAW = "#010101", "#020202", "#030303", "#040404", "#050505"
 
-# Okabe and Ito 2008: told apart by colour-blind readers, on light and on dark ground.
+# Okabe and Ito 2008: distinguishable for colour-blind readers, on light and dark backgrounds.
 BLUE, ORANGE, GREEN, PINK, SKY, AMBER = (
     "#0072B2",
     "#D55E00",
@@ -86,7 +87,7 @@ def shade(position: int, total: int) -> str:
 
 
 def shades(values: Iterable[float]) -> dict[float, str]:
-    """Give each different value, in ascending order, its step of the ordered scale."""
+    """Return the colour of each different value: its step of the ordered scale."""
     ordered = sorted(set(values))
     return {value: shade(position, len(ordered)) for position, value in enumerate(ordered)}
 
@@ -100,7 +101,7 @@ def by_size(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:
 def log_axis(
     values: Iterable[float], written: Callable[[float], str] = power, most: int = 6
 ) -> dict[str, Any]:
-    """Return a logarithmic axis whose ticks are round numbers, at most so many of them."""
+    """Return a logarithmic axis with at most `most` ticks, all of them round numbers."""
     finite = np.asarray(list(values), dtype=float)
     finite = finite[np.isfinite(finite) & (finite > 0)]
     if not finite.size:
@@ -124,7 +125,7 @@ def log_axis(
 
 
 def describe(run: pd.Series) -> str:
-    """Return what a pointer over a run shows: label, id, result and config."""
+    """Return the hover text of a run: label, id, result and config."""
     lines = [f"<b>{run['label'] or run['run_id']}</b>  {run['run_id']}"]
     error = f" ± {run['bpd_se']:.3f}" if pd.notna(run.get("bpd_se")) else ""
     lines.append(f"{bits(run['bpd'])}{error} bits per dimension")
@@ -144,7 +145,7 @@ def describe(run: pd.Series) -> str:
 
 
 def dots(runs: pd.DataFrame, x: str, y: str, **style: Any) -> go.Scatter:
-    """Return one marker per run with its description on hover; `meta` carries the run ids."""
+    """Return one marker per run with its hover text; `meta` carries the run ids."""
     return go.Scatter(
         x=runs[x].tolist(),
         y=runs[y].tolist(),
@@ -156,7 +157,7 @@ def dots(runs: pd.DataFrame, x: str, y: str, **style: Any) -> go.Scatter:
 
 
 def colour_bar(title: str) -> dict[str, Any]:
-    """Return a slim colour bar."""
+    """Return a narrow colour bar."""
     return {
         "title": {"text": title, "font": {"size": 13}},
         "thickness": 10,

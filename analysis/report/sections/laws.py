@@ -4,109 +4,109 @@ from analysis.forecast import read_forecasts
 from analysis.human import percent
 from analysis.laws.intervals import LEVEL
 from analysis.report import checklist
-from analysis.report.figures import estimates as plots_estimates
-from analysis.report.figures import laws as plots_law
-from analysis.report.section import Block, Material, some
+from analysis.report.figures import estimates as estimate_figures
+from analysis.report.figures import laws as law_figures
+from analysis.report.section import Material, Section, existing
 
 
-def law(material: Material) -> Block:
+def law(material: Material) -> Section:
     """Show the runs and the law of compute."""
-    found = material.findings
+    findings = material.findings
     aid = "Each point is a finished run, each line one model size."
-    if found.frontier:
+    if findings.frontier:
         aid += " The law is fitted to the ringed runs, the best of each budget."
-    if plots_law.held_out_on_compute(found):
-        aid += " The dotted law has not seen the largest budget; the diamond is its prediction "
-        aid += f"there, with the {percent(LEVEL)} band."
-    return Block(
+    if findings.held_out_by_compute:
+        aid += " The dotted law is fitted without the largest budget; the diamond is its "
+        aid += f"prediction there, with the {percent(LEVEL)} band."
+    return Section(
         "law",
         "Loss against compute",
         aid,
-        some(law=plots_law.runs_against_flops(found)),
+        existing(law=law_figures.runs_against_flops(findings)),
         empty="No run has finished yet.",
     )
 
 
-def isoflop(material: Material) -> Block:
+def isoflop(material: Material) -> Section:
     """Show the parabola of every budget."""
-    return Block(
+    return Section(
         "isoflop",
         "IsoFLOP: the best size of each budget",
         "Runs of one budget share a colour. The diamond is the minimum of the parabola with its "
-        "90% interval; an open diamond says that the best size lies beyond those tried. Where "
-        "the dotted surface leaves the parabola, one of the two is wrong.",
-        some(isoflop=plots_law.isoflop(material.findings)),
+        "90% interval; if it is open, the best size lies beyond those tried. Where the dotted "
+        "surface law departs from the parabola, one of the two is wrong.",
+        existing(isoflop=law_figures.isoflop(material.findings)),
         empty="No budget has three sizes yet.",
     )
 
 
-def residuals(material: Material) -> Block:
-    """Show what the surface law leaves over."""
-    return Block(
+def residuals(material: Material) -> Section:
+    """Show where the surface law is wrong."""
+    return Section(
         "residuals",
-        "What the law leaves over",
+        "Residuals: where the law is wrong",
         "Relative residuals of the surface law. A trend along an axis means that the form misses "
-        "something there; a lone point is worth a second look.",
-        plots_law.residuals(material.findings),
+        "something there; check a run that lies far from the others.",
+        law_figures.residuals(material.findings),
         columns=3,
         tables=(checklist.influence(material.findings),) if material.findings.influence else (),
         empty="No surface law L(N, D) could be fitted: too few runs.",
     )
 
 
-def exponents(material: Material) -> Block:
-    """Show exponents and floors across forms."""
-    return Block(
+def exponents(material: Material) -> Section:
+    """Show exponents and floors of all forms."""
+    return Section(
         "exponents",
         "Exponents and floor, with intervals",
-        "The same exponent across forms: believe it as far as the rows agree. Open grey marks are "
-        "not identified by these runs, their value is arbitrary.",
-        some(
-            exponents=plots_estimates.exponents(material.findings),
-            floor=plots_estimates.floors(material.findings),
+        "The same exponent in different forms: trust it as far as the rows agree. Open grey marks "
+        "are not identified by these runs, so their value is arbitrary.",
+        existing(
+            exponents=estimate_figures.exponents(material.findings),
+            floor=estimate_figures.floors(material.findings),
         ),
         empty="No law could be fitted: too few runs.",
     )
 
 
-def allocation(material: Material) -> Block:
+def allocation(material: Material) -> Section:
     """Show how a budget is best spent."""
-    return Block(
+    return Section(
         "allocation",
         "Compute-optimal size and data",
-        "How a budget is best split between parameters N* and tokens D*. Diamonds are the IsoFLOP "
-        "minima, which need no law. Where the law leaves the size open, the minima or the best "
-        "run take its place.",
-        plots_estimates.allocation(material.findings),
+        "How to split a budget between parameters N* and tokens D*. Diamonds are the IsoFLOP "
+        "minima, which need no law. If the law does not determine the size, the minima or the "
+        "best run are used instead.",
+        estimate_figures.allocation(material.findings),
         tables=(checklist.sizes(material.findings),) if material.findings.allocation else (),
         empty="Nothing to recommend yet: too few runs.",
     )
 
 
-def validation(material: Material) -> Block:
+def validation(material: Material) -> Section:
     """Show the roll-outs."""
-    found = material.findings
-    tables = (checklist.model_choice(found), checklist.coverage(found)) if found.rollouts else ()
-    return Block(
+    findings = material.findings
+    tables = (checklist.model_choice(findings), checklist.coverage(findings))
+    return Section(
         "validation",
         "Validation: errors on runs not seen",
-        "Every form is fitted to cheaper runs only and predicts the dearer ones; each mark is one "
-        "such prediction. A law is worth having if it stays below the grey lines, which need no "
-        "law.",
-        some(validation=plots_estimates.validation(found)),
-        tables=tables,
+        "Every form is fitted to the cheaper runs only and predicts the more expensive ones; each "
+        "mark is one such prediction. A useful law stays below the grey lines, which are guesses "
+        "without a law.",
+        existing(validation=estimate_figures.validation(findings)),
+        tables=tables if findings.rollouts else (),
         empty="No roll-out was possible: too few runs.",
     )
 
 
-def final(material: Material) -> Block:
+def final(material: Material) -> Section:
     """Show final runs beside their forecasts."""
     forecasts = read_forecasts(material.study)
-    return Block(
+    return Section(
         "final",
         "The final run: predicted against achieved",
-        "What the law said before the run was trained, and what came out, on the test split that "
-        "nothing else reads.",
+        "What the law predicted before the run was trained, and the result on the test split, "
+        "which only final runs read.",
         {},
         tables=(checklist.final(forecasts),) if forecasts else (),
         empty="" if forecasts else "No final run yet. This command trains best.yaml:",

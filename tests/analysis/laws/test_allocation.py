@@ -8,7 +8,7 @@ import pytest
 
 from analysis.advice import learning_rate
 from analysis.laws.allocation import Sizes, allocate, optimal_params
-from analysis.laws.fit import fit
+from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import CHINCHILLA, TIED
 from analysis.laws.isoflop import isoflop
 from tarflow import cost
@@ -44,7 +44,7 @@ def study(budgets=(1e11, 3e11, 1e12), noise=0.0, optimum=None):
 
 
 def law(runs, draws=50):
-    return fit(CHINCHILLA, runs, runs["bpd"], noise=0.001, draws=draws)
+    return fit(CHINCHILLA, Observations(runs, runs["bpd"], noise=0.001), draws=draws)
 
 
 def test_flops_per_token_of_buildable_models_are_counted():
@@ -69,8 +69,9 @@ def test_optimal_size_is_the_least_loss_on_counted_flops():
 
 def test_forms_that_predict_as_well_widen_the_interval_of_the_size():
     runs = study(noise=0.001)
-    laws = [fit(form, runs, runs["bpd"], noise=0.001, draws=200) for form in (TIED, CHINCHILLA)]
-    alone = [allocate(4e12, runs, TEMPLATE, each, ()) for each in laws]
+    data = Observations(runs, runs["bpd"], noise=0.001)
+    laws = [fit(form, data, draws=200) for form in (TIED, CHINCHILLA)]
+    alone = [allocate(4e12, runs, TEMPLATE, one, ()) for one in laws]
     pooled = allocate(4e12, runs, TEMPLATE, laws[0], (), rivals=laws[1:])
     assert pooled.params == alone[0].params  # the chosen form says what is best
     low, high = zip(*(item.params_interval for item in alone), strict=True)

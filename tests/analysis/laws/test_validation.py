@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 
-from analysis.laws.bands import coverage, discrepancy
+from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import CHINCHILLA, SURFACE_FORMS, TIED
 from analysis.laws.influence import influence
-from analysis.laws.validation import Rollout, Table, baselines, levels, roll_out, score
+from analysis.laws.validation import (
+    Rollout,
+    baselines,
+    coverage,
+    discrepancy,
+    levels,
+    roll_out,
+    score,
+)
 
 
 def planted(b=0.4, noise=0.0, sizes=6, budgets=3):
@@ -15,7 +23,7 @@ def planted(b=0.4, noise=0.0, sizes=6, budgets=3):
     tokens = flops / params / 6
     values = 1.4 + 30 / params**0.4 + 60 / tokens**b
     values = values * np.exp(noise * np.random.default_rng(0).normal(size=len(values)))
-    table = Table(
+    table = Observations(
         {"params": params, "tokens": tokens}, values, [str(i) for i in range(len(values))]
     )
     return table, {"flops": flops, "params": params, "tokens": tokens}
@@ -23,7 +31,7 @@ def planted(b=0.4, noise=0.0, sizes=6, budgets=3):
 
 def judged(table, axes, forms=SURFACE_FORMS):
     rollouts = roll_out(forms, table, axes)
-    fits = [table.fit(form, starts=24, draws=0) for form in forms]
+    fits = [fit(form, table, starts=24, draws=0) for form in forms]
     return rollouts, score(forms, fits, rollouts)
 
 
@@ -93,7 +101,7 @@ def test_discrepancy_is_what_the_bands_lack():
 def test_a_wild_run_is_the_most_influential():
     table, _ = planted(noise=0.001)
     table.values[5] *= 1.1
-    law = table.fit(TIED, starts=24, draws=50)
+    law = fit(TIED, table, starts=24, draws=50)
     found = influence(law, table)
     assert len(found) == 18
     changes = [abs(item.change) for item in found]

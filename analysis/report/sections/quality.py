@@ -1,0 +1,146 @@
+"""The sections of sample quality: against likelihood, against published numbers, in a search."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.human import bits, interval, number
+from analysis.report import checklist
+from analysis.report.figures import quality as quality_figures
+from analysis.report.published import published
+from analysis.report.section import Material, Picture, Section, Table, embedded, existing
+from analysis.settings import (
+    best_setting,
+    one_setting,
+    pareto_front,
+    run_and_setting,
+    setting_in_words,
+)
+from analysis.signatures import GOOD, POOR, Signature, signatures
+from analysis.study import sample_pictures, tables_of_runs
+
+MOST = 3  # runs shown of either failure signature
+BEST = (("bpd", "best likelihood"), ("kid", "best samples"))
+
+
+def quality(material: Material) -> Section:
+    """Show sample quality beside likelihood."""
+    compared = material.scored["run_id"].isin(material.findings.compared["run_id"])
+    runs = one_setting(material.scored[compared])
+    aid = "Sample quality (lower is better) against likelihood, one mark per run with its "
+    aid += "standard error over images."
+    if len(runs):
+        first = runs.iloc[0]
+        aid += f" All runs at {setting_in_words(first)}; {first['n']:.0f} samples "
+        aid += f"against {first['n_reference']:.0f} images of {first['reference']}."
+    correlation = material.findings.correlation
+    if correlation:
+        aid += f" Rank correlation over {correlation.runs} runs, with 95% intervals: Spearman "
+        aid += f"{number(correlation.spearman)} ({interval(correlation.spearman_interval)}), "
+        aid += f"Kendall {number(correlation.kendall)} ({interval(correlation.kendall_interval)})."
+    return Section(
+        "quality",
+        "Sample quality against likelihood",
+        aid,
+        existing(quality=quality_figures.quality(runs, material.reference)),
+        empty="No run has sample scores yet.",
+    )
+
+
+def disagreement(material: Material) -> Section:
+    """Show the runs that are good at likelihood and poor at samples, and the reverse."""
+    runs = one_setting(material.scored)
+    images = tables_of_runs(material.study, runs, "images.parquet")
+    noise = material.findings.noise
+    every = signatures(runs, images, noise.std if noise else 0.0, material.seed)
+    shown = [item for kind in (GOOD, POOR) for item in [s for s in every if s.kind == kind][:MOST]]
+    aid = f"Of {len(runs)} runs sampled alike, {len(every) or 'none'} "
+    aid += "has" if len(every) == 1 else "have"
+    aid += " a rank by BPD and a rank by KID whose 90% intervals do not overlap."
+    if shown:
+        aid += " Their samples are shown beside those of the best runs by either score."
+    rows = {str(row["run_id"]): row for _, row in runs.iterrows()}
+    ends = BEST if shown else ()
+    best = {str(runs.sort_values(score)["run_id"].iloc[0]): title for score, title in ends}
+    return Section(
+        "signatures",
+        "Failure signatures: likelihood and samples disagree",
+        aid,
+        {},
+        tables=(_signature_table(shown, rows),) if shown else (),
+        pictures=_signature_pictures(material.study, shown, best, rows),
+    )
+
+
+def _signature_table(shown: list[Signature], rows: dict[str, pd.Series]) -> Table:
+    return Table(
+        ("run", "signature", "BPD", "rank by BPD", "KID", "rank by KID"),
+        tuple(
+            (
+                str(rows[item.run_id]["label"]),
+                item.kind,
+                bits(rows[item.run_id]["bpd"]),
+                f"{item.bpd_rank:g} ({interval(item.bpd_ranks)})",
+                number(rows[item.run_id]["kid"]),
+                f"{item.kid_rank:g} ({interval(item.kid_ranks)})",
+            )
+            for item in shown
+        ),
+    )
+
+
+def _signature_pictures(
+    study: Path, shown: list[Signature], best: dict[str, str], rows: dict[str, pd.Series]
+) -> tuple[Picture, ...]:
+    """Return the samples of these runs, then of the best runs by either score."""
+    titles = {item.run_id: item.kind for item in shown}
+    files, pictures = sample_pictures(study), []
+    for run_id, title in (titles | best | titles).items():
+        row = rows[run_id]
+        path = files.get(run_and_setting(row))
+        if path:
+            note = f"{row['label']} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"
+            pictures.append(embedded(path, title, note))
+    return tuple(pictures)
+
+
+def others(material: Material) -> list[Section]:
+    """Show published numbers on the same data; no section if there are none."""
+    tables = published(material.scored, material.findings.finished)
+    if not tables:
+        return []
+    return [
+        Section(
+            "published",
+            "Published numbers on the same data",
+            "The best of this study among what others have reported. Read the protocols: numbers "
+            "from other image counts, or from tuned guidance, are only roughly comparable.",
+            {},
+            tables=tables,
+        )
+    ]
+
+
+def search(material: Material) -> Section:
+    """Show the results of a search."""
+    scored = material.scored
+    searched = scored[scored["role"] == "search"]
+    front = pareto_front(best_setting(searched))
+    return Section(
+        "search",
+        "Search",
+        "Training choices are judged by likelihood and, at their best sampler setting, by sample "
+        "quality: the front holds the runs that no other run beats in both. The sampler surface "
+        "needs no training; larger marks are denoised more."
+        if len(searched)
+        else "Depth, channels, noise and learning rate are tuned at small size; guidance, "
+        "temperature and denoising only sample from trained models.",
+        existing(
+            trade_off=quality_figures.trade_off(searched),
+            sampler=quality_figures.sampler_surface(scored[scored["half"] != "all"]),
+            hyperparameters=quality_figures.parallel_coordinates(searched),
+        ),
+        tables=(checklist.front(front),) if len(front) else (),
+        empty="This study has no search yet. This command runs one:",
+        command=f"python sweeps/search.py {material.study.name} --out {material.study}",
+    )
