@@ -88,11 +88,11 @@ def test_a_row_without_its_id_is_refused(tmp_path: Path):
         record.write_table(tmp_path / "runs.parquet", [{"status": "done"}], record.RUNS)
 
 
-@pytest.mark.parametrize(("metadata", "found"), [({"schema_version": "0"}, "0"), (None, "none")])
-def test_a_table_of_another_version_is_refused_in_one_line(tmp_path: Path, metadata, found):
+@pytest.mark.parametrize(("metadata", "version"), [({"schema_version": "0"}, "0"), (None, "none")])
+def test_a_table_of_another_version_is_refused_in_one_line(tmp_path: Path, metadata, version):
     path = tmp_path / "runs.parquet"
     pq.write_table(pa.Table.from_pylist([ROW]).replace_schema_metadata(metadata), path)
-    with pytest.raises(UserError, match=f"schema version {found}, this program reads") as caught:
+    with pytest.raises(UserError, match=f"schema version {version}, this program reads") as caught:
         record.read_table(path)
     assert "\n" not in str(caught.value)
     assert "rebuild" in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_study_without_runs_has_empty_tables(tmp_path: Path):
 
 
 def test_the_environment_names_versions_commit_and_host():
-    found = record.environment()
-    assert {"python", "torch", "ray", "optuna"} <= json.loads(found["versions"]).keys()
-    assert found["git"]
-    assert found["host"]
+    environment = record.environment()
+    assert {"python", "torch", "ray", "optuna"} <= json.loads(environment["versions"]).keys()
+    assert environment["git"]
+    assert environment["host"]

@@ -10,19 +10,18 @@ Legend: `N` images, `B` images of a batch, `C` colour channels, `S` pixels along
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tarflow.config import DataConfig, RunConfig
-from tarflow.data.procedural import find_procedural
-from tarflow.data.tables import SPLITS, Split, find_table
+from tarflow.data.procedural import Procedural, find_procedural
+from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
 from tarflow.storage import cache_folder
 
@@ -173,27 +172,13 @@ def batch(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     return copied
 
 
-class _Source(Protocol):
-    """A data set before it is decoded: a `Table` or a `Procedural` set."""
-
-    @property
-    def digest(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, int, int]: ...  # (C, S, S)
-    @property
-    def classes(self) -> int: ...
-    @property
-    def counts(self) -> Mapping[str, int]: ...
-    def fill(self, split: Split, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None: ...
-
-
-def _source(config: DataConfig) -> _Source:
+def _source(config: DataConfig) -> Table | Procedural:
     if config.name == "digits":
         return find_table(str(_DIGITS), _DIGITS_COUNTS)
     return find_procedural(config.name) or find_table(config.name)
 
 
-def _decode(source: _Source, split: Split, folder: Path) -> None:
+def _decode(source: Table | Procedural, split: Split, folder: Path) -> None:
     """Write `pixels.npy` and `labels.npy` of a split, whole or not at all."""
     count = source.counts[split]
     if not count:

@@ -21,16 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
-from tarflow.data.codec import (
-    SUFFIXES,
-    convert,
-    decode,
-    encode_png,
-    resize_and_crop,
-    to_image,
-    unflatten,
-)
+from tarflow.data import codec
 from tarflow.data.tables import SPLITS, Split, split_of
 from tarflow.errors import UserError
 
@@ -48,9 +41,9 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
     Raises:
         UserError: If the target exists, a file is not an image, or the layout is another.
     """
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in codec.SUFFIXES)
     if not files:
-        raise UserError(f"{source} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{source} holds no images ({', '.join(sorted(codec.SUFFIXES))})")
     groups: list[tuple[Split, str]] = []  # split and class of every file
     for path in files:
         parts = path.relative_to(source).parts[:-1]
@@ -61,8 +54,7 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
         raise UserError(f"{source}: some images are in class folders and some are not")
 
     def encode(path: Path) -> bytes:
-        image = convert(decode(path, str(path)), 1 if grey else 3)
-        return encode_png(resize_and_crop(image, size))
+        return _png(codec.decode(path, str(path)), size, grey)
 
     def rows() -> Iterator[Row]:
         with ThreadPoolExecutor() as pool:
@@ -164,8 +156,8 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
             if split is None:
                 raise UserError(f"{name}: '{split_name}' is not a train, validation or test split")
             for example in examples:
-                image = resize_and_crop(convert(example[images[0]], 1 if grey else 3), size)
-                yield split, encode_png(image), example[labels[0]] if labels else None
+                png = _png(example[images[0]], size, grey)
+                yield split, png, example[labels[0]] if labels else None
 
     return write_shards(target, rows(), features[labels[0]].names if labels else [])
 
@@ -207,18 +199,23 @@ def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dic
     return dict(counts)
 
 
+def _png(image: Image.Image, size: int, grey: bool) -> bytes:
+    converted = codec.convert(image, 1 if grey else 3)
+    return codec.encode_png(codec.resize_and_crop(converted, size))
+
+
 def _labelled_pngs(
     data: NDArray[Any], labels: Sequence[int], path: Path
 ) -> Iterator[tuple[bytes, int]]:
     """Yield images and labels of a batch whose rows hold red, green and blue planes."""
-    images = unflatten(data)
+    images = codec.unflatten(data)
     if images is None or len(images) != len(labels):
         raise UserError(
             f"{path}: data is {data.dtype} {data.shape} with {len(labels)} labels, "
             "not uint8 (N, 3 S S) with N"
         )
     for image, label in zip(images, labels, strict=True):
-        yield encode_png(to_image(image)), int(label)
+        yield codec.encode_png(codec.to_image(image)), int(label)
 
 
 def _number(path: Path) -> tuple[int, str]:

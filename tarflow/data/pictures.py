@@ -12,16 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tarflow.config import ModelConfig
-from tarflow.data.codec import (
-    SUFFIXES,
-    convert,
-    decode,
-    is_grey,
-    resize_and_crop,
-    to_image,
-    to_pixels,
-    unflatten,
-)
+from tarflow.data import codec
 from tarflow.data.images import Images
 from tarflow.data.tables import find_table
 from tarflow.errors import UserError
@@ -71,10 +62,10 @@ def _pictures(path: Path) -> Iterator[Picture]:
         yield from _table(path)
     elif path.is_dir():
         for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in SUFFIXES:
-                yield str(file), decode(file, str(file)), -1
+            if file.suffix.lower() in codec.SUFFIXES:
+                yield str(file), codec.decode(file, str(file)), -1
     else:
-        yield str(path), decode(path, str(path)), -1
+        yield str(path), codec.decode(path, str(path)), -1
 
 
 def _table(path: Path) -> Iterator[Picture]:
@@ -82,7 +73,7 @@ def _table(path: Path) -> Iterator[Picture]:
     labels = table.labels if table.classes else np.full(len(table.codes), -1)
     images = table.images(np.ones(len(table.codes), bool))
     for row, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        yield f"{path}#{row}", to_image(pixels), int(label)
+        yield f"{path}#{row}", codec.to_image(pixels), int(label)
 
 
 def _archive(path: Path) -> Iterator[Picture]:
@@ -108,7 +99,7 @@ def _archive(path: Path) -> Iterator[Picture]:
     if len(labels) != len(images):
         raise UserError(f"{path} has {len(labels)} labels for {len(images)} images")
     for row, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        yield f"{path}#{row}", to_image(pixels), int(label)
+        yield f"{path}#{row}", codec.to_image(pixels), int(label)
 
 
 def _planes(stored: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -117,7 +108,7 @@ def _planes(stored: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         return stored[:, None]
     if stored.ndim == 4 and stored.shape[3] in (1, 3):
         return stored.transpose(0, 3, 1, 2)
-    return stored if stored.ndim == 4 and stored.shape[1] in (1, 3) else unflatten(stored)
+    return stored if stored.ndim == 4 and stored.shape[1] in (1, 3) else codec.unflatten(stored)
 
 
 def _model_pixels(
@@ -131,8 +122,9 @@ def _model_pixels(
             f"{name} is {width}x{height} pixels, the model takes {side}x{side}; "
             "add --resize to resize and crop it"
         )
-    if not resize and model.image_channels == 1 and not is_grey(picture):
+    if not resize and model.image_channels == 1 and not codec.is_grey(picture):
         raise UserError(
             f"{name} is in colour, the model takes grey images; add --resize to convert it"
         )
-    return to_pixels(resize_and_crop(convert(picture, model.image_channels), side))
+    converted = codec.convert(picture, model.image_channels)
+    return codec.to_pixels(codec.resize_and_crop(converted, side))

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from tarflow.data.codec import convert, decode, is_grey, to_pixels
+from tarflow.data import codec
 from tarflow.errors import UserError
 from tarflow.record import write_text
 from tarflow.storage import cache_folder
@@ -230,9 +230,9 @@ class Table:
         data = (image or {}).get("bytes")
         if not data:
             raise UserError(f"{name} has no image bytes")
-        decoded = decode(data, name)
-        channels = shape[0] if shape else (1 if is_grey(decoded) else 3)
-        if channels == 1 and not is_grey(decoded):
+        decoded = codec.decode(data, name)
+        channels = shape[0] if shape else (1 if codec.is_grey(decoded) else 3)
+        if channels == 1 and not codec.is_grey(decoded):
             raise UserError(f"{name} is in colour, row 0 is grey; {_REMAKE}")
         width, height = decoded.size
         if shape is None and width != height:
@@ -241,7 +241,7 @@ class Table:
             raise UserError(
                 f"{name} is {width}x{height} pixels, row 0 is {shape[2]}x{shape[1]}; {_REMAKE}"
             )
-        return to_pixels(convert(decoded, channels))
+        return codec.to_pixels(codec.convert(decoded, channels))
 
     def _file_digest(self, shard: fs.FileInfo) -> str:
         """Hash a file, or look up the hash of a large one by its path, size and time."""

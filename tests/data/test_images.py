@@ -68,8 +68,8 @@ def test_processes_do_not_race(cache):
         "print(int(open_split(DataConfig(name='markov-8-3000'), 'train').pixels.sum()))"
     )
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda _: subprocess.check_output([sys.executable, "-c", code]), range(4))
-    assert len(set(found)) == 1
+        sums = pool.map(lambda _: subprocess.check_output([sys.executable, "-c", code]), range(4))
+    assert len(set(sums)) == 1
     assert not list(cache.rglob("*.tmp"))
 
 
@@ -114,7 +114,7 @@ def test_order_mixes_epochs_and_seeds():
 def test_batch_is_a_contiguous_copy():
     images = data.open_split(DataConfig(name="markov-4-50"), "train")
     indices = np.array([7, 3, 3, 49])
-    found = data.batch(images, indices)
-    np.testing.assert_array_equal(found, [images.pixels[i] for i in indices])
-    assert found.flags.c_contiguous
-    assert found.flags.writeable
+    batch = data.batch(images, indices)
+    np.testing.assert_array_equal(batch, [images.pixels[i] for i in indices])
+    assert batch.flags.c_contiguous
+    assert batch.flags.writeable

@@ -31,9 +31,9 @@ def test_import_folder(tmp_path):
     target = tmp_path / "set"
     assert importing.import_folder(tmp_path / "source", target, 8) == {"train": 4, "validation": 1}
     config = DataConfig(name=str(target))
-    found = data.open_split(config, "validation")
-    np.testing.assert_array_equal(found.pixels[0], images[4].transpose(2, 0, 1))
-    assert (found.labels.tolist(), found.classes) == ([0], 2)
+    validation = data.open_split(config, "validation")
+    np.testing.assert_array_equal(validation.pixels[0], images[4].transpose(2, 0, 1))
+    assert (validation.labels.tolist(), validation.classes) == ([0], 2)
     with pytest.raises(UserError, match="exists"):
         importing.import_folder(tmp_path / "source", target, 8)
 

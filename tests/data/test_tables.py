@@ -29,10 +29,14 @@ def test_table_round_trip_is_bit_equal(tmp_path, channels):
     )
     expected = images[:, None] if channels == 1 else images.transpose(0, 3, 1, 2)
     for offset, split in enumerate(("train", "validation", "test")):
-        found = data.open_split(config, split)
-        np.testing.assert_array_equal(found.pixels, expected[offset::3])
-        np.testing.assert_array_equal(found.labels, np.arange(30)[offset::3])
-        assert (found.image_size, found.channels, found.classes) == (8, channels, 30)
+        stored = data.open_split(config, split)
+        np.testing.assert_array_equal(stored.pixels, expected[offset::3])
+        np.testing.assert_array_equal(stored.labels, np.arange(30)[offset::3])
+        assert (stored.image_size, stored.channels, stored.classes) == (
+            8,
+            channels,
+            30,
+        )
 
 
 def test_shards_named_after_splits(tmp_path):
