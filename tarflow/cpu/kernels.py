@@ -1,4 +1,4 @@
-"""Compiled functions for layers on CPUs: `native`, built on the machine that runs them."""
+"""Kernels for training on CPUs: the C++ of `native`, compiled on the machine that runs it."""
 
 import ctypes
 import hashlib
@@ -40,7 +40,7 @@ SIGNATURES: dict[str, list[Any]] = {
 
 
 class Parameter(ctypes.Structure):
-    """Where the float32 values of a parameter are, and what changes them."""
+    """Addresses of the float32 values of a parameter, and its factors."""
 
     _fields_ = [
         ("weight", _POINTER),
@@ -55,13 +55,13 @@ class Parameter(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of one library: they take contiguous tensors, arrays, `None`, and numbers."""
+    """The functions of one library; they take contiguous tensors, arrays, `None` and numbers."""
 
     def __init__(self, library: Path) -> None:
         """Load a library.
 
         Raises:
-            OSError: if it cannot be loaded, or the system refuses it the matrix units.
+            OSError: If it cannot be loaded, or the system denies it the matrix units.
         """
         share_threads()
         loaded = ctypes.CDLL(str(library))
@@ -73,25 +73,24 @@ class Kernels:
             setattr(self, name, self._by_pointers(function))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """Refuse a name that the source has no function of."""
         raise AttributeError(f"there is no function {name}")
 
     @staticmethod
     def _by_pointers(function: Any) -> Callable[..., None]:
         def call(*arguments: Any) -> None:
-            given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
-            function(*given, torch.get_num_threads())
+            values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+            function(*values, torch.get_num_threads())
 
         return call
 
 
 @cache
 def kernels(dtype: torch.dtype) -> Kernels | None:
-    """Return the functions for activations of a type, building them if need be.
+    """Return the kernels for activations of a type, compiling them if necessary.
 
     Returns:
-        None if there are none for this type, or no `g++` on this machine; that of macOS is another
-        compiler, without OpenMP.
+        None if there are none for this type, or this machine has no `g++`; the one of macOS is
+        another compiler, without OpenMP.
     """
     compiler = shutil.which("g++") if sys.platform == "linux" else None
     if dtype not in DEFINES or not compiler:
@@ -105,38 +104,42 @@ def kernels(dtype: torch.dtype) -> Kernels | None:
 
 
 def build(compiler: str, dtype: torch.dtype) -> Path:
-    """Compile the source for a type and this machine's processor, unless that was done before.
+    """Compile the source for a type and this machine's processor, unless the cache holds it.
 
     Returns:
-        The library, in the cache folder. Processes that build at once do not disturb each other.
+        The library in the cache folder. Several processes may build at once.
 
     Raises:
-        OSError: if the cache folder cannot be written.
-        subprocess.CalledProcessError: if the compiler fails.
+        OSError: If the cache folder cannot be written.
+        subprocess.CalledProcessError: If the compiler fails.
     """
     command = [compiler, *FLAGS.split(), *DEFINES[dtype]]
     instructions = processor("flags", "Features")  # a home folder may serve several processors
     if "avx512f" in instructions:
         command.append("-mprefer-vector-width=512")  # by default GCC uses half of a register
-    made_of = [*(source.read_text() for source in SOURCES), *command, instructions]
-    name = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
+    ingredients = [*(source.read_text() for source in SOURCES), *command, instructions]
+    name = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{name}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / library.name
+            built = Path(folder) / library.name
             command += [str(source) for source in SOURCES if source.suffix == ".cpp"]
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            made.replace(library)
+            subprocess.run(
+                [*command, "-o", str(built)], check=True, capture_output=True, text=True
+            )
+            built.replace(library)
     return library
 
 
 @cache
 def share_threads() -> None:
-    """Let libraries that are loaded later use PyTorch's threads: those of a second OpenMP runtime
-    would wait for work on the same cores. PyTorch brings its own, often under another name.
+    """Let libraries that are loaded later use PyTorch's OpenMP runtime.
+
+    The threads of a second one would compete for the same cores. PyTorch ships its own, often under
+    another name.
     """
     loaded = Path("/proc/self/maps").read_text().split()
-    found = [path for path in loaded if re.match(r"lib(gomp|iomp5)\b", Path(path).name)]
-    if found:
-        ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+    runtimes = [path for path in loaded if re.match(r"lib(gomp|iomp5)\b", Path(path).name)]
+    if runtimes:
+        ctypes.CDLL(runtimes[0], mode=ctypes.RTLD_GLOBAL)

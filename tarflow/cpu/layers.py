@@ -1,7 +1,7 @@
 """Layers and blocks of a flow that train fast on a CPU: subclasses with the same parameters.
 
 Between its matrix products PyTorch passes over memory once for each operation; a fused part makes
-one pass for each stretch between two products (`native`) and has a backward pass of its own. The
+one pass for each stretch between two products (`native`), and so does its own backward pass. The
 arithmetic is that of `tarflow.model.flow`, which also runs whenever no gradient is asked for.
 
 Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels, `H` heads,

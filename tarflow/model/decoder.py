@@ -1,4 +1,4 @@
-"""The decoder of the BPD bound: what a denoised value says of the 8-bit pixel."""
+"""The decoder of the BPD bound: the distribution of an 8-bit pixel given its denoised value."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 256
-BINS = 48  # of the denoised value; on digits 64 and more cost bits, 32 gain none
+BINS = 48  # of the denoised value; on digits, 64 or more cost bits and 32 save none
 NEIGHBOURS = 8  # bins that smooth each other
 
 
@@ -14,9 +14,10 @@ NEIGHBOURS = 8  # bins that smooth each other
 class Decoder:
     """A table of P(grey level | bin of the denoised value), shared by all pixels.
 
-    Half of the bins are evenly spaced, half hold equally many training pixels, so that they are
-    fine where denoised values are dense. A bin's counts are smoothed with its neighbourhood's, and
-    those with all pixels': every probability is positive and every row sums to one.
+    Half of the bin edges are evenly spaced and half are quantiles of the training pixels, so that
+    bins are fine where denoised values are dense. The counts of a bin are smoothed with those of
+    its neighbours, and these with the counts of all pixels: every probability is positive, every
+    row sums to one.
     """
 
     edges: Tensor  # (K - 1,) increasing inner edges of K bins
@@ -52,9 +53,9 @@ def _counts(bins: Tensor, levels: Tensor, size: int) -> Tensor:
 
 
 def _smoothed(counts: Tensor, towards: Tensor) -> Tensor:
-    """Return probabilities from counts, drawn towards others (Witten and Bell 1991).
+    """Return probabilities from counts, smoothed towards others (Witten and Bell 1991).
 
-    The more different levels a row has shown, the more is left for those it has not.
+    The more distinct levels a row has shown, the more weight goes to those it has not.
     """
     kinds = (counts > 0).sum(-1, keepdim=True).clamp(min=1)
     return (counts + kinds * towards) / (counts.sum(-1, keepdim=True) + kinds)

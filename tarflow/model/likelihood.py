@@ -18,7 +18,7 @@ from tarflow.model.flow import TarFlow
 
 HALF_LN_2PI = 0.5 * math.log(2 * math.pi)
 BPD_OFFSET = (HALF_LN_2PI + math.log(LEVELS / 2)) / math.log(2)  # 8.325748: bins are 1/128 wide
-ACTIVATION_BYTES = 2**30  # that images on their way through a flow may keep at a time
+ACTIVATION_BYTES = 2**30  # most that the activations of one pass may take
 
 
 def negative_log_likelihood(latents: Tensor, logdet: Tensor) -> Tensor:
@@ -27,8 +27,8 @@ def negative_log_likelihood(latents: Tensor, logdet: Tensor) -> Tensor:
     Zhai et al. 2025, equation 6; reduced in float32 or wider.
 
     Args:
-        latents: (B, T, D).
-        logdet: (B,), per dimension.
+        latents: (B, T, D) noise that images were mapped to.
+        logdet: (B,) log-determinants in nats per dimension.
 
     Returns:
         (B,) losses.
@@ -39,17 +39,14 @@ def negative_log_likelihood(latents: Tensor, logdet: Tensor) -> Tensor:
 
 
 def log_density(flow: TarFlow, images: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Return the log density of continuous images in nats, (B,) for (B, C, H, H).
-
-    Volume-preserving models have a prior of variance `flow.var` instead of one.
-    """
+    """Return the log density of continuous images in nats, (B,) for (B, C, H, H)."""
     latents, logdet = flow(images, labels)
     density: Tensor = (flow.log_prior(latents) + logdet) * flow.config.dims
     return density
 
 
 def dequantised_bpd(loss: Tensor) -> Tensor:
-    """Turn the loss of uniformly dequantised images into bits per dimension."""
+    """Return bits per dimension from the loss of uniformly dequantised images."""
     return loss / math.log(2) + BPD_OFFSET
 
 
@@ -58,29 +55,29 @@ def score_function(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the log density with respect to the images, and the log density.
 
-    Images go through in as many parts as keep memory bounded; the parts do not change the result.
+    Images pass in parts that keep memory bounded; the parts do not change the result.
 
     Args:
-        flow: the model in eval mode; its parameters get no gradient.
-        images: (B, C, H, H), not changed.
-        labels: (B,) int64, -1 where dropped; `None` drops all.
-        standard_prior: take a standard normal prior instead of `flow.log_prior`; they differ for
-            volume-preserving flows only.
+        flow: Model in eval mode; its parameters get no gradient.
+        images: (B, C, H, H) continuous images; they are not changed.
+        labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        standard_prior: Whether to take a standard normal prior instead of `flow.log_prior`; they
+            differ for volume-preserving flows only.
 
     Returns:
         (B, C, H, H) scores and (B,) log densities in nats, both detached.
 
     Raises:
-        UserError: if a label is unknown.
+        UserError: If a label is unknown.
     """
     flow.check_labels(labels)
     config = flow.config
     constants = {name: weight.detach() for name, weight in flow.named_parameters()}
-    at_a_time = images_at_a_time(config, config.blocks * config.layers, images.element_size())
+    most = images_at_a_time(config, config.blocks * config.layers, images.element_size())
     scores: list[Tensor] = []
     densities = []
-    for start in range(0, len(images), at_a_time):
-        part = slice(start, start + at_a_time)
+    for start in range(0, len(images), most):
+        part = slice(start, start + most)
         with torch.enable_grad():
             point = images[part].detach().clone().requires_grad_()
             part_labels = None if labels is None else labels[part]
@@ -96,7 +93,7 @@ def score_function(
 
 
 def images_at_a_time(model: ModelConfig, layers: int, value_bytes: int) -> int:
-    """Return how many images may go through a flow that keeps the activations of some layers."""
+    """Return the most images of one pass that keeps the activations of `layers` layers."""
     width = layers * ACTIVATIONS_PER_LAYER * model.channels
     return max(1, ACTIVATION_BYTES // (model.tokens * width * value_bytes))
 
@@ -109,10 +106,10 @@ def denoised_mean(
     `xhat = y + std^2 * grad log p(y)` (Tweedie; Zhai et al. 2025, section 3.4).
 
     Args:
-        flow: its parameters get no gradient.
-        noised: (B, C, H, H), y.
-        labels: (B,) or None.
-        std: of the Gaussian noise in y.
+        flow: Model in eval mode; its parameters get no gradient.
+        noised: (B, C, H, H) noisy images, y.
+        labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        std: Standard deviation of the Gaussian noise in y.
 
     Returns:
         xhat (B, C, H, H) and log p(y) (B,) in nats, both detached.
@@ -129,15 +126,15 @@ def bound_bpd(
     labels: Tensor | None,
     noise_config: NoiseConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Return one draw of the BPD bound of clean images.
+    """Return the BPD bound of clean images for one draw of noise.
 
     Args:
-        flow: prior of the noisy image.
-        decoder: fitted on training images.
-        pixels: (B, C, H, H) uint8.
-        noised: (B, C, H, H), `unit(pixels)` plus Gaussian noise.
-        labels: (B,) or None.
-        noise_config: of that noise.
+        flow: Model in eval mode, the prior of the noisy images.
+        decoder: P(pixel | denoised value), fitted on training images.
+        pixels: (B, C, H, H) uint8, the clean images.
+        noised: (B, C, H, H) `unit(pixels)` plus Gaussian noise.
+        labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        noise_config: Says the standard deviation of that noise.
 
     Returns:
         (B,) bits per dimension, and (B,) log p(y) in nats.

@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, purpose, position), and the noise added to images.
 
 Legend: `B` batch, `C` colour channels, `H` height and width. Images are 8 bit; `x` in [-1, 1].
-Nothing here touches a global generator, so a resumed, re-batched or re-sharded run sees the
-same noise.
+Nothing here touches a global generator, so a run sees the same noise after it was resumed, batched
+differently or spread over other workers.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from tarflow.config import NoiseConfig
 
 
 def generator(seed: int, purpose: str, position: int = 0, device: str = "cpu") -> torch.Generator:
-    """Return a generator that depends on its arguments only."""
+    """Return a random generator that depends on the arguments only."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{position}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -27,11 +27,11 @@ def normal_per_image(
     Drawn on the CPU, so that every device and batch size sees the same noise.
 
     Args:
-        indices: (B,) position of each image.
-        shape: of one image's noise.
-        seed: of the draw.
-        purpose: what the noise is for; other purposes give independent noise.
-        dtype: of the result; the values are drawn in float32.
+        indices: (B,) position of each image in its data set.
+        shape: Shape of the noise of one image.
+        seed: Seed of all images.
+        purpose: What the noise is for; each purpose gives independent noise.
+        dtype: Type of the result; the values are drawn in float32.
 
     Returns:
         (B, *shape) noise.

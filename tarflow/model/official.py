@@ -1,7 +1,7 @@
-"""Weights published as `afhq_model_8_768_8_8_0.07.pth`: read them without running what they hold.
+"""Published weights, such as `afhq_model_8_768_8_8_0.07.pth`, read without running their code.
 
-Such a file is a bare state dict, saved by `torch.save`; the rest stands in its name: data set,
-patch, channels, blocks, layers and the standard deviation of the training noise (or `uniform`).
+Such a file is a bare state dict saved by `torch.save`. Its name says the rest: data set, patch,
+channels, blocks, layers and the standard deviation of the training noise (or `uniform`).
 
 Legend: `T` tokens per image, `D` values per token.
 """
@@ -46,16 +46,16 @@ def parse_name(name: str) -> Named | None:
     >>> parse_name("imagenet64_model_2_768_8_8_uniform.pth")
     Named(data='imagenet64', patch=2, channels=768, blocks=8, layers=8, noise_std=0.0)
     """
-    found = _NAME.fullmatch(Path(name).name)
-    if not found:
+    parts = _NAME.fullmatch(Path(name).name)
+    if not parts:
         return None
-    noise = found["noise"]
+    noise = parts["noise"]
     return Named(
-        data=found["data"],
-        patch=int(found["patch"]),
-        channels=int(found["channels"]),
-        blocks=int(found["blocks"]),
-        layers=int(found["layers"]),
+        data=parts["data"],
+        patch=int(parts["patch"]),
+        channels=int(parts["channels"]),
+        blocks=int(parts["blocks"]),
+        layers=int(parts["layers"]),
         noise_std=0.0 if noise == "uniform" else float(noise),
     )
 
@@ -124,11 +124,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if code:
             raise UserError(
                 f"{path} is refused: it holds more than weights, and loading it would call "
-                f"{asked[1]}"
+                f"{code[1]}"
             ) from None
         raise UserError(f"{path} is not a file of weights saved by torch.save") from None
     except Exception:  # a damaged file can raise anything
@@ -136,7 +136,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
-        raise UserError(f"{path} holds no state dict: published weights are a bare one")
+        raise UserError(f"{path} holds no state dict: published weights are a bare state dict")
     state = {name: tensor.float() for name, tensor in loaded.items()}
     for name, tensor in state.items():
         if not tensor.isfinite().all():

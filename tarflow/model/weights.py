@@ -1,4 +1,4 @@
-"""Models on disk: safetensors with the config in the metadata; official weights in.
+"""Models on disk: safetensors with the config in the metadata.
 
 Legend: `T` tokens per image, `D` values per token, `C` channels.
 """
@@ -33,14 +33,14 @@ def write_tensors(
     """Write a safetensors file, whole or not at all, and return its CRC-32.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: If it cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
             save_file(plain, temporary, metadata)
         except SafetensorError as error:
-            raise OSError(str(error)) from None  # a full disk, mostly
+            raise OSError(str(error)) from None  # usually a full disk
         with temporary.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             return zlib.crc32(content)
 
@@ -49,7 +49,7 @@ def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
     """Read a model that `save_model` wrote: the flow on the CPU in eval mode, and its config.
 
     Raises:
-        UserError: if the file is missing, broken, without a config, or of another model.
+        UserError: If the file is missing, damaged, has no config, or holds another model.
     """
     path = locate(path)
     try:
@@ -71,18 +71,18 @@ def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
 
 
 def build(config: ModelConfig, state: Mapping[str, Tensor], where: str = "weights") -> TarFlow:
-    """Make a flow in eval mode from the tensors of a state dict, without copying them.
+    """Build a flow in eval mode from the tensors of a state dict, without copying them.
 
-    The attention masks that published files carry are left out.
+    Attention masks, which published files hold, are ignored.
 
     Raises:
-        UserError: if names or shapes are not those of the config.
+        UserError: If names or shapes are not those of the config.
     """
     with torch.device("meta"):
         flow = TarFlow(config)
-    kept = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
+    weights = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
     try:
-        flow.load_state_dict(kept, assign=True)
+        flow.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(f"{where} does not fit its config: {first}") from None
@@ -95,12 +95,12 @@ def config_from_state(
     """Infer the architecture from the shapes of a state dict with the published names.
 
     Args:
-        state: of a flow; attention masks may be among it.
-        image_channels: shapes only tell channels times patch area.
-        head_dim: shapes do not tell; 64 in all published weights.
+        state: State dict of a flow; it may hold attention masks.
+        image_channels: Colour channels; shapes only tell channels times patch area.
+        head_dim: Channels of a head, which shapes do not tell; 64 in all published weights.
 
     Raises:
-        UserError: if the names are not those of a TarFlow or the shapes contradict each other.
+        UserError: If the names are not those of a TarFlow, or the shapes contradict each other.
     """
     try:
         tokens, channels = state["blocks.0.pos_embed"].shape

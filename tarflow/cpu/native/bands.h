@@ -1,5 +1,5 @@
 // Work on rows or values, by several threads. Sums do not depend on how many there are: each band
-// has a sum of its own, and these are added in order.
+// has its own sum, and these are added in order.
 
 #pragma once
 
