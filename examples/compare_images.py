@@ -1,7 +1,7 @@
 """Compare sets of images by kernel distance (KID) in EfficientNet-Lite0 features.
 
-Real training digits against validation digits are the value that a perfect model would reach:
-zero within the standard error. Noise and blur move them away. Prints something like
+Training digits stand for the samples of a perfect model: their distance from the validation
+digits is zero within the standard error. Noise and blur increase it. Prints lines like
 
     efficientnet-lite0@64, 200 images against 200 validation images
     real       KID    0.060 +- 0.054

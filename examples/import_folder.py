@@ -2,7 +2,7 @@
 
     python examples/import_folder.py PICTURES TABLE 64
 
-Without arguments it makes such a folder first, of painted leaves. Prints:
+Without arguments it first makes such a folder, of painted leaves. Prints:
 
     leaves: 32x32, 3 channels, 10 classes, 164 train, 18 validation, 18 test
 """

@@ -2,8 +2,8 @@
 
     python examples/score_images.py MODEL.safetensors
 
-The likelihood is exact, that of the image with its training noise; typicality is how far it lies
-from that of training images. Prints the five worst of either.
+The log-likelihood is exact, that of the image with its training noise. Typicality is its distance
+from the mean of training images. Prints the five worst images by each measure.
 """
 
 import sys
@@ -16,7 +16,7 @@ from tarflow.model.weights import load_model
 
 
 def main(checkpoint: Path) -> None:
-    """Print the images that lie farthest out."""
+    """Print the most anomalous images by either measure."""
     flow, config = load_model(checkpoint)
     images = open_split(config.data, "validation")
     scores = score(flow, config, images, training_reference(flow, config))

@@ -1,1 +1,4 @@
-"""The commands of `python -m tarflow`, one file each; none imports torch before it is called."""
+"""The commands of `python -m tarflow`, one file each; none imports torch before it is called.
+
+`checkpoint` and `table` hold what several of them share.
+"""

@@ -20,7 +20,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
     import torch
 
     from tarflow import data
-    from tarflow.evaluate.held_out import held_out_noise, noised_batches
+    from tarflow.evaluate.held_out import noise_names, noised_batches
     from tarflow.evaluate.verify import verify
     from tarflow.model.noise import normal_per_image
     from tarflow.sample.inverse import invert
@@ -32,7 +32,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
     try:
         held_out = data.open_split(data.match_data(config).data, "validation")
         indices = np.arange(min(count, len(held_out)))
-        batches = noised_batches(held_out, indices, config, flow, held_out_noise(1), count)
+        batches = noised_batches(held_out, indices, config, flow, noise_names(1), count)
         _, _, labels, images = next(batches)
         source = f"{len(images)} validation images of {config.data.name}"
     except UserError:

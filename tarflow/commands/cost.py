@@ -81,8 +81,8 @@ def _print_steps(run: RunConfig, name: str, nodes: int, bandwidth: float, mfu: f
     workers = run.execution.workers
     if nodes < 1 or workers % nodes or bandwidth <= 0 or not 0 <= mfu < 1:
         raise UserError(
-            f"{workers} workers, {nodes} nodes: workers must be a multiple of nodes, link above 0 "
-            "GB/s, and mfu from 0 to below 1"
+            f"{workers} workers, {nodes} nodes: --workers must be a multiple of --nodes, --link "
+            "above 0 GB/s, and --mfu from 0 to below 1"
         )
     cluster = Cluster(
         device=_accelerator(name), nodes=nodes, per_node=workers // nodes, network=bandwidth

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -28,8 +28,6 @@ COLUMNS = {
     "predicted": "class",
     "probability": "p(class)",
 }
-
-Row: TypeAlias = dict[str, Any]
 
 
 def score(
@@ -107,12 +105,12 @@ def score(
     return 0
 
 
-def _ends(ranked: list[Row], count: int) -> list[Row]:
+def _ends(ranked: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return the worst rows and the best, without repeating any."""
     return ranked[:count] + ranked[max(count, len(ranked) - count) :]
 
 
-def _print_rows(rows: list[Row], title: str) -> None:
+def _print_rows(rows: list[dict[str, Any]], title: str) -> None:
     """Print the columns that have values."""
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     print_table(

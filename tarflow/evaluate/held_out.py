@@ -122,7 +122,7 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
     flow = flow.eval().requires_grad_(False)
     held_out = data.open_split(config.data, config.evaluation.split)
     reference = training_reference(flow, config, batch)
-    decoder, draws = reference.decoder, held_out_noise(config.evaluation.draws)
+    decoder, draws = reference.decoder, noise_names(config.evaluation.draws)
     all_labels = np.asarray(held_out.labels)
     share = np.arange(len(all_labels))[distributed.local_slice(len(all_labels))]
     values = flow.var.new_zeros(len(share), 2, dtype=torch.float64)  # bits per dimension and loss
@@ -146,7 +146,7 @@ def training_loss(density: Densities, dims: int) -> Densities:
     return -density / dims - HALF_LN_2PI
 
 
-def held_out_noise(draws: int) -> list[str]:
+def noise_names(draws: int) -> list[str]:
     """Name the draws of the noise that held-out images are scored with, for `noised_batches`."""
     return [f"held-out {draw}" for draw in range(draws)]
 

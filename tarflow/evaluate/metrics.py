@@ -141,12 +141,9 @@ def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
         UserError: If a side has fewer than four images.
     """
     _check_count(a, b)
+    sides = (torch.from_numpy(side).double() for side in (a, b))
     shares = prc_features_to_metric(
-        torch.from_numpy(a).double(),
-        torch.from_numpy(b).double(),
-        prc_neighborhood=_NEIGHBOURS,
-        save_cpu_ram=True,
-        verbose=False,
+        *sides, prc_neighborhood=_NEIGHBOURS, save_cpu_ram=True, verbose=False
     )
     return shares["precision"], shares["recall"]
 

@@ -22,12 +22,7 @@ from torch import Tensor
 from tarflow import data
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
-from tarflow.evaluate.held_out import (
-    TrainingReference,
-    held_out_noise,
-    noised_batches,
-    training_loss,
-)
+from tarflow.evaluate import held_out
 from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import bound_bpd, dequantised_bpd, images_at_a_time, log_density
 from tarflow.record import SCHEMA_VERSION
@@ -112,7 +107,7 @@ def score(
     flow: TarFlow,
     config: RunConfig,
     images: data.Images,
-    reference: TrainingReference | None = None,
+    reference: held_out.TrainingReference | None = None,
     draws: int = 1,
     class_log_prior: Tensor | None = None,
     batch: int = 250,
@@ -146,7 +141,9 @@ def score(
     kind = "bound" if config.noise.type == "gaussian" else "dequantised"
     prior, logdets, bits = np.zeros(count), np.zeros((count, model.blocks)), np.zeros(count)
     by_class = np.zeros((count, model.classes))
-    batches = noised_batches(images, np.arange(count), config, flow, held_out_noise(draws), batch)
+    batches = held_out.noised_batches(
+        images, np.arange(count), config, flow, held_out.noise_names(draws), batch
+    )
     for rows, pixels, labels, noised in batches:
         steps = flow.trace(noised, labels)
         logdet = torch.stack([block for _, block in steps], 1) * model.dims
@@ -154,7 +151,7 @@ def score(
         prior[rows] += _numpy(gaussian) / draws
         logdets[rows] += _numpy(logdet) / draws
         if kind == "dequantised":
-            loss = training_loss(gaussian + logdet.sum(1), model.dims)
+            loss = held_out.training_loss(gaussian + logdet.sum(1), model.dims)
             bits[rows] += _numpy(dequantised_bpd(loss)) / draws
         elif decoder:
             bpd, _ = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
@@ -163,7 +160,7 @@ def score(
             by_class[rows] += _numpy(_class_densities(flow, noised)) / draws
     typicality = None
     if reference:
-        losses = training_loss(prior + logdets.sum(1), model.dims)
+        losses = held_out.training_loss(prior + logdets.sum(1), model.dims)
         typicality = np.abs(losses - float(reference.losses.double().mean()))
     return Scores(
         prior=prior,

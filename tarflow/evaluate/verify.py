@@ -79,7 +79,8 @@ def verify(
     error = (single - negative_log_likelihood(tokens, logdet)).abs().max().item() / math.log(2)
     quantity = "float32 against float64, bits per dimension"
     yield Check("arithmetic of the likelihood", error, SINGLE, quantity)
-    yield _round_trip(flow, images, labels, noise)
+    error = (invert(flow, flow(images, labels)[0], labels) - images).abs().max().item()
+    yield Check("round trip", error, default_tolerance(noise), "largest pixel error")
 
 
 def _finite_weights(flow: TarFlow) -> Check:
@@ -142,12 +143,6 @@ def _flow_log_determinant(
     first = None if labels is None else labels[:1]
     error = _log_determinant_error(copy.deepcopy(flow).double(), images[:1].double(), first)
     return Check(name, error, EXACT, "against autograd, nats per dimension")
-
-
-def _round_trip(flow: TarFlow, images: Tensor, labels: Tensor | None, noise: NoiseConfig) -> Check:
-    """Map images to noise and back in float32; `default_tolerance` of the inverse must hold."""
-    error = (invert(flow, flow(images, labels)[0], labels) - images).abs().max().item()
-    return Check("round trip", error, default_tolerance(noise), "largest pixel error")
 
 
 def _log_determinant_error(

@@ -110,7 +110,7 @@ def test_likelihood_alone(checkpoint, evaluate):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--count", "3"), "--count is 3: write 0 for none, or at least 4"),
         (("--draws", "0"), "--draws is 0"),
@@ -118,10 +118,10 @@ def test_likelihood_alone(checkpoint, evaluate):
         (("--features", "inception", "--weights", "nowhere.pth"), "cannot read nowhere.pth"),
     ],
 )
-def test_mistakes_are_one_line_before_any_work(checkpoint, evaluate, monkeypatch, flags, said):
+def test_mistakes_are_one_line_before_any_work(checkpoint, evaluate, monkeypatch, flags, message):
     monkeypatch.setattr(sample_quality, "sample", None)
     code, out, err = evaluate(*flags)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert not (checkpoint.parent / "evaluations").exists()

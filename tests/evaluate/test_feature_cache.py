@@ -67,8 +67,8 @@ def test_many_may_write_at_once(tmp_path, monkeypatch, pixels, extractor):
         return [cached_features(pixels + i, extractor).sum() for i in range(20)]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(ask, range(8)))
-    assert found.count(found[0]) == 8
+        sums = list(pool.map(ask, range(8)))
+    assert sums.count(sums[0]) == 8
     assert len(list((tmp_path / "features").iterdir())) == 20
 
 

@@ -85,7 +85,7 @@ def test_grey_is_repeated_and_the_batch_does_not_matter(lite0, digits):
 
 def test_torch_fidelity_uses_the_extractor_by_its_name(lite0, digits):
     a, b = np.repeat(digits[:20], 3, axis=1), np.repeat(digits[20:40], 3, axis=1)
-    found = torch_fidelity.calculate_metrics(
+    reference = torch_fidelity.calculate_metrics(
         input1=Pictures(torch.from_numpy(a)),
         input2=Pictures(torch.from_numpy(b)),
         feature_extractor=lite0.name,
@@ -98,7 +98,7 @@ def test_torch_fidelity_uses_the_extractor_by_its_name(lite0, digits):
         verbose=False,
     )
     value, _ = metrics.kid(features(a, lite0), features(b, lite0))
-    assert found["kernel_inception_distance_mean"] == pytest.approx(value, rel=1e-3)
+    assert reference["kernel_inception_distance_mean"] == pytest.approx(value, rel=1e-3)
 
 
 class Pictures(TensorDataset):
@@ -114,15 +114,15 @@ def test_inception_with_weights_from_a_file(inception_weights):
     )  # not the published ones
     images = torch.randint(0, 256, (2, 1, 28, 28), generator=torch.Generator().manual_seed(0))
     pixels = images.to(torch.uint8)
-    found = features(pixels, extractor)
+    vectors = features(pixels, extractor)
     module = inception_module.FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], str(inception_weights)
     )
     pooled, logits = module(pixels.expand(-1, 3, -1, -1))
-    assert found.shape == (2, 2048)
-    assert np.ptp(found) > 0
-    np.testing.assert_allclose(found, pooled, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(extractor.logits(found), logits, rtol=1e-4, atol=1e-5)
+    assert vectors.shape == (2, 2048)
+    assert np.ptp(vectors) > 0
+    np.testing.assert_allclose(vectors, pooled, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(extractor.logits(vectors), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_inception_weights_are_looked_for_in_the_hub_folder(
@@ -185,8 +185,8 @@ def test_dinov2_from_a_file(tmp_path, gated):
     assert extractor.name == f"{name}:{extractor.digest[:8]}"
     assert extractor.width == width
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
-    found = features(images, extractor)
-    assert np.abs(found[0] - found[1]).max() > 1e-4
+    vectors = features(images, extractor)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
     other = "dinov2-vit-b-14"
     with pytest.raises(UserError, match=f"does not hold the weights of {other}"):
         find_extractor(other, path)

@@ -119,22 +119,22 @@ def test_only_inception_gives_fid(name, used, unused):
     samples = torch.randint(0, 256, (40, 3, 4, 4), dtype=torch.uint8)
     reference = torch.randint(0, 200, (30, 3, 4, 4), dtype=torch.uint8)
     a, b = features(samples, extractor), features(reference, extractor)
-    found = metrics.compare(a, b, extractor, "noise/validation")
-    assert found[used] == pytest.approx(frechet_distance(a, b))
-    assert found[unused] is None
-    assert (found["kid"], found["kid_se"]) == pytest.approx(metrics.kid(a, b))
-    assert (found["n"], found["n_reference"]) == (40, 30)
-    assert (found["inception_score"] is None) == (used == "fd")
-    assert set(found) <= set(EVALUATIONS.names)
-    assert (found["fd_infinity"], found["fd_infinity_se"]) == pytest.approx(
+    scores = metrics.compare(a, b, extractor, "noise/validation")
+    assert scores[used] == pytest.approx(frechet_distance(a, b))
+    assert scores[unused] is None
+    assert (scores["kid"], scores["kid_se"]) == pytest.approx(metrics.kid(a, b))
+    assert (scores["n"], scores["n_reference"]) == (40, 30)
+    assert (scores["inception_score"] is None) == (used == "fd")
+    assert set(scores) <= set(EVALUATIONS.names)
+    assert (scores["fd_infinity"], scores["fd_infinity_se"]) == pytest.approx(
         frechet_distance_at_infinity(a, b)
     )
     assert metrics.refused(15, 15, extractor) == ""
     few = metrics.compare(a[:14], b, extractor, "noise/validation")
     assert {few["fid"], few["fd"], few["fd_infinity"], few["fd_infinity_se"]} == {None}
-    said = metrics.refused(14, 30, extractor)
-    assert "3 features need 15 of each" in said
-    assert f"no {used.upper()} and no FD-infinity from 14 samples and 30 real images" in said
+    message = metrics.refused(14, 30, extractor)
+    assert "3 features need 15 of each" in message
+    assert f"no {used.upper()} and no FD-infinity from 14 samples and 30 real images" in message
 
 
 def test_inception_score_counts_certain_and_even_classes():

@@ -70,9 +70,9 @@ def test_parts_add_up_to_the_density_of_the_noisy_image(random_flow, kind, volum
     for draw in range(2):
         use = [f"held-out {draw}"]
         ((*_, noised),) = held_out.noised_batches(images, np.arange(5), config, flow, use, 5)
-        for row, label in enumerate(labels):  # alone, dropped by giving none
-            given = None if label < 0 else torch.tensor([label])
-            expected[row] += likelihood.log_density(flow, noised[[row]], given)[0] / 2
+        for row, label in enumerate(labels):  # one image at a time; None drops its label
+            one = None if label < 0 else torch.tensor([label])
+            expected[row] += likelihood.log_density(flow, noised[[row]], one)[0] / 2
     np.testing.assert_allclose(scores.log_likelihood, expected)
     assert scores.logdets.shape == (5, 3)
     assert (scores.logdets == 0).all() == volume_preserving
@@ -115,7 +115,7 @@ def test_the_class_posterior_is_bayes_rule(random_flow, digits):
     config = RunConfig(model=flow.config, noise=NoiseConfig(std=0.1))
     images = as_images(np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), np.uint8))
     prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    found = scoring.score(flow, config, images, class_log_prior=prior.log(), batch=3).posterior
+    posterior = scoring.score(flow, config, images, class_log_prior=prior.log(), batch=3).posterior
     joint = np.stack(
         [
             scoring.score(flow, config, replace(images, labels=np.full(4, c))).log_likelihood
@@ -125,9 +125,9 @@ def test_the_class_posterior_is_bayes_rule(random_flow, digits):
     ) + np.log(prior.numpy())
     shifted = np.exp(joint - joint.max(1, keepdims=True))
     np.testing.assert_allclose(
-        np.exp(found.log_probability), shifted / shifted.sum(1, keepdims=True)
+        np.exp(posterior.log_probability), shifted / shifted.sum(1, keepdims=True)
     )
-    np.testing.assert_allclose(found.log_marginal, np.log(shifted.sum(1)) + joint.max(1))
+    np.testing.assert_allclose(posterior.log_marginal, np.log(shifted.sum(1)) + joint.max(1))
     flow, config, _ = digits
     held_out = data.open_split(config.data, "validation")
     prior = scoring.class_log_prior(config, from_data=True)

@@ -39,15 +39,8 @@ class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
         )
         net.eval()
         self.stem = _folded(net, ("_conv_stem", "_bn0"))._conv_stem
-        self.blocks = nn.ModuleList(
-            _folded(
-                block,
-                ("_expand_conv", "_bn0"),
-                ("_depthwise_conv", "_bn1"),
-                ("_project_conv", "_bn2"),
-            )
-            for block in net._blocks
-        )
+        pairs = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
+        self.blocks = nn.ModuleList(_folded(block, *pairs) for block in net._blocks)
         self.head = _folded(net, ("_conv_head", "_bn1"))._conv_head
         self.to(memory_format=torch.channels_last)  # on CPU twice as fast as channels first
 
