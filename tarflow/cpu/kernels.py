@@ -125,9 +125,8 @@ def build(compiler: str, dtype: torch.dtype) -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
             command += [str(source) for source in SOURCES if source.suffix == ".cpp"]
-            subprocess.run(
-                [*command, "-o", str(built)], check=True, capture_output=True, text=True
-            )
+            command += ["-o", str(built)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
             built.replace(library)
     return library
 
@@ -136,8 +135,8 @@ def build(compiler: str, dtype: torch.dtype) -> Path:
 def share_threads() -> None:
     """Let libraries that are loaded later use PyTorch's OpenMP runtime.
 
-    The threads of a second one would compete for the same cores. PyTorch ships its own, often under
-    another name.
+    The threads of a second one would compete for the same cores. PyTorch ships its own, often
+    under another name.
     """
     loaded = Path("/proc/self/maps").read_text().split()
     runtimes = [path for path in loaded if re.match(r"lib(gomp|iomp5)\b", Path(path).name)]
