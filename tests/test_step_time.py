@@ -137,4 +137,4 @@ def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys
     assert main(["cost", str(path), "--accelerator", "H10"]) == 2
     assert "write one of H200" in capsys.readouterr().err
     assert main(["cost", str(path), "--accelerator", "H100", "--nodes", "3"]) == 2
-    assert "workers must be a multiple of nodes" in capsys.readouterr().err
+    assert "--workers must be a multiple of --nodes" in capsys.readouterr().err
