@@ -1,7 +1,7 @@
-"""How hard each block of a flow is to invert by iteration, as published.
+"""Published metrics of how hard each block of a flow is to invert by Jacobi iteration.
 
-The metrics of Gauss-Seidel-Jacobi sampling (arXiv 2505.12849). Legend: `B` images, `T` tokens per
-image, `D` values per token.
+They are from Gauss-Seidel-Jacobi sampling (arXiv 2505.12849). Legend: `B` images, `T` tokens per
+image, `D` values per token, `c` colour channels, `H` height and width.
 """
 
 from collections.abc import Iterator
@@ -10,53 +10,50 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import FlowBlock, TarFlow, patchify
+from tarflow.model.flow import FlowBlock, TarFlow, patchify, split_output
 
 
 def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:
-    """Return the CRM of each block: how tough it is to solve by iteration, percent of their sum.
+    """Return the convergence ranking metric of each block, in percent of their sum.
 
     `|mean_b exp(-a) u|_2 |W_s|_2 + |W_u|_2`, with the log-scale `a` and tokens `u` of clean
-    images (B, c, H, H) without labels and the halves `W` of the last projection for log-scale
+    images (B, c, H, H) without labels, and the halves `W` of the last projection for log-scale
     and shift.
     """
-    found = []
+    bounds = []
     for block, tokens, _ in _blocks(flow, images):
         log_scale, _ = block.coefficients(tokens, None)
         scaled = (torch.exp(-log_scale[:, :-1]) * tokens[:, 1:]).mean(0)
-        weight = block.proj_out.weight
-        shift = weight if block.volume_preserving else weight.chunk(2)[1]
-        bound = float(torch.linalg.matrix_norm(shift, 2))
-        if not block.volume_preserving:
-            scale = torch.linalg.matrix_norm(weight.chunk(2)[0], 2)
-            bound += float(torch.linalg.matrix_norm(scaled, 2) * scale)
-        found.append(bound)
-    return [100 * each / sum(found) for each in found]
+        halves = split_output(block.proj_out.weight.mT[None], block.volume_preserving)
+        scale, shift = (torch.linalg.matrix_norm(half[0].mT, 2) for half in halves)
+        bounds.append(float(shift) + float(torch.linalg.matrix_norm(scaled, 2) * scale))
+    return [100 * bound / sum(bounds) for bound in bounds]
 
 
 def initial_guessing(flow: TarFlow, images: Tensor) -> list[tuple[float, float]]:
-    """Return the IGM of each block: the residual after one sweep from the latents, and from zeros.
+    """Return the initial guessing metric of each block, from the latents and from zeros.
 
-    The spectral norm of the residual's mean over clean images (B, c, H, H) without labels.
+    It is the spectral norm of the mean residual after one Jacobi iteration, over clean images
+    (B, c, H, H) without labels.
     """
-    found = []
-    for block, truth, latents in _blocks(flow, images):
+    metrics = []
+    for block, tokens, latents in _blocks(flow, images):
         zeros = torch.zeros_like(latents)
         zeros[:, 0] = latents[:, 0]
         norms = []
         for guess in (latents, zeros):
             log_scale, shift = block.coefficients(guess, None)
-            swept = torch.addcmul(shift[:, :-1], latents[:, 1:], torch.exp(log_scale[:, :-1]))
-            residual = (swept - truth[:, 1:]).mean(0)
+            iterated = torch.addcmul(shift[:, :-1], latents[:, 1:], torch.exp(log_scale[:, :-1]))
+            residual = (iterated - tokens[:, 1:]).mean(0)
             norms.append(float(torch.linalg.matrix_norm(residual, 2)))
-        found.append((norms[0], norms[1]))
-    return found
+        metrics.append((norms[0], norms[1]))
+    return metrics
 
 
 def _blocks(flow: TarFlow, images: Tensor) -> Iterator[tuple[FlowBlock, Tensor, Tensor]]:
     """Yield each block with its tokens and latents (B, T, D), both in its order."""
     tokens = patchify(images, flow.config.patch)
-    for each, (latents, _) in zip(flow.blocks, flow.trace(images), strict=True):
-        block = cast(FlowBlock, each)
+    for module, (latents, _) in zip(flow.blocks, flow.trace(images), strict=True):
+        block = cast(FlowBlock, module)
         yield block, block.permute(tokens), block.permute(latents)
         tokens = latents

@@ -1,15 +1,17 @@
-"""How fast and how exactly each block of a flow is inverted here: measured, then chosen.
+"""Measure how fast and how exactly each block of a flow is inverted here, and choose a plan.
 
-Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels.
-Methods are chosen by the seconds they take; the metrics of `block_metrics` are shown beside
-them, and one of them picks the first guess.
+Legend: `B` images, `T` tokens per image, `D` values per token, `c` colour channels, `H` height and
+width. The seconds that methods take decide between them; of the metrics of `block_metrics`, one
+picks the first guess and all are shown.
 """
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
 from tarflow.model.noise import generator, noisy, to_pixels, unit
 from tarflow.sample.block_metrics import convergence_ranking, initial_guessing
 from tarflow.sample.guidance import is_guided
-from tarflow.sample.inverse import Inversion, invert, jacobi
+from tarflow.sample.inverse import Inversion, JacobiResult, invert, jacobi, product_dtype
 from tarflow.sample.plan import (
     BOUND,
     SEQUENTIAL,
@@ -37,12 +39,12 @@ from tarflow.sample.plan import (
 )
 from tarflow.sample.sampling import sample
 
-Guess = Literal["latents", "zeros"]
+Result = TypeVar("Result")
 
-WORTH = 8  # batches from which on a calibration is repaid
-WINDOWS = (4, 8, 16, 32, 64)  # tokens, tried besides all at once
-TIGHTER = (1.0, 2.0, 4.0, 8.0, 16.0)  # by which tolerances are divided until the error is right
-SPARE = 2  # times the sweeps that were needed make the budget
+WORTHWHILE_BATCHES = 8  # batches from which calibration saves more time than it takes
+WINDOWS = (4, 8, 16, 32, 64)  # tokens; a window of all tokens is tried as well
+TOLERANCE_DIVISORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # tried in turn until pixels are exact enough
+BUDGET = 2  # most iterations of a method, in units of those it needed
 
 
 def choose_plan(
@@ -56,18 +58,18 @@ def choose_plan(
     """Return the plan for drawing `count` images, `batch` at a time.
 
     `auto` takes the plan kept for this situation. Without one it calibrates and keeps the result
-    if so many images are wanted that this is repaid, and else goes token by token.
+    if enough images are wanted to repay the time, and is sequential otherwise.
 
     Args:
-        solver: auto, or a name that `named_plan` knows.
-        flow: the model in eval mode, on its device.
-        config: of its run; its sampler says how it is guided.
-        count: images wanted.
-        batch: images at a time.
-        path: where plans are kept, beside the checkpoint.
+        solver: `auto`, or a name that `named_plan` knows.
+        flow: Model in eval mode, on its device.
+        config: Configuration of its run; the sampler says how samples are guided.
+        count: Number of images.
+        batch: Images per batch.
+        path: File of kept plans, beside the checkpoint.
 
     Raises:
-        UserError: if there is no such solver.
+        UserError: If the solver is unknown.
     """
     tolerance = default_tolerance(config.noise)
     if solver != "auto":
@@ -75,7 +77,7 @@ def choose_plan(
     labels = torch.zeros(1, dtype=torch.int64) if flow.config.classes else None
     now = situation(flow, min(batch, count), labels, config.sampler, tolerance)
     plan = find_plan(path, now) if path else None
-    if plan is None and count >= WORTH * batch:
+    if plan is None and count >= WORTHWHILE_BATCHES * batch:
         images, labels = calibration_images(flow, config, batch)
         plan = calibrate(flow, images, labels, config.noise, config.sampler)
         if path:
@@ -88,7 +90,7 @@ def calibration_images(
 ) -> tuple[Tensor, Tensor | None]:
     """Return images (B, c, H, H) in [-1, 1] to calibrate on, and labels (B,) or `None`.
 
-    Training images of the run where they are at hand, else samples of the flow.
+    They are training images of the run if its data can be opened, and samples otherwise.
     """
     classes = flow.config.classes
     labels = torch.arange(count) % classes if classes else None
@@ -110,19 +112,15 @@ def situation(
     sampler: SamplerConfig | None,
     tolerance: float,
 ) -> Situation:
-    """Return what a plan measured now would hold for."""
+    """Return the situation that a plan measured now would hold for."""
     device, blocks = flow.var.device, len(flow.blocks)
     guided = sampler if is_guided(sampler, labels) else None
-    auto = torch.is_autocast_enabled(device.type)
-    dtype = torch.get_autocast_dtype(device.type) if auto else flow.var.dtype
     return Situation(
         device=describe_device(device),
         threads=torch.get_num_threads(),
-        precision=str(dtype).removeprefix("torch."),
+        precision=str(product_dtype(flow.var)).removeprefix("torch."),
         batch=batch,
-        guided_blocks=sum(guided.guides(index, blocks) for index in range(blocks))
-        if guided
-        else 0,
+        guided_blocks=sum(guided.guides(index, blocks) for index in range(blocks) if guided),
         tolerance=tolerance,
     )
 
@@ -138,60 +136,39 @@ def calibrate(
 ) -> Plan:
     """Measure how to invert each block on this device, for batches of this size.
 
-    The images are noised as in training, mapped to latents, and the latents back. A method is
-    taken if it is faster than going token by token; then the tolerance of the sweeps is lowered
-    until the largest error of a pixel is below `tolerance`. If that does not come about, blocks
-    return to going token by token, the one nearest the images first.
+    The images are noised as in training, mapped to latents and inverted again. Each block gets the
+    fastest method, and the tolerance of Jacobi iteration is lowered until no pixel is off by more
+    than `tolerance`. If that does not suffice, blocks return to sequential decoding, the one
+    nearest the images first.
 
     Args:
-        flow: the model in eval mode.
-        images: (B, c, H, H) in [-1, 1], clean; some from the training data will do.
-        labels: (B,) int64, -1 where dropped, or `None`.
-        noise: what the model was trained with.
-        sampler: guidance, if sampling is to be guided.
-        tolerance: largest error of a pixel; see `default_tolerance`.
+        flow: Model in eval mode.
+        images: (B, c, H, H) clean images in [-1, 1], such as training images.
+        labels: (B,) int64 classes, -1 where dropped, or `None`.
+        noise: Training noise of the model.
+        sampler: Guidance of the samples that will be drawn.
+        tolerance: Largest error of a pixel; `None` for `default_tolerance`.
     """
     tolerance = default_tolerance(noise) if tolerance is None else tolerance
     images = images.to(flow.var)
     labels = None if labels is None else labels.to(flow.var.device)
     rng = generator(0, "calibration", device=flow.var.device.type)
     noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
-    flow(noised, labels)  # set up what the first pass sets up
-    timer = _Timer(flow)
-    latents, _ = flow(noised, labels)
-    forward_seconds = timer.stop()
-    batch = _Batch(flow, latents, labels, sampler)
-    references = batch.solve()
-    methods: list[Method] = []
-    measured: list[Measured] = []
-    metrics = zip(convergence_ranking(flow, images), initial_guessing(flow, images), strict=True)
-    for index, (crm, (from_latents, from_zeros)) in enumerate(metrics):
-        guess: Guess = "latents" if from_latents <= from_zeros else "zeros"
-        reference = references[index]
-        chosen, seconds, jacobi = SEQUENTIAL, reference.seconds, 0
-        for method in _candidates(reference, guess, tolerance):
-            taken, sweeps = batch.attempt(index, reference.latents, method, seconds)
-            if method.segments == 1:
-                jacobi = sweeps
-            if taken < seconds:
-                chosen, seconds = replace(method, sweeps=SPARE * sweeps), taken
-        methods.append(chosen)
-        measured.append(
-            Measured(
-                crm=crm,
-                igm_latents=from_latents,
-                igm_zeros=from_zeros,
-                sweeps=jacobi,
-                sequential_seconds=reference.seconds,
-                seconds=seconds,
-            )
-        )
+    flow(noised, labels)  # the first pass sets libraries up
+    (latents, _), forward_seconds = _timed(flow.var.device, partial(flow, noised, labels))
+    batch = _Batch(flow, latents, labels, sampler, tolerance)
+    references = batch.solve_sequentially()
+    ranking, guessing = convergence_ranking(flow, images), initial_guessing(flow, images)
+    choices = [
+        batch.choose(index, references[index], ranking[index], guessing[index])
+        for index in range(len(references))
+    ]
     exact = unpatchify(references[0].tokens, flow.config.patch)
-    solved, error = _exact_enough(batch, tuple(methods), exact, tolerance)
+    methods, error = batch.tighten(tuple(method for method, _ in choices), exact)
     return Plan(
-        methods=solved,
+        methods=methods,
         situation=situation(flow, len(images), labels, sampler, tolerance),
-        measured=tuple(measured),
+        measured=tuple(measured for _, measured in choices),
         error=error,
         forward_seconds=forward_seconds,
     )
@@ -199,7 +176,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Reference:
-    """One block, solved token by token; (B, T, D) in raster order."""
+    """Sequential solution of one block; (B, T, D) in raster order."""
 
     latents: Tensor
     tokens: Tensor
@@ -208,89 +185,101 @@ class _Reference:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What is inverted again and again."""
+    """Latents that are inverted by one method after another."""
 
     flow: TarFlow
     latents: Tensor
     labels: Tensor | None
     sampler: SamplerConfig | None
+    tolerance: float  # largest error of a pixel
 
-    def solve(self) -> list[_Reference]:
+    def solve_sequentially(self) -> list[_Reference]:
         """Invert all blocks token by token."""
         inversion = self._inversion()
-        latents, found = self.latents, []
+        latents, references = self.latents, []
         for index in reversed(range(len(self.flow.blocks))):
-            timer = _Timer(self.flow)
-            tokens = inversion.invert_block(index, latents, SEQUENTIAL)
-            found.append(_Reference(latents, tokens, timer.stop()))
+            solve = partial(inversion.invert_block, index, latents, SEQUENTIAL)
+            tokens, seconds = _timed(latents.device, solve)
+            references.append(_Reference(latents, tokens, seconds))
             latents = tokens
-        return found[::-1]
+        return references[::-1]
 
-    def attempt(
-        self, index: int, latents: Tensor, method: Method, seconds: float
-    ) -> tuple[float, int]:
-        """Return the seconds and sweeps of a method on one block; no sweeps if it is slower."""
-        block = cast(FlowBlock, self.flow.blocks[index])
-        inversion = self._inversion()
-        timer = _Timer(self.flow)
-        result = jacobi(
-            inversion.incremental_block(index), block.permute(latents), method, seconds
+    def choose(
+        self, index: int, reference: _Reference, crm: float, igm: tuple[float, float]
+    ) -> tuple[Method, Measured]:
+        """Return the fastest method for one block, and what was measured."""
+        guess: Literal["latents", "zeros"] = "latents" if igm[0] <= igm[1] else "zeros"
+        bound = max(BOUND, 2 * float(reference.tokens.abs().max()))
+        last = reference.tokens.shape[1] - 1
+        segments = {-(-last // window) for window in WINDOWS if window < last} | {1}
+        chosen, seconds, jacobi_iterations = SEQUENTIAL, reference.seconds, 0
+        for count in sorted(segments, reverse=True):
+            method = Method(segments=count, guess=guess, tolerance=self.tolerance, bound=bound)
+            taken, iterations = self.time_method(index, reference.latents, method, seconds)
+            if count == 1:
+                jacobi_iterations = iterations
+            if taken < seconds:
+                chosen, seconds = replace(method, sweeps=BUDGET * iterations), taken
+        return chosen, Measured(
+            crm=crm,
+            igm_latents=igm[0],
+            igm_zeros=igm[1],
+            sweeps=jacobi_iterations,
+            sequential_seconds=reference.seconds,
+            seconds=seconds,
         )
-        taken = timer.stop()
+
+    def time_method(
+        self, index: int, latents: Tensor, method: Method, limit: float
+    ) -> tuple[float, int]:
+        """Return the seconds and iterations of a method on one block; no iterations if slower."""
+        latents = cast(FlowBlock, self.flow.blocks[index]).permute(latents)
+        inversion = self._inversion()
+
+        def solve() -> JacobiResult:
+            return jacobi(inversion.incremental_block(index), latents, method, limit)
+
+        result, seconds = _timed(latents.device, solve)
         solved = result.converged == latents.shape[1] - 1
-        return (taken, result.iterations) if solved else (math.inf, 0)
+        return (seconds, result.iterations) if solved else (math.inf, 0)
+
+    def tighten(
+        self, methods: tuple[Method, ...], exact: Tensor
+    ) -> tuple[tuple[Method, ...], float]:
+        """Make methods stricter until pixels are exact enough; return them and their error."""
+        strict = methods
+        for divisor in TOLERANCE_DIVISORS:
+            strict = tuple(
+                replace(method, tolerance=method.tolerance / divisor)
+                if method.segments
+                else method
+                for method in methods
+            )
+            error = self.error(strict, exact)
+            if error <= self.tolerance:
+                return strict, error
+        for index in range(len(strict)):
+            strict = (*strict[:index], SEQUENTIAL, *strict[index + 1 :])
+            error = self.error(strict, exact)
+            if error <= self.tolerance:
+                break
+        return strict, error
 
     def error(self, methods: tuple[Method, ...], exact: Tensor) -> float:
-        """Return the largest error of a pixel, images being in [-1, 1]."""
+        """Return the largest error of a pixel; pixels are in [-1, 1]."""
         if all(method == SEQUENTIAL for method in methods):
             return 0.0
-        plan = Plan(methods=methods)
-        found = invert(self.flow, self.latents, self.labels, self.sampler, plan)
-        return float((found - exact).abs().max())
+        images = invert(self.flow, self.latents, self.labels, self.sampler, Plan(methods=methods))
+        return float((images - exact).abs().max())
 
     def _inversion(self) -> Inversion:
         return Inversion(self.flow, self.latents, self.labels, self.sampler)
 
 
-def _candidates(reference: _Reference, guess: Guess, tolerance: float) -> list[Method]:
-    last = reference.tokens.shape[1] - 1
-    segments = {-(-last // window) for window in WINDOWS if window < last} | {1}
-    bound = max(BOUND, 2 * float(reference.tokens.abs().max()))
-    return [
-        Method(segments=count, guess=guess, tolerance=tolerance, bound=bound)
-        for count in sorted(segments, reverse=True)
-    ]
-
-
-def _exact_enough(
-    batch: _Batch, methods: tuple[Method, ...], exact: Tensor, tolerance: float
-) -> tuple[tuple[Method, ...], float]:
-    """Return methods, made stricter until the error of a pixel is within the tolerance."""
-    tightened = methods
-    for factor in TIGHTER:
-        tightened = tuple(
-            replace(each, tolerance=each.tolerance / factor) if each.segments else each
-            for each in methods
-        )
-        error = batch.error(tightened, exact)
-        if error <= tolerance:
-            return tightened, error
-    for index in range(len(tightened)):
-        tightened = (*tightened[:index], SEQUENTIAL, *tightened[index + 1 :])
-        error = batch.error(tightened, exact)
-        if error <= tolerance:
-            break
-    return tightened, error
-
-
-class _Timer:
-    """Seconds on the clock, with the device's work done at both ends."""
-
-    def __init__(self, flow: TarFlow) -> None:
-        self.device = flow.var.device
-        synchronize(self.device)
-        self.start = time.perf_counter()
-
-    def stop(self) -> float:
-        synchronize(self.device)
-        return time.perf_counter() - self.start
+def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
+    """Return the result of some work, and the seconds until the device has finished it."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return result, time.perf_counter() - start

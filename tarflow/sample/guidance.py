@@ -1,7 +1,7 @@
-"""Guidance: how the coefficients of a good and a worse branch of a flow are combined.
+"""Guidance: combine the scale and shift of a good and a worse branch of a flow.
 
 Legend: `B` images, `n` tokens, `D` values per token. A block maps a latent `v` to `v * scale +
-shift`; both branches say which scale and shift, the worse one without the label or with another
+shift`. Each branch predicts a scale and a shift, the worse one without the label or with another
 attention temperature.
 """
 
@@ -12,17 +12,17 @@ from tarflow.config import SamplerConfig
 
 
 def is_guided(sampler: SamplerConfig | None, labels: Tensor | None) -> bool:
-    """Tell whether the two branches differ at all."""
+    """Return whether the two branches differ at all."""
     if not sampler or not sampler.guidance:
         return False
     return sampler.temperature != 1 or (labels is not None and bool((labels >= 0).any()))
 
 
 def weights(sampler: SamplerConfig, positions: Tensor, last: int) -> Tensor:
-    """Return the guidance weight (n, 1) after the tokens at `positions` (n,) of a block's order.
+    """Return the guidance weight (n, 1) for the successors of the tokens at `positions` (n,).
 
-    Annealed, it grows linearly along the tokens and is reached at the `last` one that has a
-    successor (Zhai et al. 2025, section 3.5).
+    An annealed weight grows linearly along the tokens, in the block's order, up to the `last` one
+    that has a successor (Zhai et al. 2025, section 3.5).
     """
     if not sampler.annealed:
         return torch.full((len(positions), 1), sampler.guidance, device=positions.device)
@@ -35,19 +35,19 @@ def combine(
     """Return guided scale and shift (B, n, D) from both branches.
 
     Args:
-        log_scale: (2B, n, D), the good branch first.
-        shift: (2B, n, D).
-        weight: (n, 1), from `weights`.
-        sampler: its rule says what is extrapolated by the weight `w`. `log-scale`: logarithm of
-            the scale and shift, as TarFlow's published code. `sigma-linear`: scale and shift.
-            `gaussian-score`: the score of a Gaussian, so that the scale only ever shrinks (Gu et
-            al. 2025, STARFlow, arXiv 2506.06276). Its part says which of the two is guided.
+        log_scale: (2B, n, D) logarithms of the scale, the good branch first.
+        shift: (2B, n, D) shifts, the good branch first.
+        weight: (n, 1) weights `w`, from `weights`.
+        sampler: Rule and part. The rule names what the weight extrapolates. `log-scale`: logarithm
+            of the scale and shift, as in TarFlow's published code. `sigma-linear`: scale and
+            shift. `gaussian-score`: the score of a Gaussian, so that the scale only ever shrinks
+            (Gu et al. 2025, STARFlow, arXiv 2506.06276). The part names which of scale and shift
+            is guided.
     """
     good, worse = log_scale.chunk(2)
-    near, far = shift.chunk(2)
+    good_shift, worse_shift = shift.chunk(2)
     scale = torch.exp(good)
-    guided_scale = scale
-    guided_shift = near + weight * (near - far)
+    guided_shift = good_shift + weight * (good_shift - worse_shift)
     if sampler.rule == "log-scale":
         guided_scale = torch.exp(good + weight * (good - worse))
     elif sampler.rule == "sigma-linear":
@@ -56,9 +56,9 @@ def combine(
         ratio = torch.exp(2 * (good - worse)).clamp(max=1)
         spread = 1 + weight - weight * ratio
         guided_scale = scale * spread.rsqrt()
-        guided_shift = near + weight * ratio / spread * (near - far)
+        guided_shift = good_shift + weight * ratio / spread * (good_shift - worse_shift)
     if sampler.part == "scale":
-        return guided_scale, near
+        return guided_scale, good_shift
     if sampler.part == "shift":
         return scale, guided_shift
     return guided_scale, guided_shift

@@ -1,7 +1,6 @@
-"""From a trained flow to images: noise, inverse, one denoising step, picture.
+"""Draw images from a trained flow: noise, inverse, one denoising step, picture.
 
-Legend: `N` images, `B` batch, `c` colour channels, `H` height and width, `T` tokens per image,
-`D` values per token, `N_dim = T * D`.
+Legend: `N` images, `c` colour channels, `H` height and width.
 """
 
 from dataclasses import dataclass
@@ -20,17 +19,17 @@ from tarflow.model.noise import normal_per_image, to_pixels
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import Plan
 
-REDRAWS = 3  # times an image that is not finite gets other noise before it is given up
+REDRAWS = 3  # times that an image which is not finite is drawn again with other noise
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images drawn from a flow, and what went wrong on the way."""
+    """Images drawn from a flow, and the number of failed draws."""
 
     images: Tensor  # (N, c, H, H) float32 in [-1, 1], on the CPU, without the lost ones
     labels: Tensor | None  # (N,) int64
     redrawn: int  # draws that were not finite and were repeated with other noise
-    lost: int  # images given up because `REDRAWS` repetitions were not finite either
+    lost: int  # images that were still not finite after `REDRAWS` repetitions
 
 
 def sample(
@@ -48,19 +47,19 @@ def sample(
     """Draw images; image i is a function of (seed, i, its label), whatever the batch size.
 
     Args:
-        flow: the model in eval mode, on its device.
-        count: images wanted.
-        sampler: guidance and denoising.
-        noise: what the model was trained with; only Gaussian noise can be denoised.
-        labels: (count,) int64, -1 for no class; by default every class in turn.
-        seed: of the noise.
-        batch: images at a time.
-        plan: how each block is inverted; token by token by default.
-        precision: of matrix products, float32 or bfloat16; tokens stay in the flow's type.
-        part: of the images, those to draw here; by default all.
+        flow: Model in eval mode, on its device.
+        count: Number of images.
+        sampler: Guidance and denoising.
+        noise: Training noise of the model; only Gaussian noise can be denoised.
+        labels: (count,) int64 classes, -1 for none; `None` takes every class in turn.
+        seed: Seed of the noise.
+        batch: Images per batch.
+        plan: Method that inverts each block; `None` inverts all sequentially.
+        precision: Type of matrix products, float32 or bfloat16; tokens keep the flow's type.
+        part: Slice of the images to draw in this process.
 
     Raises:
-        UserError: if `count` is not positive, or labels are unknown or of another number.
+        UserError: If `count` is not positive, labels are unknown or their number is wrong.
     """
     if count < 1:
         raise UserError(f"cannot draw {count} images: ask for at least 1")
@@ -76,14 +75,12 @@ def sample(
     pending = torch.arange(len(wanted))
     redrawn = 0
     for attempt in range(1 + REDRAWS):
-        if not len(pending):
-            break
         redrawn += len(pending) if attempt else 0
-        for some in pending.split(batch):
-            some_labels = None if labels is None else labels[some]
+        for rows in pending.split(batch) if len(pending) else ():
+            row_labels = None if labels is None else labels[rows]
             with autocast(precision, flow.var.device):
-                images[some] = _draw(
-                    flow, wanted[some], some_labels, sampler, noise, seed, attempt, plan
+                images[rows] = _draw(
+                    flow, wanted[rows], row_labels, sampler, noise, seed, attempt, plan
                 )
         pending = pending[~images[pending].isfinite().flatten(1).all(1)]
     kept = images.isfinite().flatten(1).all(1)
@@ -124,18 +121,18 @@ def denoise(
     """Move noisy images to their expected clean images (Zhai et al. 2025, section 3.4).
 
     `x + multiplier * noise_std^2 * grad log p(x | label)` (Tweedie), with the standard normal
-    prior of the training loss also for volume-preserving flows, as published. Images go through
-    in as many parts as keep memory bounded; the parts do not change the result.
+    prior of the training loss also for volume-preserving flows, as published. Images are denoised
+    in batches that bound the memory, which does not change the result.
 
     Args:
-        flow: the model in eval mode; its parameters get no gradient.
-        images: (N, c, H, H), not changed.
-        labels: (N,) int64, -1 where dropped; `None` drops all.
-        noise_std: of the training noise.
-        multiplier: of the step.
+        flow: Model in eval mode; its parameters get no gradient.
+        images: (N, c, H, H) noisy images, not changed.
+        labels: (N,) int64 classes, -1 where dropped; `None` drops all.
+        noise_std: Standard deviation of the training noise.
+        multiplier: Factor of the step; 1 is Tweedie's formula.
 
     Raises:
-        UserError: if a label is unknown.
+        UserError: If a label is unknown.
     """
     score, _ = score_function(flow, images, labels, standard_prior=True)
     return images.detach() + multiplier * noise_std**2 * score

@@ -67,7 +67,7 @@ def test_the_plan_inverts_within_its_tolerance(random_flow, tmp_path, sampler):
 
 def test_blocks_that_are_not_exact_enough_go_token_by_token(random_flow, monkeypatch):
     flow = random_flow(classes=3)
-    monkeypatch.setattr(calibration, "TIGHTER", (1e-3,))  # a thousand times too loose
+    monkeypatch.setattr(calibration, "TOLERANCE_DIVISORS", (1e-3,))  # a thousand times too loose
     plan = calibrate(flow, some_images(flow), None, NOISE, tolerance=1e-4)
     assert SEQUENTIAL in plan.methods
     assert plan.error <= 1e-4
