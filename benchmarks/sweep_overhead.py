@@ -16,22 +16,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sweeps import machines, runner
+from sweeps.batch import BatchContext
+from sweeps.cluster import join
 from sweeps.lease import lease
 from sweeps.presets import load
-from sweeps.study import Planned, grid, resolve
+from sweeps.runner import run_all
+from sweeps.study import PlannedRun, grid, resolve_study
 from tarflow.config import EvaluationConfig
 
 RUNS = 24
 BAR = 0.3  # seconds
 
 
-def small_runs() -> list[Planned]:
+def small_runs() -> list[PlannedRun]:
     """Return runs that take a fraction of a second each."""
     study = load("tiny")
     base = replace(study.base, evaluation=EvaluationConfig(decoder_images=64, samples=0))
     study = replace(study, base=base, budgets=(4e8,), sizes=study.sizes[:1], held_out=None)
-    return grid(resolve(replace(study, replicated=None, seeds=RUNS)))
+    return grid(resolve_study(replace(study, replicated=None, seeds=RUNS)))
 
 
 def main() -> int:
@@ -39,12 +41,11 @@ def main() -> int:
     runs = small_runs()
     with tempfile.TemporaryDirectory() as folder, lease(out := Path(folder)) as study_lease:
         start = time.time()
-        with machines.cluster() as cluster:
+        with join() as cluster:
             begun = time.time()
             expected = {run.run_id: 1.0 for run in runs}
-            outcome = runner.run_all(
-                runs, out, expected, cluster, study_lease, Console(quiet=True)
-            )
+            context = BatchContext(out, cluster, study_lease, Console(quiet=True))
+            outcome = run_all(runs, expected, context)
             ended = time.time()
         begins = sorted(path.stat().st_mtime for path in out.glob("runs/*/config.yaml"))
         ends = sorted(path.stat().st_mtime for path in out.glob("runs/*/result.json"))

@@ -1,15 +1,15 @@
-"""Which runs share their training, where each begins, and which has to wait for another.
+"""Which runs share their training, where each starts, and which of them wait for another.
 
-Of runs that differ only in their images (`tarflow.train.trunk`) the longest to do is the trunk. It
-leaves its state wherever a shorter one branches off; that one waits until it is there, which is
-no later than it would have come so far by itself.
+Of the runs that differ only in their images (`tarflow.train.trunk`), the longest unfinished one is
+the trunk. It saves a checkpoint wherever a shorter run branches off. The branch waits for that
+checkpoint, which arrives no later than it would have reached that point alone.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeps.study import Planned
+from sweeps.study import PlannedRun
 from tarflow.record import read_json
 from tarflow.train.checkpoint import checkpoint_name, remove_checkpoints, saved_images
 from tarflow.train.schedule import shared_images
@@ -17,65 +17,71 @@ from tarflow.train.trunk import any_length, trunk_folder
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run begins."""
+class StartPoint:
+    """Where a run starts."""
 
-    images: int = 0  # that it need not be trained on any more
-    inherited: int = 0  # images that a trunk was trained on for it
-    after: str = ""  # id of the run that has to leave its state first; empty if none has
+    images: int = 0  # images that it need not train on any more
+    inherited: int = 0  # images that a trunk trains on for it
+    after: str = ""  # id of the run whose checkpoint it waits for; empty if it need not wait
 
 
-def starts(todo: Sequence[Planned], out: Path) -> dict[str, Start]:
-    """Say by run id where each of the runs that are to do begins, given what the folder holds."""
-    found: dict[str, Start] = {}
+def start_points(todo: Sequence[PlannedRun], out: Path) -> dict[str, StartPoint]:
+    """Return where each unfinished run starts, given the checkpoints in the study's folder.
+
+    Args:
+        todo: Runs that are not done.
+        out: Folder of the study.
+
+    Returns:
+        The start of each run, by run id.
+    """
+    starts: dict[str, StartPoint] = {}
     for family in families(todo):
-        kept = saved_images(trunk_folder(family[0].config, out)) if family[0].trunk else []
+        shared = saved_images(trunk_folder(family[0].config, out)) if family[0].trunk else []
         for index, run in enumerate(family):
             own = out / "runs" / run.run_id / "state"
-            if states := saved_images(own):
-                facts = read_json(own / f"{checkpoint_name(states[-1])}.json") or {}
-                start = Start(states[-1], facts.get("inherited", 0))
+            if checkpoints := saved_images(own):
+                metadata = read_json(own / f"{checkpoint_name(checkpoints[-1])}.json") or {}
+                start = StartPoint(checkpoints[-1], metadata.get("inherited", 0))
             else:
-                point = shared_images(run.config) if run.trunk else 0
-                there = max((images for images in kept if images <= point), default=0)
-                ahead = [x.run_id for x in family[:index] if found[x.run_id].images < point]
-                if ahead and there < point:
-                    start = Start(point, point, ahead[0])
+                branch = shared_images(run.config) if run.trunk else 0
+                saved = max((images for images in shared if images <= branch), default=0)
+                ahead = [x.run_id for x in family[:index] if starts[x.run_id].images < branch]
+                if ahead and saved < branch:
+                    start = StartPoint(branch, branch, ahead[0])
                 else:
-                    start = Start(there, there)
-            found[run.run_id] = start
-    return found
+                    start = StartPoint(saved, saved)
+            starts[run.run_id] = start
+    return starts
 
 
-def families(runs: Iterable[Planned]) -> list[list[Planned]]:
-    """Gather the runs that share their training, the longest first; others stay alone."""
-    found: dict[object, list[Planned]] = {}
+def families(runs: Iterable[PlannedRun]) -> list[list[PlannedRun]]:
+    """Group the runs that share their training, longest first; the others stay alone."""
+    groups: dict[object, list[PlannedRun]] = {}
     for run in sorted(runs, key=lambda run: -run.config.images):
-        found.setdefault(any_length(run.config) if run.trunk else run.run_id, []).append(run)
-    return list(found.values())
+        groups.setdefault(any_length(run.config) if run.trunk else run.run_id, []).append(run)
+    return list(groups.values())
 
 
-def marked(runs: Iterable[Planned], begin: Mapping[str, Start]) -> list[Planned]:
-    """Tell every run where others wait for it to leave its state."""
-    return [
-        replace(
-            run,
-            marks=frozenset(start.images for start in begin.values() if start.after == run.run_id),
-        )
-        for run in runs
-    ]
+def with_branch_points(
+    runs: Iterable[PlannedRun], starts: Mapping[str, StartPoint]
+) -> list[PlannedRun]:
+    """Tell every run at which images others wait for its checkpoint."""
+    waiting: dict[str, set[int]] = {}
+    for start in starts.values():
+        waiting.setdefault(start.after, set()).add(start.images)
+    return [replace(run, branch_points=frozenset(waiting.get(run.run_id, ()))) for run in runs]
 
 
-def state_left(run: Planned, images: int, out: Path) -> bool:
-    """Tell whether a run's trunk has left its state after so many images."""
+def checkpoint_saved(run: PlannedRun, images: int, out: Path) -> bool:
+    """Tell whether the shared checkpoint of a run's family after these images is on disk."""
     return images in saved_images(trunk_folder(run.config, out))
 
 
-def tidy(runs: Iterable[Planned], done: Collection[str], out: Path) -> None:
-    """Remove the states of families whose runs are all done."""
+def remove_trunks(runs: Iterable[PlannedRun], done: Collection[str], out: Path) -> None:
+    """Remove the shared checkpoints of families whose runs are all done."""
     for family in families(run for run in runs if run.trunk):
-        folder = trunk_folder(family[0].config, out)
         if all(run.run_id in done for run in family):
-            remove_checkpoints(folder)
+            remove_checkpoints(trunk_folder(family[0].config, out))
     if (out / "trunks").exists() and not any((out / "trunks").iterdir()):
         (out / "trunks").rmdir()

@@ -1,4 +1,4 @@
-"""How long a run should take on a device, before it is run.
+"""How long runs should take before they are run, and when they end on several devices.
 
 On a processor core:
 
@@ -8,14 +8,15 @@ On a processor core:
                  + batches sampled * tokens * layers * SAMPLING_SECONDS
                  + samples * (SAMPLING_IMAGES * effective FLOPs / rate + FEATURES_SECONDS)
 
-with the images of one worker, `layers` counted over all blocks, `scored` the images that are
-scored or fit the decoder (forward, and backward to the image: as dear as a training image) and
-`rate` that of a short matrix-product probe with all cores busy. VALUE_FLOPS stands for all work
-that is no matrix product, which is most of it in small models. On an accelerator a step takes what
-`tarflow.step_time` says, and an image that is scored its share of a step. Finished runs of the
-study then correct both parts by the median of their ratios.
+where images are those of one worker, `layers` counts all blocks, `scored` are the images that are
+scored or fit the decoder (forward, and backward to the image: as expensive as a training image)
+and `rate` is the matrix-product rate of a short probe with all cores busy. VALUE_FLOPS stands for
+all other work, which is most of it in small models. On an accelerator, `tarflow.step_time` gives
+the seconds of a step, and a scored image takes its share of a step. Finished runs of the study
+then correct both parts by the median of their ratios.
 """
 
+import heapq
 import json
 import math
 import statistics
@@ -24,7 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeps import hardware
-from sweeps.study import unknown
+from sweeps.study import did_you_mean
 from tarflow import cost
 from tarflow.config import RunConfig, from_dict
 from tarflow.errors import UserError
@@ -32,16 +33,16 @@ from tarflow.step_time import Cluster, step_time
 
 # Between two processors with AVX-512: training takes a Xeon 1.4 times as long, an EPYC 0.7 times.
 VALUE_FLOPS = 10_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
-LAYER_SECONDS = 1.2e-3  # of a step, per Transformer layer, whatever the batch
+LAYER_SECONDS = 1.2e-3  # per step and Transformer layer, whatever the batch
 EVALUATION_SECONDS = 0.6  # files, tables and the comparison of features
 SAMPLING_SECONDS = 1.3e-3  # per token, layer and batch of samples
 SAMPLING_BATCH = 250
-SAMPLING_IMAGES = 1.2  # a sample costs as much as so many training images, beside that
-FEATURES_SECONDS = 3e-3  # of an image in the feature extractor
-SPREAD = 0.4  # of an expectation that no finished run has corrected
+SAMPLING_IMAGES = 1.2  # training images that cost as much as a sample, beside SAMPLING_SECONDS
+FEATURES_SECONDS = 3e-3  # per image in the feature extractor
+SPREAD = 0.4  # relative error of an expectation that no finished run has corrected
 PER_NODE = 8  # accelerators
 SMALL_BYTES = 4e9  # runs that need less memory share an accelerator
-SHARING = 4  # such runs on one
+SMALL_RUNS = 4  # small runs that share one accelerator
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Rate:
     flops: float  # matrix-product FLOPs per second of one device
     source: str
     accelerator: str = ""  # empty for a processor core
-    sharing: int = 1  # runs on a device at a time
+    runs_per_device: int = 1
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,39 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Both parts."""
+        """Seconds of training and evaluation."""
         return self.train + self.evaluate
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What finished runs say about the expectation."""
+
+    train: float = 1.0  # measured over expected seconds of training, median
+    evaluate: float = 1.0  # the same of evaluation
+    spread: float = SPREAD  # relative error of one run that remains
+
+    def apply(self, seconds: Seconds) -> Seconds:
+        """Return corrected seconds."""
+        return Seconds(seconds.train * self.train, seconds.evaluate * self.evaluate)
+
+
 def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> Seconds:
-    """Return what a run should take before any correction; the module says how."""
+    """Return the seconds of a run before any correction, by the formulas of this module.
+
+    Args:
+        config: The run.
+        validation_images: Number of held-out images to score.
+        rate: Speed of one device.
+    """
     model, evaluation = config.model, config.evaluation
     layers = model.blocks * model.layers
     flops = float(cost.training_flops(model))
     steps, workers = config.images / config.batch, config.execution.workers
     if rate.accelerator:
-        step = step_time(config, _machines(rate.accelerator, workers))
+        step = step_time(config, _smallest_cluster(rate.accelerator, workers))
         per_image = step.alone / step.images * workers
-        train = steps * step.seconds * rate.sharing  # they take turns
+        train = steps * step.seconds * rate.runs_per_device  # runs on a device take turns
     else:
         values = model.tokens * model.channels * layers
         per_image = (flops + VALUE_FLOPS * values) / rate.flops
@@ -89,16 +109,22 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
 
 
-def drawing_seconds(config: RunConfig, rate: Rate) -> float:
-    """Return what one process should take to draw and compare the samples of a finished run."""
+def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:
+    """Return the seconds in which one process draws and compares the samples of a finished run.
+
+    Args:
+        config: The run.
+        rate: Speed of one device.
+        guided: Whether samples are guided, which takes two passes.
+    """
     evaluation = replace(config.evaluation, decoder_images=0)
-    alone = replace(config.execution, workers=1)
-    config = replace(config, evaluation=evaluation, execution=alone)
-    return expected_seconds(config, 0, rate).evaluate
+    execution = replace(config.execution, workers=1)
+    config = replace(config, evaluation=evaluation, execution=execution)
+    return expected_seconds(config, 0, rate).evaluate * (2 if guided else 1)
 
 
-def _machines(accelerator: str, workers: int) -> Cluster:
-    """Return as few nodes as hold a run."""
+def _smallest_cluster(accelerator: str, workers: int) -> Cluster:
+    """Return the fewest nodes that hold a run."""
     nodes = -(-workers // PER_NODE)
     return Cluster(
         device=cost.ACCELERATORS[accelerator], nodes=nodes, per_node=-(-workers // nodes)
@@ -107,13 +133,17 @@ def _machines(accelerator: str, workers: int) -> Cluster:
 
 def correction(
     rows: Iterable[Mapping[str, Any]], validation_images: int, rate: Rate
-) -> tuple[float, float, float]:
+) -> Correction:
     """Compare finished runs with the expectation.
 
+    Args:
+        rows: Rows of `runs.parquet`.
+        validation_images: Number of held-out images that were scored.
+        rate: Speed of one device.
+
     Returns:
-        Median ratios of measured to expected seconds of training and of evaluation, and the
-        relative spread that is left (median absolute deviation, as a standard deviation; with
-        few runs no less than they can tell).
+        Median ratios of measured to expected seconds, and the remaining relative spread: the
+        median absolute deviation as a standard deviation, no less than a few runs can tell.
     """
     train, evaluate, total = [], [], []
     for row in rows:
@@ -123,41 +153,74 @@ def correction(
         evaluate.append(row["evaluate_seconds"] / expected.evaluate)
         total.append((row["train_seconds"] + row["evaluate_seconds"], expected))
     if not total:
-        return 1.0, 1.0, SPREAD
-    by_train, by_evaluate = statistics.median(train), statistics.median(evaluate)
-    errors = [
-        abs(measured / (each.train * by_train + each.evaluate * by_evaluate) - 1)
-        for measured, each in total
-    ]
+        return Correction()
+    medians = Correction(statistics.median(train), statistics.median(evaluate))
+    errors = [abs(measured / medians.apply(expected).total - 1) for measured, expected in total]
     spread = max(1.48 * statistics.median(errors), SPREAD / len(errors) ** 0.5 / 2)
-    return by_train, by_evaluate, spread
+    return replace(medians, spread=spread)
 
 
-def sharing(configs: Iterable[RunConfig]) -> int:
-    """Return how many of these runs an accelerator carries out at a time.
+def runs_per_device(configs: Iterable[RunConfig]) -> int:
+    """Return how many of these runs share an accelerator.
 
-    Their steps take turns there, but scoring and sampling wait for the host a good part of the
-    time.
+    Their steps take turns there, but scoring and sampling often wait for the host.
     """
     needs = (cost.memory(config).total for config in configs)
-    return SHARING if max(needs, default=math.inf) < SMALL_BYTES else 1
+    return SMALL_RUNS if max(needs, default=math.inf) < SMALL_BYTES else 1
 
 
-def accelerator_rate(name: str, precision: str, together: int = 1) -> Rate:
-    """Return the peak of an accelerator, on which so many runs go on at a time.
+def accelerator_rate(name: str, precision: str, runs_per_device: int = 1) -> Rate:
+    """Return the peak rate of an accelerator.
 
     Raises:
-        UserError: if it is not known, naming the nearest.
+        UserError: If the accelerator is not known, naming the nearest.
     """
     if name not in cost.ACCELERATORS:
-        raise UserError(f"accelerator {unknown(name, cost.ACCELERATORS)}")
+        raise UserError(f"accelerator {did_you_mean(name, cost.ACCELERATORS)}")
     peaks = cost.ACCELERATORS[name].flops
     flops = peaks.get(precision, peaks["float32"])
     source = f"model of a step on {name}, {flops / 1e12:.0f} TFLOP/s at its peak"
-    return Rate(flops, source, name, together)
+    return Rate(flops, source, name, runs_per_device)
 
 
 def core_rate() -> Rate:
     """Return the matrix-product rate of one core with all cores busy, from a cached probe."""
     flops = hardware.core_flops()
     return Rate(flops, f"matrix-product probe, {flops / 1e9:.0f} GFLOP/s a core")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run on one device."""
+
+    name: str
+    seconds: float
+    after: str = ""  # name of a job that must start first
+    delay: float = 0.0  # fewest seconds after the start of that one
+
+
+def timetable(jobs: Iterable[Job], devices: int) -> Mapping[str, tuple[float, float]]:
+    """Return start and end of each job when free devices take the longest one that is ready.
+
+    Args:
+        jobs: Jobs in any order.
+        devices: Number of devices; each carries out one job at a time.
+
+    Returns:
+        Start and end of each job by name, in seconds.
+
+    >>> timetable([Job("a", 4.0), Job("b", 1.0, after="a", delay=2.0)], 2)
+    {'a': (0.0, 4.0), 'b': (2.0, 3.0)}
+    """
+    waiting = sorted(jobs, key=lambda job: -job.seconds)
+    names = {job.name for job in waiting}
+    ready = {job.name: math.inf if job.after in names else 0.0 for job in waiting}
+    free, times = [0.0] * devices, {}
+    while waiting:
+        now = max(free[0], min(ready[job.name] for job in waiting))
+        job = next(job for job in waiting if ready[job.name] <= now)
+        waiting.remove(job)
+        heapq.heapreplace(free, now + job.seconds)
+        times[job.name] = (now, now + job.seconds)
+        ready |= {other.name: now + other.delay for other in waiting if other.after == job.name}
+    return times

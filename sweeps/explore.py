@@ -1,8 +1,7 @@
-"""Optuna's suggestions as Ray Tune trials, on one space or on several in turn."""
+"""Optuna's suggestions as Ray Tune trials: candidates to train, and settings to sample with."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,96 +12,142 @@ from optuna.trial import TrialState
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
-from rich.console import Console
 
+from sweeps.batch import (
+    BatchContext,
+    NotPickled,
+    Outcome,
+    ProgressCallback,
+    SamplingCallback,
+    run_batch,
+)
+from sweeps.cluster import check_shared, slots
 from sweeps.journal import completed, ended, fresh_seed, open_journal, open_study, settle
-from sweeps.lease import Lease
-from sweeps.machines import Cluster, check_shared, slots
 from sweeps.progress import Progress
-from sweeps.runner import Session, scratch, tune_trials
-from sweeps.space import Space
-from sweeps.watch import Here, Outcome, Watch
+from sweeps.space import SamplingSpace, Space, TrainingSpace
+from sweeps.trainable import sample_candidate, train_candidate
 from tarflow.errors import UserError
 
-STARTUP = 8  # random trials of a space before its model speaks
-REDRAWS = 20  # times a suggestion may fall on a run that is going on
+STARTUP = 8  # random trials of a space before its model suggests
+REDRAWS = 20  # times a suggestion may be something that is being tried already
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a search works."""
-
-    out: Path  # folder of the study, absolute
-    where: Cluster
-    held: Lease
-    console: Console
-    seed: int
-    limit: float | None = None  # on the monotonic clock; what has not ended then is stopped
-
-
-def explore(
-    place: Place,
-    spaces: Sequence[Space],
-    trials: int,
-    work: Callable[[dict[str, Any]], None],
-    needs: Mapping[str, float],
-    teller: Callable[[Watch], tune.Callback],
-    in_words: Callable[[Mapping[str, Any]], str],
+def search_runs(
+    space: TrainingSpace, trials: int, needs: Mapping[str, float], context: BatchContext
 ) -> Outcome:
-    """Carry out the trials that each space still lacks.
+    """Train candidates that Optuna suggests.
 
     Args:
-        place: of the search.
-        spaces: to explore, in turn.
-        trials: of every space, those of earlier calls included.
-        work: function trainable; reports the objectives of the space by name.
-        needs: what one trial holds.
-        teller: makes the callback that tells the progress.
-        in_words: says how good a row is.
-
-    Returns:
-        How it went; its rows are those of the trials that ended here.
+        space: What may change.
+        trials: Number of candidates, those of earlier calls included.
+        needs: Resources of one trial.
+        context: What all batches of the command share.
 
     Raises:
-        UserError: if a worker finds a mistake, or the cluster cannot hold a trial.
+        UserError: If a worker finds a user's mistake, or the cluster cannot hold a trial.
     """
-    check_shared(place.out, place.where)
-    journal = open_journal(place.out)
+    return _search(
+        [space],
+        trials,
+        needs,
+        context,
+        tune.with_parameters(
+            train_candidate, space=space, out=str(context.out), home=str(Path.cwd())
+        ),
+        lambda progress: ProgressCallback(space.run_of, context.out, progress),
+    )
+
+
+def search_settings(
+    spaces: Sequence[SamplingSpace],
+    trials: int,
+    needs: Mapping[str, float],
+    context: BatchContext,
+) -> Outcome:
+    """Sample from finished runs with settings that Optuna suggests.
+
+    Args:
+        spaces: What may change, for each run.
+        trials: Number of settings per run, those of earlier calls included.
+        needs: Resources of one trial.
+        context: What all batches of the command share.
+
+    Raises:
+        UserError: As `search_runs`.
+    """
+    by_id = {space.run_id: space for space in spaces}
+    return _search(
+        spaces,
+        trials,
+        needs,
+        context,
+        tune.with_parameters(
+            sample_candidate, spaces=by_id, out=str(context.out), home=str(Path.cwd())
+        ),
+        lambda progress: SamplingCallback(
+            lambda config: by_id[config["run_id"]].task(config), context.out, progress
+        ),
+    )
+
+
+def _search(
+    spaces: Sequence[Space],
+    trials: int,
+    needs: Mapping[str, float],
+    context: BatchContext,
+    trainable: Callable[[dict[str, Any]], None],
+    callback: Callable[[Progress], tune.Callback],
+) -> Outcome:
+    """Carry out the trials that each space still lacks."""
+    check_shared(context.out, context.cluster)
+    journal = open_journal(context.out)
     studies = [(space, open_study(space, journal)) for space in spaces]
     searches, done = [], []
     for space, study in studies:
-        settle(study, space, place.out)
-        before = ended(study, space, place.out)
+        settle(study, space, context.out)
+        before = ended(study, space, context.out)
         values = [trial.values for trial in completed(study)]
-        done += [dict(zip(space.objectives, each, strict=True)) for each in values]
+        done += [dict(zip(space.objectives, scores, strict=True)) for scores in values]
         if len(before) < trials:
-            seed = fresh_seed(place.seed, len(study.get_trials(deepcopy=False)))
+            seed = fresh_seed(context.seed, len(study.get_trials(deepcopy=False)))
             searches.append((Suggester(space, study, journal, seed), trials - len(before)))
-    total = sum(left for _, left in searches)
-    count = slots(needs, place.where)
-    objective = spaces[0].objectives[0]
-    progress = Progress(total, {}, count, place.console, done, objective, in_words)
-    watch = Watch(progress, place.held, place.limit)
+    progress = Progress(
+        sum(left for _, left in searches),
+        {},
+        slots(needs, context.cluster),
+        context.console,
+        done,
+        spaces[0].objectives[0],
+    )
     try:
-        if total:
-            with progress, scratch() as storage:
-                session = Session(storage, needs, count, watch)
-                tune_trials(work, {}, teller(watch), session, Turns(searches), total)
+        return run_batch(
+            context,
+            trainable,
+            needs,
+            progress,
+            callback(progress),
+            search=RoundRobinSearcher(searches),
+            samples=progress.total,
+        )
     finally:
         for space, study in studies:
-            settle(study, space, place.out)
-    gpus = "gpu" in needs
-    spent = needs["gpu" if gpus else "cpu"] * sum(progress.seconds.values())
-    return watch.outcome(total, spent, place.where, gpus)
+            settle(study, space, context.out)
 
 
-class Suggester(Here, OptunaSearch):
-    """Optuna's sampler for Tune; no trial stays open for ever, no run goes on twice at a time."""
+class Suggester(NotPickled, OptunaSearch):
+    """Optuna's sampler for Tune; closes every trial, and never tries one thing twice at a time."""
 
     def __init__(self, space: Space, study: Study, journal: BaseStorage, seed: int) -> None:
-        """Continue an Optuna study; `seed` must differ from those it was begun with."""
+        """Continue an Optuna study.
+
+        Args:
+            space: What may change.
+            study: Optuna study of the space.
+            journal: Storage of the study.
+            seed: Seed of the sampler; must differ from those that the study has used.
+        """
         self.space, self.study = space, study
-        self.busy: dict[str, str] = {}  # name of what each trial works on
+        self.busy: dict[str, str] = {}  # what each trial works on
         super().__init__(
             space,
             metric=list(space.objectives),
@@ -113,7 +158,7 @@ class Suggester(Here, OptunaSearch):
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return parameters of something that no trial works on just now."""
+        """Return parameters of something that no other trial works on."""
         for _ in range(REDRAWS):
             params: dict[str, Any] = super().suggest(trial_id) or {}
             name = self.space.name(params)
@@ -121,31 +166,32 @@ class Suggester(Here, OptunaSearch):
                 self.busy[trial_id] = name
                 return params
             self.study.tell(self._ot_trials.pop(trial_id).number, state=TrialState.FAIL)
-        raise UserError("the search space has too few points for so many trials at a time")
+        raise UserError("the search space has too few points to try this many at a time")
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna the objectives; what has none has failed; what was stopped stays open."""
+        """Tell Optuna the objectives; without them a trial has failed, or was stopped."""
         self.busy.pop(trial_id, None)
-        told = result is not None and all(name in result for name in self.space.objectives)
-        if not told and not error:
-            return
-        values = [result.get(name) for name in self.space.objectives] if result else [None]
-        whole = all(value is not None and math.isfinite(value) for value in values)
-        super().on_trial_complete(trial_id, result if whole else None, error=not whole)
+        names = self.space.objectives
+        reported = result is not None and all(name in result for name in names)
+        if not reported and not error:
+            return  # stopped: it stays open until it is settled
+        values = [result.get(name) for name in names] if result else [None]
+        complete = all(value is not None and math.isfinite(value) for value in values)
+        super().on_trial_complete(trial_id, result if complete else None, error=not complete)
 
     def save(self, checkpoint_path: str) -> None:
-        """Leave nothing: the journal remembers."""
+        """Save nothing: the journal has it all."""
 
 
-class Turns(Here, Searcher):
+class RoundRobinSearcher(NotPickled, Searcher):
     """Asks several searches in turn, each as often as it has trials left."""
 
     def __init__(self, searches: Sequence[tuple[Searcher, int]]) -> None:
         """Take searches with their numbers of trials."""
         super().__init__()
-        most = max(left for _, left in searches)
+        most = max((left for _, left in searches), default=0)
         self.order = [search for turn in range(most) for search, left in searches if turn < left]
         self.asked: dict[str, Searcher] = {}
 
@@ -158,11 +204,11 @@ class Turns(Here, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the search that was asked."""
+        """Tell the search that suggested the trial."""
         self.asked.pop(trial_id).on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Leave nothing: the journal remembers."""
+        """Save nothing: the journal has it all."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Take nothing: a search goes on from the journal."""
+        """Restore nothing: a search continues from the journal."""

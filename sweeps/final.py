@@ -1,15 +1,13 @@
 """Train the final run of a study, read the test split once, and compare with what the law said.
 
-This file may be sent alone to a machine that has the package installed (`ray submit` does so).
+This file may be sent alone to a machine that has the package installed, as `ray submit` does.
 """
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -20,87 +18,121 @@ from analysis.findings import Findings, find
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.report.page import write_report
 from analysis.study import read_study
-from sweeps import commands
-from sweeps.lease import lease
-from sweeps.plan import comes_to, finished, make_plan, table
+from sweeps.driver import Command, default, drive, run_command_line, study_folder
+from sweeps.driver import Options as CommonOptions
+from sweeps.plan import finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load
-from sweeps.study import Planned, Size, Study, resolve, short
+from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
 from tarflow.config import RunConfig, from_dict, read_yaml, to_dict
 from tarflow.errors import UserError
 from tarflow.storage import locate
 
-THREAD_FLOPS = 1e9  # of a layer's step: with less to do, threads cost more than they give
+if TYPE_CHECKING:
+    from sweeps.batch import BatchContext, Outcome
+
+THREAD_FLOPS = 1e9  # of a layer's step: with less work, threads cost more than they give
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(CommonOptions):
     """Train the final run of a study and compare it with what the law predicted.
 
-    The run is best.yaml of the study; with --flops, what the law recommends for that budget; with
-    --config, any other config. What the law predicts is written down before training begins. The
-    run is then scored on the test split, which nothing else of a study ever reads, and the study
-    folder gets final/<run id>.json and a report with predicted against achieved.
+    The run is best.yaml of the study, or what the law recommends for --flops, or any --config.
+    The prediction is written down before training starts. The run is then scored on the test
+    split, which nothing else in a study ever reads. The study folder gets final/RUN_ID.json and a
+    report of predicted against achieved.
 
-    To resume after any interruption, run the same command again. Exit codes: 0 done, 1 the run
-    failed, 2 the command was wrong.
+    To resume after any interruption, run the same command again.
+
+    Exit codes: 0 done, 1 the run failed or did not end, 2 the command was wrong.
     """
 
-    study: tyro.conf.Positional[str] = "digits"  # folder of a study, or the preset it is of
-    flops: Annotated[float | None, arg(metavar="FLOPS")] = None  # training budget for the law
-    config: Annotated[Path | None, arg(metavar="FILE")] = None  # by default best.yaml
-    dry_run: bool = False  # print plan and prediction and stop
-    yes: bool = False  # do not ask before an expensive run
+    study: Annotated[tyro.conf.Positional[str], arg(metavar="[STUDY]")] = "digits"
+    """Folder of a study, or the preset it came from."""
+    flops: Annotated[float | None, default("that of --config", "FLOPS")] = None
+    """Training budget for which the law recommends a run."""
+    config: Annotated[Path | None, default("best.yaml of the study", "FILE")] = None
+    """Config to train."""
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    commands.command(Options, "python sweeps/final.py", final)
+    run_command_line(Options, "python sweeps/final.py", Final)
 
 
 def final(options: Options) -> int:
-    """Choose, predict, ask, train and compare.
-
-    Returns:
-        The exit code: 0, or 1 if the run failed.
+    """Choose, predict, confirm, train and compare; return the exit code.
 
     Raises:
-        UserError: for a user's mistake.
+        UserError: For a user's mistake.
     """
-    out = folder(options.study)
-    study = resolve(load(str(out)))
-    fits = cache(lambda: find(*read_study(out)))  # seconds long: not before mistakes are told
-    config, why = chosen(options, out, fits)
-    run = planned(study, config)
-    before = finished(out, run.run_id)
-    if before and before["split"] != "test":
-        raise UserError(
-            f"run {run.run_id} was trained already, to be compared on the {before['split']} "
-            "split: a final run is a new one, ask for another --flops"
+    return drive(options, Final(options))
+
+
+class Final(Command):
+    """The final run of a study, predicted, trained once and compared."""
+
+    def __init__(self, options: Options) -> None:
+        """Plan what the options ask for.
+
+        Raises:
+            UserError: For a user's mistake.
+        """
+        self.out = existing_folder(options.study)
+        study = resolve_study(load(str(self.out)))
+        findings = cache(lambda: find(*read_study(self.out)))  # takes seconds: mistakes come first
+        config, why = chosen_config(options, self.out, findings)
+        self.final_run = final_run(study, config)
+        run_id = self.final_run.run_id
+        row = finished(self.out, run_id)
+        if row and row["split"] != "test":
+            raise UserError(
+                f"run {run_id} was trained already, to be compared on the {row['split']} "
+                "split: a final run is a new one, ask for another --flops"
+            )
+        self.file = self.out / "final" / f"{run_id}.json"
+        self.forecast = read_forecast(self.file) or forecast(
+            findings(), self.final_run.config, run_id
         )
-    said = read_forecast(out, run) or forecast(fits(), run.config, run.run_id)
-    plan = make_plan(study, out, runs=[run])
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    console.print(table(plan))
-    for line in [*comes_to(plan), *why.splitlines(), said.in_words, *read_before(fits(), run)]:
-        console.print(line, soft_wrap=True)
-    if options.dry_run:
-        return 0
-    if not commands.agreed(options.yes, commands.expensive(plan)):
-        return 0
-    expected = {line.run.run_id: line.left for line in plan.lines}
-    return carry_out(run, said, expected, out, console)
+        self.todo = row is None
+        self.gpus = self.final_run.config.execution.workers
+        self.plan = make_plan(study, self.out, runs=[self.final_run])
+        self.lines = [table(self.plan), *summary(self.plan), *why.splitlines()]
+        self.lines += [self.forecast.in_words, *read_before(findings(), run_id)]
+
+    def begin(self) -> None:
+        """Write the prediction down."""
+        record.write_json(self.file, to_dict(self.forecast))
+
+    def run(self, context: "BatchContext") -> "Outcome":
+        """Train the run."""
+        from sweeps.runner import run_all
+
+        cores = context.cluster.cpus // context.cluster.nodes
+        expected = {row.run.run_id: row.left for row in self.plan.rows}
+        return run_all([multi_threaded(self.final_run, cores)], expected, context)
+
+    def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
+        """Compare the run with the prediction, and write the report."""
+        del outcome, wall
+        if row := finished(self.out, self.final_run.run_id):
+            compared = achieved(self.forecast, row)
+            record.write_json(self.file, to_dict(compared))
+            console.print(compared.verdict, soft_wrap=True)
+        console.print(f"report: {write_report(self.out)}", soft_wrap=True)
+        return True
 
 
-def folder(name: str) -> Path:
-    """Return the folder of a study.
+def existing_folder(name: str) -> Path:
+    """Return the folder of a study that has been run.
 
     Raises:
-        UserError: if it holds none.
+        UserError: If there is none.
     """
     path = locate(name).expanduser().absolute()
     if not path.is_dir() and name in PRESETS:
-        path = commands.study_folder(None, load(name))
+        path = study_folder(None, load(name))
     if not (path / "study.yaml").is_file():
         raise UserError(
             f"{path} holds no study: run one first, with python sweeps/scaling.py {path.name}"
@@ -108,69 +140,43 @@ def folder(name: str) -> Path:
     return path
 
 
-def chosen(options: Options, out: Path, fits: Callable[[], Findings]) -> tuple[RunConfig, str]:
+def chosen_config(
+    options: Options, out: Path, findings: Callable[[], Findings]
+) -> tuple[RunConfig, str]:
     """Return the config to train, and why this one.
 
     Raises:
-        UserError: if there is none, two were asked for, or the budget is not positive.
+        UserError: If there is none, if two were asked for, or if the budget is not positive.
     """
     if options.flops is not None:
         if options.config:
             raise UserError("give --flops or --config, not both")
         check_budget(options.flops)
-        found = recommend(fits(), options.flops)
-        return found.config, found.explanation
+        advice = recommend(findings(), options.flops)
+        return advice.config, advice.explanation
     path = locate(options.config or out / "best.yaml")
     if not path.is_file():
         raise UserError(f"there is no {path}: give --flops, or --config FILE")
     return read_yaml(RunConfig, path), f"the run is that of {path}"
 
 
-def planned(study: Study, config: RunConfig) -> Planned:
+def final_run(study: Study, config: RunConfig) -> PlannedRun:
     """Return the final run: resolved, and scored on the test split.
 
     Raises:
-        UserError: if the config does not fit its data.
+        UserError: If the config does not fit its data.
     """
     model, budget = config.model, cost.run_flops(config)
     size = Size(channels=model.channels, blocks=model.blocks, layers=model.layers)
     alone = replace(study, base=config, sizes=(size,), replicated=None, held_out=None)
-    config = resolve(alone).base
+    config = resolve_study(alone).base
     config = replace(config, evaluation=replace(config.evaluation, split="test"))
     label = f"final-{size.label}-{short(budget)}"
-    return Planned(config=config, label=label, budget=budget, role="final")
+    return PlannedRun(config=config, label=label, budget=budget, role="final")
 
 
-def carry_out(
-    run: Planned, said: Forecast, expected: dict[str, float], out: Path, console: Console
-) -> int:
-    """Train the run unless it is done, and compare it with the forecast.
-
-    Returns:
-        The exit code: 0, or 1 if the run failed.
-    """
-    from sweeps import machines, runner  # Ray is needed from here on only
-
-    started = time.monotonic()
-    code = 0
-    with lease(out) as held:
-        record.write_json(path_of(out, run), to_dict(said))
-        if not finished(out, run.run_id):
-            with machines.cluster(run.config.execution.workers) as where:
-                wide = spread(run, where.cpus // where.nodes)
-                outcome = runner.run_all([wide], out, expected, where, held, console)
-            code = commands.tell(outcome, time.monotonic() - started, out, console)
-        record.gather(out)
-        if row := finished(out, run.run_id):
-            said = achieved(said, row)
-            record.write_json(path_of(out, run), to_dict(said))
-            console.print(said.verdict, soft_wrap=True)
-        console.print(f"report: {write_report(out)}", soft_wrap=True)
-    return code
-
-
-def spread(run: Planned, cores: int) -> Planned:
-    """Give a run that goes on alone the cores it can use, unless it says how many."""
+def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:
+    """Give a single-worker run the cores it can use, unless its config sets a number."""
     config = run.config
     if config.execution.threads or config.execution.workers > 1:
         return run
@@ -182,21 +188,16 @@ def spread(run: Planned, cores: int) -> Planned:
     )
 
 
-def path_of(out: Path, run: Planned) -> Path:
-    """Return the file of the forecast of a run."""
-    return out / "final" / f"{run.run_id}.json"
-
-
-def read_forecast(out: Path, run: Planned) -> Forecast | None:
-    """Return what was predicted of a run when it was begun, if it was."""
-    plain = record.read_json(path_of(out, run))
+def read_forecast(file: Path) -> Forecast | None:
+    """Return the prediction of a run that was started before, or None."""
+    plain = record.read_json(file)
     return from_dict(Forecast, plain) if plain else None
 
 
-def read_before(findings: Findings, run: Planned) -> list[str]:
-    """Say that the test split is no longer fresh, if it is not."""
+def read_before(findings: Findings, run_id: str) -> list[str]:
+    """Return a warning if other runs of the study have read the test split already."""
     done = findings.finished
-    others = done[(done["split"] == "test") & (done["run_id"] != run.run_id)]
+    others = done[(done["split"] == "test") & (done["run_id"] != run_id)]
     if others.empty:
         return []
     return [

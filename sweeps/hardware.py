@@ -1,4 +1,4 @@
-"""What this machine has, found out without importing torch."""
+"""What this machine has, found without importing torch."""
 
 import contextlib
 import json
@@ -14,23 +14,23 @@ from tarflow import cost, record
 from tarflow.storage import cache_folder
 
 FIRST_GPU = Path("/dev/nvidia0")
-DRIVER = Path("/proc/driver/nvidia/gpus")  # where it describes them
+DRIVER = Path("/proc/driver/nvidia/gpus")  # where NVIDIA's driver describes its GPUs
 
 
 def has_gpu() -> bool:
-    """Tell whether there is a GPU that this process may see."""
+    """Tell whether this process sees a GPU."""
     return FIRST_GPU.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
 def accelerators() -> list[str]:
-    """Name the GPUs as `cost.ACCELERATORS` does; empty if one of them is not known."""
-    described = [path.read_text() for path in sorted(DRIVER.glob("*/information"))]
-    names = [next((name for name in cost.ACCELERATORS if name in text), "") for text in described]
+    """Return the names of the GPUs in `cost.ACCELERATORS`; empty if one of them is not there."""
+    texts = [path.read_text() for path in sorted(DRIVER.glob("*/information"))]
+    names = [next((name for name in cost.ACCELERATORS if name in text), "") for text in texts]
     return names if has_gpu() and all(names) else []
 
 
 def core_flops() -> float:
-    """Return the FLOPs per second of `probe`, measured once on a machine."""
+    """Return the FLOPs per second of `probe`, measured once per machine."""
     key = f"{socket.gethostname()}-{platform.machine()}-{cores()}"
     path = cache_folder() / f"rate-{key}.json"
     try:
@@ -42,7 +42,7 @@ def core_flops() -> float:
 
 
 def cores() -> int:
-    """Return the processor cores this process may use, as its affinity and container allow."""
+    """Return the number of cores that affinity and container limits leave to this process."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -64,7 +64,7 @@ print(2 * 512**3 / best)
 
 
 def probe() -> float:
-    """Measure float32 matrix products per core, FLOPs per second, one thread on every core."""
+    """Measure float32 matrix products, FLOPs per second and core, with all cores busy."""
     single = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM")}
     probes = [
         subprocess.Popen(
@@ -76,8 +76,8 @@ def probe() -> float:
         )
         for _ in range(cores())
     ]
-    for each in probes:
-        if each.stdin:
-            each.stdin.write("\n")
-            each.stdin.flush()
-    return statistics.mean(float(each.communicate()[0]) for each in probes)
+    for process in probes:
+        if process.stdin:
+            process.stdin.write("\n")
+            process.stdin.flush()
+    return statistics.mean(float(process.communicate()[0]) for process in probes)

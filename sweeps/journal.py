@@ -1,7 +1,7 @@
-"""A search's memory: an Optuna journal that optuna-dashboard and optuna.load_study open.
+"""The memory of a search: an Optuna journal, which optuna-dashboard and optuna.load_study open.
 
-The runs on disk are the truth. What a search that was killed left open in the journal is closed
-from there: told if it ended, else failed and put first in line.
+The runs on disk are the truth. Trials that a killed search left open in the journal are closed
+accordingly: those whose run has ended get its values, the others fail and are suggested first.
 """
 
 import shutil
@@ -24,7 +24,7 @@ FILE = "search.journal"
 
 
 def open_journal(out: Path) -> JournalStorage:
-    """Return the journal of a folder, a new one if it has none."""
+    """Return the journal of a study's folder, a new one if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = out / FILE
     return JournalStorage(
@@ -33,10 +33,10 @@ def open_journal(out: Path) -> JournalStorage:
 
 
 class RemoteJournal(JournalFileBackend):
-    """A journal on an object store: a file of the driver, put there whenever it grows."""
+    """A journal on an object store: a local file of the driver, uploaded whenever it grows."""
 
     def __init__(self, path: Remote) -> None:
-        """Go on from what lies there."""
+        """Continue from the file at this address, if there is one."""
         self.path = path
         folder = tempfile.mkdtemp(prefix="tarflow-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -52,7 +52,7 @@ class RemoteJournal(JournalFileBackend):
 
 
 def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
-    """Return the Optuna study of a space; a new one begins as the space says."""
+    """Return the Optuna study of a space; a new one starts with the space's own suggestions."""
     study = optuna.create_study(
         storage=journal,
         study_name=space.title,
@@ -69,7 +69,7 @@ def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
 
 
 def settle(study: optuna.Study, space: Space, out: Path) -> None:
-    """Close every trial that is open, for nobody works on it any more."""
+    """Close every open trial, since nothing works on it any more."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         values = _values(trial.params, space, out)
         if values:
@@ -82,14 +82,14 @@ def settle(study: optuna.Study, space: Space, out: Path) -> None:
 
 def ended(study: optuna.Study, space: Space, out: Path) -> list[dict[str, Any]]:
     """Return the parameters of the trials that count: all that ended by themselves."""
-    lost = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    failed = [trial.params for trial in lost if _values(trial.params, space, out) == []]
-    unlike = {space.name(params): params for params in failed}
-    return [trial.params for trial in completed(study)] + list(unlike.values())
+    failures = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    failed = [trial.params for trial in failures if _values(trial.params, space, out) == []]
+    distinct = {space.name(params): params for params in failed}
+    return [trial.params for trial in completed(study)] + list(distinct.values())
 
 
-def begun(space: Space, out: Path) -> list[dict[str, Any]]:
-    """Return the same without leaving anything in a folder that has no search yet."""
+def tried(space: Space, out: Path) -> list[dict[str, Any]]:
+    """Return the same, without writing to a folder that has no search yet."""
     if not (out / FILE).exists():
         return []
     journal = open_journal(out)
@@ -104,7 +104,7 @@ def completed(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def draws(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return random parameters, to price a search that has not chosen any yet."""
+    """Return random parameters, to price a search before it has made suggestions."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         directions=["minimize"] * len(space.objectives),
@@ -117,10 +117,10 @@ def draws(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def fresh_seed(seed: int, trials: int) -> int:
-    """Return a seed that a search which goes on has not used before."""
+    """Return a seed that a resumed search has not used before."""
     return int(np.random.SeedSequence([seed, trials]).generate_state(1)[0])
 
 
 def _values(params: dict[str, Any], space: Space, out: Path) -> list[float] | None:
-    whole = space.base.keys() <= params.keys()  # it may have been killed while suggesting
-    return space.values(params, out) if whole else None
+    complete = space.base.keys() <= params.keys()  # it may have been killed while suggesting
+    return space.values(params, out) if complete else None

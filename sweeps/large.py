@@ -1,11 +1,11 @@
 """Runs of several workers, one after another, each a Ray Train job.
 
-The run goes on from its own state, so Ray Train is only asked to carry out one attempt. When it
-fails, the next one is begun here, on the machines that answer: workers that are left see no more
-of a lost one than a broken connection, which cannot be told from a fault of the run.
+A run resumes from its own checkpoints, so Ray Train only carries out one attempt. When it fails,
+the driver starts the next one on the machines that answer. Survivors see only a broken connection,
+so a lost worker looks like a failed run.
 """
 
-import os
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -17,18 +17,17 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.failures import RETRIES, cause_of, end_failed
-from sweeps.machines import Cluster, room
-from sweeps.study import Planned
-from sweeps.trainable import Report, carry_out
-from sweeps.watch import Watch
+from sweeps.batch import RETRIES, BatchContext, StopConditions, cause_of, record_death
+from sweeps.cluster import Cluster, workers_that_fit
+from sweeps.study import PlannedRun
+from sweeps.trainable import Report, execute
 from tarflow.errors import UserError
 from tarflow.record import read_result
 from tarflow.train.preemption import defer_sigterm
 
 
-class TogetherBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Connects the workers, and lets them note SIGTERM: they save together before they end."""
+class SigtermTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Connects the workers, and defers SIGTERM in them: they save together before they end."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Set up the workers, each in its main thread."""
@@ -36,20 +35,19 @@ class TogetherBackend(TorchConfig().backend_cls):  # type: ignore[misc]
         worker_group.execute(defer_sigterm)
 
 
-class Together(TorchConfig):
-    """The process group, by `TogetherBackend`."""
+class SigtermTorchConfig(TorchConfig):
+    """A process group whose workers defer SIGTERM."""
 
     @property
-    def backend_cls(self) -> type[TogetherBackend]:
-        """What sets it up."""
-        return TogetherBackend
+    def backend_cls(self) -> type[SigtermTorchBackend]:
+        """The class that sets it up."""
+        return SigtermTorchBackend
 
 
 class Mailbox:
-    """Holds the last report of a job for the driver to fetch."""
+    """Holds the last report of a job until the driver fetches it."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self.latest: dict[str, Any] = {}
 
     def put(self, latest: dict[str, Any]) -> None:
@@ -61,69 +59,59 @@ class Mailbox:
         return self.latest
 
 
-def run_large(run: Planned, out: Path, where: Cluster, storage: Path, watch: Watch) -> None:
-    """Carry out one run of several workers, unless there is a reason to stop meanwhile.
+def run_large(run: PlannedRun, context: BatchContext, stop: StopConditions) -> None:
+    """Carry out one run of several workers, unless there is a reason to stop.
 
     Args:
-        run: `execution.workers` says on how many workers; `execution.min_workers`, if it is not
-            0, on how few it goes on when machines are lost. Otherwise they are waited for.
-        out: folder of the study.
-        where: the cluster.
-        storage: for Ray Train's own files, which nobody reads again.
-        watch: of the batch.
+        run: Run whose `execution.workers` is the number of workers. After losing machines it
+            continues with no fewer than `execution.min_workers`; 0 waits for all.
+        context: What all batches of the command share.
+        stop: Stop conditions of the batch.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
-    deaths, reached = 0, -1
-    watch.progress.start(run)
-    while workers := _workers(run, where, watch):
-        error = _attempt(
-            run, workers, out, where, storage / f"{run.run_id}-{deaths}", watch, mailbox
-        )
+    on_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=on_driver).remote()
+    progress, deaths, reached = stop.progress, 0, -1
+    progress.start(run)
+    while workers := _wait_for_workers(run, context.cluster, stop):
+        error = _attempt(run, workers, context, stop, mailbox)
         if error is None:
-            if result := read_result(out / "runs" / run.run_id):
-                watch.progress.end(run, result["run"])
+            if result := read_result(context.out / "runs" / run.run_id):
+                progress.end(run, result["run"])
             return
         images = ray.get(mailbox.get.remote()).get("images", 0)
         deaths, reached = (0 if images > reached else deaths) + 1, images
         cause = cause_of(error)
         if isinstance(cause, UserError) or deaths > RETRIES:
-            end_failed(run, out, error, watch)
+            record_death(run, context.out, error, progress)
             return
-        said = str(cause).partition("\n")[0]
-        watch.progress.note(f"{run.label} lost a worker ({said}); going on from the last state")
+        reason = str(cause).partition("\n")[0]
+        progress.note(f"{run.label} lost a worker ({reason}); resuming from its last checkpoint")
 
 
-def _workers(run: Planned, where: Cluster, watch: Watch) -> int:
+def _wait_for_workers(run: PlannedRun, cluster: Cluster, stop: StopConditions) -> int:
     """Wait for enough workers and return how many; 0 if there is a reason to stop."""
     execution, batch = run.config.execution, run.config.batch
     needs = {"CPU": float(execution.threads)}
-    if where.gpus and execution.device != "cpu":
+    if cluster.gpus and execution.device != "cpu":
         needs["GPU"] = 1.0
-    said = False
-    while not watch.stop_all():
-        there = min(execution.workers, room(needs))
-        fits = (count for count in range(there, 0, -1) if batch % count == 0)
-        count = execution.workers if there == execution.workers else next(fits, 0)
+    told = False
+    while not stop.stop_all():
+        room = min(execution.workers, workers_that_fit(needs))
+        divisors = (count for count in range(room, 0, -1) if batch % count == 0)
+        count = execution.workers if room == execution.workers else next(divisors, 0)
         if count == execution.workers or count >= execution.min_workers > 0:
             return count
-        if not said:
-            watch.progress.note(
-                f"{run.label} waits for {execution.workers} workers, there is room for {there}"
+        if not told:
+            stop.progress.note(
+                f"{run.label} waits for {execution.workers} workers, there is room for {room}"
             )
-        said = True
+        told = True
         time.sleep(1)
     return 0
 
 
 def _attempt(
-    run: Planned,
-    workers: int,
-    out: Path,
-    where: Cluster,
-    storage: Path,
-    watch: Watch,
-    mailbox: Any,
+    run: PlannedRun, workers: int, context: BatchContext, stop: StopConditions, mailbox: Any
 ) -> Exception | None:
     """Carry out a run until it ends, fails or loses a worker; return what went wrong."""
     failures: list[Exception] = []
@@ -133,47 +121,44 @@ def _attempt(
 
     def job() -> None:  # not in the main thread, where Ray Train would take Ctrl-C for itself
         try:
-            train(run, workers, str(out), str(Path.cwd()), storage, where.gpus, report)
+            train_on_workers(run, workers, context, report)
         except Exception as error:
             failures.append(error)
 
     thread = threading.Thread(target=job, daemon=True)
     thread.start()
-    while thread.is_alive() and not watch.stop_all():
+    while thread.is_alive() and not stop.stop_all():
         thread.join(0.5)
         if latest := ray.get(mailbox.get.remote()):
-            watch.progress.report(run, latest)
+            stop.progress.report(run, latest)
     return failures[0] if failures else None
 
 
-def train(
-    run: Planned, workers: int, out: str, home: str, storage: Path, gpus: float, report: Report
-) -> None:
+def train_on_workers(run: PlannedRun, workers: int, context: BatchContext, report: Report) -> None:
     """Carry out a run as a Ray Train job and wait for its end.
 
     Args:
-        run: what to do.
-        workers: data-parallel processes.
-        out: folder of the study.
-        home: working folder of the driver.
-        storage: for Ray Train's own files.
-        gpus: that the cluster has; with none the workers meet over gloo.
-        report: gets progress of the first worker; is sent to the workers.
+        run: The run.
+        workers: Number of data-parallel processes.
+        context: What all batches of the command share.
+        report: Receives progress of the first worker; is sent to the workers.
     """
     execution = run.config.execution
-    use_gpu = bool(gpus) and execution.device != "cpu"
+    use_gpu = bool(context.cluster.gpus) and execution.device != "cpu"
     run = replace(run, config=replace(run.config, execution=replace(execution, workers=workers)))
+    out, home = str(context.out), str(Path.cwd())
 
     def loop() -> None:
-        carry_out(run, out, home, report)
+        execute(run, out, home, report)
 
-    TorchTrainer(
-        loop,
-        torch_config=Together(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": execution.threads, **({"GPU": 1} if use_gpu else {})},
-        ),
-        run_config=RunConfig(name=storage.name, storage_path=os.fspath(storage.parent)),
-    ).fit()
+    with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:
+        TorchTrainer(
+            loop,
+            torch_config=SigtermTorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": execution.threads, **({"GPU": 1} if use_gpu else {})},
+            ),
+            run_config=RunConfig(name=run.run_id, storage_path=scratch),
+        ).fit()

@@ -1,4 +1,4 @@
-"""One driver at a time on a study folder: a lease that names its owner and has a heartbeat."""
+"""One driver at a time per study folder: a lease file names its owner and has a heartbeat."""
 
 import contextlib
 import fcntl
@@ -15,98 +15,95 @@ from tarflow.errors import UserError
 from tarflow.storage import Remote, writing
 
 HEARTBEAT_SECONDS = 5.0
-STALE_SECONDS = 60.0  # without a heartbeat: the owner's machine is gone
-SETTLE_SECONDS = 1.0  # until the last of several puts to an object store is the one that counts
+STALE_SECONDS = 60.0  # without a heartbeat for this long, the owner's machine is lost
+SETTLE_SECONDS = 1.0  # until the last of several puts to an object store has won
 FILE = "lease.json"
 
 
 class Lease:
-    """What the owner of a folder holds; `lost` says that another driver has taken it over."""
+    """Ownership of a folder; `lost` says that another driver has taken it over."""
 
     def __init__(self, path: Path) -> None:
-        """Describe a lease that is about to be written."""
         self.path = path
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         self.lost = False
         self.beaten = time.time()
 
     def take(self) -> None:
-        """Become the owner.
+        """Become the owner of the folder.
 
         Raises:
-            UserError: if another driver is.
+            UserError: If another driver owns it.
         """
         with _locked(self.path):
-            there = _read(self.path)
-            if there and _alive(there):
-                raise self._taken(there)
+            owner = _read(self.path)
+            if owner and _alive(owner):
+                raise self._in_use(owner)
             self._write()
-        if isinstance(
-            self.path, Remote
-        ):  # which has no lock: of two that write, the last one wins
+        if isinstance(self.path, Remote):  # no lock there: of two writers, the last one wins
             time.sleep(SETTLE_SECONDS)
-            if not self._ours(there := _read(self.path)):
-                raise self._taken(there)
+            if not self._is_ours(owner := _read(self.path)):
+                raise self._in_use(owner)
 
     def beat(self) -> None:
-        """Renew the heartbeat, unless somebody else owns the folder by now."""
+        """Renew the heartbeat, unless another driver owns the folder by now."""
         with _locked(self.path):
-            there = _read(self.path)
-            self.lost = self.lost or (bool(there) and not self._ours(there))
+            owner = _read(self.path)
+            self.lost = self.lost or (bool(owner) and not self._is_ours(owner))
             if not self.lost:
                 self._write()
 
     def release(self) -> None:
-        """Let the next driver in."""
+        """Give the folder up."""
         with _locked(self.path):
-            if self._ours(_read(self.path)):
+            if self._is_ours(_read(self.path)):
                 self.path.write_text("")
 
     def _write(self) -> None:
         self.beaten = time.time()
         self.path.write_text(json.dumps(self.owner | {"beat": self.beaten}))
 
-    def _ours(self, there: dict[str, Any]) -> bool:
-        return self.owner.items() <= there.items()
+    def _is_ours(self, owner: dict[str, Any]) -> bool:
+        return self.owner.items() <= owner.items()
 
-    def _taken(self, there: dict[str, Any]) -> UserError:
+    def _in_use(self, owner: dict[str, Any]) -> UserError:
         return UserError(
-            f"{self.path.parent} is in use by process {there.get('pid')} on {there.get('host')}; "
+            f"{self.path.parent} is in use by process {owner.get('pid')} on {owner.get('host')}; "
             "wait for it, stop it, or choose another --out"
         )
 
 
 @contextlib.contextmanager
 def lease(folder: Path) -> Iterator[Lease]:
-    """Own a folder for as long as the block runs.
+    """Own a folder for the duration of the block.
 
-    A lease is taken over if its owner is a dead process of this host, or has had no heartbeat for
+    The lease of a dead process of this host is taken over, and so is one without a heartbeat for
     `STALE_SECONDS`.
 
     Raises:
-        UserError: if another driver owns the folder, saying which; or if it cannot be written.
+        UserError: If another driver owns the folder, naming it; or if it cannot be written.
     """
-    held, ended = Lease(folder / FILE), threading.Event()
+    own, ended = Lease(folder / FILE), threading.Event()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        held.take()
+        own.take()
 
-    def keep() -> None:
+    def keep_alive() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
             try:
-                held.beat()
-            except (OSError, UserError):  # the disk is full, or the network away: try again
-                held.lost = time.time() - held.beaten > STALE_SECONDS
+                own.beat()
+            except (OSError, UserError):  # a full disk or a lost network: try again
+                own.lost = time.time() - own.beaten > STALE_SECONDS
 
-    heart = threading.Thread(target=keep, daemon=True)
+    heart = threading.Thread(target=keep_alive, daemon=True)
     heart.start()
     try:
-        yield held
+        yield own
     finally:
         ended.set()
         heart.join()
-        with contextlib.suppress(OSError, UserError):  # then it goes stale
-            held.release()
+        with contextlib.suppress(OSError, UserError):  # otherwise it becomes stale
+            own.release()
 
 
 @contextlib.contextmanager
@@ -124,7 +121,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         owner: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        return {}  # released, or cut off while it was written
+        return {}  # released, or interrupted while it was written
     return owner
 
 
@@ -138,5 +135,5 @@ def _alive(owner: dict[str, Any]) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # alive, of another user
+        return True  # alive, owned by another user
     return True

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sweeps.study import Study, unknown
+from sweeps.study import Study, did_you_mean
 from tarflow.config import read_yaml
 from tarflow.errors import UserError
 from tarflow.storage import locate
@@ -10,7 +10,7 @@ from tarflow.storage import locate
 FOLDER = Path(__file__).with_name("studies")
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
-IMPORTS = {  # how the data of the presets are made from what one can download
+IMPORTS = {  # arguments of `python -m tarflow data` that make the presets' data from downloads
     "data/cifar10": "cifar-10-batches-py data/cifar10 --kind cifar",
     "data/imagenet64": "Imagenet64_npz data/imagenet64 --kind npz",
     "data/imagenet-64px": "ILSVRC2012 data/imagenet-64px --size 64",
@@ -20,10 +20,13 @@ IMPORTS = {  # how the data of the presets are made from what one can download
 
 
 def load(name: str) -> Study:
-    """Return a preset by name, or the study in a YAML file or in the folder of a study.
+    """Return a preset, or the study in a YAML file or in a study's folder.
+
+    Args:
+        name: Name of a preset, or path or address of a file or folder.
 
     Raises:
-        UserError: if there is neither, naming the nearest; or if the file is no study.
+        UserError: If there is no such study, naming the nearest; or if the file holds none.
     """
     if name in PRESETS:
         return read_yaml(Study, FOLDER / f"{name}.yaml")
@@ -33,8 +36,8 @@ def load(name: str) -> Study:
         return read_yaml(Study, path)
     if path.suffix in (".yaml", ".yml"):
         files = [str(file) for file in path.parent.glob("*.y*ml")]
-        raise UserError(f"study {unknown(name, files)}")
-    raise UserError(f"study {unknown(name, PRESETS)} (or give a YAML file)")
+        raise UserError(f"study {did_you_mean(name, files)}")
+    raise UserError(f"study {did_you_mean(name, PRESETS)} (or give a YAML file)")
 
 
 def description(preset: str) -> str:

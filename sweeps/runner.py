@@ -1,131 +1,143 @@
-"""Carry out planned runs on a Ray cluster, so that every one of them ends as a row.
+"""Carry out what a plan lists on a Ray cluster: runs, and sampler settings of finished runs.
 
-What is done is decided by `runs/<run id>/result.json` and by nothing else: Ray's own state is
-thrown away. Small runs are Tune trials side by side, longest first but branches after their trunk
-has come so far, in processes that are used again; runs of several workers follow one after
-another, as Ray Train jobs. A run whose process or machine dies goes on from its last state.
+Only `runs/<run id>/result.json` decides whether a run is done; Ray's own state is thrown away.
+Single-worker runs are Tune trials side by side, longest first, in processes that are reused; a
+branch waits for its trunk's checkpoint. Runs of several workers follow one after another, as Ray
+Train jobs. A run whose process or machine dies resumes from its last checkpoint.
 """
 
-import contextlib
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
-from rich.console import Console
 
-from sweeps.branches import Start, marked, starts, state_left, tidy
-from sweeps.failures import RETRIES, cause_of, end_failed, error_of
-from sweeps.lease import Lease
-from sweeps.machines import Cluster, check_shared, slots
-from sweeps.progress import Progress, Task
-from sweeps.study import Planned
-from sweeps.trainable import resources, single_threaded, trial
-from sweeps.watch import Here, Outcome, Watch
+from sweeps.batch import (
+    BatchContext,
+    NotPickled,
+    Outcome,
+    ProgressCallback,
+    SamplingCallback,
+    StopConditions,
+    run_batch,
+    run_trials,
+)
+from sweeps.branches import (
+    StartPoint,
+    checkpoint_saved,
+    remove_trunks,
+    start_points,
+    with_branch_points,
+)
+from sweeps.cluster import Cluster, check_shared, slots
+from sweeps.progress import Progress
+from sweeps.sampling import SamplingTask
+from sweeps.study import PlannedRun
+from sweeps.trainable import resources, sample_task, single_threaded, train_planned
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
 
-Named = Callable[[dict[str, Any]], Planned]
-LOOK_SECONDS = 0.5  # between looks for the state that a run waits for, perhaps far away
+LOOK_SECONDS = 0.5  # between looks for a checkpoint that a run waits for, perhaps far away
 
 
 def run_all(
-    runs: Sequence[Planned],
-    out: Path,
-    expected: Mapping[str, float],
-    where: Cluster,
-    held: Lease,
-    console: Console,
-    limit: float | None = None,
+    runs: Sequence[PlannedRun], expected: Mapping[str, float], context: BatchContext
 ) -> Outcome:
     """Carry out the runs that are not done yet.
 
     Args:
-        runs: resolved; those that are done are left alone.
-        out: folder of the study, absolute.
-        expected: seconds of each run, by run id; longest go first.
-        where: the cluster, inside `cluster()`.
-        held: the lease of `out`.
-        console: for progress.
-        limit: on the monotonic clock; what has not ended then is stopped.
+        runs: Resolved runs; those that are done stay as they are.
+        expected: Expected seconds of each run by run id; longest go first.
+        context: What all batches of the command share.
 
     Raises:
-        UserError: if a run asks for more than the cluster has, `out` is not shared by it, or
-            a worker finds a mistake in the config.
+        UserError: If a run asks for more than the cluster has, if a machine does not see the
+            study's folder, or if a worker finds a mistake in the config.
     """
+    out, cluster = context.out, context.cluster
     results = {run.run_id: read_result(out / "runs" / run.run_id) for run in runs}
     rows = [result["run"] for result in results.values() if result]
     done = [row for row in rows if row["status"] == "done"]
-    finished = {row["run_id"] for row in done}
-    todo = [single_threaded(run) for run in runs if run.run_id not in finished]
+    done_ids = {row["run_id"] for row in done}
+    todo = [single_threaded(run) for run in runs if run.run_id not in done_ids]
     todo.sort(key=lambda run: -expected[run.run_id])
-    begin = starts(todo, out)
-    todo = marked(todo, begin)
+    starts = start_points(todo, out)
+    todo = with_branch_points(todo, starts)
     small = [run for run in todo if run.config.execution.workers == 1]
     large = [run for run in todo if run.config.execution.workers > 1]
-    needs = resources(small, where.gpus) if small else {"cpu": 1.0}
-    count = slots(needs, where)
-    _check_workers(large, where)
-    check_shared(out, where)
-    progress = Progress(
-        len(todo), {run.run_id: expected[run.run_id] for run in todo}, count, console, done
-    )
-    watch = Watch(progress, held, limit)
-    with progress, scratch() as storage:
+    needs = resources([run.config for run in small], cluster.gpus) if small else {"cpu": 1.0}
+    count = slots(needs, cluster)
+    _check_workers(large, cluster)
+    check_shared(out, cluster)
+    seconds = {run.run_id: expected[run.run_id] for run in todo}
+    progress = Progress(len(todo), seconds, count, context.console, done)
+    stop = StopConditions(progress, context)
+    with progress:
         if small:
-            tune_trials(
-                tune.with_parameters(trial, runs=small, out=str(out), home=str(Path.cwd())),
-                {},
-                Teller(lambda config: small[config["index"]], out, watch),
-                Session(storage, needs, count, watch),
-                Queue(small, begin, out, progress),
-                len(small),
+            run_trials(
+                tune.with_parameters(
+                    train_planned, runs=small, out=str(out), home=str(Path.cwd())
+                ),
+                needs,
+                stop,
+                ProgressCallback(lambda config: small[config["index"]], out, progress),
+                search=RunQueue(small, starts, out, progress),
+                samples=len(small),
             )
         if large:
             from sweeps.large import run_large  # imports torch, which the driver rarely needs
         for run in large:
-            if not watch.stop_all():
-                run_large(run, out, where, storage, watch)
+            if not stop.stop_all():
+                run_large(run, context, stop)
     ended = {name: row for name, row in progress.rows.items() if row["status"] == "done"}
-    tidy(runs, finished | ended.keys(), out)
-    gpus = where.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
+    remove_trunks(runs, done_ids | ended.keys(), out)
+    on_gpus = cluster.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
     spent = sum(
-        min(row["wall_seconds"], progress.seconds[run_id])
-        * _devices(progress.runs[run_id], needs, gpus)
-        for run_id, row in ended.items()
+        min(row["wall_seconds"], progress.seconds[name])
+        * _devices(progress.tasks[name].config, needs, on_gpus)
+        for name, row in ended.items()
     )
-    return watch.outcome(len(todo), spent, where, gpus)
+    return stop.outcome(spent, on_gpus)
 
 
-class Queue(Here, Searcher):
-    """Gives out runs in order, a branch once its trunk has left its state or has ended."""
+class RunQueue(NotPickled, Searcher):
+    """Hands out runs in order, a branch once its trunk has saved its checkpoint or has ended."""
 
     def __init__(
-        self, runs: Sequence[Planned], begin: Mapping[str, Start], out: Path, progress: Progress
+        self,
+        runs: Sequence[PlannedRun],
+        starts: Mapping[str, StartPoint],
+        out: Path,
+        progress: Progress,
     ) -> None:
-        """Hold the runs of a batch; `begin` says which of them have to wait."""
+        """Queue the runs of a batch.
+
+        Args:
+            runs: Runs in the order in which they should start.
+            starts: Start of each run by run id; says which runs have to wait.
+            out: Folder of the study.
+            progress: Progress of the batch.
+        """
         super().__init__()
         self.left = list(enumerate(runs))
-        self.begin, self.out, self.progress = begin, out, progress
-        self.looked: dict[str, float] = {}  # when for the state of each run
+        self.starts, self.out, self.progress = starts, out, progress
+        self.looked: dict[str, float] = {}  # when the checkpoint of each run was last looked for
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the first run that need not wait; None if all have to."""
         del trial_id
-        for each in self.left:
-            if self.ready(each[1]):
-                self.left.remove(each)
-                return {"index": each[0]}
+        for index, run in self.left:
+            if self.ready(run):
+                self.left.remove((index, run))
+                return {"index": index}
         return None
 
-    def ready(self, run: Planned) -> bool:
-        """Tell whether a run need not wait any more."""
-        start, now = self.begin[run.run_id], time.monotonic()
+    def ready(self, run: PlannedRun) -> bool:
+        """Tell whether a run need not wait any longer."""
+        start, now = self.starts[run.run_id], time.monotonic()
         if not start.after or start.after in self.progress.rows:
             return True
         reached = self.progress.latest.get(start.after, {}).get("images", 0)
@@ -133,129 +145,59 @@ class Queue(Here, Searcher):
         if reached < start.images or now - looked < LOOK_SECONDS:
             return False
         self.looked[run.run_id] = now
-        return state_left(run, start.images, self.out)
+        return checkpoint_saved(run, start.images, self.out)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing follows from how a run has ended."""
+        """Do nothing: the order does not depend on results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Leave nothing: the study's folder remembers."""
+        """Save nothing: the study's folder has it all."""
 
 
-class Teller(Here, tune.Callback):
-    """Tells the progress what happens to Tune's trials, and makes rows of those that died."""
-
-    def __init__(self, planned: Named, out: Path, watch: Watch) -> None:
-        """Serve trials; `planned` says which run a trial's config stands for."""
-        self.planned, self.out, self.watch = planned, out, watch
-        self.progress = watch.progress
-        self.reached: dict[str, int] = {}  # images at which the process of each run died last
-
-    def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        """Note the start."""
-        self.progress.start(self.planned(trial.config))
-
-    def on_trial_result(  # type: ignore[override]
-        self, *, trial: Trial, result: dict[str, Any], **_: Any
-    ) -> None:
-        """Note how far it has come."""
-        if "images" in result:
-            self.progress.report(self.planned(trial.config), result)
-
-    def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        """Note the row that the run left; without one it was stopped."""
-        run = self.planned(trial.config)
-        if result := read_result(self.out / "runs" / run.run_id):
-            self.progress.end(run, result["run"])
-
-    def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        """Say that the run goes on; only deaths without progress in between are counted."""
-        run = self.planned(trial.config)
-        if isinstance(mistake := cause_of(error_of(trial)), UserError):
-            self.watch.mistake = mistake
-            return
-        images = self.progress.latest.get(run.run_id, {}).get("images", 0)
-        if images > self.reached.get(run.run_id, 0):
-            trial.run_metadata.num_failures = 1
-        self.reached[run.run_id] = images
-        self.progress.note(f"{run.label}: its process died; going on from its last state")
-
-    def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        """Write the row that the run could not."""
-        end_failed(self.planned(trial.config), self.out, error_of(trial), self.watch)
-
-
-@dataclass(frozen=True)
-class Session:
-    """What all trials of a batch share."""
-
-    storage: Path  # for Ray's own state
-    needs: Mapping[str, float]  # that one trial holds
-    slots: int  # trials that go on at a time
-    watch: Watch
-
-
-def tune_trials(
-    work: Callable[[dict[str, Any]], None],
-    space: Mapping[str, Any],
-    teller: tune.Callback,
-    session: Session,
-    search: Searcher | None = None,
-    samples: int = 1,
-) -> None:
-    """Carry out small runs as Tune trials, quietly, each ending as a row.
+def sample_all(
+    tasks: Sequence[SamplingTask], expected: Mapping[str, float], context: BatchContext
+) -> Outcome:
+    """Sample from finished runs with the settings that a study asks for.
 
     Args:
-        work: function trainable; it leaves the folder of the run, and reports.
-        space: of `work`'s config.
-        teller: hears what happens to each trial.
-        session: of the batch.
-        search: suggests configs; without it `space` is walked through in order.
-        samples: trials, or repeats of the whole space.
+        tasks: Settings that are still missing.
+        expected: Expected seconds of each task by its name.
+        context: What all batches of the command share.
+
+    Raises:
+        UserError: As `run_all`.
     """
-    tune.Tuner(
-        tune.with_resources(work, dict(session.needs)),
-        param_space=dict(space),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            num_samples=samples,
-            max_concurrent_trials=session.slots,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="trials",
-            storage_path=str(session.storage),
-            stop=session.watch,
-            callbacks=[teller],
-            failure_config=tune.FailureConfig(max_failures=RETRIES),
-            verbose=0,
-        ),
-    ).fit()
+    needs = resources([task.config for task in tasks], context.cluster.gpus)
+    count = slots(needs, context.cluster)
+    check_shared(context.out, context.cluster)
+    seconds = {task.run_id: expected[task.run_id] for task in tasks}
+    progress = Progress(len(tasks), seconds, count, context.console, objective="kid")
+    return run_batch(
+        context,
+        tune.with_parameters(sample_task, tasks=tasks, out=str(context.out), home=str(Path.cwd())),
+        needs,
+        progress,
+        SamplingCallback(lambda config: tasks[config["index"]], context.out, progress),
+        space={"index": tune.grid_search(list(range(len(tasks))))},
+    )
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """Give a folder of this machine for Ray's own state, which nobody reads again."""
-    with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-def _check_workers(runs: Sequence[Planned], where: Cluster) -> None:
-    """Refuse a run that waits for ever."""
+def _check_workers(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
+    """Refuse a run that would wait for ever."""
     for run in runs:
         workers = run.config.execution.workers
-        if workers * run.config.execution.threads > where.cpus:
+        if workers * run.config.execution.threads > cluster.cpus:
             raise UserError(
-                f"{run.label} asks for {workers} workers, the cluster has {where.cpus} CPUs: "
+                f"{run.label} asks for {workers} workers, the cluster has {cluster.cpus} CPUs: "
                 "lower base.execution.workers, or join a larger cluster through RAY_ADDRESS"
             )
 
 
-def _devices(run: Task, needs: Mapping[str, float], gpus: bool) -> float:
-    """Return the GPUs, or else the cores, that a run holds; a small one what all of them do."""
-    execution = run.config.execution
+def _devices(config: RunConfig, needs: Mapping[str, float], on_gpus: bool) -> float:
+    """Return the number of GPUs, or else of cores, that a run occupies."""
+    execution = config.execution
     if execution.workers == 1:
-        return needs["gpu" if gpus else "cpu"]
-    return execution.workers * (1 if gpus else execution.threads)
+        return needs["gpu" if on_gpus else "cpu"]
+    return execution.workers * (1 if on_gpus else execution.threads)

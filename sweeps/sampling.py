@@ -1,100 +1,79 @@
-"""Sample from finished runs as a study asks, or as Optuna suggests; each is a Ray Tune trial."""
+"""Ways to sample from finished runs: which ones a study asks for, and which are still missing."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ray import tune
+from sweeps.study import PlannedRun, Study
+from tarflow.config import RunConfig, SamplerConfig, to_dict
+from tarflow.identity import WHOLE, setting_id
 
-from analysis import human
-from sweeps.checkpoints import Setting, SettingTeller
-from sweeps.explore import Place, explore
-from sweeps.machines import check_shared, slots
-from sweeps.progress import Progress
-from sweeps.runner import Session, scratch, tune_trials
-from sweeps.settings import SEED, Sampling
-from sweeps.space import SamplingSpace
-from sweeps.trainable import resources, sample_setting, single_threaded, workplace
-from sweeps.watch import Outcome, Watch
-from tarflow.identity import WHOLE
-from tarflow.storage import locate
+FILES = "runs/*/evaluations/*.json"  # one for each setting of each run that was sampled
+SEED = 0  # of the noise: that of the runs' own samples, so that all settings see the same
 
 
-def sample_all(
-    samplings: Sequence[Sampling], expected: Mapping[str, float], place: Place
-) -> Outcome:
-    """Carry out what is left to sample; `expected` has the seconds of each, by its id.
+@dataclass(frozen=True)
+class SamplingTask:
+    """One sampler setting of one finished run."""
 
-    Raises:
-        UserError: as `runner.run_all`.
+    model_id: str  # id of the run
+    model_label: str  # label of the run
+    config: RunConfig  # config of the run
+    sampler: SamplerConfig  # setting to draw with
+    seed: int = SEED
+    halves: tuple[str, ...] = WHOLE  # parts of the samples that are scored separately
+
+    @property
+    def run_id(self) -> str:
+        """Name within the batch: the run's id, and the setting's."""
+        return f"{self.model_id}/{self.setting_id}"
+
+    @property
+    def setting_id(self) -> str:
+        """Name of the setting, and of its file."""
+        return setting_id(replace(self.config, sampler=self.sampler), self.seed, self.halves)
+
+    @property
+    def label(self) -> str:
+        """Name for people: the run, and what differs from its own setting."""
+        own, asked = to_dict(self.config.sampler), to_dict(self.sampler)
+        changed = [f"{name} {value}" for name, value in asked.items() if value != own[name]]
+        return f"{self.model_label} at {', '.join(changed) or 'its own setting'}"
+
+
+def settings(study: Study, config: RunConfig) -> tuple[SamplerConfig, ...]:
+    """Return the sampler settings that a study asks for beside a run's own, each once.
+
+    Settings that do the same are one: where nothing is guided, or nothing can be denoised.
     """
-    todo = [replace(each, run=single_threaded(each.run)) for each in samplings]
-    needs = resources([each.run for each in todo], place.where.gpus)
-    count = slots(needs, place.where)
-    check_shared(place.out, place.where)
-    progress = Progress(
-        len(todo),
-        {each.run_id: expected[each.run_id] for each in todo},
-        count,
-        place.console,
-        objective="kid",
-        in_words=in_kid,
-    )
-    watch = Watch(progress, place.held, place.limit)
-    with progress, scratch() as storage:
-        tune_trials(
-            tune.with_parameters(
-                sample_one, samplings=todo, out=str(place.out), home=str(Path.cwd())
-            ),
-            {"index": tune.grid_search(list(range(len(todo))))},
-            SettingTeller(lambda config: todo[config["index"]], watch),
-            Session(storage, needs, count, watch),
-        )
-    gpus = "gpu" in needs
-    spent = needs["gpu" if gpus else "cpu"] * sum(progress.seconds.values())
-    return watch.outcome(len(todo), spent, place.where, gpus)
+    asked = dict.fromkeys(effective(setting, config) for setting in study.settings)
+    return tuple(setting for setting in asked if setting != effective(config.sampler, config))
 
 
-def sample_one(
-    config: Mapping[str, Any], samplings: Sequence[Sampling], out: str, home: str
-) -> None:
-    """Carry out the sampling numbered `config["index"]`: a Tune function trainable."""
-    from tarflow.evaluate.checkpoint_scores import evaluate_setting
+def effective(sampler: SamplerConfig, config: RunConfig) -> SamplerConfig:
+    """Return the one setting that stands for all that do the same to a run."""
+    if config.noise.type == "uniform":
+        sampler = replace(sampler, denoise=config.sampler.denoise)
+    same_branches = not config.model.classes and sampler.temperature == 1.0
+    if same_branches or not sampler.guidance:
+        return replace(SamplerConfig(), denoise=sampler.denoise)
+    if sampler.guides(0, config.model.blocks):  # the last of all
+        sampler = replace(sampler, guided_blocks="all")
+    return sampler
 
-    wanted = samplings[config["index"]]
-    with workplace(home):
-        folder = locate(out) / "runs" / wanted.run.run_id
-        (row,) = evaluate_setting(folder, wanted.sampler, SEED, halves=WHOLE)
-    tune.report({"kid": math.nan if row["kid"] is None else row["kid"]})
 
+def to_sample(study: Study, runs: Sequence[PlannedRun], out: Path) -> list[SamplingTask]:
+    """List the sampler settings that a study asks for and that its folder lacks.
 
-def search_settings(
-    spaces: Sequence[SamplingSpace], trials: int, needs: Mapping[str, float], place: Place
-) -> Outcome:
-    """Try settings that Optuna suggests for finished runs, until each run has had `trials`.
-
-    Raises:
-        UserError: as `explore`.
+    Args:
+        study: Study that names the settings.
+        runs: Runs to sample from.
+        out: Folder of the study; it need not exist.
     """
-    named = {space.run_id: space for space in spaces}
-    work = tune.with_parameters(
-        sample_setting, spaces=named, out=str(place.out), home=str(Path.cwd())
-    )
-    return explore(
-        place,
-        spaces,
-        trials,
-        work,
-        needs,
-        lambda watch: SettingTeller(
-            lambda config: Setting(named[config["run_id"]], config), watch
-        ),
-        in_kid,
-    )
-
-
-def in_kid(row: Mapping[str, Any]) -> str:
-    """Say how good samples are."""
-    return f"KID {human.number(row['kid'])}"
+    tasks = [
+        SamplingTask(run.run_id, run.label, run.config, setting)
+        for run in runs
+        for setting in settings(study, run.config)
+    ]
+    sampled = {f"{path.parent.parent.name}/{path.stem}" for path in out.glob(FILES)}
+    return [task for task in tasks if task.run_id not in sampled]

@@ -1,8 +1,8 @@
 """What a search may change, as Optuna define-by-run spaces.
 
-The outer space trains, at one budget, so that all candidates cost the same; the inner one only
-samples from a finished run. A space also says which run or sampler setting its parameters stand
-for, and what is known of it already: what lies on disk is the truth, the journal a mirror.
+The outer space trains candidates at one budget, so that all cost the same; the inner one only
+samples from a finished run. A space also knows which run or sampler setting its parameters stand
+for, and reads its scores from disk: the files are the truth, the journal is a copy.
 """
 
 import json
@@ -11,28 +11,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from sweeps.settings import effective
-from sweeps.study import Planned, Point, Size, Study, learning_rate, planned, short, sized_model
+from sweeps.sampling import SamplingTask, effective
+from sweeps.study import (
+    PlannedRun,
+    Point,
+    Size,
+    Study,
+    learning_rate,
+    plan_run,
+    short,
+    sized_model,
+)
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig, SamplerConfig, from_dict
-from tarflow.identity import HALVES, setting_id
+from tarflow.identity import HALVES
 from tarflow.record import read_json, read_result
 
-SEED = 1  # of all noise in the inner search: not that of the runs, which picked the checkpoints
-NOISE_REACH = 4.0  # the noise is looked for from the base's, divided by this, to times this
-RATES = 0.25, 2.0  # of the learning rate, times the study's own for the width
+SEED = 1  # of the noise in the inner search: not that of the runs, which picked the checkpoints
+NOISE_REACH = 4.0  # the noise is searched from the base's level divided by this to times this
+RATES = 0.25, 2.0  # range of the learning rate, times the study's own at that width
 RULES = "log-scale", "sigma-linear", "gaussian-score"  # of guidance
-FEWEST_SAMPLES = 8  # that can be cut into halves and compared
+FEWEST_SAMPLES = 8  # samples that can be split into halves and compared
 TOP = 3  # most blocks that guidance is confined to
 USUAL = {"guidance": 0.2, "temperature": 0.3}  # without classes (Zhai et al. 2025, table 5)
-DIGITS = 2  # after the point, of weights and temperatures
+DECIMALS = 2  # of weights and temperatures
 
 Params = Mapping[str, Any]
 Range = tuple[float, float]
 
 
 class Trial(Protocol):
-    """What a space asks of Optuna's trial."""
+    """The part of Optuna's trial that a space uses."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         """Suggest a whole number."""
@@ -47,7 +56,7 @@ class Trial(Protocol):
 
 
 class Space(Protocol):
-    """What a search goes through."""
+    """What a search may change."""
 
     @property
     def title(self) -> str:
@@ -55,21 +64,21 @@ class Space(Protocol):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What is to be small."""
+        """Names of the scores to minimise."""
 
     @property
     def base(self) -> dict[str, Any]:
-        """What a search has to beat."""
+        """Parameters that a search has to beat."""
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
-        """Where a search begins: the base, and what is likely to beat it."""
+        """First suggestions: the base, and what is likely to beat it."""
 
     def __call__(self, trial: Trial) -> dict[str, Any] | None:
-        """Suggest parameters; what is returned goes with them."""
+        """Suggest parameters; constants to add to them are returned."""
 
     def name(self, params: Params) -> str:
-        """Return what two suggestions of the same thing share."""
+        """Return the name of what the parameters stand for: equal things have equal names."""
 
     def values(self, params: Params, out: Path) -> list[float] | None:
         """Return the objectives from disk, [] if the trial failed, None if it has not ended."""
@@ -80,11 +89,11 @@ class TrainingSpace:
     """Depth, channels, noise and learning rate around a study's base, at one budget."""
 
     study: Study
-    budget: float  # training FLOPs of every candidate
+    budget: float  # training FLOPs of each candidate
     objectives: ClassVar = ("bpd", "kid")
 
     def __call__(self, trial: Trial) -> dict[str, Any]:
-        """Suggest a candidate that sees a sensible number of images."""
+        """Suggest a candidate within the study's numbers of images."""
         blocks = trial.suggest_int("blocks", *self.blocks)
         layers = trial.suggest_int("layers", *self.layers)
         low, high = self.widths(blocks, layers)
@@ -101,39 +110,40 @@ class TrainingSpace:
 
     @property
     def blocks(self) -> tuple[int, int]:
-        """The range of flow blocks: half to twice the study's, both directions at least."""
-        found = [size.blocks for size in self.study.sizes]
-        return max(min(found) // 2, min(*found, 2)), 2 * max(found)
+        """Range of flow blocks: half to twice the study's, but two for both directions."""
+        blocks = [size.blocks for size in self.study.sizes]
+        return max(min(blocks) // 2, min(*blocks, 2)), 2 * max(blocks)
 
     @property
     def layers(self) -> tuple[int, int]:
-        """The range of layers per block: half to twice the study's."""
-        found = [size.layers for size in self.study.sizes]
-        return max(min(found) // 2, 1), 2 * max(found)
+        """Range of layers per block: half to twice the study's."""
+        layers = [size.layers for size in self.study.sizes]
+        return max(min(layers) // 2, 1), 2 * max(layers)
 
     def widths(self, blocks: int, layers: int) -> tuple[int, int]:
-        """Return the range of channels within the study's sizes and its numbers of images."""
+        """Return the range of channels within the study's sizes and numbers of images."""
         sizes = [size.channels for size in self.study.sizes]
         step = self.study.base.model.head_dim
         widths = range(min(sizes), max(sizes) + 1, step)
         shapes = (Size(channels=width, blocks=blocks, layers=layers) for width in widths)
-        dear = {size.channels: cost.training_flops(self._model(size)) for size in shapes}
-        images = {width: self.budget / flops for width, flops in dear.items()}
-        good = [
+        images = {
+            size.channels: self.budget / cost.training_flops(self._model(size)) for size in shapes
+        }
+        fitting = [
             width
             for width in widths
             if self.study.min_images <= images[width] <= self.study.max_images
         ]
-        if not good:  # all too dear, or all too cheap: the nearest
-            good = [widths[0] if images[widths[0]] < self.study.min_images else widths[-1]]
-        return good[0], good[-1]
+        if not fitting:  # all too expensive or all too cheap: take the nearest
+            fitting = [widths[0] if images[widths[0]] < self.study.min_images else widths[-1]]
+        return fitting[0], fitting[-1]
 
     def _model(self, size: Size) -> ModelConfig:
         return sized_model(self.study.base.model, size)
 
     @property
     def noises(self) -> Range | None:
-        """The range of the Gaussian noise; None if the noise is uniform."""
+        """Range of the Gaussian noise; None if the noise is uniform."""
         noise = self.study.base.noise
         if noise.type == "uniform":
             return None
@@ -141,7 +151,7 @@ class TrainingSpace:
 
     @property
     def base(self) -> dict[str, Any]:
-        """The study's own choice at its middle size: where it ran the grid, that run."""
+        """The study's own choice at its middle size: at a grid budget, a run of the grid."""
         sizes = sorted(self.study.sizes, key=lambda size: cost.params(self._model(size)))
         size = sizes[(len(sizes) - 1) // 2]
         low, high = self.widths(size.blocks, size.layers)
@@ -152,14 +162,14 @@ class TrainingSpace:
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
-        """The base: it is not known what is better."""
+        """Only the base: nothing better is known."""
         return (self.base,)
 
-    def planned(self, params: Params) -> Planned:
+    def run_of(self, params: Params) -> PlannedRun:
         """Return the run that parameters stand for, on one device; numbers get three digits."""
         size = Size(**{name: params[name] for name in ("channels", "blocks", "layers")})
         alone = replace(self.study, sizes=(size,), replicated=None, held_out=None)
-        run = planned(alone, Point(size=size.label, budget=self.budget), self.study.base.seed)
+        run = plan_run(alone, Point(size=size.label, budget=self.budget), self.study.base.seed)
         own = learning_rate(self.study, size.channels)
         rate = float(f"{own * params['lr_ratio']:.3g}")
         noise, label = run.config.noise, f"{size.label}-lr{rate:g}"
@@ -175,8 +185,8 @@ class TrainingSpace:
         return replace(run, config=config, label=label, role="search")
 
     def name(self, params: Params) -> str:
-        """Return what two suggestions of the same run share."""
-        return self.planned(params).run_id
+        """Return the id of the run."""
+        return self.run_of(params).run_id
 
     def values(self, params: Params, out: Path) -> list[float] | None:
         """Return the objectives of a run, [] if it failed, None if it has not ended."""
@@ -184,8 +194,8 @@ class TrainingSpace:
         if result is None:
             return None
         row = next(iter(result["evaluations"]), {}) | result["run"]
-        found = [row.get(name) for name in self.objectives]
-        return [] if None in found or row["status"] != "done" else found
+        scores = [row.get(name) for name in self.objectives]
+        return [] if None in scores or row["status"] != "done" else scores
 
 
 @dataclass(frozen=True)
@@ -199,7 +209,7 @@ class SamplingSpace:
 
     @classmethod
     def of(cls, run_id: str, label: str, config: str) -> "SamplingSpace":
-        """Return the space of these columns of `runs.parquet`."""
+        """Return the space of a run, given these columns of `runs.parquet`."""
         return cls(run_id, label, from_dict(RunConfig, json.loads(config)))
 
     @property
@@ -227,7 +237,7 @@ class SamplingSpace:
 
     @property
     def ranges(self) -> dict[str, Range]:
-        """Lowest and highest of each number; the run's own are inside.
+        """Lowest and highest value of each number; the run's own are inside.
 
         With classes, guidance leads away from the mean class; without, it leads away from the
         same network at another attention temperature (Zhai et al. 2025, section 3.5).
@@ -247,7 +257,7 @@ class SamplingSpace:
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """The rules, and the blocks that guidance may be confined to; the run's own is one."""
+        """Rules of guidance, and blocks to confine it to, the run's own among them."""
         few = min(TOP, self.config.model.blocks - 1)  # all blocks are not few
         blocks = ("all", *(f"top:{count}" for count in range(1, few + 1)), self.own.guided_blocks)
         return {"rule": RULES, "guided_blocks": tuple(dict.fromkeys(blocks))}
@@ -259,25 +269,31 @@ class SamplingSpace:
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
-        """The run's own setting, and it with guidance as others have published it."""
+        """The run's own setting, and the same with a published guidance."""
         guided = {"guidance": 2.0} if self.config.model.classes else USUAL
         return self.base, self.base | guided
 
     def sampler(self, params: Params) -> SamplerConfig:
         """Return the setting that parameters stand for; settings that do the same are equal."""
-        found = {name: round(params[name], DIGITS) for name in self.ranges}
-        found |= {name: params[name] for name in self.choices}
-        return effective(replace(self.config.sampler, **found), self.config)
+        changes = {name: round(params[name], DECIMALS) for name in self.ranges}
+        changes |= {name: params[name] for name in self.choices}
+        return effective(replace(self.config.sampler, **changes), self.config)
+
+    def task(self, params: Params) -> SamplingTask:
+        """Return the sampling that parameters stand for."""
+        return SamplingTask(
+            self.run_id, self.label, self.config, self.sampler(params), SEED, HALVES
+        )
 
     def name(self, params: Params) -> str:
-        """Return what two suggestions of the same setting share."""
-        return setting_id(replace(self.config, sampler=self.sampler(params)), SEED, HALVES)
+        """Return the id of the setting."""
+        return self.task(params).setting_id
 
     def values(self, params: Params, out: Path) -> list[float] | None:
-        """Return the KID on the draws that settings are chosen by, None if not sampled yet."""
+        """Return the KID on the half of the draws that chooses, None if not sampled yet."""
         path = out / "runs" / self.run_id / "evaluations" / f"{self.name(params)}.json"
         rows = read_json(path)
         if rows is None:
             return None
-        found = [row["kid"] for row in rows if row["half"] == "chosen"]
-        return [] if None in found else found
+        scores = [row["kid"] for row in rows if row["half"] == "chosen"]
+        return [] if None in scores else scores

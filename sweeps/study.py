@@ -1,6 +1,6 @@
-"""A study as data: sizes, budgets, variants and seeds, from which its runs follow.
+"""A study as data: its sizes, budgets, variants and seeds define its runs.
 
-Nothing here trains or touches a disk. `presets` holds the studies that have a name.
+Nothing here trains or writes to disk. `presets` finds the studies that have a name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,12 @@ from tarflow.config import ModelConfig, RunConfig, SamplerConfig
 from tarflow.errors import ConfigError
 from tarflow.train.trunk import any_length
 
-CHANGEABLE = ("model", "noise", "optim", "batch")  # of a run, by a variant
+CHANGEABLE = ("model", "noise", "optim", "batch")  # parts of a run that a variant may change
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """One model size of a study; the rest of the model comes from the base."""
+    """One model size of a study; the base sets the rest of the model."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     channels: int  # width of every Transformer layer
@@ -31,13 +31,13 @@ class Size:
 
     @property
     def label(self) -> str:
-        """The size in short, such as c64-b4-l2."""
+        """Short name of the size, such as c64-b4-l2."""
         return f"c{self.channels}-b{self.blocks}-l{self.layers}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A size at a budget."""
+    """A size trained at a budget."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     size: str  # label of one of the sizes, such as c64-b4-l2
@@ -46,46 +46,45 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A departure from the base of a study, to be compared with others."""
+    """A named change of a study's base, compared with the other variants."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
-    name: str  # in the labels of its runs
+    name: str  # prefix of its runs' labels
     change: Mapping[str, Any] = field(default_factory=dict)  # such as {noise: {type: uniform}}
 
 
-PLAIN = Variant(name="")  # the only variant of a study that names none
+PLAIN = Variant(name="")  # stands for the unchanged base
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Every size at every budget (IsoFLOP), replicates at one point, and one larger run.
 
-    The larger run is what the law, fitted on smaller budgets, has to predict. An ablation has no
-    law: its sizes, its variants or its settings are compared at equal training FLOPs.
+    The law is fitted on the smaller budgets and has to predict the larger run. An ablation has no
+    law: it compares sizes, variants or sampler settings at equal training FLOPs.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     name: str  # also the default folder, studies/<name>
-    base: RunConfig = field(default_factory=RunConfig)  # all that sizes and budgets do not set
+    base: RunConfig = field(default_factory=RunConfig)  # what sizes and budgets do not set
     sizes: tuple[Size, ...]
     budgets: tuple[float, ...]  # training FLOPs
-    variants: tuple[Variant, ...] = ()  # every point is run with each; none is the base alone
-    settings: tuple[SamplerConfig, ...] = ()  # sampled from every finished run, beside its own
-    role: Literal["grid", "ablation"] = "grid"  # laws read runs of a grid only
-    seeds: int = 1  # runs of every point, seeds 0, 1, ...
-    replicated: Point | None = None  # where run-to-run noise is measured
-    replicates: int = 3  # seeds at that point
-    held_out: Point | None = None  # the larger run
+    variants: tuple[Variant, ...] = ()  # every point is trained with each; empty: the base alone
+    settings: tuple[SamplerConfig, ...] = ()  # every finished run is sampled with each of these
+    role: Literal["grid", "ablation"] = "grid"  # laws are fitted to grid runs only
+    seeds: int = 1  # runs per point, with seeds 0, 1, ...
+    replicated: Point | None = None  # trained with more seeds to measure run-to-run noise
+    replicates: int = 3  # seeds at the replicated point
+    held_out: Point | None = None  # the larger run that the law has to predict
     lr_power: float = 0.0  # lr = base.optim.lr * (channels / base.model.channels) ** lr_power
     min_images: int = 1024  # points with fewer images are left out
     max_images: int = 10**12  # points with more images are left out
-    branches: bool = True  # runs that differ in their images only are trained together (wsd)
-    train_images: int = 4000  # unique training images; read from the data when they are there
-    validation_images: int = 500  # scored of every run; read from the data likewise
-    accelerator: str = ""  # what the plan is priced on; empty is this machine's cores
+    branches: bool = True  # share the training of runs that differ only in their images (wsd)
+    train_images: int = 4000  # unique training images; the data correct this when present
+    validation_images: int = 500  # held-out images to score; the data correct this when present
+    accelerator: str = ""  # device that the plan is priced on; empty: this machine
 
     def __post_init__(self) -> None:
-        """Refuse a study whose points name no size, or that has no runs."""
         if not self.sizes or not self.budgets:
             raise ConfigError("a study needs at least one size and one budget")
         if self.seeds < 1:
@@ -96,62 +95,64 @@ class Study:
         for name in ("replicated", "held_out"):
             point: Point | None = getattr(self, name)
             if point and point.size not in labels:
-                raise ConfigError(f"{name}.size {unknown(point.size, labels)}")
+                raise ConfigError(f"{name}.size {did_you_mean(point.size, labels)}")
         if self.accelerator and self.accelerator not in cost.ACCELERATORS:
-            raise ConfigError(f"accelerator {unknown(self.accelerator, cost.ACCELERATORS)}")
+            raise ConfigError(f"accelerator {did_you_mean(self.accelerator, cost.ACCELERATORS)}")
         if self.lr_power and self.base.optim.base_channels:
             raise ConfigError("lr_power and optim.base_channels both scale rates: set one to 0")
         if self.settings and not self.base.evaluation.samples:
             raise ConfigError("settings ask for samples: set base.evaluation.samples")
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names) or "" in names:
-            raise ConfigError("every variant needs a name of its own")
+            raise ConfigError("every variant needs a different name")
         for size in self.sizes:
             for variant in self.variants or (PLAIN,):
-                varied(replace(self.base, model=sized_model(self.base.model, size)), variant)
+                apply_variant(
+                    replace(self.base, model=sized_model(self.base.model, size)), variant
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One run that is to be: its config and what people call it."""
+class PlannedRun:
+    """One run to carry out: its config, and its name for people."""
 
-    config: RunConfig  # resolved, so that it has a name
+    config: RunConfig  # resolved, so that its id is known
     label: str  # such as c64-b4-l2-3e11-s0
-    budget: float  # training FLOPs asked for; those of the config are rounded to the batch
+    budget: float  # requested training FLOPs; the config rounds them to whole batches
     role: str = "grid"  # grid, ablation, search or final
     trunk: int = 0  # images of the longest run that shares its training; 0 shares nothing
-    marks: frozenset[int] = frozenset()  # images at which it leaves its state for such runs
+    branch_points: frozenset[int] = frozenset()  # images at which it saves a checkpoint for others
 
     @property
     def run_id(self) -> str:
-        """The hash that names the run and its folder."""
+        """Hash that names the run and its folder."""
         return identity.run_id(self.config)
 
 
-def grid(study: Study) -> list[Planned]:
-    """List the runs of a study, without repeats, in the order in which they were declared.
+def grid(study: Study) -> list[PlannedRun]:
+    """List the runs of a study, without repeats, in the order of their declaration.
 
-    Points outside `min_images` to `max_images` are left out; so the list may be shorter than
+    Points outside `min_images` to `max_images` are left out, so the list may be shorter than
     sizes x budgets x variants x seeds.
     """
     limits = study.min_images, study.max_images
     runs = [run for run in _declared(study) if limits[0] <= run.config.images <= limits[1]]
-    return _sharing(runs) if study.branches else runs
+    return _with_trunks(runs) if study.branches else runs
 
 
 def left_out(study: Study) -> int:
-    """Count the runs that fall outside `min_images` to `max_images`."""
+    """Count the runs outside `min_images` to `max_images`."""
     return len(_declared(study)) - len(grid(study))
 
 
-def _declared(study: Study) -> list[Planned]:
+def _declared(study: Study) -> list[PlannedRun]:
     variants = study.variants or (PLAIN,)
-    runs = (planned(study, *point, variant) for point in _points(study) for variant in variants)
+    runs = (plan_run(study, *point, variant) for point in _points(study) for variant in variants)
     return list(dict.fromkeys(runs))
 
 
-def _sharing(runs: list[Planned]) -> list[Planned]:
-    """Name the trunk of the runs that share their training until they cool down."""
+def _with_trunks(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """Name the trunk of the runs that share their training up to the cooldown."""
     families: dict[RunConfig, list[int]] = {}
     for run in runs:
         families.setdefault(any_length(run.config), []).append(run.config.images)
@@ -175,34 +176,34 @@ def _points(study: Study) -> Iterator[tuple[Point, int]]:
         yield study.held_out, 0
 
 
-def planned(study: Study, point: Point, seed: int, variant: Variant = PLAIN) -> Planned:
+def plan_run(study: Study, point: Point, seed: int, variant: Variant = PLAIN) -> PlannedRun:
     """Return the run of a study at a size, a budget and a seed."""
     size = next(size for size in study.sizes if size.label == point.size)
     optim = replace(study.base.optim, lr=learning_rate(study, size.channels))
     model = sized_model(study.base.model, size)
-    config = varied(replace(study.base, model=model, optim=optim), variant)
-    wanted = point.budget / cost.training_flops(config.model)
-    config = replace(config, images=configs.round_images(wanted, config.batch), seed=seed)
+    config = apply_variant(replace(study.base, model=model, optim=optim), variant)
+    images = point.budget / cost.training_flops(config.model)
+    config = replace(config, images=configs.round_images(images, config.batch), seed=seed)
     label = f"{size.label}-{short(point.budget)}-s{seed}"
     if variant.name:
         label = f"{variant.name}-{label}"
-    return Planned(config=config, label=label, budget=point.budget, role=study.role)
+    return PlannedRun(config=config, label=label, budget=point.budget, role=study.role)
 
 
-def varied(config: RunConfig, variant: Variant) -> RunConfig:
-    """Return a config with what a variant changes.
+def apply_variant(config: RunConfig, variant: Variant) -> RunConfig:
+    """Return a config with a variant's changes.
 
     Raises:
-        ConfigError: if the change makes no config, or is none that runs of a study may differ in.
+        ConfigError: If the change makes no config, or changes what all runs must share.
     """
     if not variant.change:
         return config
     where = f"variant {variant.name}"
     for name in variant.change:
         if name not in CHANGEABLE:
-            raise ConfigError(f"{where}: {unknown(name, CHANGEABLE)}")
+            raise ConfigError(f"{where}: {did_you_mean(name, CHANGEABLE)}")
     plain = _merged(configs.to_dict(config), variant.change)
-    plain["images"] = plain["batch"]  # any whole number of batches: the budget decides
+    plain["images"] = plain["batch"]  # any multiple of the batch: the budget decides
     return configs.from_dict(RunConfig, plain, where)
 
 
@@ -215,18 +216,18 @@ def _merged(plain: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, An
 
 
 def learning_rate(study: Study, channels: int) -> float:
-    """Return the peak learning rate of a width: a power law through the base's, 3 digits."""
+    """Return the peak learning rate at a width, from a power law through the base, 3 digits."""
     ratio = channels / study.base.model.channels
     return float(f"{study.base.optim.lr * ratio**study.lr_power:.3g}")
 
 
 def sized_model(base: ModelConfig, size: Size) -> ModelConfig:
-    """Return the base model at a size."""
+    """Return the base model at another size."""
     return replace(base, channels=size.channels, blocks=size.blocks, layers=size.layers)
 
 
 def short(number: float) -> str:
-    """Write a number as people name budgets.
+    """Format a budget briefly.
 
     >>> short(3e11), short(1.5e18)
     ('3e11', '1.5e18')
@@ -234,25 +235,30 @@ def short(number: float) -> str:
     return f"{number:.3g}".replace("e+", "e")
 
 
-def resolve(study: Study) -> Study:
-    """Fill in what the data and the device decide, so that every run has a name.
+def resolve_study(study: Study) -> Study:
+    """Fill in what depends on the data and the machine, so that every run has an id.
 
     Raises:
-        ConfigError: if there is no such data set, or its images do not fit the model.
+        UserError: If there is no such data set, or its images do not fit the model.
     """
-    base, found = data.match_data(study.base), data.describe(study.base.data)
+    base, described = data.match_data(study.base), data.describe(study.base.data)
     for variant in study.variants:
-        data.match_data(varied(base, variant))
+        data.match_data(apply_variant(base, variant))
     if base.precision == "auto":
         cuda = base.execution.device != "cpu" and hardware.has_gpu()
         base = replace(base, precision="bfloat16" if cuda else "float32")
-    return replace(study, base=base, train_images=found.train, validation_images=found.validation)
+    return replace(
+        study,
+        base=base,
+        train_images=described.train,
+        validation_images=described.validation,
+    )
 
 
-def unknown(name: str, valid: object) -> str:
-    """Say that a name is not among the valid ones, and which comes nearest.
+def did_you_mean(name: str, valid: object) -> str:
+    """Say that a name is not among the valid ones, and which of them is nearest.
 
-    >>> unknown("digts", ["digits", "tiny"])
+    >>> did_you_mean("digts", ["digits", "tiny"])
     "'digts' is not known; did you mean 'digits'?"
     """
     near = get_close_matches(name, list(valid), n=1, cutoff=0.0)  # type: ignore[call-overload]

@@ -1,11 +1,12 @@
-"""Runs as Ray Tune trials, and what a run needs around it on any machine of a cluster.
+"""What Ray carries out on any machine of a cluster: a run, or sampling from a finished one.
 
-A run that fails is a row at once, for it would fail again. The death of its process travels to the
-driver, which has it go on from its last state.
+A run that fails leaves its row at once, since it would fail again. If its process dies, the driver
+restarts the run, which resumes from its last checkpoint.
 """
 
 import contextlib
 import gc
+import math
 import os
 import queue
 import threading
@@ -15,10 +16,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sweeps.expect import sharing
-from sweeps.space import SEED, SamplingSpace, Space, TrainingSpace
-from sweeps.study import Planned
+from sweeps.expect import runs_per_device
+from sweeps.sampling import SamplingTask
+from sweeps.space import SamplingSpace, Space, TrainingSpace
+from sweeps.study import PlannedRun
 from tarflow import record
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.storage import locate
 from tarflow.train.preemption import Preempted
@@ -27,40 +30,43 @@ from tarflow.train.trunk import trunk_of
 Report = Callable[[dict[str, Any]], None]
 
 
-def carry_out(run: Planned, out: str, home: str, report: Report) -> dict[str, Any]:
-    """Do one run in this process and return its row (empty on all workers but the first).
+def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, Any]:
+    """Carry out one run in this process.
 
     Args:
-        run: what to do.
-        out: folder of the study.
-        home: working folder of the driver, from which relative data paths are read.
-        report: gets progress; see `tarflow.train.loop.train`.
+        run: The run.
+        out: Folder of the study.
+        home: Working folder of the driver, which relative data paths refer to.
+        report: Receives progress; see `tarflow.train.loop.train`.
+
+    Returns:
+        The row of the run; empty on all workers but the first.
     """
     from tarflow.evaluate.sample_quality import reference_quality
-    from tarflow.run import run as carry
+    from tarflow.run import run as train_and_score
 
     study = locate(out)
     folder = study / "runs" / run.run_id
-    trunk = trunk_of(run.config, run.trunk, run.marks, study) if run.trunk else None
-    reference = study / "reference.json"  # what real images score, once for a study
+    trunk = trunk_of(run.config, run.trunk, run.branch_points, study) if run.trunk else None
+    reference = study / "reference.json"  # scores of real images, once per study
     with workplace(home):
-        row = carry(run.config, folder, run.role, run.label, report, trunk)
+        row = train_and_score(run.config, folder, run.role, run.label, report, trunk)
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row
 
 
-def attempt(run: Planned, out: str, home: str, report: Report) -> dict[str, Any]:
-    """Do one run that goes on alone; a failure is its row.
+def execute_and_record(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, Any]:
+    """Carry out one single-worker run; a failure becomes its row.
 
     Raises:
-        UserError: for a user's mistake, which no other run can get around.
-        Preempted: if the process has to end.
+        UserError: For a user's mistake, which the other runs share.
+        Preempted: If the process has to end.
     """
     from tarflow.run import record_failure
 
     try:
-        return carry_out(run, out, home, report)
+        return execute(run, out, home, report)
     except (UserError, Preempted):
         raise
     except Exception as error:
@@ -70,31 +76,34 @@ def attempt(run: Planned, out: str, home: str, report: Report) -> dict[str, Any]
 
 @contextlib.contextmanager
 def reporting() -> Iterator[Report]:
-    """Give a report to Tune that does not wait: for ever, if the process is about to end."""
+    """Yield a way to report to Tune without waiting for it.
+
+    Tune never answers a process that is about to end, so a thread does the waiting.
+    """
     from ray import tune
 
-    waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
     def forward() -> None:
-        while progress := waiting.get():
+        while progress := reports.get():
             tune.report(progress)
 
     thread = threading.Thread(target=forward, daemon=True)
     thread.start()
     try:
-        yield waiting.put
+        yield reports.put
     finally:
-        waiting.put(None)
-    thread.join()  # but not after an error: if the process has to end, nobody listens any more
+        reports.put(None)
+    thread.join()  # not after an error: if the process has to end, nobody receives reports
 
 
 @contextlib.contextmanager
 def workplace(home: str) -> Iterator[None]:
-    """Work where relative data paths are right, and leave a process that can be used again."""
+    """Work in the driver's folder, and leave a process that can be reused."""
     import torch
 
     if not gc.get_freeze_count():
-        gc.freeze()  # what is imported by now stays: looking through it costs 0.2 s a run
+        gc.freeze()  # keep what is imported by now: searching it would cost 0.2 s per run
     with contextlib.chdir(home if Path(home).is_dir() else os.curdir):
         yield
     gc.collect()
@@ -102,13 +111,15 @@ def workplace(home: str) -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def trial(config: Mapping[str, Any], runs: Sequence[Planned], out: str, home: str) -> None:
-    """Carry out the small run numbered `config["index"]`: a Tune function trainable."""
+def train_planned(
+    config: Mapping[str, Any], runs: Sequence[PlannedRun], out: str, home: str
+) -> None:
+    """Carry out the run numbered `config["index"]`: a Tune function trainable."""
     from ray import tune
 
     run = runs[config["index"]]
     with reporting() as report:
-        row = attempt(run, out, home, report)
+        row = execute_and_record(run, out, home, report)
     tune.report({"run_id": run.run_id, "status": row["status"], "bpd": row.get("bpd")})
 
 
@@ -116,42 +127,63 @@ def train_candidate(config: Mapping[str, Any], space: TrainingSpace, out: str, h
     """Carry out the run that a search suggests: a Tune function trainable."""
     from ray import tune
 
-    run = single_threaded(space.planned(config))
+    run = single_threaded(space.run_of(config))
     with reporting() as report:
-        row = attempt(run, out, home, report)
-    tune.report({"status": row["status"], **scores(space, config, out)})
+        row = execute_and_record(run, out, home, report)
+    tune.report({"status": row["status"], **objectives(space, config, out)})
 
 
-def sample_setting(
-    config: Mapping[str, Any], spaces: Mapping[str, SamplingSpace], out: str, home: str
+def sample_task(
+    config: Mapping[str, Any], tasks: Sequence[SamplingTask], out: str, home: str
 ) -> None:
-    """Sample from a finished run as a search suggests: a Tune function trainable."""
+    """Draw and score the setting numbered `config["index"]`: a Tune function trainable."""
     from ray import tune
 
-    from tarflow.evaluate.checkpoint_scores import evaluate_setting
+    (row,) = sample(tasks[config["index"]], out, home)
+    tune.report({"kid": math.nan if row["kid"] is None else row["kid"]})
+
+
+def sample_candidate(
+    config: Mapping[str, Any], spaces: Mapping[str, SamplingSpace], out: str, home: str
+) -> None:
+    """Draw and score the setting that a search suggests: a Tune function trainable."""
+    from ray import tune
 
     space = spaces[config["run_id"]]
+    sample(space.task(config), out, home)
+    tune.report(objectives(space, config, out))
+
+
+def sample(task: SamplingTask, out: str, home: str) -> list[dict[str, Any]]:
+    """Sample from a finished run in this process, and return the rows of its scores."""
+    from tarflow.evaluate.checkpoint_scores import evaluate_setting
+
     with workplace(home):
-        evaluate_setting(locate(out) / "runs" / space.run_id, space.sampler(config), SEED)
-    tune.report(scores(space, config, out))
+        folder = locate(out) / "runs" / task.model_id
+        return evaluate_setting(folder, task.sampler, task.seed, task.halves)
 
 
-def scores(space: Space, config: Mapping[str, Any], out: str) -> dict[str, float | None]:
+def objectives(space: Space, config: Mapping[str, Any], out: str) -> dict[str, float | None]:
     """Return the objectives of a trial that has ended, by name; None where it failed."""
-    found = space.values(config, locate(out)) or []
-    return dict(zip_longest(space.objectives, found))
+    values = space.values(config, locate(out)) or []
+    return dict(zip_longest(space.objectives, values))
 
 
-def single_threaded(run: Planned) -> Planned:
-    """Give a run one thread unless it asks for more, so that small runs sit side by side."""
+def single_threaded(run: PlannedRun) -> PlannedRun:
+    """Give a run one thread unless it asks for more, so that small runs fit side by side."""
     execution = run.config.execution
-    threads = execution.threads or 1
-    return replace(run, config=replace(run.config, execution=replace(execution, threads=threads)))
+    execution = replace(execution, threads=execution.threads or 1)
+    return replace(run, config=replace(run.config, execution=execution))
 
 
-def resources(runs: Sequence[Planned], gpus: float) -> dict[str, float]:
-    """Return what one small trial holds, enough for any of the runs."""
-    needs = {"cpu": float(max(run.config.execution.threads for run in runs))}
-    if gpus and any(run.config.execution.device != "cpu" for run in runs):
-        needs["gpu"] = 1 / sharing(run.config for run in runs)
+def resources(configs: Sequence[RunConfig], gpus: float) -> dict[str, float]:
+    """Return the resources of one single-worker trial, enough for any of these runs.
+
+    Args:
+        configs: Configs of the runs.
+        gpus: Number of GPUs of the cluster.
+    """
+    needs = {"cpu": float(max(config.execution.threads or 1 for config in configs))}
+    if gpus and any(config.execution.device != "cpu" for config in configs):
+        needs["gpu"] = 1 / runs_per_device(configs)
     return needs

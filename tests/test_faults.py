@@ -18,7 +18,7 @@ import torch
 from small_studies import wee, with_ray, write_study
 
 from sweeps import scaling
-from sweeps.study import grid, resolve
+from sweeps.study import grid, resolve_study
 from tarflow.config import to_yaml
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model
@@ -39,7 +39,7 @@ def long_study(name, budget=1.2e10, **execution):
 
 
 def the_run(study, out):
-    (run,) = grid(resolve(study))
+    (run,) = grid(resolve_study(study))
     return out / "runs" / run.run_id
 
 
@@ -108,7 +108,7 @@ def undisturbed(tmp_path_factory):
     from tarflow.run import run
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    (planned,) = grid(resolve(long_study("long")))
+    (planned,) = grid(resolve_study(long_study("long")))
     run(planned.config, folder)
     return losses(folder)
 
@@ -124,7 +124,7 @@ def test_a_killed_worker_goes_on_from_its_last_state(tmp_path, capsys, undisturb
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
     thread.join(1)
     said = " ".join(capsys.readouterr().out.split())
-    assert "its process died; going on from its last state" in said
+    assert "its process died; resuming from its last checkpoint" in said
     assert losses(folder) == undisturbed  # no step was left out or done twice
     print(f"signal {sent}: recovered after {struck['recovered']:.1f} s")
     assert struck["recovered"] < 30
@@ -148,7 +148,7 @@ def test_a_job_of_two_workers_goes_on_from_its_last_state(
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
     thread.join(1)
     said = " ".join(capsys.readouterr().out.split())
-    assert "going on from the last state" in said
+    assert "resuming from its last checkpoint" in said
     assert losses(folder) == pytest.approx(undisturbed, rel=0, abs=1e-9)
     print(
         f"signal {sent} to {struck_workers} of 2 workers ({sharding}): recovered after "
@@ -213,7 +213,7 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
             process.terminate()
             process.wait()
     assert driver.returncode == 0
-    assert "going on from the last state" in said
+    assert "resuming from its last checkpoint" in said
     assert ("waits for 2 workers, there is room for 1" in said) == (not fewest)
     assert losses(folder) == pytest.approx(undisturbed, rel=1e-9)
     print(f"at least {fewest or 2} workers: goes on after {recovered:.1f} s")
@@ -236,7 +236,7 @@ def resume(config, folder, *launcher):
 
 @pytest.fixture
 def config(tmp_path):
-    (planned,) = grid(resolve(long_study("long")))
+    (planned,) = grid(resolve_study(long_study("long")))
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(planned.config))
     return path

@@ -8,20 +8,19 @@ from rich.console import Console
 
 from analysis.report.checklist import saving
 from sweeps import hardware, runner
-from sweeps.branches import Start, marked, starts, tidy
-from sweeps.expect import Rate
-from sweeps.plan import make_plan, summary, table
+from sweeps.branches import StartPoint, remove_trunks, start_points, with_branch_points
+from sweeps.expect import Job, Rate, timetable
+from sweeps.plan import make_plan, study_summary, table
 from sweeps.presets import load
 from sweeps.progress import Progress
-from sweeps.runner import Queue
-from sweeps.study import Point, grid, resolve
-from sweeps.timetable import Job, timetable
+from sweeps.runner import RunQueue
+from sweeps.study import Point, grid, resolve_study
 from tarflow import cost
 from tarflow.record import write_json
 from tarflow.train.schedule import shared_images
 from tarflow.train.trunk import trunk_folder
 
-NOTHING = Start()
+NOTHING = StartPoint()
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def probed(monkeypatch, tmp_path):
 @pytest.fixture
 def family():
     """Return four runs that differ in their images only, the longest first, and one other."""
-    study = resolve(load("tiny"))
+    study = resolve_study(load("tiny"))
     study = replace(study, budgets=(1e9, 3e9, 6e9), sizes=study.sizes[1:2], replicated=None)
     study = replace(study, held_out=Point(size="c16-b2-l1", budget=1.2e10))
     runs = sorted(grid(study), key=lambda run: -run.config.images)
@@ -48,44 +47,44 @@ def leave_states(folder, *images):
 
 def test_the_longest_run_is_the_trunk_and_the_others_wait_for_it(family, tmp_path):
     trunk, *shorter, other = family
-    begin = starts(family, tmp_path)
+    begin = start_points(family, tmp_path)
     assert begin[trunk.run_id] == begin[other.run_id] == NOTHING
     points = [shared_images(run.config) for run in shorter]
     for run, point in zip(shorter, points, strict=True):
-        assert begin[run.run_id] == Start(point, point, after=trunk.run_id)
+        assert begin[run.run_id] == StartPoint(point, point, after=trunk.run_id)
         assert run.trunk == trunk.config.images
-    marks = {run.run_id: run.marks for run in marked(family, begin)}
-    assert marks.pop(trunk.run_id) == set(points)
-    assert set(marks.values()) == {frozenset()}
+    branch_points = {run.run_id: run.branch_points for run in with_branch_points(family, begin)}
+    assert branch_points.pop(trunk.run_id) == set(points)
+    assert set(branch_points.values()) == {frozenset()}
 
 
 def test_states_on_disk_and_runs_that_are_done_decide_who_waits(family, tmp_path):
     trunk, long, middle, short, _ = family
     point = {run.run_id: shared_images(run.config) for run in family}
     leave_states(trunk_folder(short.config, tmp_path), point[short.run_id])
-    begin = starts(family, tmp_path)
-    assert begin[short.run_id] == Start(point[short.run_id], point[short.run_id])
+    begin = start_points(family, tmp_path)
+    assert begin[short.run_id] == StartPoint(point[short.run_id], point[short.run_id])
     assert begin[middle.run_id].after == trunk.run_id
     assert begin[trunk.run_id].images == point[short.run_id]  # it shares that state, too
-    without = starts([long, middle, short], tmp_path)  # the trunk is done
+    without = start_points([long, middle, short], tmp_path)  # the trunk is done
     assert without[long.run_id].images == point[short.run_id]
     assert without[middle.run_id].after == long.run_id
     own = tmp_path / "runs" / trunk.run_id / "state"
     leave_states(own, point[middle.run_id])  # the trunk is beyond the branch of the middle one
-    begin = starts(family, tmp_path)
-    assert begin[trunk.run_id] == Start(point[middle.run_id], 0)
+    begin = start_points(family, tmp_path)
+    assert begin[trunk.run_id] == StartPoint(point[middle.run_id], 0)
     assert begin[long.run_id].after == trunk.run_id
     assert begin[middle.run_id].after == ""
     assert begin[middle.run_id].images == point[short.run_id]
 
 
 def test_a_study_may_leave_branches_out_and_a_cosine_has_none(tmp_path):
-    study = resolve(load("tiny"))
+    study = resolve_study(load("tiny"))
     cosine = replace(study.base, optim=replace(study.base.optim, schedule="cosine"))
     for each in (replace(study, branches=False), replace(study, base=cosine)):
         runs = grid(each)
         assert {run.trunk for run in runs} == {0}
-        assert set(starts(runs, tmp_path).values()) == {NOTHING}
+        assert set(start_points(runs, tmp_path).values()) == {NOTHING}
     shared = [run for run in grid(study) if run.trunk]
     alone = [run for run in grid(study) if not run.trunk]
     assert len(shared) == 7
@@ -96,7 +95,7 @@ def test_a_branch_waits_for_its_state_or_the_end_of_its_trunk(family, tmp_path, 
     monkeypatch.setattr(runner, "LOOK_SECONDS", 0.0)
     trunk, long, middle, short, other = family
     progress = Progress(len(family), {}, 2, Console(quiet=True))
-    queue = Queue(family, starts(family, tmp_path), tmp_path, progress)
+    queue = RunQueue(family, start_points(family, tmp_path), tmp_path, progress)
 
     def given():
         found = queue.suggest("trial")
@@ -116,31 +115,29 @@ def test_states_go_when_the_last_of_their_runs_is_done(family, tmp_path):
     folder = trunk_folder(family[0].config, tmp_path)
     leave_states(folder, 64)
     *most, last = [run.run_id for run in family if run.trunk]
-    tidy(family, most, tmp_path)
+    remove_trunks(family, most, tmp_path)
     assert list(folder.iterdir())
-    tidy(family, [*most, last], tmp_path)
+    remove_trunks(family, [*most, last], tmp_path)
     assert not (tmp_path / "trunks").exists()
 
 
 def test_the_plan_counts_what_is_left_to_train(tmp_path):
-    study = resolve(load("tiny"))
+    study = resolve_study(load("tiny"))
     whole = make_plan(replace(study, branches=False), tmp_path, devices=2)
     plan = make_plan(study, tmp_path, devices=2)
     assert (whole.saved, plan.flops) == (0, whole.flops)
-    per_image = {
-        line.run.run_id: cost.training_flops(line.run.config.model) for line in plan.lines
-    }
-    branches = [line for line in plan.lines if line.start.after]
+    per_image = {row.run.run_id: cost.training_flops(row.run.config.model) for row in plan.rows}
+    branches = [row for row in plan.rows if row.start.after]
     assert plan.saved == sum(
-        per_image[line.run.run_id] * shared_images(line.run.config) for line in branches
+        per_image[row.run.run_id] * shared_images(row.run.config) for row in branches
     )
     assert 0.2 < plan.saved / plan.flops < 0.3
     assert plan.device_hours < 0.95 * whole.device_hours
     assert plan.wall_seconds < whole.wall_seconds
-    assert "23%" in next(line for line in summary(study, plan) if "shared trunks" in line)
-    assert not any("trunk" in line for line in summary(study, whole))
+    assert "23%" in next(line for line in study_summary(study, plan) if "shared trunks" in line)
+    assert not any("trunk" in line for line in study_summary(study, whole))
     said = [cell.endswith("branch") for cell in table(plan).columns[8].cells]
-    assert said == [line in branches for line in plan.lines]
+    assert said == [row in branches for row in plan.rows]
 
 
 def test_jobs_start_as_devices_fall_free_and_trunks_come_so_far():

@@ -12,10 +12,10 @@ from analysis.findings import find
 from analysis.forecast import Forecast, achieved, forecast
 from analysis.human import percent
 from sweeps import final
-from sweeps.declaration import declare
+from sweeps.driver import declare
 from sweeps.final import Options
 from sweeps.presets import load
-from sweeps.study import Size, grid, resolve
+from sweeps.study import Size, grid, resolve_study
 from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
 from tarflow.record import read_json, read_table, write_json
 from tarflow.run import row_of
@@ -41,7 +41,7 @@ def planted(tmp_path_factory):
     sizes = tuple(Size(channels=width, blocks=2, layers=1) for width in (8, 16, 24, 32, 48))
     budgets = (1e8, 2e8, 4e8, 8e8)
     study = replace(study, base=base, sizes=sizes, budgets=budgets, lr_power=0.0)
-    study = resolve(replace(study, held_out=None, replicated=None))
+    study = resolve_study(replace(study, held_out=None, replicated=None))
     declare(study, out)
     rng = np.random.default_rng(0)
     for run in grid(study):

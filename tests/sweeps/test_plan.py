@@ -4,11 +4,11 @@ from dataclasses import replace
 import pytest
 
 from sweeps import expect, hardware
-from sweeps.branches import Start
+from sweeps.branches import StartPoint
 from sweeps.expect import Rate
-from sweeps.plan import make_plan, summary, table, wall_seconds
+from sweeps.plan import make_plan, study_summary, table, wall_seconds
 from sweeps.presets import load
-from sweeps.study import Size, grid, resolve
+from sweeps.study import Size, grid, resolve_study
 from tarflow import cost
 from tarflow.config import ExecutionConfig, to_dict
 from tarflow.errors import UserError
@@ -41,34 +41,34 @@ def finish(out, run, slower=1.0, status="done"):
 
 
 def test_states_are_read_from_the_folder(tmp_path):
-    study = resolve(load("tiny"))
+    study = resolve_study(load("tiny"))
     done, failed, partly, *_ = grid(study)
     finish(tmp_path, done)
     finish(tmp_path, failed, status="failed")
     half = partly.config.images // 2
     write_json(tmp_path / "runs" / partly.run_id / "state" / f"{half:015d}.json", {})
     plan = make_plan(study, tmp_path)
-    lines = {line.run.run_id: line for line in plan.lines}
-    states = [lines[run.run_id].state for run in (done, failed, partly)]
+    rows = {row.run.run_id: row for row in plan.rows}
+    states = [rows[run.run_id].state for run in (done, failed, partly)]
     assert states == ["done", "failed", "partly"]
-    assert [line.state for line in plan.lines].count("to do") == len(plan.lines) - 3
-    assert lines[done.run_id].left == 0
-    whole = lines[partly.run_id].seconds
-    assert lines[partly.run_id].left == pytest.approx(whole.train / 2 + whole.evaluate, rel=0.02)
+    assert [row.state for row in plan.rows].count("to do") == len(plan.rows) - 3
+    assert rows[done.run_id].left == 0
+    whole = rows[partly.run_id].seconds
+    assert rows[partly.run_id].left == pytest.approx(whole.train / 2 + whole.evaluate, rel=0.02)
 
 
 def test_finished_runs_correct_the_expectation(tmp_path):
-    study = resolve(load("tiny"))
-    before = {line.run.run_id: line.seconds for line in make_plan(study, tmp_path).lines}
+    study = resolve_study(load("tiny"))
+    before = {row.run.run_id: row.seconds for row in make_plan(study, tmp_path).rows}
     for run, slower in zip(grid(study), (3.0, 3.0, 3.3), strict=False):
         finish(tmp_path, run, slower)
     plan = make_plan(study, tmp_path)
     assert plan.corrected_by == 3
-    assert "corrected by 3 finished runs" in " ".join(summary(study, plan))
+    assert "corrected by 3 finished runs" in " ".join(study_summary(study, plan))
     assert 0 < plan.spread < expect.SPREAD
-    for line in plan.lines:
-        assert line.seconds.train == pytest.approx(3 * before[line.run.run_id].train)
-        assert line.seconds.evaluate == pytest.approx(before[line.run.run_id].evaluate)
+    for row in plan.rows:
+        assert row.seconds.train == pytest.approx(3 * before[row.run.run_id].train)
+        assert row.seconds.evaluate == pytest.approx(before[row.run.run_id].evaluate)
 
 
 def scoring(run):
@@ -78,7 +78,7 @@ def scoring(run):
 
 
 def test_more_work_is_expected_to_take_longer():
-    run = grid(resolve(load("tiny")))[0].config
+    run = grid(resolve_study(load("tiny")))[0].config
     once = expect.expected_seconds(run, 500, RATE)
     twice = expect.expected_seconds(replace(run, images=2 * run.images), 500, RATE)
     assert twice.train == pytest.approx(2 * once.train)
@@ -90,29 +90,29 @@ def test_more_work_is_expected_to_take_longer():
 
 
 def test_longest_run_comes_first_and_totals_add_up(tmp_path):
-    study = resolve(load("digits"))
+    study = resolve_study(load("digits"))
     plan = make_plan(study, tmp_path, devices=2, price=0.5)
-    whole = [line.seconds.total for line in plan.lines]
+    whole = [row.seconds.total for row in plan.rows]
     assert whole == sorted(whole, reverse=True)
-    seconds = [line.expected for line in plan.lines]
+    seconds = [row.expected for row in plan.rows]
     assert plan.device_hours == pytest.approx(sum(seconds) / 3600)
     assert plan.money == pytest.approx(0.5 * plan.device_hours)
-    assert plan.flops == sum(cost.run_flops(line.run.config) for line in plan.lines)
+    assert plan.flops == sum(cost.run_flops(row.run.config) for row in plan.rows)
     assert plan.wall_seconds >= max(sum(seconds) / 2, seconds[0])
 
 
 def test_wall_time_packs_small_runs_and_queues_large_ones(tmp_path):
-    study = resolve(load("tiny"))
-    lines = [
-        replace(line, left=seconds, start=Start())
-        for line, seconds in zip(make_plan(study, tmp_path).lines, (4, 3, 3, 2), strict=False)
+    study = resolve_study(load("tiny"))
+    rows = [
+        replace(row, left=seconds, start=StartPoint())
+        for row, seconds in zip(make_plan(study, tmp_path).rows, (4, 3, 3, 2), strict=False)
     ]
-    assert wall_seconds(lines, 2) == 6
-    assert wall_seconds(lines, 1) == 12
-    assert wall_seconds(lines, 100) == 4
-    run = lines[0].run
+    assert wall_seconds(rows, 2) == 6
+    assert wall_seconds(rows, 1) == 12
+    assert wall_seconds(rows, 100) == 4
+    run = rows[0].run
     large = replace(run, config=replace(run.config, execution=ExecutionConfig(workers=2)))
-    assert wall_seconds([replace(lines[0], run=large), *lines[1:]], 2) == 4 + 5
+    assert wall_seconds([replace(rows[0], run=large), *rows[1:]], 2) == 4 + 5
 
 
 def test_accelerators_are_priced(tmp_path):
@@ -121,7 +121,7 @@ def test_accelerators_are_priced(tmp_path):
     listed = make_plan(study, tmp_path)
     assert listed.price == cost.ACCELERATORS["A100"].price
     assert listed.money == pytest.approx(listed.device_hours * listed.price)
-    assert any("nothing measured yet" in line for line in summary(study, listed))
+    assert any("nothing measured yet" in row for row in study_summary(study, listed))
     faster = make_plan(study, tmp_path, accelerator="H100", price=9.0)
     assert faster.device_hours < listed.device_hours
     assert faster.price == 9.0
@@ -141,13 +141,13 @@ def test_the_gpus_of_this_machine_are_planned_with(tmp_path, monkeypatch):
         (tmp_path / number / "information").write_text("Model: \t\t NVIDIA H100 80GB HBM3\n")
     plan = make_plan(study, tmp_path / "study")
     assert (plan.rate.accelerator, plan.devices, plan.gpus, plan.money) == ("H100", 2, 2, 0)
-    assert "on 2 H100s" in summary(study, plan)[0]
-    assert (plan.rate.sharing, plan.slots) == (4, 8)  # runs so small
-    assert plan.device_hours == pytest.approx(sum(line.left for line in plan.lines) / 4 / 3600)
+    assert "on 2 H100s" in study_summary(study, plan)[0]
+    assert (plan.rate.runs_per_device, plan.slots) == (4, 8)  # runs so small
+    assert plan.device_hours == pytest.approx(sum(row.left for row in plan.rows) / 4 / 3600)
     study64 = load("imagenet64")
     base = replace(study64.base, data=replace(study64.base.data, hash="0"))
     large = make_plan(replace(study64, base=base), tmp_path / "study")
-    assert (large.rate.sharing, large.slots) == (1, 8)
+    assert (large.rate.runs_per_device, large.slots) == (1, 8)
     on_cores = replace(study, base=replace(study.base, execution=ExecutionConfig(device="cpu")))
     assert make_plan(on_cores, tmp_path / "study").gpus == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -165,9 +165,11 @@ def test_runs_that_do_not_fit_the_accelerator_are_named(tmp_path):
         execution=ExecutionConfig(micro_batch=256),
     )
     study = replace(study, base=base)
-    assert "micro_batch" in summary(study, make_plan(study, tmp_path, accelerator="A10G"))[-1]
+    assert (
+        "micro_batch" in study_summary(study, make_plan(study, tmp_path, accelerator="A10G"))[-1]
+    )
     assert "micro_batch" not in " ".join(
-        summary(study, make_plan(study, tmp_path, accelerator="H200"))
+        study_summary(study, make_plan(study, tmp_path, accelerator="H200"))
     )
 
 
@@ -180,11 +182,11 @@ def test_runs_that_divide_their_state_are_marked(tmp_path):
     plan = make_plan(study, tmp_path)
     memory = list(table(plan).columns[6].cells)
     assert [cell.endswith("sharded") for cell in memory] == [
-        line.run.config.model.channels == 1024 for line in plan.lines
+        row.run.config.model.channels == 1024 for row in plan.rows
     ]
-    assert "sharded: c1024-b8-l8-1e20-s0;" in " ".join(summary(study, plan))
+    assert "sharded: c1024-b8-l8-1e20-s0;" in " ".join(study_summary(study, plan))
     roomy = make_plan(replace(study, accelerator="H200"), tmp_path)
-    assert "sharded" not in " ".join(summary(study, roomy))
+    assert "sharded" not in " ".join(study_summary(study, roomy))
 
 
 def test_the_probe_runs_once_per_machine(monkeypatch):

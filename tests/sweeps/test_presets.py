@@ -6,7 +6,7 @@ from image_files import noise_images, write_cifar10
 from PIL import Image
 
 from sweeps.presets import IMPORTS, PRESETS, load
-from sweeps.study import resolve
+from sweeps.study import resolve_study
 from tarflow.__main__ import main
 
 
@@ -43,6 +43,6 @@ def test_imported_data_fit_every_preset_that_names_them(tmp_path, monkeypatch, c
     studies = [study for study in map(load, PRESETS) if study.base.data.name == name]
     assert studies
     for study in studies:
-        found = resolve(study)
+        found = resolve_study(study)
         assert found.base.data.hash
         assert found.validation_images > 0

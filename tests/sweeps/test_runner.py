@@ -13,10 +13,10 @@ from rich.console import Console
 from small_studies import rows, wee, with_ray, write_study
 
 from sweeps import scaling
+from sweeps.cluster import Cluster, check_shared
 from sweeps.lease import FILE, STALE_SECONDS, lease
-from sweeps.machines import Cluster, check_shared
 from sweeps.progress import Progress
-from sweeps.study import Point, grid, resolve
+from sweeps.study import Point, grid, resolve_study
 from tarflow.config import to_yaml
 from tarflow.errors import UserError
 from tarflow.record import read_table
@@ -54,7 +54,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
     study = replace(wee("wee"), held_out=Point(size="c8-b2-l1", budget=1.6e10))
     write_study(tmp_path, study)
     out = tmp_path / "studies" / "wee"
-    longest = out / "runs" / grid(resolve(study))[-1].run_id
+    longest = out / "runs" / grid(resolve_study(study))[-1].run_id
     driver = start(script, "wee.yaml")
     try:
         deadline = time.monotonic() + 120
@@ -87,7 +87,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
     assert {key: row["bpd"] for key, row in rows(out).items()} == {
         key: row["bpd"] for key, row in rows(whole).items()
     }
-    planned = {run.run_id: run for run in grid(resolve(study))}
+    planned = {run.run_id: run for run in grid(resolve_study(study))}
     assert set(rows(out)) == set(planned)
     (branch,) = [row for row in rows(out).values() if row["role"] == "branch"]
     assert branch["parent_id"] == longest.name
@@ -134,14 +134,16 @@ def test_a_failed_run_is_a_row_a_message_and_exit_code_1(tmp_path, capsys):
 @with_ray
 def test_a_process_that_dies_is_a_row_and_a_sick_machine_stops(tmp_path, capsys, monkeypatch):
     """Every process dies at once; after the first few the rest is not tried."""
-    monkeypatch.setattr("sweeps.runner.trial", lambda config, **_: os._exit(config["index"] + 1))
+    monkeypatch.setattr(
+        "sweeps.runner.train_planned", lambda config, **_: os._exit(config["index"] + 1)
+    )
     study = wee("sick", seeds=3)
     path, out = write_study(tmp_path, study), tmp_path / "out"
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "stopped early: the first 4 runs all failed" in said
     errors = [row["error"] for row in rows(out).values()]
-    assert 4 <= len(errors) < len(grid(resolve(study)))
+    assert 4 <= len(errors) < len(grid(resolve_study(study)))
     assert all("the process died" in error for error in errors)
 
 
@@ -240,7 +242,7 @@ def test_a_dead_or_silent_owner_is_replaced(tmp_path):
 def test_time_left_follows_the_pace_of_what_has_ended(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    runs = grid(resolve(wee("x")))
+    runs = grid(resolve_study(wee("x")))
     expected = {run.run_id: 10.0 for run in runs}
     progress = Progress(len(runs), expected, 2, Console(quiet=True))
     assert progress.seconds_left() == 10.0 * len(runs) / 2

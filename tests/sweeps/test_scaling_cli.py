@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import commands, scaling
-from sweeps.declaration import declare
+from sweeps import driver, scaling
+from sweeps.driver import declare
 from sweeps.presets import load
-from sweeps.study import grid, resolve
+from sweeps.study import grid, resolve_study
 from tarflow.config import NoiseConfig, read_yaml, to_yaml
 from tarflow.errors import UserError
 
@@ -27,7 +27,7 @@ def test_dry_run_lists_every_run_and_starts_nothing(monkeypatch, capsys, tmp_pat
     out = tmp_path / "study"
     code, printed = call(monkeypatch, capsys, "tiny", "--dry-run", "--out", out)
     assert code == 0
-    for run in grid(resolve(load("tiny"))):
+    for run in grid(resolve_study(load("tiny"))):
         assert run.label in printed.out
         assert run.run_id in printed.out
     assert "matrix-product probe" in printed.out
@@ -106,13 +106,13 @@ def test_an_out_that_is_a_file_is_refused(monkeypatch, capsys, tmp_path):
 
 def test_flags_change_the_study():
     options = scaling.Options(study="tiny", seeds=3, features="inception")
-    study = scaling.chosen(options)
+    study = scaling.chosen_study(options)
     assert study.seeds == 3
     assert study.base.evaluation.features == "inception"
 
 
 def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
-    study = resolve(load("tiny"))
+    study = resolve_study(load("tiny"))
     declare(study, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == study
     more = replace(study, seeds=2, budgets=(*study.budgets, 5e9))
@@ -127,8 +127,8 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
 def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(commands, "confirmed", lambda: asked.append(1) and False)
-    monkeypatch.setattr(scaling, "carry_out", lambda *_: 0)
+    monkeypatch.setattr(driver, "confirmed", lambda: asked.append(1) and False)
+    monkeypatch.setattr(driver, "execute", lambda *_: 0)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     call(monkeypatch, capsys, "digits")
     assert not asked

@@ -19,15 +19,13 @@ from optuna.trial import TrialState
 
 from analysis.settings import best_setting, pareto_front
 from sweeps import scaling, search
-from sweeps.checkpoints import that_matter
-from sweeps.choice import choose
+from sweeps.choice import choose, verdict, worth_sampling
 from sweeps.explore import Suggester
 from sweeps.journal import draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
 from sweeps.search import Options
 from sweeps.space import RULES, SEED, SamplingSpace, TrainingSpace
-from sweeps.study import Size, grid, resolve
-from sweeps.tuned import verdict
+from sweeps.study import Size, grid, resolve_study
 from tarflow import cost
 from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_dict, to_yaml
 from tarflow.data.images import open_split
@@ -87,7 +85,7 @@ def journal_of(out, title):
 
 def check_journal(out, trials):
     """Every trial is closed, no config was tried twice, and the values are those of the table."""
-    space = TrainingSpace(resolve(wee()), BUDGET)
+    space = TrainingSpace(resolve_study(wee()), BUDGET)
     study = journal_of(out, space.title)
     assert all(trial.state.is_finished() for trial in study.trials)
     done = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
@@ -140,7 +138,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
     assert before[1].items() <= stamps(out, "runs/*/evaluations/*.json").items()
     assert "(4 done)" in capsys.readouterr().out
 
-    space = TrainingSpace(resolve(wee()), BUDGET)
+    space = TrainingSpace(resolve_study(wee()), BUDGET)
     study = journal_of(out, space.title)  # a repeated suggestion takes what is there
     study.enqueue_trial(study.trials[0].params)
     before = stamps(out)
@@ -202,7 +200,7 @@ def test_example_searches(capsys):
 @pytest.fixture
 def begun(tmp_path):
     """Return a space, its new Optuna study, and a way to make a searcher of it."""
-    space = TrainingSpace(resolve(wee()), BUDGET)
+    space = TrainingSpace(resolve_study(wee()), BUDGET)
     journal = open_journal(tmp_path)
     study = open_study(space, journal)
     return space, study, lambda seed: Suggester(space, study, journal, seed)
@@ -269,20 +267,20 @@ def test_candidates_cost_the_same_and_can_be_built(name):
     study = load(name)
     space = TrainingSpace(study, search.middle(study.budgets))
     for params in [space.base, *draws(space, 40, seed=1)]:
-        config = space.planned(params).config
+        config = space.run_of(params).config
         step = study.base.batch * cost.training_flops(config.model)
         assert abs(cost.run_flops(config) - space.budget) <= step / 2 * 1.001
         assert study.min_images * 0.9 <= config.images <= study.max_images * 1.1
 
 
 def test_the_base_is_the_run_of_the_grid():
-    study = resolve(load("tiny"))
+    study = resolve_study(load("tiny"))
     space = TrainingSpace(study, study.budgets[0])
     assert space.name(space.base) in {run.run_id for run in grid(study)}
 
 
 def test_settings_that_do_the_same_are_one():
-    digits = SamplingSpace("a", "a", resolve(wee()).base)
+    digits = SamplingSpace("a", "a", resolve_study(wee()).base)
     off = SamplerConfig()
     still = digits.base | {"denoise": 1.0}
     assert digits.sampler(still | {"guidance": 0.0, "temperature": 0.4, "rule": RULES[1]}) == off
@@ -307,7 +305,7 @@ def test_settings_that_do_the_same_are_one():
 )
 def test_a_search_holds_the_own_setting_of_a_run(blocks, choices):
     own = SamplerConfig(guidance=3.4, rule="gaussian-score", guided_blocks="top:5", denoise=0.0)
-    base = resolve(wee()).base
+    base = resolve_study(wee()).base
     config = replace(base, model=replace(base.model, classes=10, blocks=blocks), sampler=own)
     space = SamplingSpace("a", "a", config)
     own = own if blocks > 5 else replace(own, guided_blocks="all")
@@ -320,7 +318,7 @@ def test_a_search_holds_the_own_setting_of_a_run(blocks, choices):
 
 
 def test_draws_scored_together_and_in_halves_have_two_names():
-    config = resolve(wee()).base
+    config = resolve_study(wee()).base
     names = [setting_id(config, 0), setting_id(config, 0, WHOLE), setting_id(config, 0, HALVES)]
     assert names[0] == names[1] != names[2]
     assert setting_id(config, 0, list(HALVES)) == names[2] != setting_id(config, 1, HALVES)
@@ -330,7 +328,7 @@ def test_draws_scored_together_and_in_halves_have_two_names():
 
 
 def test_halves_are_disjoint_draws_and_are_made_once(tmp_path, random_flow):
-    config = replace(resolve(wee()).base, sampler=SamplerConfig(denoise=0))
+    config = replace(resolve_study(wee()).base, sampler=SamplerConfig(denoise=0))
     fields = {"image_size": 28, "image_channels": 1, "patch": 14, "channels": 8, "blocks": 2}
     flow = random_flow(torch.float32, layers=2, **fields)
     config = replace(config, model=flow.config)
@@ -388,7 +386,7 @@ def sampled(out, space, sampler, kids, se=0.1):
 
 def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
     own = SamplerConfig(denoise=0.9)
-    space = SamplingSpace("a", "the run", replace(resolve(wee()).base, sampler=own))
+    space = SamplingSpace("a", "the run", replace(resolve_study(wee()).base, sampler=own))
     sampled(tmp_path, space, own, (2.0, 2.0))
     assert verdict(space, tmp_path) is None  # nothing to compare with
     lucky = SamplerConfig(guidance=0.5, temperature=0.4, rule="gaussian-score")
@@ -450,9 +448,9 @@ def test_the_front_and_every_noise_level_are_sampled():
         ],
         columns=["run_id", "bpd", "kid", "noise_std"],
     )
-    assert that_matter(found)["run_id"].tolist() == ["front", "middle", "low"]
+    assert worth_sampling(found)["run_id"].tolist() == ["front", "middle", "low"]
     uniform = found.assign(noise_std=np.nan)
-    assert that_matter(uniform)["run_id"].tolist() == ["front"]
+    assert worth_sampling(uniform)["run_id"].tolist() == ["front"]
 
 
 # -------------------------------------------------------------------------------- the command line

@@ -6,8 +6,8 @@ import pytest
 
 from sweeps import study as studies
 from sweeps.presets import FOLDER, IMPORTS, PRESETS, description, load
-from sweeps.settings import settings
-from sweeps.study import Point, Size, Study, Variant, grid, resolve, varied
+from sweeps.sampling import settings
+from sweeps.study import Point, Size, Study, Variant, apply_variant, grid, resolve_study
 from tarflow import cost
 from tarflow.config import RunConfig, to_yaml
 from tarflow.errors import ConfigError, UserError
@@ -135,11 +135,11 @@ def test_runs_of_the_paper_follow_its_recipe(name):
 
 def test_settings_that_do_the_same_are_sampled_once():
     study = named(load("ablation-guidance"))
-    labels, none = (varied(study.base, variant) for variant in study.variants)
+    labels, none = (apply_variant(study.base, variant) for variant in study.variants)
     assert len(settings(study, labels)) == len(study.settings)
     assert {setting.temperature for setting in settings(study, none)} == {0.5, 1.5}
     study = named(load("ablation-noise"))
-    uniform = varied(study.base, study.variants[-1])
+    uniform = apply_variant(study.base, study.variants[-1])
     assert [setting.denoise for setting in settings(study, study.base)] == [0.0]
     assert settings(study, uniform) == ()  # there is no Gaussian noise to take away
     assert settings(load("digits"), study.base) == ()
@@ -168,7 +168,7 @@ def test_a_study_survives_its_file_and_can_be_loaded_from_its_folder(tmp_path, n
 
 
 def test_resolving_fills_in_what_the_data_know():
-    study = resolve(replace(load("tiny"), train_images=1, validation_images=1))
+    study = resolve_study(replace(load("tiny"), train_images=1, validation_images=1))
     assert study.base.data.hash
     assert (study.train_images, study.validation_images) == (4000, 500)
 
@@ -185,19 +185,19 @@ def test_images_that_do_not_fit_the_model_are_refused(change, message):
     study = load("tiny")
     base = replace(study.base, model=replace(study.base.model, **change))
     with pytest.raises(UserError, match=message):
-        resolve(replace(study, base=base))
+        resolve_study(replace(study, base=base))
 
 
 def test_images_that_do_not_fit_a_variant_are_refused():
     odd = Variant(name="odd", change={"model": {"classes": 7}})
     with pytest.raises(UserError, match=r"model.classes is 7.*has 10"):
-        resolve(replace(load("tiny"), variants=(odd,)))
+        resolve_study(replace(load("tiny"), variants=(odd,)))
 
 
 def test_automatic_precision_is_settled_before_runs_are_named():
     base = replace(load("tiny").base, precision="auto")
     base = replace(base, execution=replace(base.execution, device="cpu"))
-    assert resolve(replace(load("tiny"), base=base)).base.precision == "float32"
+    assert resolve_study(replace(load("tiny"), base=base)).base.precision == "float32"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
             "variants: [{name: wide, change: {noise: {sdt: 1}}}]",
             "variant wide: unknown key 'noise.sdt'; did you mean 'std'?",
         ),
-        ("variants: []", "variants: [{name: a}, {name: a}]", "a name of its own"),
+        ("variants: []", "variants: [{name: a}, {name: a}]", "every variant needs a different name"),
     ],
 )
 def test_a_mistake_in_a_study_file_is_one_clear_line(tmp_path, old, new, message):

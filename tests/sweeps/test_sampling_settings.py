@@ -7,8 +7,8 @@ import pytest
 
 from sweeps import scaling
 from sweeps.presets import load
-from sweeps.settings import to_sample
-from sweeps.study import Size, Variant, grid, resolve
+from sweeps.sampling import to_sample
+from sweeps.study import Size, Variant, grid, resolve_study
 from tarflow.config import SamplerConfig, to_yaml
 from tarflow.record import read_table
 
@@ -72,7 +72,7 @@ def test_runs_are_sampled_as_asked_once_and_compared_in_the_report(tmp_path, cap
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/evaluations/*.json")}
     lost = next(iter(before))
     lost.unlink()
-    study = resolve(wee())
+    study = resolve_study(wee())
     assert [each.setting_id for each in to_sample(study, grid(study), out)] == [lost.stem]
     assert scaling.scale(options) == 0
     after = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/evaluations/*.json")}

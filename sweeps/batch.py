@@ -1,0 +1,310 @@
+"""A batch of Ray Tune trials: what they share, what is told of them, when to stop, how it went."""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.train import WorkerGroupError
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from sweeps.cluster import Cluster
+from sweeps.lease import Lease
+from sweeps.progress import Progress
+from sweeps.study import PlannedRun
+from tarflow.errors import UserError
+from tarflow.record import read_result
+
+RETRIES = 2  # of a run whose process dies again and again at the same image
+FIRST_FAILURES = 4  # failures before any success that mean a sick machine: stop
+
+
+@dataclass(frozen=True)
+class BatchContext:
+    """What all batches of a command share."""
+
+    out: Path  # folder of the study, absolute
+    cluster: Cluster
+    lease: Lease  # of the folder
+    console: Console
+    seed: int = 0  # of a search's suggestions
+    deadline: float | None = None  # on the monotonic clock; what has not ended then is stopped
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a batch went."""
+
+    rows: tuple[Mapping[str, Any], ...]  # of the tasks that ended here, done or failed
+    left: int  # number of tasks that did not end
+    stopped: str  # why the rest was not carried out; empty if everything was
+    device_seconds: float  # spent here on training and evaluation
+    devices: float  # of the cluster
+    device: str  # what runs occupy: core or GPU
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            rows=self.rows + other.rows,
+            left=self.left + other.left,
+            stopped=self.stopped or other.stopped,
+            device_seconds=self.device_seconds + other.device_seconds,
+            devices=self.devices,
+            device=self.device,
+        )
+
+    @property
+    def failed(self) -> list[Mapping[str, Any]]:
+        """Rows of the tasks that failed."""
+        return [row for row in self.rows if row["status"] == "failed"]
+
+
+class NotPickled:
+    """Stays in the driver: Tune's pickles for a restore are never read, so they hold nothing."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class StopConditions(NotPickled, tune.Stopper):
+    """Stops a batch: a user's mistake, a lost lease, the deadline, or a sick machine."""
+
+    def __init__(self, progress: Progress, context: BatchContext) -> None:
+        self.progress, self.context = progress, context
+        self.reason = ""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never stop a single run: that would leave a hole in the study."""
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        """Tell whether to stop, and remember why."""
+        failed, deadline = len(self.progress.failed), self.context.deadline
+        if self.progress.mistake:
+            self.reason = str(self.progress.mistake)
+        elif self.context.lease.lost:
+            self.reason = "another driver has taken the folder over"
+        elif deadline is not None and time.monotonic() > deadline:
+            self.reason = "the hours are used up"
+        elif failed == len(self.progress.rows) >= FIRST_FAILURES:
+            self.reason = f"the first {failed} runs all failed"
+        return bool(self.reason)
+
+    def outcome(self, device_seconds: float, on_gpus: bool) -> Outcome:
+        """Return how the batch went, at its end.
+
+        Args:
+            device_seconds: Seconds spent, times the devices that were occupied.
+            on_gpus: Whether these devices are GPUs; otherwise they are cores.
+
+        Raises:
+            UserError: The mistake that a worker found.
+        """
+        progress, cluster = self.progress, self.context.cluster
+        if progress.mistake:
+            raise progress.mistake
+        rows = tuple(progress.rows.values())
+        devices, device = (cluster.gpus, "GPU") if on_gpus else (cluster.cpus, "core")
+        left = progress.total - len(rows)
+        return Outcome(rows, left, self.reason, device_seconds, devices, device)
+
+
+class ProgressCallback(NotPickled, tune.Callback):
+    """Tells the progress what happens to trials that train, and records those that died."""
+
+    resuming = "resuming from its last checkpoint"
+
+    def __init__(
+        self, task_of: Callable[[dict[str, Any]], Any], out: Path, progress: Progress
+    ) -> None:
+        """Observe the trials of a batch.
+
+        Args:
+            task_of: Returns the task that a trial's config stands for.
+            out: Folder of the study.
+            progress: Progress of the batch.
+        """
+        self.task_of, self.out, self.progress = task_of, out, progress
+        self.reached: dict[str, int] = {}  # images at which each run's process died last
+
+    def ended(self, task: Any, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the row of a trial that has ended by itself; None if it was stopped."""
+        del result
+        result_file = read_result(self.out / "runs" / task.run_id)
+        return result_file["run"] if result_file else None
+
+    def died(self, task: Any, error: Exception) -> None:
+        """Record a task whose process could not do so itself."""
+        record_death(task, self.out, error, self.progress)
+
+    def on_trial_start(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the start."""
+        self.progress.start(self.task_of(trial.config))
+
+    def on_trial_result(  # type: ignore[override]
+        self, *, trial: Trial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """Note how far the run has come."""
+        if "images" in result:
+            self.progress.report(self.task_of(trial.config), result)
+
+    def on_trial_complete(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Note the end."""
+        task = self.task_of(trial.config)
+        if row := self.ended(task, trial.last_result):
+            self.progress.end(task, row)
+
+    def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Say that the task is tried again; only deaths without progress in between count."""
+        task = self.task_of(trial.config)
+        if isinstance(mistake := cause_of(error_of(trial)), UserError):
+            self.progress.mistake = mistake
+            return
+        images = self.progress.latest.get(task.run_id, {}).get("images", 0)
+        if images > self.reached.get(task.run_id, 0):
+            trial.run_metadata.num_failures = 1
+        self.reached[task.run_id] = images
+        self.progress.note(f"{task.label}: its process died; {self.resuming}")
+
+    def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """Record the failure; a user's mistake ends the batch."""
+        self.died(self.task_of(trial.config), error_of(trial))
+
+
+class SamplingCallback(ProgressCallback):
+    """Tells the progress what happens to trials that sample from a finished run."""
+
+    resuming = "sampling again"
+
+    def ended(self, task: Any, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return the KID; None if the trial was stopped before."""
+        del task
+        kid = result.get("kid", ...)
+        return None if kid is ... else {"status": "done", "kid": math.nan if kid is None else kid}
+
+    def died(self, task: Any, error: Exception) -> None:
+        """Record the failure: samples have no row on disk."""
+        cause = cause_of(error)
+        if isinstance(cause, UserError):
+            self.progress.mistake = cause
+            return
+        reason = str(cause).splitlines()[0] if str(cause) else "died"
+        row = {"status": "failed", "run_id": task.run_id, "label": task.label, "error": reason}
+        self.progress.end(task, row)
+
+
+def record_death(run: PlannedRun, out: Path, error: Exception, progress: Progress) -> None:
+    """Write the row and error.txt of a run whose process could not.
+
+    A user's mistake is no failed run: the progress keeps it, and the batch ends with it.
+    """
+    from tarflow.run import record_failure  # imports torch, which the driver rarely needs
+
+    cause = cause_of(error)
+    if isinstance(cause, UserError):
+        progress.mistake = cause
+        return
+    cause.add_note(str(error))
+    row = record_failure(run.config, out / "runs" / run.run_id, run.role, run.label, cause)
+    progress.end(run, row)
+
+
+def error_of(trial: Trial) -> Exception:
+    """Return the error that ended a trial last, as Ray wraps it."""
+    path = trial.pickled_error_file  # get_pickled_error reads a copy that is made only later
+    if not path or not Path(path).exists():
+        return RuntimeError("it ended without a message")
+    error: Exception = ray.cloudpickle.loads(Path(path).read_bytes())
+    return error
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return what the run itself raised, out of what Ray wrapped around it."""
+    if isinstance(error, WorkerGroupError):
+        return cause_of(error.worker_failures[min(error.worker_failures)])
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return cause
+    if isinstance(error, RayError):
+        return RuntimeError("the process died (out of memory?)")
+    return error
+
+
+def run_trials(
+    trainable: Callable[[dict[str, Any]], None],
+    needs: Mapping[str, float],
+    stop: StopConditions,
+    callback: tune.Callback,
+    *,
+    search: Searcher | None = None,
+    space: Mapping[str, Any] | None = None,
+    samples: int = 1,
+) -> None:
+    """Carry out Tune trials side by side, quietly. Ray's own files are thrown away.
+
+    Args:
+        trainable: Function trainable; it writes the results to the study's folder, and reports.
+        needs: Resources of one trial.
+        stop: Stop conditions of the batch; its progress knows the number of trials at a time.
+        callback: Observes the trials.
+        search: Suggests configs; without it, `space` is walked through in order.
+        space: Tune's search space.
+        samples: Number of trials, or of repeats of the whole space.
+    """
+    with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:
+        tune.Tuner(
+            tune.with_resources(trainable, dict(needs)),
+            param_space=dict(space or {}),
+            tune_config=tune.TuneConfig(
+                search_alg=search,
+                num_samples=samples,
+                max_concurrent_trials=stop.progress.slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=scratch,
+                stop=stop,
+                callbacks=[callback],
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                verbose=0,
+            ),
+        ).fit()
+
+
+def run_batch(
+    context: BatchContext,
+    trainable: Callable[[dict[str, Any]], None],
+    needs: Mapping[str, float],
+    progress: Progress,
+    callback: tune.Callback,
+    **trials: Any,
+) -> Outcome:
+    """Carry out a batch of trials and return how it went.
+
+    Args:
+        context: What all batches of the command share.
+        trainable: Function trainable of `run_trials`.
+        needs: Resources of one trial.
+        progress: Progress of the batch, not started yet.
+        callback: Observes the trials.
+        trials: Where configs come from; see `run_trials`.
+
+    Raises:
+        UserError: If a worker found a user's mistake.
+    """
+    stop = StopConditions(progress, context)
+    with progress:
+        if progress.total:
+            run_trials(trainable, needs, stop, callback, **trials)
+    on_gpus = "gpu" in needs
+    occupied = needs["gpu" if on_gpus else "cpu"]
+    return stop.outcome(occupied * sum(progress.seconds.values()), on_gpus)

@@ -1,0 +1,283 @@
+"""One way to drive a study, for all commands: plan, confirm, lease, run, collect, report.
+
+A command says what it plans, runs and reports (`Command`); the rest is here. Ray, torch, pandas
+and Plotly are imported only when work starts, so that `--help` and `--dry-run` are fast.
+"""
+
+import inspect
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console, RenderableType
+from tyro.conf import arg
+
+from analysis import human
+from sweeps.lease import lease
+from sweeps.plan import Plan
+from sweeps.presets import IMPORTS, PRESETS, description
+from sweeps.study import Study, resolve_study
+from tarflow import record
+from tarflow.config import read_yaml, to_dict, to_yaml
+from tarflow.errors import UserError, exit_code_of
+from tarflow.identity import with_hash
+from tarflow.storage import check_reachable, locate
+
+if TYPE_CHECKING:
+    from sweeps.batch import BatchContext, Outcome
+
+EXPENSIVE_SECONDS = 1800.0  # expected wall time that is worth a question
+EXPENSIVE_MONEY = 5.0  # US dollars that are worth a question
+
+
+def default(words: str, metavar: str) -> Any:
+    """Describe an option whose default follows from others, for its help text."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {words})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of every command."""
+
+    dry_run: bool = False
+    """Print the plan and its price, then stop."""
+    yes: bool = False
+    """Start an expensive plan without asking."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(Options):
+    """Options of the commands that may start a study."""
+
+    study: Annotated[tyro.conf.Positional[str], arg(metavar="[STUDY]")] = "digits"
+    """Preset, YAML file, or folder of a study."""
+    out: Annotated[Path | None, default("studies/NAME", "DIR")] = None
+    """Folder of the study, local or an address such as s3://bucket/study."""
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+class Command(ABC):
+    """What one command plans, runs and reports. Making one writes and starts nothing."""
+
+    out: Path  # folder of the study, absolute
+    plan: Plan
+    lines: Sequence[RenderableType]  # the plan in words
+    gpus: int  # number of GPUs to wait for
+    todo: bool = True  # whether anything is left to run
+    extra_seconds: float = 0.0  # expected wall time beyond that of the plan
+    seed: int = 0  # of a search's suggestions
+    max_hours: float | None = None  # stops what has not ended after this time
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Note in the study's folder what is about to run."""
+
+    @abstractmethod
+    def run(self, context: "BatchContext") -> "Outcome":
+        """Carry out what is left to do."""
+
+    @abstractmethod
+    def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
+        """Write the results for people, and print where they are.
+
+        Args:
+            outcome: How the batch went; None if nothing was left to run.
+            wall: Seconds since the start.
+            console: Where to print.
+
+        Returns:
+            Whether there are any results.
+        """
+
+
+def run_command_line(
+    kind: type[AnyOptions], name: str, command: Callable[[AnyOptions], Command]
+) -> NoReturn:
+    """Run a command line; a user's mistake ends with one line and exit code 2.
+
+    Args:
+        kind: Options of the command; their docstring is its help text.
+        name: What the user types.
+        command: Plans what the options ask for.
+    """
+    text = inspect.cleandoc(kind.__doc__ or "")
+    if issubclass(kind, StudyOptions):
+        text += "\n\nPresets:\n" + "\n".join(f"- {name}: {description(name)}" for name in PRESETS)
+
+    def act() -> int:
+        flags = (tyro.conf.FlagCreatePairsOff,)
+        options = tyro.cli(kind, prog=name, description=text, config=flags)
+        return drive(options, command(options))
+
+    sys.exit(exit_code_of(act))
+
+
+def drive(options: Options, command: Command) -> int:
+    """Print the plan, ask before an expensive one, and carry it out.
+
+    Returns:
+        The exit code: 0, or 1 if some runs failed or did not end.
+
+    Raises:
+        UserError: For a user's mistake.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for line in command.lines:
+        console.print(line, soft_wrap=isinstance(line, str))
+    if options.dry_run:
+        return 0
+    seconds = command.plan.wall_seconds + command.extra_seconds
+    expensive = seconds > EXPENSIVE_SECONDS or command.plan.money > EXPENSIVE_MONEY
+    if expensive and not options.yes and sys.stdin.isatty() and not confirmed():
+        return 0
+    return execute(command, console)
+
+
+def confirmed() -> bool:
+    """Ask the user whether to start."""
+    return input("Start? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def execute(command: Command, console: Console) -> int:
+    """Carry out a command's plan, and print how it went.
+
+    Returns:
+        The exit code: 0, or 1 if some runs failed or did not end.
+    """
+    started = time.monotonic()
+    deadline = None if command.max_hours is None else started + 3600 * command.max_hours
+    outcome = None
+    with lease(command.out) as own:
+        command.begin()
+        if command.todo:
+            from sweeps import cluster  # Ray is needed from here on
+            from sweeps.batch import BatchContext
+
+            with cluster.join(command.gpus) as joined:
+                outcome = command.run(
+                    BatchContext(command.out, joined, own, console, command.seed, deadline)
+                )
+        record.gather(command.out)
+        has_results = command.report(outcome, time.monotonic() - started, console)
+    if outcome is None:
+        console.print("every run is done already")
+        return 0
+    close(outcome, time.monotonic() - started, command.out, console)
+    return 1 if outcome.left or outcome.failed or not has_results else 0
+
+
+def close(outcome: "Outcome", wall: float, out: Path, console: Console) -> None:
+    """Print how a batch went: the time, and what is not done and why.
+
+    Args:
+        outcome: How it went.
+        wall: Seconds in all.
+        out: Folder of the study.
+        console: Where to print.
+    """
+    overhead = 1 - outcome.device_seconds / (wall * outcome.devices)
+    devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
+    console.print(f"{human.seconds(wall)} in all; overhead {human.percent(overhead)} of {devices}")
+    if outcome.stopped:
+        console.print(f"stopped early: {outcome.stopped}", style="red")
+    for row in outcome.failed:
+        file = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
+        message = f"failed: {row['label']}: {row['error']} ({file})"
+        console.print(message, style="red", markup=False)  # errors hold brackets
+    if outcome.left or outcome.failed:
+        console.print(
+            f"{outcome.left + len(outcome.failed)} runs are not done; "
+            "run the same command again to retry them"
+        )
+
+
+def study_folder(out: Path | None, study: Study) -> Path:
+    """Return the absolute folder of a study.
+
+    Raises:
+        UserError: If it is a file, or an address that cannot be reached.
+    """
+    folder = locate(out or Path("studies") / study.name).expanduser().absolute()
+    check_reachable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file; name a folder")
+    return folder
+
+
+def resolve_or_explain(study: Study, dry_run: bool) -> tuple[Study, list[str]]:
+    """Fill in what depends on the data; a dry run can do without the data.
+
+    Returns:
+        The study, and a line that says which data are missing, if they are.
+
+    Raises:
+        UserError: If the data are missing or do not fit, unless in a dry run.
+    """
+    try:
+        return resolve_study(study), []
+    except UserError as error:
+        name, reason = study.base.data.name, str(error)
+        if name in IMPORTS and not locate(name).exists():
+            reason = f"no data set {name}; make it with: python -m tarflow data {IMPORTS[name]}"
+        if not dry_run:
+            raise UserError(reason) from None
+        provisional = f"the data are not here yet ({reason}), so run ids are provisional"
+        return replace(study, base=with_hash(study.base, "unknown")), [provisional]
+
+
+def declare(study: Study, out: Path) -> None:
+    """Write study.yaml.
+
+    Raises:
+        UserError: If the folder holds a study whose runs could not be compared with these.
+    """
+    path = out / "study.yaml"
+    check_comparable(study, out)
+    comment = f"Run it again with: python sweeps/scaling.py {path}"
+    record.write_text(path, to_yaml(study, comment))
+
+
+def check_comparable(study: Study, out: Path) -> None:
+    """Make sure that a folder that holds a study holds one whose runs compare with these.
+
+    Raises:
+        UserError: If they differ, naming a setting.
+    """
+    path = out / "study.yaml"
+    if not path.exists():
+        return
+    before = shared_settings(read_yaml(Study, path))
+    if difference := first_difference(before, shared_settings(study)):
+        raise UserError(
+            f"{out} holds a study with other settings ({difference}); choose another --out"
+        )
+
+
+def shared_settings(study: Study) -> dict[str, Any]:
+    """Return what all runs of a folder must share; sizes, budgets and seeds may grow."""
+    base = to_dict(study.base)
+    for name in ("execution", "evaluation", "sampler", "images", "seed"):
+        del base[name]
+    return {"base": base, "lr_power": study.lr_power}
+
+
+def first_difference(before: Any, now: Any, name: str = "") -> str:
+    """Name the first value in which two nested dictionaries differ.
+
+    >>> first_difference({"noise": {"std": 0.1}}, {"noise": {"std": 0.2}})
+    'noise.std is 0.1 there, 0.2 here'
+    """
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return "" if before == now else f"{name} is {before} there, {now} here"
+    inner = (
+        first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        for key in sorted({*before, *now})
+    )
+    return next(filter(None, inner), "")
