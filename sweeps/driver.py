@@ -191,11 +191,9 @@ def close(outcome: "Outcome", wall: float, out: Path, console: Console) -> None:
         file = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
         message = f"failed: {row['label']}: {row['error']} ({file})"
         console.print(message, style="red", markup=False)  # errors hold brackets
-    if outcome.left or outcome.failed:
-        console.print(
-            f"{outcome.left + len(outcome.failed)} runs are not done; "
-            "run the same command again to retry them"
-        )
+    if count := outcome.left + len(outcome.failed):
+        runs = f"{count} run{'s' * (count != 1)}"
+        console.print(f"{runs} not done; run the same command again to retry")
 
 
 def study_folder(out: Path | None, study: Study) -> Path:

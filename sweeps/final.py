@@ -13,11 +13,6 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from analysis.advice import check_budget, recommend
-from analysis.findings import Findings, find
-from analysis.forecast import Forecast, achieved, forecast
-from analysis.report.page import write_report
-from analysis.study import read_study
 from sweeps.driver import Command, default, drive, run_command_line, study_folder
 from sweeps.driver import Options as CommonOptions
 from sweeps.plan import finished, make_plan, summary, table
@@ -29,6 +24,8 @@ from tarflow.errors import UserError
 from tarflow.storage import locate
 
 if TYPE_CHECKING:
+    from analysis.findings import Findings
+    from analysis.forecast import Forecast
     from sweeps.batch import BatchContext, Outcome
 
 THREAD_FLOPS = 1e9  # of a layer's step: with less work, threads cost more than they give
@@ -79,6 +76,10 @@ class Final(Command):
         Raises:
             UserError: For a user's mistake.
         """
+        from analysis.findings import find  # pandas and SciPy are needed from here on
+        from analysis.forecast import forecast
+        from analysis.study import read_study
+
         self.out = existing_folder(options.study)
         study = resolve_study(load(str(self.out)))
         findings = cache(lambda: find(*read_study(self.out)))  # takes seconds: mistakes come first
@@ -115,6 +116,9 @@ class Final(Command):
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Compare the run with the prediction, and write the report."""
+        from analysis.forecast import achieved
+        from analysis.report.page import write_report
+
         del outcome, wall
         if row := finished(self.out, self.final_run.run_id):
             compared = achieved(self.forecast, row)
@@ -141,13 +145,15 @@ def existing_folder(name: str) -> Path:
 
 
 def chosen_config(
-    options: Options, out: Path, findings: Callable[[], Findings]
+    options: Options, out: Path, findings: Callable[[], "Findings"]
 ) -> tuple[RunConfig, str]:
     """Return the config to train, and why this one.
 
     Raises:
         UserError: If there is none, if two were asked for, or if the budget is not positive.
     """
+    from analysis.advice import check_budget, recommend
+
     if options.flops is not None:
         if options.config:
             raise UserError("give --flops or --config, not both")
@@ -188,13 +194,15 @@ def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:
     )
 
 
-def read_forecast(file: Path) -> Forecast | None:
+def read_forecast(file: Path) -> "Forecast | None":
     """Return the prediction of a run that was started before, or None."""
+    from analysis.forecast import Forecast
+
     plain = record.read_json(file)
     return from_dict(Forecast, plain) if plain else None
 
 
-def read_before(findings: Findings, run_id: str) -> list[str]:
+def read_before(findings: "Findings", run_id: str) -> list[str]:
     """Return a warning if other runs of the study have read the test split already."""
     done = findings.finished
     others = done[(done["split"] == "test") & (done["run_id"] != run_id)]

@@ -242,11 +242,9 @@ def study_summary(study: Study, plan: Plan) -> list[str]:
     """Return a few lines on what the grid of a study costs."""
     lines = summary(plan)
     if skipped := left_out(study):
-        lines.insert(
-            2,
-            f"left out of the grid: {skipped} runs of fewer than {study.min_images} "
-            f"or more than {study.max_images} images",
-        )
+        runs = f"{skipped} run{'s' * (skipped != 1)}"
+        limits = f"fewer than {study.min_images} or more than {study.max_images} images"
+        lines.insert(2, f"left out of the grid: {runs} of {limits}")
     return lines
 
 

@@ -25,7 +25,6 @@ from sweeps.driver import (
     run_command_line,
     study_folder,
 )
-from sweeps.journal import completed, draws, open_journal, open_study, tried
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
 from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
@@ -136,6 +135,7 @@ class Search(Command):
     def candidates(self) -> "pd.DataFrame":
         """Return the finished candidates, each at its best sampler setting."""
         from sweeps.choice import scored_runs
+        from sweeps.journal import completed, open_journal, open_study
 
         study = open_study(self.space, open_journal(self.out))
         return scored_runs(self.out, [self.space.name(each.params) for each in completed(study)])
@@ -172,6 +172,8 @@ def check(options: Options, space: TrainingSpace) -> None:
 
 def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
     """Price the candidates: those that are done, and random ones for those to come."""
+    from sweeps.journal import draws, tried  # Optuna is needed from here on
+
     done = tried(space, out)[: options.trials]
     random = draws(space, options.trials - len(done), options.seed)
     runs = [space.run_of(params) for params in done + random]

@@ -123,7 +123,7 @@ def test_a_failed_run_is_a_row_a_message_and_exit_code_1(tmp_path, capsys):
     assert [row["channels"] for row in failed] == [16]
     assert "Diverged" in failed[0]["error"]
     assert f"failed: {failed[0]['label']}: Diverged" in said
-    assert "1 runs are not done" in said
+    assert "1 run not done; run the same command again to retry" in said
     assert (out / "runs" / failed[0]["run_id"] / "error.txt").exists()
     finished = stamps(out)
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1  # it is tried again
