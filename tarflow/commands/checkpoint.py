@@ -38,12 +38,7 @@ NO_FLAGS = SamplerFlags()
 
 
 def override(config: Config, **flags: Any) -> Config:
-    """Return a config with the flags that were given; those that are None change nothing.
-
-    >>> from tarflow.config import EvaluationConfig
-    >>> override(EvaluationConfig(), samples=8, draws=None) == EvaluationConfig(samples=8)
-    True
-    """
+    """Return a config with the flags that were given; those that are None change nothing."""
     return replace(config, **{name: value for name, value in flags.items() if value is not None})
 
 

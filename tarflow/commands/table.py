@@ -18,6 +18,5 @@ def print_table(
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    text = f"{value:.5g}" if isinstance(value, float) else str(value)
+    return "" if value is None else text

@@ -65,8 +65,7 @@ def evaluate_checkpoint(
         seed: Seed of the samples' noise.
 
     Returns:
-        The columns of `runs.parquet` that describe likelihood, then those of
-        `evaluations.parquet`.
+        The columns of `runs.parquet` on likelihood, then those of `evaluations.parquet`.
     """
     evaluation, weights = config.evaluation, _file_hash(checkpoint)
     name = _short_hash(weights, evaluation.split, evaluation.draws, evaluation.decoder_images)

@@ -43,23 +43,18 @@ class Published:
 
 def published(network: str) -> Published:
     """Return the published weights of a network that torch-fidelity knows by this name."""
+    folder, url = Path(torch.hub.get_dir()) / "checkpoints", ""
     if network.startswith(LITE0):
         path = installed_weights()
-        return Published(path, "", _digest_in_name(path))
-    if network in CLIP:
-        url, digest = CLIP_URLS[network], str(CLIP[network]["hash"])
-        file = f"{network}-{digest}.pt"
+    elif network in CLIP:
+        path, url = folder / f"{network}-{CLIP[network]['hash']}.pt", CLIP_URLS[network]
     elif network in DINOV2:
-        file, digest = f"{DINOV2[network]}_pretrain.pth", ""
-        url = f"{_DINOV2_URL}/{DINOV2[network]}/{file}"
+        path = folder / f"{DINOV2[network]}_pretrain.pth"
+        url = f"{_DINOV2_URL}/{DINOV2[network]}/{path.name}"
     else:
-        url, file = URL_INCEPTION_V3, Path(URL_INCEPTION_V3).name
-        digest = _digest_in_name(Path(file))
-    return Published(Path(torch.hub.get_dir()) / "checkpoints" / file, url, digest)
-
-
-def _digest_in_name(path: Path) -> str:
-    return path.stem.rpartition("-")[2]  # torch.hub's convention: name-HASH.pth
+        path, url = folder / Path(URL_INCEPTION_V3).name, URL_INCEPTION_V3
+    # Except for DINOv2, files are named by torch.hub's convention, name-HASH.
+    return Published(path, url, "" if network in DINOV2 else path.stem.rpartition("-")[2])
 
 
 def check_safe(path: Path, program: str | None) -> str:
