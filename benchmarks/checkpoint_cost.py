@@ -58,36 +58,34 @@ def main() -> int:
         synchronize(device)
 
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as folder:
-        where = Path(folder)
-        with CheckpointWriter(where) as writer:
+        state_folder = Path(folder)
+        with CheckpointWriter(state_folder) as writer:
 
-            def behind() -> None:
+            def save_in_background() -> None:
                 checkpoint.save(state, writer)
 
-            def before() -> None:
+            def save_and_wait() -> None:
                 checkpoint.save(state, writer)
                 writer.wait()
 
             window(step, 3.0)
-            before()
-            size = max(path.stat().st_size for path in where.iterdir())
+            save_and_wait()
+            size = max(path.stat().st_size for path in state_folder.iterdir())
             lost: dict[str, list[float]] = {"in the background": [], "while training waits": []}
             blocked, intervals = [], []
             for _ in range(ROUNDS):
-                for name, save in zip(lost, (behind, before), strict=True):
+                for name, save in zip(lost, (save_in_background, save_and_wait), strict=True):
                     alone = window(step, WINDOW)
                     begin = time.perf_counter()
                     save()
-                    blocked += [time.perf_counter() - begin] if save is behind else []
+                    blocked += [time.perf_counter() - begin] if save is save_in_background else []
                     spent = time.perf_counter() - begin
                     steps = window(step, WINDOW - spent) * (WINDOW - spent)
                     writer.wait()
                     intervals.append(writer.interval(ExecutionConfig().checkpoint_seconds))
                     lost[name].append(WINDOW - steps / alone)
-    wanted, interval = ExecutionConfig().checkpoint_seconds, statistics.median(intervals)
-    print(
-        f"a state of {size / 1e6:.0f} MB: every {interval:.0f} s; the config asks for {wanted:g} s"
-    )
+    requested, interval = ExecutionConfig().checkpoint_seconds, statistics.median(intervals)
+    print(f"a state of {size / 1e6:.0f} MB: every {interval:.0f} s; {requested:g} s requested")
     print(f"training stops for {statistics.median(blocked):.3f} s (the copy)")
     for name, seconds in lost.items():
         cost = statistics.median(seconds)
