@@ -1,15 +1,15 @@
-"""Many runs: studies, searches and final trainings on Ray. The only package that imports Ray."""
+"""Studies, searches and final trainings of many runs on Ray. Only this package imports Ray."""
 
 import os
 
-QUIET = {  # Ray reads these when it is first imported; a user's own setting wins
+QUIET = {  # Ray reads these when it is first imported; the user's own settings win
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(256 * 2**20),
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports would wait two seconds
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # otherwise reports wait two seconds
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # we say it in one line
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the driver
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver prints one line
     "TUNE_WARN_THRESHOLD_S": "60",
 }
 for _name, _value in QUIET.items():

@@ -1,4 +1,4 @@
-"""Real kills of real processes: one checkpoint interval is lost at most, and it is said."""
+"""Kills of real processes: at most one checkpoint interval is lost, and the driver says so."""
 
 import contextlib
 import json
@@ -116,15 +116,15 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.slow
 @with_ray
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_worker_goes_on_from_its_last_state(tmp_path, capsys, undisturbed, sent):
+def test_a_killed_worker_resumes_from_its_last_checkpoint(tmp_path, capsys, undisturbed, sent):
     study, out = long_study("long"), tmp_path / "out"
     folder, struck = the_run(study, out), {}
     thread = strike(folder, "ray::ImplicitFunc", sent, struck)
     path = write_study(tmp_path, study)
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
     thread.join(1)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "its process died; resuming from its last checkpoint" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "its process died; resuming from its last checkpoint" in printed
     assert losses(folder) == undisturbed  # no step was left out or done twice
     print(f"signal {sent}: recovered after {struck['recovered']:.1f} s")
     assert struck["recovered"] < 30
@@ -138,7 +138,7 @@ def test_a_killed_worker_goes_on_from_its_last_state(tmp_path, capsys, undisturb
     ("sent", "struck_workers", "sharding"),
     [(signal.SIGKILL, 1, "replicate"), (signal.SIGKILL, 1, "shard"), (signal.SIGTERM, 1, "shard")],
 )
-def test_a_job_of_two_workers_goes_on_from_its_last_state(
+def test_a_job_of_two_workers_resumes_from_its_last_checkpoint(
     tmp_path, capsys, undisturbed, sent, struck_workers, sharding
 ):
     study, out = long_study("long", workers=2, sharding=sharding), tmp_path / "out"
@@ -147,8 +147,8 @@ def test_a_job_of_two_workers_goes_on_from_its_last_state(
     path = write_study(tmp_path, study)
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
     thread.join(1)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "resuming from its last checkpoint" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "resuming from its last checkpoint" in printed
     assert losses(folder) == pytest.approx(undisturbed, rel=0, abs=1e-9)
     print(
         f"signal {sent} to {struck_workers} of 2 workers ({sharding}): recovered after "
@@ -189,7 +189,7 @@ def another(address):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("fewest", [1, 0])
-def test_a_machine_that_leaves_is_done_without_or_waited_for(
+def test_a_run_continues_without_a_lost_machine_or_waits_for_it(
     tmp_path, undisturbed, machines, fewest
 ):
     cluster, other = machines
@@ -207,16 +207,16 @@ def test_a_machine_that_leaves_is_done_without_or_waited_for(
             left, before = time.monotonic(), images(folder)
         wait_for(lambda: images(folder) > before)
         recovered = time.monotonic() - left
-        said = " ".join(driver.communicate(timeout=300)[0].split())
+        printed = " ".join(driver.communicate(timeout=300)[0].split())
     finally:
         for process in (driver, *started):
             process.terminate()
             process.wait()
     assert driver.returncode == 0
-    assert "resuming from its last checkpoint" in said
-    assert ("waits for 2 workers, there is room for 1" in said) == (not fewest)
+    assert "resuming from its last checkpoint" in printed
+    assert ("waits for 2 workers, there is room for 1" in printed) == (not fewest)
     assert losses(folder) == pytest.approx(undisturbed, rel=1e-9)
-    print(f"at least {fewest or 2} workers: goes on after {recovered:.1f} s")
+    print(f"at least {fewest or 2} workers: resumes after {recovered:.1f} s")
     assert recovered < 60
 
 
@@ -230,8 +230,8 @@ def train(config, folder, *launcher, **options):
 
 def resume(config, folder, *launcher):
     started = train(config, folder, *launcher)
-    said = started.communicate(timeout=300)[1]
-    assert started.returncode == 0, said
+    printed = started.communicate(timeout=300)[1]
+    assert started.returncode == 0, printed
 
 
 @pytest.fixture
@@ -251,9 +251,9 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
     started = train(config, folder)
     wait_for(lambda: "images" in started.stderr.readline())
     started.send_signal(signal.SIGTERM)
-    said = started.communicate(timeout=60)[1]
+    printed = started.communicate(timeout=60)[1]
     assert started.returncode == 143
-    assert said.splitlines()[-1].startswith("told to end: the state is saved")
+    assert printed.splitlines()[-1].startswith("told to end: the state is saved")
     assert images(folder) > 0
     resume(config, folder)
     assert losses(folder) == undisturbed
@@ -274,7 +274,7 @@ defer_sigterm()
 thread = threading.Thread(target=work, daemon=True)
 thread.start()
 thread.join()
-print("goes on", flush=True)
+print("still running", flush=True)
 time.sleep(60)
 """
 
@@ -282,7 +282,7 @@ time.sleep(60)
 def test_a_listening_process_notes_sigterm_and_ends_at_the_next():
     process = subprocess.Popen([sys.executable, "-c", NOTING], stdout=subprocess.PIPE, text=True)
     try:
-        for expected in ("begun", "saved", "goes on"):
+        for expected in ("begun", "saved", "still running"):
             assert process.stdout.readline().strip() == expected
             if expected != "saved":
                 process.send_signal(signal.SIGTERM)
@@ -304,9 +304,9 @@ def test_sigterm_to_torchrun_saves_the_state_of_all_workers(
     started = train(config, folder, *launcher)
     wait_for(lambda: "images" in started.stderr.readline())
     started.send_signal(signal.SIGTERM)
-    said = started.communicate(timeout=60)[1]
+    printed = started.communicate(timeout=60)[1]
     assert started.returncode != 0
-    assert "told to end: the state is saved" in said
+    assert "told to end: the state is saved" in printed
     assert images(folder) > 0
     resume(config, folder, *launcher)
     assert losses(folder) == pytest.approx(undisturbed, rel=0, abs=1e-9)
@@ -321,12 +321,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_states_before_whole(tmp_path, co
         with filler.open("wb", buffering=0) as handle, contextlib.suppress(OSError):
             while handle.write(b"x" * 4096):
                 pass
-        said = started.communicate(timeout=120)[1]
+        printed = started.communicate(timeout=120)[1]
         assert started.returncode == 2
-        last = said.splitlines()[-1]
+        last = printed.splitlines()[-1]
         assert last.startswith(f"error: cannot write {folder}")
         assert "No space left on device" in last
-        assert "Traceback" not in said
+        assert "Traceback" not in printed
         assert load_checkpoint(folder / "state")
         assert not list(folder.glob("state/.*"))
         filler.unlink()
@@ -339,7 +339,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_states_before_whole(tmp_path, co
 def test_a_study_on_a_full_or_read_only_disk_ends_with_one_line(tmp_path, monkeypatch, capsys):
     path = write_study(tmp_path, wee("full"))
 
-    def said(disk):
+    def run_on(disk):
         """Run the study on a disk; return its exit code and what it says of an error."""
         monkeypatch.setattr(sys, "argv", ["scaling", str(path), "--out", str(disk / "out")])
         with pytest.raises(SystemExit) as ended:
@@ -348,14 +348,14 @@ def test_a_study_on_a_full_or_read_only_disk_ends_with_one_line(tmp_path, monkey
 
     with mounted(tmp_path / "small", "size=256k") as disk:
         (disk / "filler").write_bytes(b"x" * (180 << 10))
-        code, line = said(disk)
+        code, line = run_on(disk)
         assert (code, line.count("\n")) == (2, 0)
         assert line.startswith("error: cannot write")
         assert "No space left on device" in line
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        assert said(disk) == (0, "")
+        assert run_on(disk) == (0, "")
     with mounted(tmp_path / "fixed", "ro") as disk:
-        code, line = said(disk)
+        code, line = run_on(disk)
         assert (code, line.count("\n")) == (2, 0)
         assert "Read-only file system" in line
 
@@ -412,7 +412,7 @@ def test_states_are_written_behind_training_one_at_a_time_and_errors_surface(tmp
         patch.setattr("tarflow.train.checkpoint.save_checkpoint", slow)
         weights = torch.zeros(4)
         writer.save(64, [("x", weights)], {})
-        weights += 1  # training goes on: the state is that of the moment
+        weights += 1  # training continues: the checkpoint is a snapshot
         free.set()
         writer.save(128, [("x", weights)], {})
         writer.wait()

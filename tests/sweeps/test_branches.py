@@ -25,7 +25,7 @@ NOTHING = StartPoint()
 
 @pytest.fixture(autouse=True)
 def probed(monkeypatch, tmp_path):
-    """Give every test a cache of its own and a rate without a probe."""
+    """Give every test its own cache and a rate without a probe."""
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hardware, "probe", lambda: Rate(1e11, "test").flops)
 
@@ -136,8 +136,8 @@ def test_the_plan_counts_what_is_left_to_train(tmp_path):
     assert plan.wall_seconds < whole.wall_seconds
     assert "23%" in next(line for line in study_summary(study, plan) if "shared trunks" in line)
     assert not any("trunk" in line for line in study_summary(study, whole))
-    said = [cell.endswith("branch") for cell in table(plan).columns[8].cells]
-    assert said == [row in branches for row in plan.rows]
+    printed = [cell.endswith("branch") for cell in table(plan).columns[8].cells]
+    assert printed == [row in branches for row in plan.rows]
 
 
 def test_jobs_start_as_devices_fall_free_and_trunks_come_so_far():

@@ -67,7 +67,7 @@ def test_the_final_run_is_predicted_trained_once_and_compared(study, capsys):
     assert final.final(replace(options, dry_run=True)) == 0
     assert not (study / "final").exists()
     assert final.final(options) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     (path,) = (study / "final").glob("*.json")
     made = from_dict(Forecast, json.loads(path.read_text()))
     rows = read_table(study / "runs.parquet").to_pylist()
@@ -75,7 +75,7 @@ def test_the_final_run_is_predicted_trained_once_and_compared(study, capsys):
     assert (row["run_id"], row["split"]) == (made.run_id, "test")
     assert made.predicted == pytest.approx(law(row["params"], row["tokens"]), rel=0.02)
     assert made.achieved == row["bpd"]
-    assert made.verdict in said
+    assert made.verdict in printed
     assert "the law does not hold here" in made.verdict  # it was planted, the run is real
     assert made.verdict in (study / "report.html").read_text()
     scores = read_table(study / "evaluations.parquet").to_pylist()
@@ -119,10 +119,10 @@ def test_mistakes_are_told_in_one_line(study, monkeypatch, capsys, tmp_path):
         ([study, "--flops", "1e9", "--config", "x.yaml"], "not both"),
         ([study, "--config", tmp_path / "old.yaml"], "a final run is a new one"),
     ):
-        code, said = call(monkeypatch, capsys, *arguments)
+        code, printed = call(monkeypatch, capsys, *arguments)
         assert code == 2
-        assert message in said
-        assert len(said.splitlines()) == 1
+        assert message in printed
+        assert len(printed.splitlines()) == 1
 
 
 def test_a_law_speaks_only_of_its_own_family(planted):
@@ -147,9 +147,9 @@ def test_a_law_speaks_only_of_its_own_family(planted):
     ],
 )
 def test_the_verdict_knows_that_the_test_images_are_others(value, words):
-    said = Forecast(
+    printed = Forecast(
         run_id="a", flops=1e9, law="x", predicted=2.0, low=1.9, high=2.1, in_words="Predicted."
     )
-    found = achieved(said, {"bpd": value, "bpd_se": 0.03, "split": "test"})
+    found = achieved(printed, {"bpd": value, "bpd_se": 0.03, "split": "test"})
     assert words in found.verdict
     assert f"{percent(1 - 2.0 / value)} too low" in found.verdict

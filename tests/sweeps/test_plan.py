@@ -19,7 +19,7 @@ RATE = Rate(1e11, "test")
 
 @pytest.fixture(autouse=True)
 def probed(monkeypatch, tmp_path):
-    """Give every test a cache of its own and a rate without a probe."""
+    """Give every test its own cache and a rate without a probe."""
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hardware, "probe", lambda: RATE.flops)
 

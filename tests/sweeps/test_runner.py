@@ -45,7 +45,7 @@ def start(script, *arguments):
 
 
 @with_ray
-def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
+def test_a_killed_study_resumes_and_ends_as_if_it_had_not_been_killed(tmp_path):
     """With the script alone in an empty folder, and the default study folder.
 
     What was branched and killed must equal what was trained from the beginning, every run alone.
@@ -63,9 +63,9 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         second = start(script, "wee.yaml")  # while the first one is alive
-        said = second.communicate(timeout=60)[0]
+        printed = second.communicate(timeout=60)[0]
         assert second.returncode == 2
-        assert f"in use by process {driver.pid}" in said
+        assert f"in use by process {driver.pid}" in printed
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.communicate()
@@ -76,10 +76,10 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path):
     assert list(longest.glob("state/*.json"))
 
     again = start(script, "wee.yaml")
-    said = again.communicate(timeout=120)[0]
-    assert again.returncode == 0, said
+    printed = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, printed
     assert finished.items() <= stamps(out).items()
-    assert "partly" in said
+    assert "partly" in printed
 
     whole, alone = tmp_path / "whole", replace(study, branches=False)
     (tmp_path / "alone.yaml").write_text(to_yaml(alone))
@@ -117,13 +117,13 @@ def test_a_failed_run_is_a_row_a_message_and_exit_code_1(tmp_path, capsys):
     study = wee("bad", lr_power=40.0)
     path, out = write_study(tmp_path, study), tmp_path / "out"
     code = scaling.scale(scaling.Options(study=str(path), out=out))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert code == 1
     failed = [row for row in rows(out).values() if row["status"] == "failed"]
     assert [row["channels"] for row in failed] == [16]
     assert "Diverged" in failed[0]["error"]
-    assert f"failed: {failed[0]['label']}: Diverged" in said
-    assert "1 run not done; run the same command again to retry" in said
+    assert f"failed: {failed[0]['label']}: Diverged" in printed
+    assert "1 run not done; run the same command again to retry" in printed
     assert (out / "runs" / failed[0]["run_id"] / "error.txt").exists()
     finished = stamps(out)
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1  # it is tried again
@@ -140,8 +140,8 @@ def test_a_process_that_dies_is_a_row_and_a_sick_machine_stops(tmp_path, capsys,
     study = wee("sick", seeds=3)
     path, out = write_study(tmp_path, study), tmp_path / "out"
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
-    said = " ".join(capsys.readouterr().out.split())
-    assert "stopped early: the first 4 runs all failed" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "stopped early: the first 4 runs all failed" in printed
     errors = [row["error"] for row in rows(out).values()]
     assert 4 <= len(errors) < len(grid(resolve_study(study)))
     assert all("the process died" in error for error in errors)

@@ -100,11 +100,11 @@ def check_journal(out, trials):
 
 
 @on_ray
-def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
+def test_a_search_resumes_and_repeats_nothing(tmp_path, capsys):
     path, out = written(tmp_path, wee()), tmp_path / "out"
     options = Options(study=path, trials=4, sampler_trials=3, out=out)
     assert search.search(options) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     runs = check_journal(out, 4)
     assert {row["role"] for row in runs.values()} == {"search"}
     assert all(abs(row["flops"] / BUDGET - 1) < 0.1 for row in runs.values())
@@ -127,8 +127,8 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
     assert best.images in {4 * row["images"] for row in runs.values()}
     words = (out / "best.yaml").read_text()
     assert "lowest KID within 1.0% of the lowest BPD" in words.replace("\n# ", " ")
-    assert re.search(r"BPD +KID +±", said)  # numbers are not squeezed out by what is sampled with
-    assert "Pareto front" in said
+    assert re.search(r"BPD +KID +±", printed)  # the setting leaves room for numbers
+    assert "Pareto front" in printed
     assert "Pareto front" in (out / "report.html").read_text()
 
     before = stamps(out), stamps(out, "runs/*/evaluations/*.json")
@@ -149,7 +149,7 @@ def test_a_search_goes_on_and_repeats_nothing(tmp_path, capsys):
 
 
 @on_ray
-def test_a_killed_search_goes_on_from_a_script_that_lies_alone(tmp_path):
+def test_a_killed_search_resumes_from_a_script_alone_in_a_folder(tmp_path):
     script, out = shutil.copy(search.__file__, tmp_path), tmp_path / "out"
     written(tmp_path, wee())
     command = [sys.executable, script, "wee.yaml", "--out", "out", "--trials", "4"]
@@ -410,8 +410,8 @@ def test_a_grid_ends_with_a_search_for_a_way_to_sample(tmp_path, capsys):
     path, out = written(tmp_path, study), tmp_path / "out"
     options = scaling.Options(study=path, out=out, sampler_trials=2)
     assert scaling.scale(options) == 0
-    said = capsys.readouterr().out
-    assert "then 2 sampler settings of the best run" in said
+    printed = capsys.readouterr().out
+    assert "then 2 sampler settings of the best run" in printed
     files = stamps(out, "runs/*/evaluations/*.json")
     assert len(files) == 2
     best = (out / "best.yaml").read_text()

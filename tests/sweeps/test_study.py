@@ -231,7 +231,11 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
             "variants: [{name: wide, change: {noise: {sdt: 1}}}]",
             "variant wide: unknown key 'noise.sdt'; did you mean 'std'?",
         ),
-        ("variants: []", "variants: [{name: a}, {name: a}]", "every variant needs a different name"),
+        (
+            "variants: []",
+            "variants: [{name: a}, {name: a}]",
+            "every variant needs a different name",
+        ),
     ],
 )
 def test_a_mistake_in_a_study_file_is_one_clear_line(tmp_path, old, new, message):
