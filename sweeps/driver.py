@@ -109,7 +109,9 @@ def run_command_line(
     """
     text = inspect.cleandoc(kind.__doc__ or "")
     if issubclass(kind, StudyOptions):
-        text += "\n\nPresets:\n" + "\n".join(f"- {name}: {description(name)}" for name in PRESETS)
+        text += "\n\nPresets:\n" + "\n".join(
+            f"- {preset}: {description(preset)}" for preset in PRESETS
+        )
 
     def act() -> int:
         flags = (tyro.conf.FlagCreatePairsOff,)

@@ -71,11 +71,6 @@ class Final(Command):
     """The final run of a study, predicted, trained once and compared."""
 
     def __init__(self, options: Options) -> None:
-        """Plan what the options ask for.
-
-        Raises:
-            UserError: For a user's mistake.
-        """
         from analysis.findings import find  # pandas and SciPy are needed from here on
         from analysis.forecast import forecast
         from analysis.study import read_study

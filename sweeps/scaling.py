@@ -80,11 +80,6 @@ class Scaling(Command):
     """The grid of a study, the sampler settings it asks for, and its report."""
 
     def __init__(self, options: Options) -> None:
-        """Plan what the options ask for.
-
-        Raises:
-            UserError: For a user's mistake.
-        """
         if options.max_hours is not None and options.max_hours <= 0:
             raise UserError(f"max-hours is {options.max_hours:g}: it must be positive")
         if options.sampler_trials < 0:

@@ -84,11 +84,6 @@ class Search(Command):
     """A search on both levels, and its report."""
 
     def __init__(self, options: Options) -> None:
-        """Plan what the options ask for.
-
-        Raises:
-            UserError: For a user's mistake.
-        """
         study = load(options.study)
         self.options = options
         self.out = study_folder(options.out, study)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import driver, scaling
+from sweeps import driver, final, scaling, search
 from sweeps.driver import declare
-from sweeps.presets import load
+from sweeps.presets import PRESETS, description, load
 from sweeps.study import grid, resolve_study
 from tarflow.config import NoiseConfig, read_yaml, to_yaml
 from tarflow.errors import UserError
@@ -45,6 +45,21 @@ def test_dry_run_is_fast_and_needs_neither_torch_nor_ray(tmp_path):
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, timeout=60)
     assert time.perf_counter() - start < 15  # 3 on an idle machine: benchmarks/startup.py
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", [scaling, search, final])
+def test_help_needs_nothing_heavy_and_lists_the_presets(script):
+    program = (
+        f"import sys, runpy; sys.argv = [{script.__file__!r}, '--help']\n"
+        f"try: runpy.run_path({script.__file__!r}, run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'ray', 'pandas', 'plotly', 'scipy', 'optuna'}\n"
+        "assert not heavy & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", program]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    listed = [f"- {name}: {description(name)}" in printed.stdout for name in PRESETS]
+    assert all(listed) if script is not final else not any(listed)
 
 
 def test_a_plan_needs_no_data_but_a_run_does(monkeypatch, capsys, tmp_path):
