@@ -93,7 +93,7 @@ class StopConditions(NotPickled, tune.Stopper):
         elif self.context.lease.lost:
             self.reason = "another driver has taken the folder over"
         elif deadline is not None and time.monotonic() > deadline:
-            self.reason = "the hours are used up"
+            self.reason = "the time of --max-hours is used up"
         elif failed == len(self.progress.rows) >= FIRST_FAILURES:
             self.reason = f"the first {failed} runs all failed"
         return bool(self.reason)
@@ -119,8 +119,6 @@ class StopConditions(NotPickled, tune.Stopper):
 
 class ProgressCallback(NotPickled, tune.Callback):
     """Tells the progress what happens to trials that train, and records those that died."""
-
-    resuming = "resuming from its last checkpoint"
 
     def __init__(
         self, task_of: Callable[[dict[str, Any]], Any], out: Path, progress: Progress
@@ -163,7 +161,7 @@ class ProgressCallback(NotPickled, tune.Callback):
             self.progress.end(task, row)
 
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
-        """Say that the task is tried again; only deaths without progress in between count."""
+        """Say that the run resumes; only deaths without progress in between count as retries."""
         task = self.task_of(trial.config)
         if isinstance(mistake := cause_of(error_of(trial)), UserError):
             self.progress.mistake = mistake
@@ -172,7 +170,7 @@ class ProgressCallback(NotPickled, tune.Callback):
         if images > self.reached.get(task.run_id, 0):
             trial.run_metadata.num_failures = 1
         self.reached[task.run_id] = images
-        self.progress.note(f"{task.label}: its process died; {self.resuming}")
+        self.progress.note(f"{task.label}: its process died; resuming from its last checkpoint")
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Record the failure; a user's mistake ends the batch."""
@@ -182,13 +180,16 @@ class ProgressCallback(NotPickled, tune.Callback):
 class SamplingCallback(ProgressCallback):
     """Tells the progress what happens to trials that sample from a finished run."""
 
-    resuming = "sampling again"
-
     def ended(self, task: Any, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the KID; None if the trial was stopped before."""
         del task
         kid = result.get("kid", ...)
         return None if kid is ... else {"status": "done", "kid": math.nan if kid is None else kid}
+
+    def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
+        """End the batch on a user's mistake; anything else is tried again silently."""
+        if isinstance(mistake := cause_of(error_of(trial)), UserError):
+            self.progress.mistake = mistake
 
     def died(self, task: Any, error: Exception) -> None:
         """Record the failure: samples have no row on disk."""
