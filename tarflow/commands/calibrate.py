@@ -22,8 +22,8 @@ def calibrate(
 ) -> int:
     """Measure which solver inverts each block fastest on this machine, and keep the plan.
 
-    The plan is written to plan.json beside the checkpoint. `sample` and `evaluate` use it when
-    device, batch size, precision and guidance (with or without) are the same.
+    The plan is written to plan.json beside the checkpoint. `sample` and `evaluate` use it on the
+    same device with the same batch size, precision and number of guided blocks.
 
     Args:
         checkpoint: File model.safetensors of a run.
@@ -31,7 +31,7 @@ def calibrate(
         tolerance: Largest error of a pixel in [-1, 1] units; by default a tenth of the training
             noise, or half a grey level for uniform noise.
         precision: Precision of the matrix products.
-        sampling: Sampler settings; a plan depends on guidance only.
+        sampling: Sampler settings; a plan depends on the guided blocks only.
     """
     from tarflow.device import autocast
     from tarflow.sample import calibration

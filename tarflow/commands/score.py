@@ -52,9 +52,8 @@ def score(
     Args:
         checkpoint: File model.safetensors of a run.
         images: Folders, image files, Parquet tables or .npz files; by default the run's own data.
-        split: Split of the run's own data.
-        by: Order: likelihood, or typicality, which is the distance of an image's loss from the
-            mean loss of training images.
+        split: Split of the run's own data, if no images are named.
+        by: Either likelihood, or typicality: how far the loss is from the mean of training images.
         posterior: Also name the most probable class by Bayes' rule; takes a pass per class.
         draws: Number of noise draws.
         resize: Convert images of another size or colour to the model's instead of refusing them.
