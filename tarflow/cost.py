@@ -83,7 +83,7 @@ def memory(config: RunConfig, device_bytes: float = math.inf) -> Memory:
     query, key, value, the attention output, and the fourfold hidden states before and after GELU.
     Fused layers recompute the outputs of the norms, which this estimate ignores. Only layers that
     are not fused keep the attention matrix, on a CPU in bfloat16
-    (`tarflow.cpu.layers.products_are_faster`).
+    (`tarflow.cpu.layers.ProductAttention`).
 
     Args:
         config: Run, whose workers share a batch.

@@ -23,8 +23,10 @@ CONTAINER_LIMITS = (  # of memory, in bytes: control groups of version 2 and 1
 )
 
 
-def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.device:
-    """Return the device a worker trains on, make it the current one, and apply the thread count.
+def choose_device(execution: ExecutionConfig) -> torch.device:
+    """Return this process's device, make it the current one, and apply the thread count.
+
+    Workers of one machine take its GPUs in turn, by the LOCAL_RANK of their environment.
 
     Raises:
         UserError: If CUDA is asked for and absent.
@@ -37,16 +39,17 @@ def choose_device(execution: ExecutionConfig, local_rank: int = 0) -> torch.devi
     if execution.device == "cpu" or not available:
         keep_freed_memory()
         return torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
 
-def memory_bytes(device: torch.device, local_workers: int = 1) -> float:
+def memory_bytes(device: torch.device, workers: int = 1) -> float:
     """Return the bytes that one worker of this machine may fill.
 
     An accelerator belongs to one worker; the memory of the machine, or of the container, is
-    divided among the workers on it.
+    divided among the workers on it: LOCAL_WORLD_SIZE of the environment, or else all `workers`.
     """
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
@@ -54,7 +57,7 @@ def memory_bytes(device: torch.device, local_workers: int = 1) -> float:
     for path in CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
             limits.append(float(path.read_text()))
-    return min(limits) / local_workers
+    return min(limits) / int(os.environ.get("LOCAL_WORLD_SIZE", workers))
 
 
 def keep_freed_memory() -> None:

@@ -17,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from tarflow.device import memory_bytes
 from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
 
@@ -32,11 +31,6 @@ def world_size() -> int:
 def rank() -> int:
     """Return this worker's number; worker 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def local_rank() -> int:
-    """Return this worker's number on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager
@@ -92,13 +86,13 @@ def gather_rows(rows: Tensor, device: torch.device) -> Tensor:
     return torch.cat([part[:n].cpu() for part, n in zip(gathered, counts.tolist(), strict=True)])
 
 
-def memory(device: torch.device) -> float:
-    """Return the bytes that every worker may fill: the least of all. All workers must call it."""
-    own = memory_bytes(device, int(os.environ.get("LOCAL_WORLD_SIZE", world_size())))
-    least = torch.tensor(own, dtype=torch.float64, device=device)
-    if world_size() > 1:
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-    return least.item()
+def least(value: float, device: torch.device) -> float:
+    """Return the least value of any worker; all must call it."""
+    if world_size() == 1:
+        return value
+    smallest = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return smallest.item()
 
 
 def shard(flow: TarFlow, device: torch.device, precision: str) -> None:

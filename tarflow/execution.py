@@ -12,12 +12,19 @@ import torch
 
 from tarflow import cost, distributed
 from tarflow.config import ModelConfig, RunConfig
-from tarflow.cpu.kernels import kernels
+from tarflow.cpu.kernels import kernels as compiled_kernels
 from tarflow.cuda_graph import supports_cuda_graphs
-from tarflow.device import DTYPES, check_compiler, choose_device, describe_device
+from tarflow.device import (
+    DTYPES,
+    check_compiler,
+    choose_device,
+    describe_device,
+    memory_bytes,
+)
 from tarflow.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16", "float64"]
+SET = "set in the config"  # a reason
 WIDE = 64  # channels from which bfloat16 pays on a CPU that multiplies in it
 
 
@@ -27,6 +34,8 @@ class Execution:
 
     device: torch.device  # of this worker
     precision: str  # of the matrix products: float32, bfloat16 or float64
+    dtype: torch.dtype  # of weights and sums: float32, or float64 when all arithmetic is
+    first: bool  # whether this worker is the first one, which writes the files
     workers: int  # data-parallel processes
     sharded: bool  # whether the workers divide the training state among them (FSDP)
     micro_batch: int  # images per forward pass and worker; at first the most that may be tried
@@ -34,11 +43,6 @@ class Execution:
     threads: int  # CPU threads of each worker
     cuda_graphs: bool  # whether steps are captured and replayed
     reasons: Mapping[str, str]  # why, by the name of the choice
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of weights and sums: float32, or float64 when all arithmetic is."""
-        return torch.float64 if self.precision == "float64" else torch.float32
 
     def __str__(self) -> str:
         values = {
@@ -66,49 +70,40 @@ def resolve_execution(config: RunConfig) -> Execution:
         config: Run whose precision and data hash are resolved.
 
     Raises:
-        UserError: If CUDA is asked for and absent, layers cannot be compiled here, or the batch
-            does not divide by the workers.
+        UserError: If CUDA is asked for and absent, or layers cannot be compiled here.
         ConfigError: If the state must be sharded and the optimizer needs whole matrices.
     """
-    device, workers = (
-        choose_device(config.execution, distributed.local_rank()),
-        distributed.world_size(),
-    )
+    rank, workers = distributed.rank(), distributed.world_size()
+    device = choose_device(config.execution)
+    memory = distributed.least(memory_bytes(device, workers), device)
     config = replace(config, execution=replace(config.execution, workers=workers))
-    asked, reasons = config.execution, {}
-    available = "this machine has CUDA" if device.type == "cuda" else "no CUDA device here"
-    reasons["device"] = available if asked.device == "auto" else "set in the config"
-    chosen, why = choose_precision(device, config.model)
-    reasons["precision"] = why if chosen == config.precision else "set in the config"
-    memory = distributed.memory(device)
     sharded = cost.sharded(config, memory)
     if sharded and config.optim.optimizer == "muon":
         raise ConfigError(
             "muon needs whole matrices on every worker: set optim.optimizer to adamw, or "
             "execution.sharding to replicate"
         )
-    reasons["state"] = _why_sharded(config, sharded)
-    part = distributed.batch_slice(config.batch)
-    share = part.stop - part.start
-    if asked.micro_batch:
-        micro_batch, reasons["micro-batch"] = min(share, asked.micro_batch), "set in the config"
-    elif sharded:
-        micro_batch = cost.micro_batch(config, memory)
-        reasons["micro-batch"] = "computed to fit in memory beside a shard of the state"
-    else:
-        micro_batch, reasons["micro-batch"] = share, "a worker's whole share of the batch fits"
-    kind, reasons["kernels"] = _choose_kernels(config, device, sharded)
-    reasons["threads"] = "set in the config" if asked.threads else "as PyTorch chooses"
+    micro_batch, why_micro_batch = _choose_micro_batch(config, sharded, memory)
+    kernels, why_kernels = _choose_kernels(config, device, sharded)
     return Execution(
         device=device,
         precision=config.precision,
+        dtype=torch.float64 if config.precision == "float64" else torch.float32,
+        first=rank == 0,
         workers=workers,
         sharded=sharded,
         micro_batch=micro_batch,
-        kernels=kind,
+        kernels=kernels,
         threads=torch.get_num_threads(),
         cuda_graphs=supports_cuda_graphs(device) and not sharded,
-        reasons=reasons,
+        reasons={
+            "device": _why_device(config, device),
+            "precision": _why_precision(config, device),
+            "state": _why_sharded(config, sharded),
+            "micro-batch": why_micro_batch,
+            "kernels": why_kernels,
+            "threads": SET if config.execution.threads else "as PyTorch chooses",
+        },
     )
 
 
@@ -128,29 +123,48 @@ def choose_precision(device: torch.device, model: ModelConfig) -> tuple[Precisio
     return "bfloat16", "this CPU multiplies in bfloat16"
 
 
-def _why_sharded(config: RunConfig, sharded: bool) -> str:
-    if config.execution.workers == 1:
-        return "a single worker holds it all"
-    if config.execution.sharding != "auto":
-        return "set in the config"
-    return "one device cannot hold it all" if sharded else "one device can hold it all"
+def _choose_micro_batch(config: RunConfig, sharded: bool, memory: float) -> tuple[int, str]:
+    share = -(-config.batch // config.execution.workers)
+    if config.execution.micro_batch:
+        return min(share, config.execution.micro_batch), SET
+    if sharded:
+        fits = "computed to fit in memory beside a shard of the state"
+        return cost.micro_batch(config, memory), fits
+    return share, "a worker's whole share of the batch fits"
 
 
-def _choose_kernels(
-    config: RunConfig, device: torch.device, sharded: bool
-) -> tuple[Literal["fused", "compile", "eager"], str]:
+def _choose_kernels(config: RunConfig, device: torch.device, sharded: bool) -> tuple[str, str]:
     """Choose the kernels of the Transformer layers.
 
     Compiled CPU kernels serve neither accelerators nor a sharded state nor float64.
     """
     why = "the state is sharded" if sharded else "execution.compile is off"
     if device.type == "cpu" and config.execution.fused and not sharded:
-        if kernels(DTYPES[config.precision]):
+        if compiled_kernels(DTYPES[config.precision]):
             return "fused", "compiled for this CPU by g++"
         why = "there are none for float64"
         if config.precision != "float64":
             why = "g++ is missing or failed"
     if config.execution.compile:
         check_compiler()
-        return "compile", "execution.compile is set"
+        return "compile", SET
     return "eager", why
+
+
+def _why_device(config: RunConfig, device: torch.device) -> str:
+    if config.execution.device != "auto":
+        return SET
+    return "this machine has CUDA" if device.type == "cuda" else "no CUDA device here"
+
+
+def _why_precision(config: RunConfig, device: torch.device) -> str:
+    automatic, why = choose_precision(device, config.model)
+    return why if automatic == config.precision else SET
+
+
+def _why_sharded(config: RunConfig, sharded: bool) -> str:
+    if config.execution.workers == 1:
+        return "a single worker holds it all"
+    if config.execution.sharding != "auto":
+        return SET
+    return "one device cannot hold it all" if sharded else "one device can hold it all"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tarflow import cost, data, distributed
+from tarflow import cost, data
 from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops
 from tarflow.evaluate.features import find_extractor
@@ -79,19 +79,18 @@ def run(
         row: dict[str, Any] = result["run"]
         return row
     started = datetime.now(UTC)
-    first = distributed.rank() == 0
-    if first:
+    execution = resolve_execution(config)
+    if execution.first:
         write_text(folder / "config.yaml", to_yaml(config))
         (folder / "error.txt").unlink(missing_ok=True)
-    execution = resolve_execution(config)
     extractor = None
     if config.evaluation.samples:  # fails before the training if its weights are missing
         extractor = find_extractor(config.evaluation.features, device=execution.device.type)
     try:
         state = train(config, folder, report, trunk, execution)
     except Diverged as error:
-        return record_failure(config, folder, role, label, error) if first else {}
-    if first:
+        return record_failure(config, folder, role, label, error) if execution.first else {}
+    if execution.first:
         write_table(folder / "curve.parquet", state.curve, CURVE)
         save_model(folder / "model.safetensors", state.ema, config)
 
@@ -101,7 +100,7 @@ def run(
     evaluations = []
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
-    if not first:
+    if not execution.first:
         return {}
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluate_seconds = time.perf_counter() - evaluating

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tarflow.cost import PRODUCTS_TOKENS
 from tarflow.cpu.kernels import Kernels, kernels
 from tarflow.model.flow import Attention, FlowBlock, Layer
-
-PRODUCTS_TOKENS = 512  # tokens up to which the matrix of all pairs fits the caches
 
 
 class ProductAttention(Attention):

@@ -56,11 +56,10 @@ def train(
         UserError: If a checkpoint cannot be written; earlier ones are whole.
     """
     execution = execution or resolve_execution(config)
-    first = distributed.rank() == 0
     state = restore(new_state(config, execution), folder / "state", config, trunk)
     distributed.barrier()
     execution = fit_micro_batch(state, config, execution)
-    if first:
+    if execution.first:
         LOG.info("%s", execution)
     step = make_train_step(state, config, execution)
 
@@ -89,7 +88,7 @@ def train(
                 state.loss_sum.zero_()
                 state.loss_steps = 0
 
-            if first and state.seconds - reported > config.execution.report_seconds:
+            if execution.first and state.seconds - reported > config.execution.report_seconds:
                 reported = state.seconds
                 report(
                     {
@@ -103,7 +102,7 @@ def train(
             if trunk and state.images in trunk.branch_points:
                 save(state, writer, trunk.folder)
             due = state.seconds - saved > writer.interval(config.execution.checkpoint_seconds)
-            due = due and first and state.images < config.images  # the first worker's clock counts
+            due = due and execution.first and state.images < config.images  # by its clock alone
             ending, due = distributed.any_worker([stop_requested.is_set(), due], execution.device)
             if ending or due:
                 saved = state.seconds

@@ -228,7 +228,7 @@ def test_micro_batches_change_neither_losses_nor_weights(outcomes, tmp_path, kin
 def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     memory = {"bytes": 1e12}
-    monkeypatch.setattr(distributed, "memory", lambda _: memory["bytes"])
+    monkeypatch.setattr(distributed, "least", lambda *_: memory["bytes"])
 
     def sharded(**asked):
         chosen = execution.resolve_execution(choice("plain", **asked))
