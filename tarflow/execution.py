@@ -54,8 +54,9 @@ class Execution:
             "kernels": self.kernels,
             "threads": str(self.threads),
         }
+        width = max(map(len, values.values()))
         return "\n".join(
-            f"{name:<12}{value:<12} {self.reasons.get(name, '')}".rstrip()
+            f"{name:<13}{value:<{width}}  {self.reasons.get(name, '')}".rstrip()
             for name, value in values.items()
         )
 

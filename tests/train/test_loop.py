@@ -1,5 +1,4 @@
 import json
-import platform
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,11 +8,9 @@ from training_runs import Stop, config, losses, stop_at
 
 from tarflow.config import (
     ExecutionConfig,
-    ModelConfig,
     OptimConfig,
 )
 from tarflow.errors import UserError
-from tarflow.execution import choose_precision
 from tarflow.identity import run_id
 from tarflow.model.flow import TarFlow
 from tarflow.record import CURVE, RUNS, read_result, read_table
@@ -151,24 +148,6 @@ def test_a_machine_without_a_compiler_is_told_before_the_first_step(tmp_path, mo
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(UserError, match="needs a C compiler on this machine"):
         train(config(execution=ExecutionConfig(threads=1, compile=True)), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("instructions", "channels", "chosen"),
-    [
-        ({"avx512_bf16": True}, 64, "bfloat16"),
-        ({"avx512_bf16": True, "amx_bf16": True}, 256, "bfloat16"),
-        ({"avx512_bf16": True}, 48, "float32"),  # too narrow
-        ({"avx512_f": True}, 256, "float32"),
-        ({}, 256, "float32"),  # not of this family of processors
-    ],
-)
-def test_a_cpu_trains_in_the_faster_precision(instructions, channels, chosen, monkeypatch):
-    if platform.machine() == "x86_64":
-        assert instructions.keys() <= torch.cpu.get_capabilities().keys()  # spelt as there
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
-    model = ModelConfig(channels=channels, head_dim=16)
-    assert choose_precision(torch.device("cpu"), model)[0] == chosen
 
 
 def test_nothing_depends_on_the_budget_before_the_cooldown(tmp_path):

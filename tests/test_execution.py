@@ -1,0 +1,67 @@
+"""How a run is executed is chosen once, and every choice says why."""
+
+import platform
+from dataclasses import replace
+
+import pytest
+import torch
+from training_runs import config
+
+from tarflow import execution
+from tarflow.__main__ import main
+from tarflow.config import ExecutionConfig, ModelConfig, to_yaml
+from tarflow.errors import UserError
+from tarflow.execution import choose_precision, resolve_execution
+from tarflow.record import read_result
+
+CHOICES = ("device", "precision", "state", "micro-batch", "kernels", "threads")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "channels", "chosen"),
+    [
+        ({"avx512_bf16": True}, 64, "bfloat16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, 256, "bfloat16"),
+        ({"avx512_bf16": True}, 48, "float32"),  # too narrow
+        ({"avx512_f": True}, 256, "float32"),
+        ({}, 256, "float32"),  # not of this family of processors
+    ],
+)
+def test_a_cpu_trains_in_the_faster_precision(instructions, channels, chosen, monkeypatch):
+    if platform.machine() == "x86_64":
+        assert instructions.keys() <= torch.cpu.get_capabilities().keys()  # spelt as there
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    model = ModelConfig(channels=channels, head_dim=16)
+    assert choose_precision(torch.device("cpu"), model)[0] == chosen
+
+
+def test_every_choice_has_a_reason():
+    chosen = resolve_execution(config(execution=ExecutionConfig()))
+    assert chosen.reasons.keys() == set(CHOICES)
+    assert all(chosen.reasons.values())
+    assert (chosen.workers, chosen.micro_batch, chosen.first) == (1, 16, True)
+    assert not chosen.sharded
+    assert not chosen.cuda_graphs
+
+
+def test_what_the_config_sets_is_taken_and_said():
+    asked = ExecutionConfig(device="cpu", threads=1, micro_batch=5, fused=False)
+    chosen = resolve_execution(config(execution=asked))
+    assert (chosen.device.type, chosen.threads, chosen.micro_batch) == ("cpu", 1, 5)
+    assert chosen.kernels == "eager"
+    reasons = {chosen.reasons[name] for name in ("device", "threads", "micro-batch", "precision")}
+    assert reasons == {"set in the config"}
+    with pytest.raises(UserError, match="no CUDA device"):
+        resolve_execution(config(execution=ExecutionConfig(device="cuda")))
+
+
+def test_without_kernels_the_row_and_the_reason_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(execution, "compiled_kernels", lambda _: None)
+    short = replace(config(precision="float32"), images=32)
+    (tmp_path / "run.yaml").write_text(to_yaml(short))
+    assert main(["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().err
+    for name in CHOICES:
+        assert f"\n{name} " in f"\n{printed}", name
+    assert "g++ is missing or failed" in printed
+    assert read_result(tmp_path / "run")["run"]["kernels"] == "eager"
