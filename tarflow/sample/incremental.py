@@ -13,7 +13,7 @@ multiplied as a batch.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -232,17 +232,13 @@ class SplitLinear:
     bias: Tensor
 
     @classmethod
-    def by_outputs(
-        cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype
-    ) -> "SplitLinear":
+    def by_outputs(cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype) -> Self:
         """Split the outputs: each part computes its share of them."""
         split = weight.detach().unflatten(0, (parts, -1)).mT
         return cls(split.to(dtype).contiguous(), bias.detach().to(dtype).view(parts, 1, -1))
 
     @classmethod
-    def by_inputs(
-        cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype
-    ) -> "SplitLinear":
+    def by_inputs(cls, weight: Tensor, bias: Tensor, parts: int, dtype: torch.dtype) -> Self:
         """Split the inputs: the parts compute terms of a sum, the first with the bias."""
         split = weight.detach().T.unflatten(0, (parts, -1))
         first = torch.zeros(parts, 1, len(weight), dtype=dtype, device=weight.device)

@@ -196,13 +196,15 @@ def jacobi(
         """Update the successors of a window; return how many are final, (1,)."""
         successors, values = _successors(block, latents, tokens, window)
         values, guesses = values.to(tokens), successors.read(tokens)
-        change = (values - guesses).abs().amax((0, 2))
+        change = (values - guesses).abs_().amax((0, 2))
         converged = (change < method.tolerance).long().cumprod(0).sum(0, keepdim=True)
-        offset = offsets[: window.count, None]
-        bounded = values.nan_to_num(0.0).clamp(-method.bound, method.bound)  # masks keep NaN
-        values = torch.where(offset > converged, bounded, values)
-        successors.write(tokens, torch.where(offset < converged, guesses, values))
-        return (converged + 1).clamp(max=window.count)
+        exact = converged.clamp(max=window.count - 1)  # the token after the converged ones
+        # guesses must be finite: attention multiplies masked NaN by zero, which stays NaN
+        bounded = values.nan_to_num(0.0).clamp_(-method.bound, method.bound)
+        bounded.index_copy_(1, exact, values.index_select(1, exact))
+        keep = offsets[: window.count, None] < converged
+        successors.write(tokens, torch.where(keep, guesses, bounded))
+        return exact + 1
 
     position = torch.zeros(1, dtype=torch.int64, device=device)
 

@@ -67,21 +67,25 @@ def sample(
         labels = torch.arange(count) % flow.config.classes
     if labels is not None and len(labels) != count:
         raise UserError(f"{len(labels)} labels for {count} images: give one label per image")
-    wanted = torch.arange(count)[part]
+    indices = torch.arange(count)[part]
     labels = None if labels is None else labels[part]
-    images = torch.empty(
-        len(wanted), flow.config.image_channels, flow.config.image_size, flow.config.image_size
-    )
-    pending = torch.arange(len(wanted))
+    config, device = flow.config, flow.var.device
+    shape = config.tokens, config.token_dim
+    images = torch.empty(len(indices), config.image_channels, *(config.image_size,) * 2)
+    pending = torch.arange(len(indices))
     redrawn = 0
     for attempt in range(1 + REDRAWS):
         redrawn += len(pending) if attempt else 0
         for rows in pending.split(batch) if len(pending) else ():
-            row_labels = None if labels is None else labels[rows]
-            with autocast(precision, flow.var.device):
-                images[rows] = _draw(
-                    flow, wanted[rows], row_labels, sampler, noise, seed, attempt, plan
-                )
+            purpose = f"sample {attempt}"
+            latents = normal_per_image(indices[rows], shape, seed, purpose, flow.var.dtype)
+            latents = latents.to(device) * flow.var.sqrt()
+            row_labels = None if labels is None else labels[rows].to(device)
+            with autocast(precision, device):
+                drawn = invert(flow, latents, row_labels, sampler, plan)
+                if noise.type == "gaussian" and sampler.denoise:
+                    drawn = denoise(flow, drawn, row_labels, noise.std, sampler.denoise)
+            images[rows] = drawn.float().cpu()
         pending = pending[~images[pending].isfinite().flatten(1).all(1)]
     kept = images.isfinite().flatten(1).all(1)
     return Samples(
@@ -90,25 +94,6 @@ def sample(
         redrawn,
         lost=len(pending),
     )
-
-
-def _draw(
-    flow: TarFlow,
-    indices: Tensor,
-    labels: Tensor | None,
-    sampler: SamplerConfig,
-    noise: NoiseConfig,
-    seed: int,
-    attempt: int,
-    plan: Plan | None,
-) -> Tensor:
-    shape = (flow.config.tokens, flow.config.token_dim)
-    drawn = normal_per_image(indices, shape, seed, f"sample {attempt}", flow.var.dtype)
-    labels = None if labels is None else labels.to(flow.var.device)
-    images = invert(flow, drawn.to(flow.var.device) * flow.var.sqrt(), labels, sampler, plan)
-    if noise.type == "gaussian" and sampler.denoise:
-        images = denoise(flow, images, labels, noise.std, sampler.denoise)
-    return images.float().cpu()
 
 
 def denoise(

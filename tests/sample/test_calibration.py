@@ -50,9 +50,9 @@ def test_the_plan_inverts_within_its_tolerance(random_flow, tmp_path, sampler):
     noised = noisy(pixels, NOISE, generator(1, "another draw"), flow.var.dtype)
     with torch.no_grad():
         latents, _ = flow(noised, labels)
-    found = invert(flow, latents, labels, sampler, plan)
+    inverted = invert(flow, latents, labels, sampler, plan)
     exact = invert(flow, latents, labels, sampler)
-    assert (found - exact).abs().max() < 3 * plan.situation.tolerance
+    assert (inverted - exact).abs().max() < 3 * plan.situation.tolerance
     if sampler is None:
         torch.testing.assert_close(exact, noised)
     path = tmp_path / "plan.json"

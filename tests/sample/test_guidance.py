@@ -32,10 +32,10 @@ def test_a_part_leaves_the_other_alone(rule, part):
     log_scale, shift = branches()
     weight = torch.full((3, 1), 1.5, dtype=torch.float64)
     both = combine(log_scale, shift, weight, SamplerConfig(guidance=1.5, rule=rule))
-    found = combine(log_scale, shift, weight, SamplerConfig(guidance=1.5, rule=rule, part=part))
+    partial = combine(log_scale, shift, weight, SamplerConfig(guidance=1.5, rule=rule, part=part))
     good = log_scale[:2].exp(), shift[:2]
     for index, name in enumerate(("scale", "shift")):
-        torch.testing.assert_close(found[index], (both if part == name else good)[index])
+        torch.testing.assert_close(partial[index], (both if part == name else good)[index])
 
 
 def test_gaussian_score_is_the_score_of_the_extrapolated_density():

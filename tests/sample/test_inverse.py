@@ -108,8 +108,8 @@ def test_jacobi_iteration_finds_the_sequential_fixed_point(random_flow, segments
     given = latents.clone()
     method = Method(segments=segments, guess=guess, tolerance=0.0)
     expected = invert(flow, latents, LABELS, sampler)
-    found = invert(flow, latents, LABELS, sampler, Plan(methods=(method,) * 3))
-    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    inverted = invert(flow, latents, LABELS, sampler, Plan(methods=(method,) * 3))
+    torch.testing.assert_close(inverted, expected, atol=1e-9, rtol=1e-9)
     assert torch.equal(latents, given)
 
 
@@ -145,15 +145,15 @@ def test_converged_tokens_leave_the_window_for_good(random_flow, monkeypatch, to
 
 
 def test_only_guesses_are_bounded(random_flow):
-    """The fixed point lies far outside the bound and is found all the same."""
+    """The fixed point lies far outside the bound and is reached all the same."""
     flow = random_flow(classes=3)
     latents = some_latents(flow, size=1.5)
     expected = invert(flow, latents, LABELS)
     assert expected.abs().max() > 3
     for segments in (1, 4):
         method = Method(segments=segments, tolerance=1e-12, bound=0.5)
-        found = invert(flow, latents, LABELS, None, Plan(methods=(method,) * 3))
-        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        inverted = invert(flow, latents, LABELS, None, Plan(methods=(method,) * 3))
+        torch.testing.assert_close(inverted, expected, atol=1e-9, rtol=1e-9)
 
 
 def test_wild_guesses_do_not_spoil_the_solution(random_flow):
@@ -180,8 +180,8 @@ def test_tokens_left_when_iterations_run_out_are_solved_sequentially(random_flow
     flow = random_flow(classes=3)
     latents = some_latents(flow)
     plan = Plan(methods=(Method(segments=1, tolerance=1e-12, sweeps=2),) * 3)
-    found = invert(flow, latents, LABELS, None, plan)
-    torch.testing.assert_close(found, invert(flow, latents, LABELS))
+    inverted = invert(flow, latents, LABELS, None, plan)
+    torch.testing.assert_close(inverted, invert(flow, latents, LABELS))
     message = "have not converged after 2 Jacobi iterations; solving them sequentially"
     assert caplog.text.count(message) == 3
 
@@ -199,8 +199,8 @@ def test_captured_steps_give_what_plain_steps_give(random_flow, monkeypatch, sam
             begun[:, start + 1 :] = math.nan
             block = incremental_block(flow, 1, sampler=sampler)
             block(expected[:, :start], Window(0, start)) if start else None
-            found = sequential(block, latents, begun, start)
-            torch.testing.assert_close(found, expected)
+            inverted = sequential(block, latents, begun, start)
+            torch.testing.assert_close(inverted, expected)
             assert len(captures) == graphs
             captures.clear()
 
@@ -214,10 +214,10 @@ def test_captured_iterations_give_what_plain_iterations_give(random_flow, monkey
     with torch.no_grad():
         expected = jacobi(incremental_block(flow, 1, sampler=GUIDED), latents, method)
         captures = use_captures(monkeypatch)
-        found = jacobi(incremental_block(flow, 1, sampler=GUIDED), latents, method)
-    torch.testing.assert_close(found.tokens, expected.tokens)
-    assert found.converged == expected.converged == 15
-    assert found.iterations <= expected.iterations + 1
+        inverted = jacobi(incremental_block(flow, 1, sampler=GUIDED), latents, method)
+    torch.testing.assert_close(inverted.tokens, expected.tokens)
+    assert inverted.converged == expected.converged == 15
+    assert inverted.iterations <= expected.iterations + 1
     assert len(captures) == {1: 1, 3: 3, 5: 3}[segments]
 
 
@@ -255,7 +255,7 @@ def test_unguided_blocks_cost_one_branch(random_flow, monkeypatch):
 
     monkeypatch.setattr(IncrementalBlock, "__call__", counted)
     top = SamplerConfig(guidance=1.5, guided_blocks="top:1")
-    found = invert(flow, latents, labels, top)
+    inverted = invert(flow, latents, labels, top)
     assert rows == [6] * 15 + [3] * 30
     with torch.no_grad():
         guided = Inversion(flow, latents, labels, SamplerConfig(guidance=1.5))
@@ -263,4 +263,4 @@ def test_unguided_blocks_cost_one_branch(random_flow, monkeypatch):
         plain = Inversion(flow, latents, labels, None)
         for index in (1, 0):
             tokens = plain.invert_block(index, tokens, Method())
-    torch.testing.assert_close(patchify(found, flow.config.patch), tokens)
+    torch.testing.assert_close(patchify(inverted, flow.config.patch), tokens)
