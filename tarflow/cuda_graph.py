@@ -44,17 +44,6 @@ def capture(work: Callable[[], None], device: torch.device, pool: Any = None) ->
     return graph.replay
 
 
-def repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
-    """Call a step of fixed shapes several times, from a CUDA graph where that is supported."""
-    if not supports_cuda_graphs(device) or times < 3:
-        for _ in range(times):
-            step()
-        return
-    replay = capture(step, device)
-    for _ in range(times - 1):
-        replay()
-
-
 class CudaGraph:
     """A function of tensors, captured at its first call with given shapes and replayed after.
 
