@@ -156,24 +156,22 @@ class RunQueue(NotPickled, Searcher):
         """Save nothing: the study's folder has it all."""
 
 
-def sample_all(
-    tasks: Sequence[SamplingTask], expected: Mapping[str, float], context: BatchContext
-) -> Outcome:
+def sample_all(samplings: Mapping[SamplingTask, float], context: BatchContext) -> Outcome:
     """Sample from finished runs with the settings that a study asks for.
 
     Args:
-        tasks: Settings that are still missing.
-        expected: Expected seconds of each task by its name.
+        samplings: Settings that are still missing, each with its expected seconds.
         context: What all batches of the command share.
 
     Raises:
         UserError: As `run_all`.
     """
+    tasks = list(samplings)
     needs = resources([task.config for task in tasks], context.cluster.gpus)
     count = slots(needs, context.cluster)
     check_shared(context.out, context.cluster)
-    seconds = {task.run_id: expected[task.run_id] for task in tasks}
-    progress = Progress(len(tasks), seconds, count, context.console, objective="kid")
+    expected = {task.run_id: seconds for task, seconds in samplings.items()}
+    progress = Progress(len(tasks), expected, count, context.console, objective="kid")
     return run_batch(
         context,
         tune.with_parameters(sample_task, tasks=tasks, out=str(context.out), home=str(Path.cwd())),

@@ -93,13 +93,12 @@ class Scaling(Command):
         self.gpus, self.max_hours = plan.gpus, options.max_hours
         self.lines = [table(plan), *study_summary(self.study, plan)]
         self.trials = options.sampler_trials
-        missing_trials = trials_left(plan, self.trials, self.out)
-        self.search_left = missing_trials > 0
-        self.todo = bool(plan.left or plan.samplings or self.search_left)
-        if self.search_left:
-            self.extra_seconds = missing_trials * longest_setting(plan) / plan.slots
+        self.trials_left = trials_left(plan, self.trials, self.out)
+        self.todo = bool(plan.left or plan.samplings or self.trials_left)
+        if self.trials_left:
+            self.extra_seconds = self.trials_left * longest_setting(plan) / plan.slots
             self.lines.append(
-                f"then {missing_trials} sampler settings of the best run, about "
+                f"then {self.trials_left} sampler settings of the best run, about "
                 f"{human.seconds(self.extra_seconds)}"
             )
         self.lines += missing
@@ -114,11 +113,14 @@ class Scaling(Command):
 
         expected = {row.run.run_id: row.left for row in self.plan.rows}
         outcome = run_all([row.run for row in self.plan.rows], expected, context)
-        tasks = [task for task in self.plan.samplings if finished(self.out, task.model_id)]
-        if tasks and not outcome.stopped:
-            seconds = {task.run_id: left for task, left in self.plan.samplings.items()}
-            outcome += sample_all(tasks, seconds, context)
-        if self.search_left and not outcome.stopped:
+        samplings = {
+            task: seconds
+            for task, seconds in self.plan.samplings.items()
+            if finished(self.out, task.model_id)
+        }
+        if samplings and not outcome.stopped:
+            outcome += sample_all(samplings, context)
+        if self.trials_left and not outcome.stopped:
             outcome = self.search(outcome, context)
         return outcome
 
