@@ -1,1 +1,1 @@
-"""From tables of runs to scaling laws to pages; imports neither torch nor Ray."""
+"""Tables of runs to scaling laws to reports; imports neither torch nor Ray."""

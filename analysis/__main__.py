@@ -18,8 +18,8 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
     Example: python -m analysis report studies/digits
 
     Args:
-        study: folder of a study.
-        seed: of the bootstrap.
+        study: Folder of a study.
+        seed: Seed of the bootstrap.
     """
     from analysis.report.page import write_report
     from tarflow.storage import locate
@@ -36,16 +36,16 @@ def best(
     out: Path | None = None,
     seed: int = 0,
 ) -> int:
-    """Write the config of the run to train next; its comments say where each number is from.
+    """Write the config of the run to train next; its comments give the source of each number.
 
-    Size and images follow the laws of the study, the rest its best run. It is a run that has not
-    been trained yet. Example: python -m analysis best studies/digits --flops 1e15
+    Size and images follow the laws of the study; everything else follows its best run. The run has
+    not been trained yet. Example: python -m analysis best studies/digits --flops 1e15
 
     Args:
-        study: folder of a study.
-        flops: budget of the run; by default 4 times the largest of the study.
-        out: file to write; by default best.yaml in the study.
-        seed: of the bootstrap.
+        study: Folder of a study.
+        flops: Budget of the run in training FLOPs; by default 4 times the largest of the study.
+        out: File to write; by default best.yaml in the study.
+        seed: Seed of the bootstrap.
     """
     from analysis.advice import check_budget, recommend
     from analysis.findings import find
@@ -56,14 +56,14 @@ def best(
 
     if flops is not None:
         check_budget(flops)  # the laws take seconds to fit
-    found = recommend(find(*read_study(locate(study)), seed=seed), flops)
+    advice = recommend(find(*read_study(locate(study)), seed=seed), flops)
     path = out or locate(study) / "best.yaml"
     write_text(
         path,
-        to_yaml(found.config, f"{found.explanation}\nTrain it: python -m tarflow train {path}"),
+        to_yaml(advice.config, f"{advice.explanation}\nTrain it: python -m tarflow train {path}"),
     )
-    print(found.explanation)
-    print(f"{path} is written: python -m tarflow train {path}")
+    print(advice.explanation)
+    print(f"Wrote {path}. Train it: python -m tarflow train {path}")
     return 0
 
 
@@ -77,31 +77,31 @@ def fit(
     json: Path | None = None,
     seed: int = 0,
 ) -> int:
-    """Fit scaling laws to any table, CSV or Parquet, one row per run.
+    """Fit scaling laws to any CSV or Parquet table with one row per run.
 
-    With --params and --tokens: E + A / N^a + B / D^b and its kin. With --flops alone: E + A / C^a.
+    --params with --tokens fits E + A / N^a + B / D^b and similar forms; --flops fits E + A / C^a.
     Rows with an empty cell are left out. Losses must be positive, such as bits per dimension.
     Example: python -m analysis fit runs.csv --loss bpd --params N --tokens D --json fit.json
 
     Args:
-        table: the file.
-        loss: column to explain.
-        params: column of model sizes.
-        tokens: column of data sizes.
-        flops: column of training FLOPs, for a law of compute alone.
-        json: write the fits there.
-        seed: of the bootstrap.
+        table: The file.
+        loss: Column to explain.
+        params: Column of model sizes.
+        tokens: Column of data sizes.
+        flops: Column of training FLOPs, for a law of compute alone.
+        json: File to write the fits to.
+        seed: Seed of the bootstrap.
     """
     from analysis.tables import fit_table, read_columns, to_plain
     from tarflow.record import write_json
 
     if flops and (params or tokens):
         raise UserError("give --flops alone, or --params with --tokens")
-    named = {"flops": flops} if flops else {"params": params, "tokens": tokens}
-    if not all(named.values()):
+    inputs = {"flops": flops} if flops else {"params": params, "tokens": tokens}
+    if not all(inputs.values()):
         raise UserError("name the inputs: --params COLUMN --tokens COLUMN, or --flops COLUMN")
-    columns = read_columns(table, named | {"loss": loss})
-    fits = fit_table(columns, tuple(named), seed)
+    columns = read_columns(table, inputs | {"loss": loss})
+    fits = fit_table(columns, tuple(inputs), seed)
     for law in fits:
         _print(_fit_table(law))
     if json:
@@ -113,12 +113,12 @@ def fit(
 def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -> int:
     """Compare the runs that two studies share: same data, same label, same seed.
 
-    Differences are paired image by image, so they are far sharper than two separate errors.
+    Differences are paired image by image, so they are far more precise than two separate errors.
     Example: python -m analysis compare studies/digits studies/digits-wide
 
     Args:
-        a: folder of a study.
-        b: folder of another study; a difference is b - a.
+        a: Folder of a study.
+        b: Folder of another study; a difference is b - a.
     """
     from rich.table import Table
 
@@ -173,13 +173,13 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; a mistake of the user ends in one line and exit code 2."""
 
     def act() -> int:
         code: int = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m analysis",
-            description="From the tables of a study to laws, a report and the next run.",
+            description="Fit the scaling laws of a study, report them, plan the next run.",
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

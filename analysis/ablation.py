@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from analysis.human import bits, interval, number
-from analysis.laws.intervals import LEVEL, NORMAL_90
+from analysis.laws.intervals import LEVEL
 from analysis.rows import configs_but_seed
 from analysis.settings import setting_in_words
 
@@ -97,7 +97,7 @@ def averaged(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFra
     spread = float(np.sqrt(squares / free)) if free else float("nan")
     half = spread * float(t.ppf((1 + LEVEL) / 2, free)) if free else float("nan")
     if error in rows and column != "bpd":
-        half = float(np.nanmax([half, NORMAL_90]))
+        half = float(np.nanmax([half, norm.ppf((1 + LEVEL) / 2)]))
     width = half * means.pop("own")
     return means.assign(low=means["mean"] - width, high=means["mean"] + width)
 

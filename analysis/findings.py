@@ -243,7 +243,7 @@ def _held_out(law: Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
     ratio = float(best["flops"]) / float(rows[before]["flops"].max())
     verdict = (
         f"Predicted {predicted:.4g} bits per dimension ({LEVEL:.0%}: {low:.4g} to {high:.4g}) "
-        f"from runs {ratio:.2g} times cheaper, achieved {achieved:.4g}: "
+        f"from runs with {ratio:.2g} times less compute, achieved {achieved:.4g}: "
         f"{'inside' if inside else 'outside'} the interval, {abs(error):.2%} too "
         f"{'high' if error > 0 else 'low'}; repeating the best value so far would be "
         f"{abs(last):.2%} off."

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one way to write each quantity, used by every page and table."""
+"""Numbers for people: one way to write each quantity, used by every page and table."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,12 @@ MISSING = "–"
 
 
 def missing(value: float | None) -> bool:
-    """Tell whether there is no number to write."""
+    """Tell whether a value is None or not finite."""
     return value is None or not math.isfinite(value)
 
 
 def count(value: float | None) -> str:
-    """Write a number of things with three digits.
+    """Write a count with three digits.
 
     >>> count(230_400), count(1_225_728), count(500), count(None)
     ('230k', '1.23M', '500', '–')
@@ -54,7 +54,7 @@ def bits(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Write any other number with three digits.
+    """Write a number of any other kind with three digits.
 
     >>> number(0.40123), number(0.0042), number(12345.0), number(3e-7)
     ('0.401', '0.0042', '1.23×10⁴', '3×10⁻⁷')
@@ -67,7 +67,7 @@ def number(value: float | None) -> str:
 
 
 def interval(ends: tuple[float, float] | None, write: Callable[[float], str] = number) -> str:
-    """Write an interval with one of the other functions.
+    """Write an interval, its ends by one of the other functions.
 
     >>> interval((0.31, 0.52)), interval((2.1e5, 4.4e5), count)
     ('0.31 to 0.52', '210k to 440k')
@@ -80,7 +80,7 @@ def interval(ends: tuple[float, float] | None, write: Callable[[float], str] = n
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """Write a share.
+    """Write a share as a percentage.
 
     >>> percent(0.0123), percent(-0.2, signed=True), percent(0.91)
     ('1.2%', '-20%', '91%')
@@ -92,7 +92,7 @@ def percent(value: float | None, signed: bool = False) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Write a time.
+    """Write a duration.
 
     >>> seconds(0.25), seconds(75), seconds(5400), seconds(3e5)
     ('0.25 s', '75 s', '1.5 h', '3.5 d')

@@ -1,6 +1,7 @@
 """The warnings that a reader of a study needs, in plain sentences."""
 
 from analysis.findings import Findings
+from analysis.human import power
 from analysis.laws.fit import Fit
 
 REPEATED = 4.0  # epochs beyond which repeated images count less (Muennighoff et al. 2023)
@@ -96,8 +97,8 @@ def _tests(findings: Findings) -> list[str]:
 
 def _sizes(findings: Findings) -> list[str]:
     lines = [
-        f"At {item.flops:.2g} FLOPs the best size is the {item.edge} one tried, at the edge: the "
-        "optimum may lie beyond it."
+        f"At {power(item.flops)} FLOPs, the {item.edge} size tried is the best: the optimum may "
+        "lie beyond it."
         for item in findings.isoflops
         if item.edge
     ]

@@ -176,5 +176,5 @@ def _doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, sprea
         return f"{name} is not identified by these runs: {span}, over half the range of the losses"
     limit = 10 if name in "AB" else 2
     if name != "E" and high > limit * low:
-        return f"{name} is not identified by these runs: {span}, more than a factor {limit}"
+        return f"{name} is not identified by these runs: {span}, wider than a factor of {limit}"
     return ""

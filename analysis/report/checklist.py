@@ -29,14 +29,8 @@ def cost(table: pd.DataFrame) -> Table:
         for role, runs in [*table.groupby("role"), ("all", table)]
     ]
     columns = (
-        "role",
-        "done + failed",
-        "training FLOPs",
-        "images seen",
-        "training",
-        "evaluation",
-        "device time",
-        "median MFU",
+        *("role", "done + failed", "training FLOPs", "images seen"),
+        *("training", "evaluation", "device time", "median MFU"),
     )
     return Table(columns, tuple(rows))
 
@@ -182,14 +176,8 @@ def sizes(findings: Findings) -> Table:
     """List the compute-optimal model of each budget."""
     return Table(
         (
-            "FLOPs",
-            "parameters N*",
-            "tokens D*",
-            "nearest model",
-            "images",
-            "BPD",
-            "by",
-            "beyond the runs",
+            *("FLOPs", "parameters N*", "tokens D*", "nearest model"),
+            *("images", "BPD", "by", "beyond the runs"),
         ),
         tuple(
             (

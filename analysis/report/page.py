@@ -19,19 +19,8 @@ from analysis.study import read_study
 from tarflow import record
 
 RUN_COLUMNS = (
-    "run",
-    "id",
-    "role",
-    "status",
-    "params",
-    "images",
-    "epochs",
-    "FLOPs",
-    "FLOPs spent",
-    "BPD",
-    "KID",
-    "time",
-    "note",
+    *("run", "id", "role", "status", "params", "images", "epochs"),
+    *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
 )
 
 

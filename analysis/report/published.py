@@ -56,7 +56,7 @@ def _beside(metric: str, rows: pd.DataFrame, known: pd.DataFrame) -> Table | Non
     )
     at = int((same["value"] < best[metric]).sum())
     labels = "with labels" if best["classes"] else "without labels"
-    caption = f"{NAMES[metric]}, {Path(best['data']).name}, {labels}: published, and the best here"
+    caption = f"{NAMES[metric]}, {Path(best['data']).name}, {labels}: published and this study"
     columns = ("model", "family", NAMES[metric], "measured on", "source")
     return Table(columns, (*lines[:at], ours, *lines[at:]), caption)
 

@@ -61,7 +61,7 @@ def summarise(findings: Findings, table: pd.DataFrame, scored: pd.DataFrame) -> 
         facts=_facts(findings, table),
         lede=ABLATION if compared else _lede(findings),
         tiles=tuple(_tiles(findings)),
-        verdicts=tuple((_named(held.fit), held.verdict) for held in findings.held_out),
+        verdicts=tuple((_named(item.fit), item.verdict) for item in findings.held_out),
         advice=_advice(findings),
         trainable=bool(len(findings.runs)),
         compared=compared,
@@ -164,16 +164,16 @@ def _tiles(findings: Findings) -> list[Tile]:
             )
         )
     if findings.held_out:
-        of = fit.form if fit else None
-        held = next((h for h in findings.held_out if h.fit.form == of), findings.held_out[0])
-        place = "inside" if held.inside else "outside"
+        form = fit.form if fit else None
+        run = next((h for h in findings.held_out if h.fit.form == form), findings.held_out[0])
+        place = "inside" if run.inside else "outside"
         tiles.append(
             Tile(
                 "Held-out run, predicted",
-                bits(held.predicted),
-                f"achieved {bits(held.achieved)} ({percent(held.error, signed=True)}), {place} "
-                f"the {percent(LEVEL)} band {interval(held.interval, bits)}; "
-                f"{held.ratio:.2g}× the compute of the fitted runs",
+                bits(run.predicted),
+                f"achieved {bits(run.achieved)} ({percent(run.error, signed=True)}), {place} "
+                f"the {percent(LEVEL)} band {interval(run.interval, bits)}; "
+                f"{run.ratio:.2g}× the compute of the fitted runs",
             )
         )
     achieved = [item for item in findings.coverage if item.total]

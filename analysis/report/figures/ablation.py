@@ -1,13 +1,19 @@
 """Figures of an ablation, from tables of `ablation.averaged`."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.ablation import noise_level
 from analysis.human import interval, number
-from analysis.report.figures.theme import CATEGORIES, SYMBOLS, around, figure, log_axis, marker
+from analysis.report.figures.theme import (
+    CATEGORIES,
+    SYMBOLS,
+    around,
+    dots,
+    figure,
+    log_axis,
+    marker,
+)
 
 
 def against_noise(points: pd.DataFrame, y: str) -> go.Figure:
@@ -61,23 +67,19 @@ def side_by_side(points: pd.DataFrame, title: str, y: str) -> go.Figure:
 
 def _line(rows: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> go.Scatter:
     ends = list(zip(rows["low"], rows["high"], strict=True))
-    return go.Scatter(
-        x=rows[x].tolist(),
-        y=rows["mean"].tolist(),
-        error_y=around(rows["mean"].tolist(), ends) | {"color": colour},
+    return dots(
+        rows,
+        x,
+        "mean",
+        _described,
+        error_y=around(rows["mean"].tolist(), ends, colour),
         mode="lines+markers",
         line={"color": colour, "width": 1.8},
         marker=marker(colour, symbol),
         name=name,
-        meta=rows["run_id"].tolist(),
-        text=_described(rows),
-        hovertemplate="%{text}<extra></extra>",
         showlegend=bool(name),
     )
 
 
-def _described(rows: pd.DataFrame) -> Sequence[str]:
-    return [
-        f"{number(row['mean'])} ({interval((row['low'], row['high']))})<br>{row['run_id']}"
-        for _, row in rows.iterrows()
-    ]
+def _described(row: pd.Series) -> str:
+    return f"{number(row['mean'])} ({interval((row['low'], row['high']))})<br>{row['run_id']}"

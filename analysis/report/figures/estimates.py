@@ -72,16 +72,15 @@ def _forest(
             continue
         colour = LAW if known else SOFT
         ends = [tuple(np.clip(row.interval, -1e3, 1e3).tolist()) for row in part]
+        values = [row.value for row in part]
         shown.add_trace(
-            go.Scatter(
-                x=[row.value for row in part],
-                y=[row.law for row in part],
-                error_x=around([row.value for row in part], ends) | {"color": colour},
-                mode="markers",
+            theme.points(
+                values,
+                [row.law for row in part],
+                [row.hover for row in part],
+                error_x=around(values, ends, colour),
                 marker=marker(colour, "circle" if known else "circle-open", 9),
                 name=name,
-                text=[row.hover for row in part],
-                hovertemplate="%{text}<extra></extra>",
             )
         )
     seen = [end for row in rows if row.identified for end in row.interval]
@@ -127,21 +126,21 @@ def _allocated(shown: go.Figure, items: Sequence[Allocation], name: str, label: 
         at = np.array([items[i].flops for i in known])
         low, high = (np.array([ends[i][side] for i in known]) for side in (0, 1))
         shown.add_trace(band(at, low, high, theme.BAND, "90% interval"))
+    text = [
+        f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(getattr(item, name))}"
+        f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
+        f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
+        for item, end in zip(items, ends, strict=True)
+    ]
     shown.add_trace(
-        go.Scatter(
-            x=[item.flops for item in items],
-            y=[getattr(item, name) for item in items],
+        theme.points(
+            [item.flops for item in items],
+            [getattr(item, name) for item in items],
+            text,
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": dash},
             marker=marker(colour),
             name=f"by the {items[0].source}",
-            text=[
-                f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(getattr(item, name))}"
-                f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
-                f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
-                for item, end in zip(items, ends, strict=True)
-            ],
-            hovertemplate="%{text}<extra></extra>",
         )
     )
 
@@ -152,7 +151,7 @@ def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
     return go.Scatter(
         x=[iso.flops for iso in inside],
         y=centre,
-        error_y=around(centre, ends) | {"color": theme.HELD_OUT} if name == "params" else None,
+        error_y=around(centre, ends, theme.HELD_OUT) if name == "params" else None,
         mode="markers",
         marker=marker(theme.HELD_OUT, "diamond", 11),
         name="IsoFLOP minima",
@@ -172,33 +171,24 @@ def validation(findings: Findings) -> go.Figure | None:
         ratios = [float(np.exp(item.distance)) for item in items]
         distances += ratios
         colour = theme.CATEGORIES[index % len(theme.CATEGORIES)]
-        shown.add_trace(
-            go.Scatter(
-                x=ratios,
-                y=[max(100 * abs(item.error), SMALLEST) for item in items],
-                mode="markers",
-                marker=marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)])
-                | ({} if form in chosen else {"opacity": 0.55}),
-                name=form + (" (chosen)" if form in chosen else ""),
-                text=[
-                    f"<b>{form}</b> grown along {item.axis}, fitted to {item.rows} runs<br>"
-                    f"predicted {bits(item.predicted)}, achieved {bits(item.achieved)}"
-                    for item in items
-                ],
-                hovertemplate="%{text}<extra></extra>",
+        text = [
+            f"<b>{form}</b> grown along {item.axis}, fitted to {item.rows} runs<br>"
+            f"predicted {bits(item.predicted)}, achieved {bits(item.achieved)}"
+            for item in items
+        ]
+        errors = [max(100 * abs(item.error), SMALLEST) for item in items]
+        look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)])
+        if form in chosen:
+            shown.add_trace(
+                theme.points(ratios, errors, text, marker=look, name=f"{form} (chosen)")
             )
-        )
+        else:
+            look |= {"opacity": 0.55}
+            shown.add_trace(theme.points(ratios, errors, text, marker=look, name=form))
     for baseline, dash in zip(findings.baselines, ("dash", "dot"), strict=False):
-        shown.add_trace(
-            go.Scatter(
-                x=[min(distances), max(distances)],
-                y=[100 * baseline.error] * 2,
-                mode="lines",
-                line={"color": SOFT, "width": 1.5, "dash": dash},
-                name=baseline.name,
-                hovertemplate="%{y:.2f}%<extra>" + baseline.name + "</extra>",
-            )
-        )
+        ends, height = [min(distances), max(distances)], [100 * baseline.error] * 2
+        hover = "%{y:.2f}%<extra>" + baseline.name + "</extra>"
+        shown.add_trace(theme.line(ends, height, SOFT, dash, 1.5, hover, name=baseline.name))
     errors = [value for trace in shown.data for value in trace.y]
     shown.update_yaxes(log_axis(errors, lambda error: f"{error:g}"))
     return shown.update_xaxes(log_axis(distances, lambda ratio: f"{ratio:g}×"))

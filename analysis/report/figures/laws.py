@@ -13,17 +13,7 @@ from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
 from analysis.report.figures import theme
-from analysis.report.figures.theme import (
-    INK,
-    LAW,
-    SOFT,
-    around,
-    band,
-    dots,
-    figure,
-    log_axis,
-    marker,
-)
+from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
 
 BPD = "bits per dimension"
 FLOPS = "training FLOPs"
@@ -59,12 +49,7 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
                 findings.frontier_points.merge(runs, how="left"),
                 "flops",
                 "bpd",
-                marker={
-                    "symbol": "circle-open",
-                    "size": 16,
-                    "color": INK,
-                    "line": {"width": 1.5},
-                },
+                marker=theme.ring(INK, "circle-open", 16, 1.5),
                 name="frontier",
             )
         )
@@ -78,53 +63,34 @@ def _frontier_law(shown: go.Figure, fit: Fit, flops: pd.Series) -> None:
     beyond = np.geomspace(flops.max(), EXTRAPOLATE * flops.max(), 40)
     low, high = fit.band(flops=beyond)
     if np.isfinite(low).all():
-        shown.add_trace(band(beyond, low, high, theme.BAND, "90% band"))
+        shown.add_trace(theme.band(beyond, low, high, theme.BAND, "90% band"))
     for grid, dash, name in ((inside, "solid", "law"), (beyond, "dash", "")):
-        shown.add_trace(
-            go.Scatter(
-                x=grid.tolist(),
-                y=fit.predict(flops=grid).tolist(),
-                mode="lines",
-                line={"color": LAW, "width": 2, "dash": dash},
-                name=name or "law, extrapolated",
-                showlegend=bool(name),
-                hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>law</extra>",
-            )
-        )
+        hover = "%{y:.3f} at %{x:.2e} FLOPs<extra>law</extra>"
+        law = theme.line(grid, fit.predict(flops=grid), LAW, dash, 2, hover)
+        shown.add_trace(law.update(name=name or "law, extrapolated", showlegend=bool(name)))
 
 
 def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
     seen = flops[flops < held_out.flops * 0.999]
     grid = np.geomspace(seen.min(), held_out.flops, 60)
+    hover = "%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>"
+    values = held_out.fit.predict(flops=grid)
     shown.add_trace(
-        go.Scatter(
-            x=grid.tolist(),
-            y=held_out.fit.predict(flops=grid).tolist(),
-            mode="lines",
-            line={"color": theme.HELD_OUT, "width": 1.5, "dash": "dot"},
-            name="held-out law",
-            hovertemplate="%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>",
-        )
+        theme.line(grid, values, theme.HELD_OUT, "dot", 1.5, hover, name="held-out law")
+    )
+    text = (
+        f"<b>predicted {bits(held_out.predicted)}</b><br>{percent(LEVEL)} band "
+        f"{interval(held_out.interval, bits)}<br>achieved {bits(held_out.achieved)}"
     )
     shown.add_trace(
-        go.Scatter(
-            x=[held_out.flops],
-            y=[held_out.predicted],
-            error_y=around([held_out.predicted], [held_out.interval]) | {"color": theme.HELD_OUT},
-            mode="markers",
-            marker={
-                "color": theme.HELD_OUT,
-                "symbol": "diamond-open",
-                "size": 11,
-                "line": {"width": 2},
-            },
+        theme.points(
+            [held_out.flops],
+            [held_out.predicted],
+            [text],
+            error_y=theme.around([held_out.predicted], [held_out.interval], theme.HELD_OUT),
+            marker=theme.ring(theme.HELD_OUT, "diamond-open", 11, 2),
             name="prediction",
             meta=[held_out.run_id],
-            text=[
-                f"<b>predicted {bits(held_out.predicted)}</b><br>{percent(LEVEL)} band "
-                f"{interval(held_out.interval, bits)}<br>achieved {bits(held_out.achieved)}"
-            ],
-            hovertemplate="%{text}<extra></extra>",
         )
     )
 
@@ -169,16 +135,9 @@ def isoflop(findings: Findings) -> go.Figure | None:
 def _line(
     x: np.ndarray, y: np.ndarray, colour: str, dash: str, name: str, group: str
 ) -> go.Scatter:
-    return go.Scatter(
-        x=x.tolist(),
-        y=y.tolist(),
-        mode="lines",
-        line={"color": colour, "width": 1.6, "dash": dash},
-        name=name,
-        legendgroup=group,
-        showlegend=False,
-        hovertemplate="%{y:.3f}<extra>" + name + "</extra>",
-    )
+    hover = "%{y:.3f}<extra>" + name + "</extra>"
+    curve = theme.line(x, y, colour, dash, 1.6, hover)
+    return curve.update(name=name, legendgroup=group, showlegend=False)
 
 
 def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
@@ -191,9 +150,7 @@ def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
     return go.Scatter(
         x=[iso.params],
         y=[iso.bpd],
-        error_x=None
-        if iso.edge
-        else around([iso.params], [iso.params_interval]) | {"color": colour},
+        error_x=None if iso.edge else theme.around([iso.params], [iso.params_interval], colour),
         mode="markers+text" if iso.edge else "markers",
         marker=marker(colour, "diamond-open" if iso.edge else "diamond", 13),
         text=["at the edge"] if iso.edge else None,

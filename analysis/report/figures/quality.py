@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from analysis.human import bits, count, number
 from analysis.report.figures import theme
-from analysis.report.figures.theme import AMBER, INK, ORANGE, SOFT, describe, figure, marker
+from analysis.report.figures.theme import AMBER, INK, ORANGE, SOFT, describe, dots, figure, marker
 from analysis.settings import best_setting, pareto_front, setting_in_words
 
 
@@ -27,32 +27,15 @@ def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | N
     extractor = known["feature_extractor"].iloc[0]
     shown = figure("bits per dimension", f"KID ({extractor})", height=460)
     for params, colour, group in theme.by_size(known):
-        shown.add_trace(
-            go.Scatter(
-                x=group["bpd"].tolist(),
-                y=group["kid"].tolist(),
-                meta=group["run_id"].tolist(),
-                error_y=_standard_error(group, colour),
-                mode="markers",
-                marker=marker(colour),
-                name=count(params),
-                text=[_described(row) for _, row in group.iterrows()],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
+        errors = _standard_error(group, colour)
+        runs = dots(group, "bpd", "kid", _described, marker=marker(colour), error_y=errors)
+        shown.add_trace(runs.update(name=count(params)))
     if reference.get("feature_extractor") == extractor:
         reach = [known["bpd"].min(), known["bpd"].max()]
-        shown.add_trace(
-            go.Scatter(
-                x=reach,
-                y=[reference["kid"]] * 2,
-                mode="lines",
-                line={"color": SOFT, "dash": "dash", "width": 1.5},
-                name="real images",
-                hovertemplate=f"real training images: {number(reference['kid'])} ± "
-                f"{number(reference['kid_se'])}<extra></extra>",
-            )
-        )
+        hover = f"real training images: {number(reference['kid'])} ± "
+        hover += f"{number(reference['kid_se'])}<extra></extra>"
+        height = [reference["kid"]] * 2
+        shown.add_trace(theme.line(reach, height, SOFT, "dash", 1.5, hover, name="real images"))
     return shown.update_layout(legend_title_text="params")
 
 
@@ -70,30 +53,15 @@ def trade_off(scored: pd.DataFrame) -> go.Figure | None:
             y=front["kid"].tolist(),
             mode="lines+markers",
             line={"color": ORANGE, "width": 2, "shape": "hv"},
-            marker={"symbol": "circle-open", "size": 15, "color": ORANGE, "line": {"width": 2}},
+            marker=theme.ring(ORANGE, "circle-open", 15, 2),
             name="Pareto front",
             hoverinfo="skip",
         )
     )
-    shown.add_trace(
-        go.Scatter(
-            x=best["bpd"].tolist(),
-            y=best["kid"].tolist(),
-            meta=best["run_id"].tolist(),
-            error_y=_standard_error(best, SOFT),
-            mode="markers",
-            marker=marker(
-                INK,
-                color=best["noise_std"].astype(float).tolist(),
-                colorscale=theme.RAMP,
-                colorbar=theme.colour_bar("noise"),
-            ),
-            text=[_described(row) for _, row in best.iterrows()],
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-        )
-    )
-    return shown
+    noise = best["noise_std"].astype(float).tolist()
+    look = marker(INK, color=noise, colorscale=theme.RAMP, colorbar=theme.colour_bar("noise"))
+    runs = dots(best, "bpd", "kid", _described, marker=look, showlegend=False)
+    return shown.add_trace(runs.update(error_y=_standard_error(best, SOFT)))
 
 
 def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
@@ -156,37 +124,24 @@ def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
         return None
     best = best_setting(scored[scored["run_id"] == known["run_id"].iloc[0]]).iloc[0]
     shown = figure("guidance", "attention temperature", height=420)
+    look = marker(
+        INK,
+        color=known["kid"].tolist(),
+        colorscale=theme.RAMP,
+        reversescale=True,
+        size=(10 + 10 * _unit(known["denoise"])).tolist(),
+        opacity=0.9,
+        colorbar=theme.colour_bar("KID"),
+    )
     shown.add_trace(
-        go.Scatter(
-            x=known["guidance"].tolist(),
-            y=known["temperature"].tolist(),
-            mode="markers",
-            marker=marker(
-                INK,
-                color=known["kid"].tolist(),
-                colorscale=theme.RAMP,
-                reversescale=True,
-                size=(10 + 10 * _unit(known["denoise"])).tolist(),
-                opacity=0.9,
-                colorbar=theme.colour_bar("KID"),
-            ),
-            meta=known["run_id"].tolist(),
-            text=[_described(row) for _, row in known.iterrows()],
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-        )
+        dots(known, "guidance", "temperature", _described, marker=look, showlegend=False)
     )
     shown.add_trace(
         go.Scatter(
             x=[best["guidance"]],
             y=[best["temperature"]],
             mode="markers",
-            marker={
-                "symbol": "circle-open",
-                "size": 30,
-                "color": AMBER,
-                "line": {"width": 2.5},
-            },
+            marker=theme.ring(AMBER, "circle-open", 30, 2.5),
             name=f"best: {setting_in_words(best)}",
             hoverinfo="skip",
         )

@@ -8,16 +8,7 @@ import plotly.graph_objects as go
 
 from analysis.human import count, number, power
 from analysis.report.figures import theme
-from analysis.report.figures.theme import (
-    AMBER,
-    BLUE,
-    ORANGE,
-    SKY,
-    describe,
-    figure,
-    log_axis,
-    marker,
-)
+from analysis.report.figures.theme import AMBER, BLUE, ORANGE, SKY, describe, figure, log_axis
 
 CURVE_POINTS = 300  # per run: more do not show on a screen
 DISTRIBUTION_POINTS = 1000  # per run, evenly spaced in rank
@@ -87,7 +78,7 @@ def per_image(runs: pd.DataFrame) -> go.Figure | None:
         ("bpd_median", "median", ORANGE, "line-ew-open"),
     ):
         shown.add_trace(
-            theme.dots(known, "flops", column, marker=marker(colour, symbol, 8), name=name)
+            theme.dots(known, "flops", column, marker=theme.marker(colour, symbol, 8), name=name)
         )
     return shown.update_xaxes(log_axis(known["flops"]))
 
@@ -137,7 +128,7 @@ def cost(runs: pd.DataFrame) -> go.Figure | None:
         ("evaluate_seconds", "likelihood, samples and their scores", ORANGE, "diamond"),
     ):
         shown.add_trace(
-            theme.dots(known, "flops", column, marker=marker(colour, symbol), name=name)
+            theme.dots(known, "flops", column, marker=theme.marker(colour, symbol), name=name)
         )
     seconds = [*known["train_seconds"], *known["evaluate_seconds"]]
     shown.update_yaxes(log_axis(seconds, number))

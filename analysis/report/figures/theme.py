@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 
 from analysis.human import bits, count, number, power
 
@@ -16,14 +17,8 @@ from analysis.human import bits, count, number, power
 INK, SOFT, GRID, PAPER, LAW = "#010101", "#020202", "#030303", "#040404", "#050505"
 
 # Okabe and Ito 2008: distinguishable for colour-blind readers, on light and dark backgrounds.
-BLUE, ORANGE, GREEN, PINK, SKY, AMBER = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-)
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PINK, SKY, AMBER = "#CC79A7", "#56B4E9", "#E69F00"
 CATEGORIES = (BLUE, AMBER, GREEN, PINK, SKY, ORANGE)
 HELD_OUT = ORANGE
 BAND = "rgba(60, 140, 200, 0.22)"
@@ -126,33 +121,53 @@ def log_axis(
 
 def describe(run: pd.Series) -> str:
     """Return the hover text of a run: label, id, result and config."""
-    lines = [f"<b>{run['label'] or run['run_id']}</b>  {run['run_id']}"]
     error = f" ± {run['bpd_se']:.3f}" if pd.notna(run.get("bpd_se")) else ""
-    lines.append(f"{bits(run['bpd'])}{error} bits per dimension")
-    lines.append(
+    return (
+        f"<b>{run['label'] or run['run_id']}</b>  {run['run_id']}<br>"
+        f"{bits(run['bpd'])}{error} bits per dimension<br>"
         f"{count(run['params'])} params · {count(run['images'])} images"
-        f" · {power(run['flops'])} FLOPs"
-    )
-    lines.append(
+        f" · {power(run['flops'])} FLOPs<br>"
         f"channels {run['channels']:.0f} · blocks {run['blocks']:.0f} · layers {run['layers']:.0f}"
-        f" · patch {run['patch']:.0f}"
-    )
-    lines.append(
+        f" · patch {run['patch']:.0f}<br>"
         f"lr {number(run['lr'])} · batch {run['batch']:.0f} · noise {number(run['noise_std'])}"
         f" · seed {run['seed']:.0f}"
     )
-    return "<br>".join(lines)
 
 
-def dots(runs: pd.DataFrame, x: str, y: str, **style: Any) -> go.Scatter:
-    """Return one marker per run with its hover text; `meta` carries the run ids."""
+def dots(
+    rows: pd.DataFrame,
+    x: str,
+    y: str,
+    words: Callable[[pd.Series], str] = describe,
+    **style: Any,
+) -> go.Scatter:
+    """Return one marker per row with its hover text; `meta` carries the run ids."""
+    text = [words(row) for _, row in rows.iterrows()]
+    return points(rows[x], rows[y], text, meta=rows["run_id"].tolist(), **style)
+
+
+def points(x: ArrayLike, y: ArrayLike, text: Sequence[str], **style: Any) -> go.Scatter:
+    """Return markers with a hover text each."""
     return go.Scatter(
-        x=runs[x].tolist(),
-        y=runs[y].tolist(),
-        meta=runs["run_id"].tolist(),
-        text=[describe(run) for _, run in runs.iterrows()],
+        x=np.asarray(x).tolist(),
+        y=np.asarray(y).tolist(),
+        text=text,
         hovertemplate="%{text}<extra></extra>",
         **{"mode": "markers"} | style,
+    )
+
+
+def line(
+    x: ArrayLike, y: ArrayLike, colour: str, dash: str, width: float, hover: str, **style: Any
+) -> go.Scatter:
+    """Return a line; `hover` is Plotly's template of its hover text."""
+    return go.Scatter(
+        x=np.asarray(x).tolist(),
+        y=np.asarray(y).tolist(),
+        mode="lines",
+        line={"color": colour, "width": width, "dash": dash},
+        hovertemplate=hover,
+        **style,
     )
 
 
@@ -179,6 +194,11 @@ def marker(
     } | more
 
 
+def ring(colour: str, symbol: str, size: float, width: float) -> dict[str, Any]:
+    """Return an open marker around a point."""
+    return {"symbol": symbol, "size": size, "color": colour, "line": {"width": width}}
+
+
 def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: str) -> go.Scatter:
     """Return a shaded band as one closed outline."""
     return go.Scatter(
@@ -193,7 +213,9 @@ def band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: st
     )
 
 
-def around(centre: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def around(
+    centre: Sequence[float], ends: Sequence[tuple[float, float]], colour: str
+) -> dict[str, Any]:
     """Return asymmetric error bars from intervals."""
     return {
         "type": "data",
@@ -202,4 +224,5 @@ def around(centre: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict
         "arrayminus": [value - low for value, (low, _) in zip(centre, ends, strict=True)],
         "thickness": 1.5,
         "width": 4,
+        "color": colour,
     }
