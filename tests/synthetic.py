@@ -1,7 +1,7 @@
-"""A study folder made from a planted law: what the report is tested on.
+"""Make a study folder from a planted law, to test the report on.
 
-The runs are not trained: BPD follows `E + A / N^a + B / D^b` with a little seed noise, everything
-else (curves, per-image values, sample grids, sample quality) is derived from it.
+No run is trained: BPD follows `E + A / N^a + B / D^b` with a little seed noise. Everything else
+(curves, per-image values, sample grids, sample quality) is derived from it.
 """
 
 import json
@@ -67,11 +67,11 @@ def plant(
     """Write a study: an IsoFLOP grid with three seeds at one size, a failed run, a larger run.
 
     Args:
-        folder: where the study goes.
-        law: the planted truth.
-        seed: of everything random.
-        search: number of runs with role `search` added, each sampled at several settings.
-        limit: keep only this many runs of the grid, and nothing else.
+        folder: Folder to write to.
+        law: The planted truth.
+        seed: Seed of everything random.
+        search: Number of runs with role `search` to add, each sampled at several settings.
+        limit: Number of runs of the grid to write, without anything else; all by default.
     """
     law, rng = law or Law(), np.random.default_rng(seed)
     grid = [run_config(channels, budget) for budget in BUDGETS for channels in CHANNELS]

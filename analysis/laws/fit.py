@@ -156,29 +156,24 @@ def fit(
     """
     logs, values = _checked(form, data)
     weights = np.ones(len(values)) if data.weights is None else np.asarray(data.weights, float)
-    centre = np.average(logs, axis=1, weights=weights)
-    reach = float(logs.sum(axis=0).max())
-    log, floor = data.space == "log", 0.0 if data.space == "log" else -np.inf
-    targets = np.log(values) if log else values
-    low, high = form.bounds(values, floor)
-    problem = Problem(form, logs - centre[:, None], targets, weights, np.inf, log, low, high)
-    begin = form.starts(values, floor, starts)
+    centre, reach = np.average(logs, axis=1, weights=weights), float(logs.sum(axis=0).max())
+    problem, begin = _problem(form, logs - centre[:, None], values, weights, data.space, starts)
+
     ends, costs = minimise(problem, begin[:SCOUTS], tolerance=1e-6, steps=60)
     if not np.isfinite(costs.min()):
         return _not_finite(form, len(values), data.space, centre, reach)
     problem, theta, scale = settle_scale(problem, ends[costs.argmin()], data.noise, delta)
     theta, agreement = _best(problem, theta, begin)
     deficient = rank_deficient(problem, theta)
+
     clusters = _numbered(data.clusters, len(values))
     drawn, resampled = bootstrap(problem, theta, scale, clusters, draws, seed)
-    spread = form.natural(drawn, centre)
+    natural, spread = form.natural(theta[None], centre)[0], form.natural(drawn, centre)
     intervals = {name: interval_of(spread[:, j]) for j, name in enumerate(form.parameters)}
     return Fit(
         form=form,
         status=_status(problem, theta, agreement, deficient),
-        values=dict(
-            zip(form.parameters, form.natural(theta[None], centre)[0].tolist(), strict=True)
-        ),
+        values=dict(zip(form.parameters, natural.tolist(), strict=True)),
         intervals=intervals,
         reasons=reasons(problem, theta, drawn, intervals, deficient, float(np.ptp(values))),
         rows=len(values),
@@ -209,6 +204,17 @@ def _checked(form: Form, data: Observations) -> tuple[Array, Array]:
             "losses must be finite, and positive in log space; fit negative ones in raw space"
         )
     return np.log(inputs), values
+
+
+def _problem(
+    form: Form, logs: Array, values: Array, weights: Array, space: Space, starts: int
+) -> tuple[Problem, Array]:
+    """Return the least-squares problem of centred logs (k, n), and its starting points."""
+    log, floor = space == "log", 0.0 if space == "log" else -np.inf
+    low, high = form.bounds(values, floor)
+    targets = np.log(values) if log else values
+    problem = Problem(form, logs, targets, weights, np.inf, log, low, high)
+    return problem, form.starts(values, floor, starts)
 
 
 def _best(problem: Problem, theta: Array, begin: Array) -> tuple[Array, float]:

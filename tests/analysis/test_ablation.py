@@ -20,25 +20,25 @@ def test_intervals_of_means_over_seeds_cover_the_truth():
         truth = {"a": 1.0, "b": 1.2, "c": 1.5}
         keys = np.repeat(list(truth), 3)
         values = np.array([truth[key] for key in keys]) + 0.05 * rng.standard_normal(9)
-        found = averaged(frame(key=keys, bpd=values), ["key"], "bpd").set_index("key")
+        means = averaged(frame(key=keys, bpd=values), ["key"], "bpd").set_index("key")
         for key, mean in truth.items():
-            inside += found.loc[key, "low"] <= mean <= found.loc[key, "high"]
+            inside += means.loc[key, "low"] <= mean <= means.loc[key, "high"]
             total += 1
     assert inside / total == pytest.approx(0.9, abs=0.03)
 
 
 def test_an_interval_is_no_narrower_than_the_error_of_its_runs():
     rows = frame(key=["a", "a", "b", "b"], kid=[0.1, 0.1, 0.5, 0.5], kid_se=[0.02, 0.02, 0.2, 0.2])
-    found = averaged(rows, ["key"], "kid").set_index("key")
-    assert found.loc["a", "high"] - 0.1 == pytest.approx(1.645 * 0.02 / 2**0.5, rel=1e-3)
+    means = averaged(rows, ["key"], "kid").set_index("key")
+    assert means.loc["a", "high"] - 0.1 == pytest.approx(1.645 * 0.02 / 2**0.5, rel=1e-3)
     # The spread is pooled in units of each row's own error, which differs tenfold here.
-    assert found.loc["b", "high"] - 0.5 == pytest.approx(1.645 * 0.2 / 2**0.5, rel=1e-3)
+    assert means.loc["b", "high"] - 0.5 == pytest.approx(1.645 * 0.2 / 2**0.5, rel=1e-3)
 
 
 def test_one_run_of_each_has_no_interval_without_an_error():
-    found = averaged(frame(key=["a", "b"], bpd=[1.0, 2.0]), ["key"], "bpd")
-    assert found["mean"].tolist() == [1.0, 2.0]
-    assert found[["low", "high"]].isna().all(axis=None)
+    means = averaged(frame(key=["a", "b"], bpd=[1.0, 2.0]), ["key"], "bpd")
+    assert means["mean"].tolist() == [1.0, 2.0]
+    assert means[["low", "high"]].isna().all(axis=None)
 
 
 def ablation_runs(**changes):
@@ -102,9 +102,9 @@ def images(scored, spread, seed=0):
 def test_runs_whose_ranks_disagree_are_flagged_and_no_others():
     bpd = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
     scored = scores(bpd, kid=[0.9, 0.2, 0.3, 0.4, 0.5, 0.1])
-    found = signatures(scored, images(scored, 0.05))
-    assert [(item.run_id, item.kind) for item in found] == [("r0", GOOD), ("r5", POOR)]
-    assert (found[0].bpd_rank, found[0].kid_rank) == (1, 6)
+    disagreeing = signatures(scored, images(scored, 0.05))
+    assert [(item.run_id, item.kind) for item in disagreeing] == [("r0", GOOD), ("r5", POOR)]
+    assert (disagreeing[0].bpd_rank, disagreeing[0].kid_rank) == (1, 6)
     agreeing = scores(bpd, kid=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert signatures(agreeing, images(agreeing, 0.05)) == ()
 

@@ -1,4 +1,4 @@
-"""A planted study end to end: what is found, what is left out, what is recommended."""
+"""A planted study end to end: its findings, the rows left out, the run recommended."""
 
 import json
 from dataclasses import replace
@@ -79,13 +79,13 @@ def test_the_planted_law_is_found(study):
 
 
 def test_the_largest_run_is_predicted_by_laws_that_have_not_seen_it(study):
-    assert [held.fit.form.inputs[0] for held in study.held_out] == ["flops", "params"]
-    for held in study.held_out:
-        assert held.fit.rows == (3 if held.fit.form.inputs == ("flops",) else 17)
-        assert held.flops == pytest.approx(LARGEST[1], rel=0.01)
-        assert held.ratio == pytest.approx(4, rel=0.02)
-        assert abs(held.error) < 0.02 < abs(held.last_value_error)
-        assert held.inside == (held.interval[0] <= held.achieved <= held.interval[1])
+    assert [item.fit.form.inputs[0] for item in study.held_out] == ["flops", "params"]
+    for item in study.held_out:
+        assert item.fit.rows == (3 if item.fit.form.inputs == ("flops",) else 17)
+        assert item.flops == pytest.approx(LARGEST[1], rel=0.01)
+        assert item.ratio == pytest.approx(4, rel=0.02)
+        assert abs(item.error) < 0.02 < abs(item.last_value_error)
+        assert item.inside == (item.interval[0] <= item.achieved <= item.interval[1])
     largest = len(study.runs) - 1
     assert all(rollout.row != largest for rollout in study.rollouts)
 
@@ -121,15 +121,15 @@ def test_row_order_does_not_matter(study):
 
 
 def test_the_recommendation_is_a_run_not_yet_trained(study):
-    found = recommend(study)
-    assert cost.run_flops(found.config) == pytest.approx(4 * study.budgets[-1].flops, rel=0.01)
-    assert identity.run_id(found.config) not in set(study.finished["run_id"])
-    assert "surface law" in found.allocation.source
-    assert f"{found.config.model.channels} channels" in found.explanation
-    # Asked for again, with that run finished, it is still not a run that was trained.
-    again = run(16, 1e11, run_id=identity.run_id(found.config))
+    advice = recommend(study)
+    assert cost.run_flops(advice.config) == pytest.approx(4 * study.budgets[-1].flops, rel=0.01)
+    assert identity.run_id(advice.config) not in set(study.finished["run_id"])
+    assert "surface law" in advice.allocation.source
+    assert f"{advice.config.model.channels} channels" in advice.explanation
+    # With that run finished, the next recommendation is again a run not yet trained.
+    again = run(16, 1e11, run_id=identity.run_id(advice.config))
     trained = replace(study, finished=pd.concat([study.finished, pd.DataFrame([again])]))
-    assert identity.run_id(recommend(trained).config) != identity.run_id(found.config)
+    assert identity.run_id(recommend(trained).config) != identity.run_id(advice.config)
 
 
 def test_rows_are_left_out_with_the_reason():
@@ -140,25 +140,25 @@ def test_rows_are_left_out_with_the_reason():
         run(48, 2e11, bpd=20.0, bpd_se=18.0, bpd_max=1e4),
         run(48, 3e11, data_hash="other"),
     )
-    found = find(runs, None, draws=20)
-    assert len(found.runs) == 18
-    assert sorted(item.reason.split(" (")[0] for item in found.left_out) == [
+    findings = find(runs, None, draws=20)
+    assert len(findings.runs) == 18
+    assert sorted(item.reason.split(" (")[0] for item in findings.left_out) == [
         "another data set",
         "another noise level: only BPD may be compared across noise levels",
         "failed: loss is not finite",
         "one image",
         "role search: laws read grid runs only",
     ]
-    assert found.correlation is None
+    assert findings.correlation is None
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 8])
 def test_small_studies_say_too_few_runs(rows):
-    found = find(table().head(rows), None, draws=20)
-    assert any("oo few runs" in line or "nothing to fit" in line for line in warnings_of(found))
-    assert len(found.runs) == rows
+    findings = find(table().head(rows), None, draws=20)
+    assert any("oo few runs" in line or "nothing to fit" in line for line in warnings_of(findings))
+    assert len(findings.runs) == rows
     if rows:
-        assert identity.run_id(recommend(found).config) not in set(found.finished["run_id"])
+        assert identity.run_id(recommend(findings).config) not in set(findings.finished["run_id"])
     else:
         with pytest.raises(UserError, match="nothing to recommend"):
-            recommend(found)
+            recommend(findings)

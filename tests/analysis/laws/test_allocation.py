@@ -58,13 +58,13 @@ def test_flops_per_token_of_buildable_models_are_counted():
 
 def test_optimal_size_is_the_least_loss_on_counted_flops():
     runs = study()
-    found = optimal_params(law(runs), 1e12, Sizes(MODEL))[0]
+    size = optimal_params(law(runs), 1e12, Sizes(MODEL))[0]
     # Every width, also those between multiples of the head width, tried one by one.
     models = [replace(MODEL, channels=width, head_dim=1) for width in range(16, 160)]
     params = np.array([cost.params(model) for model in models], dtype=float)
     tokens = np.array([1e12 / cost.training_flops(m) * m.tokens for m in models])
     best = params[np.argmin(1.4 + 30 / params**0.4 + 60 / tokens**0.4)]
-    assert found == pytest.approx(best, rel=0.03)
+    assert size == pytest.approx(best, rel=0.03)
 
 
 def test_forms_that_predict_as_well_widen_the_interval_of_the_size():
@@ -82,17 +82,17 @@ def test_forms_that_predict_as_well_widen_the_interval_of_the_size():
 
 def test_allocation_is_buildable_and_costs_the_budget():
     runs = study(noise=0.001)
-    law_ = law(runs)
-    found = allocate(4e12, runs, TEMPLATE, law_, ())
-    model = replace(MODEL, channels=found.channels)
-    assert found.source == "surface law"
-    assert found.channels % MODEL.head_dim == 0
-    assert found.images % TEMPLATE.batch == 0
-    assert found.images * cost.training_flops(model) == pytest.approx(4e12, rel=0.01)
-    assert found.params_interval[0] < found.params < found.params_interval[1]
-    assert found.bpd_interval[0] < found.bpd < found.bpd_interval[1]
-    assert found.extrapolated
-    assert not allocate(5e11, runs, TEMPLATE, law_, ()).extrapolated
+    surface = law(runs)
+    allocation = allocate(4e12, runs, TEMPLATE, surface, ())
+    model = replace(MODEL, channels=allocation.channels)
+    assert allocation.source == "surface law"
+    assert allocation.channels % MODEL.head_dim == 0
+    assert allocation.images % TEMPLATE.batch == 0
+    assert allocation.images * cost.training_flops(model) == pytest.approx(4e12, rel=0.01)
+    assert allocation.params_interval[0] < allocation.params < allocation.params_interval[1]
+    assert allocation.bpd_interval[0] < allocation.bpd < allocation.bpd_interval[1]
+    assert allocation.extrapolated
+    assert not allocate(5e11, runs, TEMPLATE, surface, ()).extrapolated
 
 
 def test_isoflop_finds_the_planted_minimum():
@@ -107,10 +107,10 @@ def test_isoflop_finds_the_planted_minimum():
 @pytest.mark.parametrize(("optimum", "edge"), [(1e3, "smallest"), (1e7, "largest")])
 def test_a_minimum_outside_the_range_is_at_the_edge(optimum, edge):
     runs = study((1e12,), optimum=optimum)
-    found = isoflop(runs)
-    assert found.edge == edge
+    minimum = isoflop(runs)
+    assert minimum.edge == edge
     sizes = sorted(runs["params"])
-    assert found.params == pytest.approx(sizes[0] if edge == "smallest" else sizes[-1])
+    assert minimum.params == pytest.approx(sizes[0] if edge == "smallest" else sizes[-1])
 
 
 def test_two_sizes_make_no_parabola():
@@ -120,19 +120,19 @@ def test_two_sizes_make_no_parabola():
 def test_without_a_trusted_surface_the_minima_lead():
     runs = study(noise=0.0005)
     minima = [isoflop(part, 0.0005) for _, part in runs.groupby("budget")]
-    found = allocate(4e12, runs, TEMPLATE, None, minima)
+    allocation = allocate(4e12, runs, TEMPLATE, None, minima)
     surface = optimal_params(law(runs), 4e12, Sizes(MODEL))[0]
-    assert found.source == "IsoFLOP minima"
-    assert found.bpd is None
-    assert found.params == pytest.approx(surface, rel=0.35)
+    assert allocation.source == "IsoFLOP minima"
+    assert allocation.bpd is None
+    assert allocation.params == pytest.approx(surface, rel=0.35)
 
 
 def test_without_minima_the_best_run_leads_and_says_it_is_at_the_edge():
     runs = study((1e12,), optimum=1e7)
-    found = allocate(4e12, runs, TEMPLATE, None, [isoflop(runs)])
-    assert found.source == "best run"
-    assert found.channels == 96
-    assert "largest" in found.edge
+    allocation = allocate(4e12, runs, TEMPLATE, None, [isoflop(runs)])
+    assert allocation.source == "best run"
+    assert allocation.channels == 96
+    assert "largest" in allocation.edge
 
 
 def test_learning_rate_follows_the_size_and_stays_inside():

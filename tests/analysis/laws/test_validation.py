@@ -102,9 +102,9 @@ def test_a_wild_run_is_the_most_influential():
     table, _ = planted(noise=0.001)
     table.values[5] *= 1.1
     law = fit(TIED, table, starts=24, draws=50)
-    found = influence(law, table)
-    assert len(found) == 18
-    changes = [abs(item.change) for item in found]
+    effects = influence(law, table)
+    assert len(effects) == 18
+    changes = [abs(item.change) for item in effects]
     assert changes == sorted(changes, reverse=True)
 
 
