@@ -148,20 +148,20 @@ def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
     return lines
 
 
-def best(points: pd.DataFrame, name: str, written: Callable[[float], str]) -> str:
+def best(points: pd.DataFrame, name: str, write: Callable[[float], str]) -> str:
     """Say which row has the lowest mean, and which others may be as low.
 
     Args:
         points: Rows of `averaged`, with `title`.
         name: Name of the score.
-        written: Writes a value.
+        write: Writes a value.
     """
     points = points.dropna(subset=["mean"]).sort_values("mean")
     first = points.iloc[0]
     near = points.iloc[1:][points["low"].iloc[1:] <= first["high"]]["title"].tolist()
-    text = f"Lowest {name}: {first['title']}, {written(first['mean'])}"
+    text = f"Lowest {name}: {first['title']}, {write(first['mean'])}"
     if np.isfinite(first["high"]):
-        text += f" ({interval((first['low'], first['high']), written)})"
+        text += f" ({interval((first['low'], first['high']), write)})"
     if near:
         others = ", ".join(near[:MOST_NAMES]) + (
             f" and {len(near) - MOST_NAMES} more" if len(near) > MOST_NAMES else ""

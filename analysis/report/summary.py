@@ -140,11 +140,11 @@ def _surface_lede(fit: Fit) -> Markup:
 
 
 def _value(fit: Fit, name: str) -> Markup:
-    written = bits if name == "E" else number
+    write = bits if name == "E" else number
     if not fit.identified[name]:
         return Markup("{} not identified").format(name)
     return Markup("{} = {} ({})").format(
-        name, written(fit.values[name]), interval(fit.intervals[name], written)
+        name, write(fit.values[name]), interval(fit.intervals[name], write)
     )
 
 

@@ -177,14 +177,9 @@ def validation(findings: Findings) -> go.Figure | None:
             for item in items
         ]
         errors = [max(100 * abs(item.error), SMALLEST) for item in items]
-        look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)])
-        if form in chosen:
-            shown.add_trace(
-                theme.points(ratios, errors, text, marker=look, name=f"{form} (chosen)")
-            )
-        else:
-            look |= {"opacity": 0.55}
-            shown.add_trace(theme.points(ratios, errors, text, marker=look, name=form))
+        label, fade = (f"{form} (chosen)", {}) if form in chosen else (form, {"opacity": 0.55})
+        look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)]) | fade
+        shown.add_trace(theme.points(ratios, errors, text, marker=look, name=label))
     for baseline, dash in zip(findings.baselines, ("dash", "dot"), strict=False):
         ends, height = [min(distances), max(distances)], [100 * baseline.error] * 2
         hover = "%{y:.2f}%<extra>" + baseline.name + "</extra>"

@@ -171,7 +171,7 @@ def residuals(findings: Findings) -> dict[str, go.Figure]:
     runs = findings.runs.assign(residual=100 * np.expm1(findings.surface.residuals))
     colours = theme.shades(runs["params"])
     shown = {}
-    for column, label, written in (
+    for column, label, write in (
         ("flops", FLOPS, power),
         ("params", "parameters", count),
         ("tokens", "training tokens", count),
@@ -180,5 +180,5 @@ def residuals(findings: Findings) -> dict[str, go.Figure]:
         one.add_hline(y=0, line={"color": SOFT, "width": 1})
         colour = [colours[params] for params in runs["params"]]
         one.add_trace(dots(runs, column, "residual", marker=marker(INK, color=colour)))
-        shown[label] = one.update_xaxes(log_axis(runs[column], written, most=4))
+        shown[label] = one.update_xaxes(log_axis(runs[column], write, most=4))
     return shown

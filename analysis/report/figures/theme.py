@@ -94,7 +94,7 @@ def by_size(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:
 
 
 def log_axis(
-    values: Iterable[float], written: Callable[[float], str] = power, most: int = 6
+    values: Iterable[float], write: Callable[[float], str] = power, most: int = 6
 ) -> dict[str, Any]:
     """Return a logarithmic axis with at most `most` ticks, all of them round numbers."""
     finite = np.asarray(list(values), dtype=float)
@@ -115,7 +115,7 @@ def log_axis(
         "tickangle": 0,
         "range": [low - pad, high + pad],
         "tickvals": shown.tolist(),
-        "ticktext": [written(tick) for tick in shown],
+        "ticktext": [write(tick) for tick in shown],
     }
 
 

@@ -161,16 +161,16 @@ def _denoised(row: pd.Series) -> str:
     return DENOISED.get(row["denoise"], f"denoised × {row['denoise']:g}")
 
 
-def _table(points: pd.DataFrame, name: str, written: Callable[[float | None], str]) -> Table:
+def _table(points: pd.DataFrame, name: str, write: Callable[[float | None], str]) -> Table:
     rows = [
-        (row["title"], written(row["mean"]), interval((row["low"], row["high"]), written))
+        (row["title"], write(row["mean"]), interval((row["low"], row["high"]), write))
         for _, row in points.iterrows()
     ]
     return Table(("choice", name, "90% interval"), tuple(rows))
 
 
 def _pictures(
-    material: Material, sampled: pd.DataFrame, named: Callable[[pd.Series], str]
+    material: Material, sampled: pd.DataFrame, name: Callable[[pd.Series], str]
 ) -> Iterator[Picture]:
     """Yield samples of one seed of each choice and setting, all from the same noise."""
     files = sample_pictures(material.study)
@@ -185,4 +185,4 @@ def _pictures(
             note = f"{bits(row['bpd'])} BPD · KID {number(row['kid'])}"
             if row["noise_type"] == "gaussian":
                 note = f"{_denoised(row)} · {note}"
-            yield embedded(path, named(row), note)
+            yield embedded(path, name(row), note)
