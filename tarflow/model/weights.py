@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tarflow.config import ModelConfig, RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
-from tarflow.model.flow import TarFlow
+from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
 from tarflow.storage import local_copy, locate
 
@@ -45,7 +45,7 @@ def write_tensors(
             return zlib.crc32(content)
 
 
-def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
+def load_model(path: Path, layer_type: type[Layer] = Layer) -> tuple[TarFlow, RunConfig]:
     """Read a model that `save_model` wrote: the flow on the CPU in eval mode, and its config.
 
     Raises:
@@ -67,10 +67,15 @@ def load_model(path: Path) -> tuple[TarFlow, RunConfig]:
     except json.JSONDecodeError:
         raise UserError(f"the run config in the metadata of {path} is not JSON") from None
     config = from_dict(RunConfig, plain, where=str(path))
-    return build(config.model, state, where=str(path)), config
+    return build(config.model, state, str(path), layer_type), config
 
 
-def build(config: ModelConfig, state: Mapping[str, Tensor], where: str = "weights") -> TarFlow:
+def build(
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    where: str = "weights",
+    layer_type: type[Layer] = Layer,
+) -> TarFlow:
     """Build a flow in eval mode from the tensors of a state dict, without copying them.
 
     Attention masks, which published files hold, are ignored.
@@ -79,7 +84,7 @@ def build(config: ModelConfig, state: Mapping[str, Tensor], where: str = "weight
         UserError: If names or shapes are not those of the config.
     """
     with torch.device("meta"):
-        flow = TarFlow(config)
+        flow = TarFlow(config, layer_type=layer_type)
     weights = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
     try:
         flow.load_state_dict(weights, assign=True)

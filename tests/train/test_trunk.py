@@ -57,7 +57,7 @@ def test_a_family_differs_in_its_images_only():
 
 
 def test_branches_are_the_runs_they_would_have_been(tmp_path):
-    """The middle one leaves nothing that was not there; the short one goes on from the long."""
+    """The middle one leaves nothing that was not there; the short one resumes from the long."""
     trunk = family(tmp_path, SHORT, MIDDLE)
     whole = train(LONG, tmp_path / "long", trunk=trunk)
     assert saved_images(trunk.folder) == [128, 256]

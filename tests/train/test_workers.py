@@ -1,4 +1,4 @@
-"""One training function: any number of workers, divided or not, carries out the same run."""
+"""One training function: any number of workers, sharded or not, trains the same run."""
 
 import multiprocessing
 import os
@@ -36,7 +36,7 @@ TOLERANCE = {"plain": 1e-9, "preserving": 1e-9, "float32": 1e-3}
 
 
 def choice(kind, sharding="auto", **asked):
-    """Return a run of 50 steps, its gradients clipped and its labels dropped, in some variety."""
+    """Return a run of 50 steps of some kind, its gradients clipped and its labels dropped."""
     chosen = config(images=STEPS * BATCH, optim=OptimConfig(lr=5e-3, warmup_images=64, clip=0.3))
     if kind == "preserving":
         chosen = replace(chosen, model=replace(chosen.model, volume_preserving=True))
@@ -45,26 +45,26 @@ def choice(kind, sharding="auto", **asked):
         chosen = replace(chosen, precision=kind, model=replace(chosen.model, blocks=1))
     if kind == "bfloat16":
         chosen = replace(chosen, precision=kind, images=5 * BATCH)
-        asked = {"fused": False, **asked}  # a divided state never is
+        asked = {"fused": False, **asked}  # a sharded state never is
     asked = {"sharding": sharding, "checkpoint_seconds": 1e9, **asked}
     return replace(chosen, execution=replace(chosen.execution, **asked))
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a group of workers does, and how it is to go wrong."""
+    """What a group of workers does, and how it should go wrong."""
 
     name: tuple
     config: RunConfig
     folder: Path
-    ends: int = 0  # images after which the workers are told to end
+    ends: int = 0  # images after which the workers receive SIGTERM
     poison: bool = False  # let the images of the last worker become NaN in block 1
-    replayed: bool = False  # as on accelerators: what is recorded runs again
-    complete: bool = False  # scored, sampled and recorded as well
+    replayed: bool = False  # as on accelerators, where CUDA graphs are replayed
+    complete: bool = False  # scored and sampled as well
 
 
-def carry_out(job):
-    """Return the losses and the averaged weights, or what the run raised."""
+def train_job(job):
+    """Return the losses and the EMA, or what the run raised."""
 
     def report(progress):
         if progress["images"] == job.ends:
@@ -104,18 +104,18 @@ def poisoned(block, tokens, labels):
 
 
 def work(rank, workers, port, jobs, out):
-    """Be one worker and leave what every job gave."""
+    """Be one worker, and leave the outcome of every job in a file."""
     place = {"RANK": rank, "WORLD_SIZE": workers, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": workers}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     with distributed.process_group():
-        outcomes = {job.name: carry_out(job) for job in jobs}
+        outcomes = {job.name: train_job(job) for job in jobs}
     (out / f"{workers}-{rank}").write_bytes(pickle.dumps(outcomes))
 
 
 def together(workers, jobs, out):
-    """Carry out jobs, one after another, with so many workers; return what each worker got."""
+    """Run jobs one after another on several workers; return the outcomes of each worker."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -143,7 +143,7 @@ def outcomes(tmp_path_factory):
     out = tmp_path_factory.mktemp("workers")
     found = {}
     for kind in TOLERANCE:
-        found[1, kind, "alone"] = carry_out(Job((), choice(kind), out / kind))
+        found[1, kind, "alone"] = train_job(Job((), choice(kind), out / kind))
     cut = {way: out / f"cut {way}" for way in WAYS}
     other = dict(zip(WAYS, reversed(WAYS), strict=True))
     for workers in (4, 2):
@@ -172,7 +172,7 @@ def outcomes(tmp_path_factory):
             for name, raised in ((n, o) for n, o in outcome.items() if type(o) is not tuple):
                 assert str(raised) == str(found[name])
     for way in WAYS:
-        found[1, "resumed", way] = carry_out(Job((), choice("preserving"), cut[way]))
+        found[1, "resumed", way] = train_job(Job((), choice("preserving"), cut[way]))
     return found
 
 
@@ -194,23 +194,23 @@ def test_workers_change_neither_losses_nor_weights(outcomes, workers, kind, way)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_replayed_steps_of_workers_are_those_of_one(outcomes, way):
-    """What accelerators do; their rates are float32. A divided state is not recorded."""
+    """As on accelerators, where rates are float32; steps of a sharded state are not captured."""
     assert_same_run(outcomes[2, "replayed", way], outcomes[1, "plain", "alone"], 1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_state_of_four_workers_serves_any_number_divided_or_not(outcomes, workers, way):
-    """A flow that preserves volume, in micro-batches: 25 steps with four, 25 with fewer."""
+def test_a_checkpoint_of_four_workers_resumes_on_any_number(outcomes, workers, way):
+    """A volume-preserving flow, in micro-batches: 25 steps with four workers, 25 with fewer."""
     said = "the process was told to end after 400 images; on disk: 400"
     assert str(outcomes[4, "cut", way]) == said
     assert_same_run(outcomes[workers, "resumed", way], outcomes[1, "preserving", "alone"], 1e-9)
 
 
-def test_dividing_the_state_changes_no_bfloat16_arithmetic(outcomes):
+def test_sharding_the_state_changes_no_bfloat16_arithmetic(outcomes):
     """Matrices travel in bfloat16, in which they are used; norms and embeddings do not."""
-    whole, divided = (outcomes[2, "bfloat16", way] for way in WAYS)
-    assert divided[0] == whole[0]
+    replicated, sharded = (outcomes[2, "bfloat16", way] for way in WAYS)
+    assert sharded[0] == replicated[0]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -221,11 +221,11 @@ def test_all_workers_name_the_block_in_which_one_diverged(outcomes, way):
 
 @pytest.mark.parametrize("kind", ["plain", "preserving"])
 def test_micro_batches_change_neither_losses_nor_weights(outcomes, tmp_path, kind):
-    small = carry_out(Job((), choice(kind, micro_batch=5), tmp_path))
+    small = train_job(Job((), choice(kind, micro_batch=5), tmp_path))
     assert_same_run(small, outcomes[1, kind, "alone"], 1e-9)
 
 
-def test_workers_divide_the_state_if_it_does_not_fit(monkeypatch):
+def test_workers_shard_the_state_if_it_does_not_fit(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     memory = {"bytes": 1e12}
     monkeypatch.setattr(distributed, "least", lambda *_: memory["bytes"])
@@ -254,7 +254,7 @@ def test_the_memory_of_a_container_counts(monkeypatch, tmp_path):
     assert device.memory_bytes(cpu, 2) == 5e5
 
 
-def test_a_divided_run_computes_how_many_images_fit():
+def test_a_sharded_run_computes_how_many_images_fit():
     whole = choice("plain", sharding="shard", workers=2)
     assert cost.micro_batch(whole, 1e12) == BATCH // 2
     assert cost.micro_batch(whole, 1.0) == 1
@@ -268,7 +268,7 @@ def scored(**evaluation):
 
 
 def assert_same_folder(found, expected):
-    """Compare what two runs left, but for seconds."""
+    """Compare everything that two runs left except times."""
     names = {path.name for path in expected.iterdir()}
     assert {path.name for path in found.iterdir()} == names
     curves = [read_table(folder / "curve.parquet").to_pydict() for folder in (found, expected)]
@@ -319,7 +319,7 @@ def test_workers_share_scoring_and_sampling_even_if_some_have_nothing_to_draw(tm
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 500])
-def test_portions_are_even_and_follow_one_another(monkeypatch, count, workers):
+def test_slices_of_workers_are_even_and_follow_one_another(monkeypatch, count, workers):
     monkeypatch.setattr(distributed, "world_size", lambda: workers)
     items, sizes = [], []
     for rank in range(workers):
