@@ -88,25 +88,25 @@ def averaged(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFra
     groups = rows.assign(_unit=unit).groupby(list(keys), dropna=False, sort=True)
     lines, squares, free = [], 0.0, 0
     for key, group in groups:
-        values, own = group[column].to_numpy(float), float(np.sqrt(np.mean(group["_unit"] ** 2)))
-        squares += float(np.sum((values - values.mean()) ** 2)) / own**2 if own > 0 else 0.0
+        values, scale = group[column].to_numpy(float), float(np.sqrt(np.mean(group["_unit"] ** 2)))
+        squares += float(np.sum((values - values.mean()) ** 2)) / scale**2 if scale > 0 else 0.0
         free += len(values) - 1
         names = ", ".join(sorted(group["run_id"]))
-        lines.append([*key, float(values.mean()), own / np.sqrt(len(values)), names])
-    means = pd.DataFrame(lines, columns=[*keys, "mean", "own", "run_id"])
+        lines.append([*key, float(values.mean()), scale / np.sqrt(len(values)), names])
+    means = pd.DataFrame(lines, columns=[*keys, "mean", "unit", "run_id"])
     spread = float(np.sqrt(squares / free)) if free else float("nan")
     half = spread * float(t.ppf((1 + LEVEL) / 2, free)) if free else float("nan")
     if error in rows and column != "bpd":
         half = float(np.nanmax([half, norm.ppf((1 + LEVEL) / 2)]))
-    width = half * means.pop("own")
+    width = half * means.pop("unit")
     return means.assign(low=means["mean"] - width, high=means["mean"] + width)
 
 
 def titled(finished: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that an ablation compares, with the `title` of their choice."""
     runs = _ablated(finished)
-    what = kind(runs)
-    return runs.assign(title=[_title(run, what) for _, run in runs.iterrows()])
+    difference = kind(runs)
+    return runs.assign(title=[_title(run, difference) for _, run in runs.iterrows()])
 
 
 def _title(row: pd.Series, kind: str) -> str:

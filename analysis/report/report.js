@@ -1,5 +1,5 @@
 "use strict";
-// Figures are stored with placeholder colours; the scheme in use fills them in.
+// Figures are stored with placeholder colours, replaced here by those of the current scheme.
 const narrow = () => window.innerWidth < 600;
 
 function colours() {
@@ -50,7 +50,7 @@ const key = (row, column) => row.cells[column].dataset.value;
 
 function compare(a, b) {
   if (a === b) return 0;
-  if (a === "") return 1; // what is missing comes last
+  if (a === "") return 1; // missing values come last
   if (b === "") return -1;
   const [x, y] = [Number(a), Number(b)];
   return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
