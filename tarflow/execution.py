@@ -76,15 +76,16 @@ def resolve_execution(config: RunConfig) -> Execution:
     """
     rank, workers = distributed.rank(), distributed.world_size()
     device = choose_device(config.execution)
-    memory = distributed.least(memory_bytes(device, workers), device)
+    own_memory = memory_bytes(device, workers)
+    memory = distributed.least(own_memory, device)
     config = replace(config, execution=replace(config.execution, workers=workers))
-    sharded = cost.sharded(config, memory)
+    sharded, computed = cost.sharded(config, memory), cost.micro_batch(config, memory)
     if sharded and config.optim.optimizer == "muon":
         raise ConfigError(
             "muon needs whole matrices on every worker: set optim.optimizer to adamw, or "
             "execution.sharding to replicate"
         )
-    micro_batch, why_micro_batch = _choose_micro_batch(config, sharded, memory)
+    micro_batch, why_micro_batch = _choose_micro_batch(config, sharded, computed)
     kernels, why_kernels = _choose_kernels(config, device, sharded)
     return Execution(
         device=device,
@@ -124,13 +125,12 @@ def choose_precision(device: torch.device, model: ModelConfig) -> tuple[Precisio
     return "bfloat16", "this CPU multiplies in bfloat16"
 
 
-def _choose_micro_batch(config: RunConfig, sharded: bool, memory: float) -> tuple[int, str]:
+def _choose_micro_batch(config: RunConfig, sharded: bool, computed: int) -> tuple[int, str]:
     share = -(-config.batch // config.execution.workers)
     if config.execution.micro_batch:
         return min(share, config.execution.micro_batch), SET
     if sharded:
-        fits = "computed to fit in memory beside a shard of the state"
-        return cost.micro_batch(config, memory), fits
+        return computed, "computed to fit in memory beside a shard of the state"
     return share, "a worker's whole share of the batch fits"
 
 

@@ -88,7 +88,7 @@ def save(state: "TrainState", writer: "CheckpointWriter", trunk: Path | None = N
 
 def restore(
     state: "TrainState", folder: Path, config: RunConfig, trunk: Trunk | None = None
-) -> "TrainState":
+) -> None:
     """Fill a fresh state from the newest sound checkpoint of a run, or else from its trunk's.
 
     The first worker reads it and sends the others their shards, tensor by tensor.
@@ -104,7 +104,7 @@ def restore(
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     metadata, shapes = distributed.broadcast([metadata, shapes], device)
     if not metadata:
-        return state
+        return
     kinds = sorted({name.split(".")[1] for name in shapes if name.startswith("optimizer.")})
     parameters = dict(state.flow.named_parameters())
     for name, moments in optim.optimizer_state(state.flow, state.optimizers):
@@ -119,7 +119,6 @@ def restore(
     state.micro_batch = metadata["micro_batch"]
     state.inherited = metadata.get("inherited", 0)  # not in checkpoints of the first releases
     state.inherited_seconds = metadata.get("inherited_seconds", 0.0)
-    return state
 
 
 def _newest(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tarflow import cost, data, distributed
 from tarflow.config import RunConfig
-from tarflow.device import peak_flops, synchronize
+from tarflow.device import peak_flops
 from tarflow.execution import Execution, resolve_execution
 from tarflow.train.checkpoint import CheckpointWriter, restore, save
 from tarflow.train.cuda_graph import make_train_step
@@ -56,7 +56,8 @@ def train(
         UserError: If a checkpoint cannot be written; earlier ones are whole.
     """
     execution = execution or resolve_execution(config)
-    state = restore(new_state(config, execution), folder / "state", config, trunk)
+    state = new_state(config, execution)
+    restore(state, folder / "state", config, trunk)
     distributed.barrier()
     execution = fit_micro_batch(state, config, execution)
     if execution.first:
@@ -99,11 +100,11 @@ def train(
                     }
                 )
 
-            if trunk and state.images in trunk.branch_points:
-                save(state, writer, trunk.folder)
             due = state.seconds - saved > writer.interval(config.execution.checkpoint_seconds)
             due = due and execution.first and state.images < config.images  # by its clock alone
             ending, due = distributed.any_worker([stop_requested.is_set(), due], execution.device)
+            if trunk and state.images in trunk.branch_points:
+                save(state, writer, trunk.folder)
             if ending or due:
                 saved = state.seconds
                 save(state, writer)
@@ -114,7 +115,6 @@ def train(
 
     state.ema |= {name: buffer.clone() for name, buffer in state.flow.named_buffers()}
     state.ema = {name: distributed.full_tensor(tensor).cpu() for name, tensor in state.ema.items()}
-    synchronize(execution.device)
     state.seconds = time.perf_counter() - started
     return state
 

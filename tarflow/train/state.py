@@ -48,7 +48,8 @@ def new_state(config: RunConfig, execution: Execution) -> TrainState:
 
     Weights are drawn as for a single worker, and then sharded if the execution says so.
     """
-    flow = TarFlow(config.model, *model_types(config, execution))
+    block_type, layer_type = model_types(config, execution)
+    flow = TarFlow(config.model, block_type, layer_type)
     initialise(flow, config.seed)
     flow = flow.to(execution.dtype).train()
     if execution.kernels == "compile":

@@ -94,7 +94,8 @@ def test_either_resumes_from_a_checkpoint_of_the_other(fused, tmp_path):
     before.images = 48
     with CheckpointWriter(tmp_path) as writer:
         save(before, writer)
-    resumed = restore(fresh(then), tmp_path, RUN)
+    resumed = fresh(then)
+    restore(resumed, tmp_path, RUN)
     assert resumed.images == 48
     _, found = updated(then, 2, resumed, start=3)
     expected, found = contents(through), contents(found)
