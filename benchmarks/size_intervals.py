@@ -94,8 +94,8 @@ def allocations(seed: int) -> tuple[float, Allocation, Allocation]:
 def main() -> None:
     """Print how often the intervals contain the true size, and how wide they are."""
     studies = [allocations(seed) for seed in range(STUDIES)]
-    for name, index in (("one form", 1), ("forms that predict as well", 2)):
-        estimates = [(study[0], study[index]) for study in studies]
+    for name, index in (("one form", 0), ("forms that predict as well", 1)):
+        estimates = [(truth, allocated[index]) for truth, *allocated in studies]
         laws = [(truth, item) for truth, item in estimates if item.source == "surface law"]
         inside = sum(
             item.params_interval[0] <= truth <= item.params_interval[1] for truth, item in laws
