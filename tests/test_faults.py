@@ -253,7 +253,7 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
     started.send_signal(signal.SIGTERM)
     printed = started.communicate(timeout=60)[1]
     assert started.returncode == 143
-    assert printed.splitlines()[-1].startswith("told to end: the state is saved")
+    assert printed.splitlines()[-1].startswith("stop_requested to end: the state is saved")
     assert images(folder) > 0
     resume(config, folder)
     assert losses(folder) == undisturbed
@@ -266,7 +266,7 @@ from tarflow.train.preemption import defer_sigterm, catch_sigterm
 def work():
     with catch_sigterm() as stop_requested:
         print("begun", flush=True)
-        told.wait()
+        stop_requested.wait()
         time.sleep(0.5)
         print("saved", flush=True)
 
