@@ -94,18 +94,18 @@ def _wait_for_workers(run: PlannedRun, cluster: Cluster, stop: StopConditions) -
     needs = {"CPU": float(execution.threads)}
     if cluster.gpus and execution.device != "cpu":
         needs["GPU"] = 1.0
-    told = False
+    announced = False
     while not stop.stop_all():
         room = min(execution.workers, workers_that_fit(needs))
         divisors = (count for count in range(room, 0, -1) if batch % count == 0)
         count = execution.workers if room == execution.workers else next(divisors, 0)
         if count == execution.workers or count >= execution.min_workers > 0:
             return count
-        if not told:
+        if not announced:
             stop.progress.note(
                 f"{run.label} waits for {execution.workers} workers, there is room for {room}"
             )
-        told = True
+        announced = True
         time.sleep(1)
     return 0
 
