@@ -249,11 +249,11 @@ def test_sigterm_saves_the_state_before_the_process_ends(tmp_path, config, undis
     )
     folder = tmp_path / "run"
     started = train(config, folder)
-    wait_for(lambda: "images" in started.stderr.readline())
+    wait_for(lambda: "of training left" in started.stderr.readline())
     started.send_signal(signal.SIGTERM)
     printed = started.communicate(timeout=60)[1]
     assert started.returncode == 143
-    assert printed.splitlines()[-1].startswith("stop_requested to end: the state is saved")
+    assert printed.splitlines()[-1].startswith("told to end: the state is saved")
     assert images(folder) > 0
     resume(config, folder)
     assert losses(folder) == undisturbed
@@ -302,7 +302,7 @@ def test_sigterm_to_torchrun_saves_the_state_of_all_workers(
     folder = tmp_path / "run"
     launcher = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
     started = train(config, folder, *launcher)
-    wait_for(lambda: "images" in started.stderr.readline())
+    wait_for(lambda: "of training left" in started.stderr.readline())
     started.send_signal(signal.SIGTERM)
     printed = started.communicate(timeout=60)[1]
     assert started.returncode != 0
