@@ -15,12 +15,12 @@ from tarflow.errors import UserError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
 
-_GREY_MODES = ("1", "L")
-_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LA")
+_GREY_MODES = ("1", "L", "LA")
+_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def decode(source: Path | bytes, name: str) -> Image.Image:
-    """Decode an image file.
+    """Decode an image file as `standardize` describes.
 
     Args:
         source: The file, or its content.
@@ -31,13 +31,28 @@ def decode(source: Path | bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as file:
-            image = file.copy()
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+            file.load()
+            return standardize(file, name)
+    except UserError:
+        raise
+    except Exception as error:  # each decoder raises its own types for a damaged file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot decode {name}: {reason}") from None
+
+
+def standardize(image: Image.Image, name: str) -> Image.Image:
+    """Return a loaded image as grey (mode L) or RGB.
+
+    Deeper images are refused, not scaled: files of 16 bits often hold 10 or 12 and do not say so.
+
+    Raises:
+        UserError: If the image has more than 8 bits per channel.
+    """
     if image.mode not in _GREY_MODES + _COLOUR_MODES:
-        raise UserError(f"{name} is not an 8-bit image (mode {image.mode})")
-    return image
+        raise UserError(
+            f"{name} is not an 8-bit image (mode {image.mode}); convert it to 8 bits per channel"
+        )
+    return image.convert("L" if image.mode in _GREY_MODES else "RGB")
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -48,8 +63,8 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Tell whether an image has one channel rather than colours."""
-    return image.mode in _GREY_MODES
+    """Tell whether a decoded image has one channel rather than colours."""
+    return image.mode == "L"
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:

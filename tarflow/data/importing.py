@@ -155,8 +155,9 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
             split = split_of(split_name)
             if split is None:
                 raise UserError(f"{name}: '{split_name}' is not a train, validation or test split")
-            for example in examples:
-                png = _png(example[images[0]], size, grey)
+            for row, example in enumerate(examples):
+                image = codec.standardize(example[images[0]], f"{name}: {split_name} row {row}")
+                png = _png(image, size, grey)
                 yield split, png, example[labels[0]] if labels else None
 
     return write_shards(target, rows(), features[labels[0]].names if labels else [])

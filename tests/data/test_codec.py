@@ -1,5 +1,7 @@
 """Single images: decoding, resizing, and conversion to bytes and back."""
 
+import io
+
 import numpy as np
 import pytest
 from image_files import noise_images, png
@@ -49,3 +51,24 @@ def test_only_rows_of_three_square_planes_are_images():
     np.testing.assert_array_equal(codec.unflatten(rows), images)
     for other in (rows[:, :-3], rows.astype(int), images, np.empty(0, np.uint8)):
         assert codec.unflatten(other) is None
+
+
+@pytest.mark.parametrize(
+    ("array", "format"),
+    [
+        (np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64, "PNG"),  # mode I;16
+        (np.arange(1024, dtype=np.uint16).reshape(32, 32) * 4, "PNG"),  # 12 bits of 16
+        (np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64, "PPM"),  # mode I
+        (np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64, "TIFF"),
+        (np.arange(1024, dtype=">u2").reshape(32, 32) * 64, "TIFF"),  # mode I;16B
+        (np.arange(1024, dtype=np.int32).reshape(32, 32) * 64, "TIFF"),
+        (np.arange(1024, dtype=np.float32).reshape(32, 32) / 1024, "TIFF"),
+    ],
+)
+def test_deep_images_are_refused(array, format):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format=format)
+    with pytest.raises(UserError, match=r"it is not an 8-bit image .*; convert it to 8 bits"):
+        codec.decode(file.getvalue(), "it")
+    with pytest.raises(UserError, match="it is not an 8-bit image"):
+        codec.standardize(Image.fromarray(array), "it")

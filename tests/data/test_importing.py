@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -146,6 +147,36 @@ def test_import_hub_reads_a_local_folder(tmp_path):
     }
     with pytest.raises(UserError, match="cannot load"):
         importing.import_hub(str(tmp_path / "nowhere"), tmp_path / "other", 8)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Return a function that puts splits of examples in place of every set on the hub."""
+
+    def put(splits, **label):
+        module = SimpleNamespace(Image=type("Image", (), {}), ClassLabel=ClassLabel)
+        features = {"image": module.Image(), **label}
+
+        class Examples(list):
+            pass
+
+        loaded = {name: Examples(examples) for name, examples in splits.items()}
+        for examples in loaded.values():
+            examples.features = features
+        module.load_dataset = lambda *_, **_options: loaded
+        monkeypatch.setitem(sys.modules, "datasets", module)
+
+    return put
+
+
+class ClassLabel:
+    names = ("cat", "dog")
+
+
+def test_import_hub_refuses_deep_images(tmp_path, hub):
+    hub({"train": [{"image": Image.fromarray(np.full((8, 8), 4096, np.uint16))}]})
+    with pytest.raises(UserError, match="set: train row 0 is not an 8-bit image"):
+        importing.import_hub("set", tmp_path / "set", 8)
 
 
 def test_rows_fill_shards_in_order(tmp_path, monkeypatch):
