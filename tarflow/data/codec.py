@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tarflow.errors import UserError
 
@@ -41,7 +41,7 @@ def decode(source: Path | bytes, name: str) -> Image.Image:
 
 
 def standardize(image: Image.Image, name: str) -> Image.Image:
-    """Return a loaded image as grey (mode L) or RGB.
+    """Return a loaded image upright, as its metadata asks, and as grey (mode L) or RGB.
 
     Deeper images are refused, not scaled: files of 16 bits often hold 10 or 12 and do not say so.
 
@@ -52,7 +52,15 @@ def standardize(image: Image.Image, name: str) -> Image.Image:
         raise UserError(
             f"{name} is not an 8-bit image (mode {image.mode}); convert it to 8 bits per channel"
         )
-    return image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    return _upright(image).convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn or mirror an image as the orientation in its EXIF or XMP metadata says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata raises anything, and says nothing about the pixels
+        return image
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -27,6 +27,7 @@ from tarflow.storage import cache_folder
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"
 _DIGITS_COUNTS = (4000, 500, 500)  # train, validation, test, by index
+_DECODING = 2  # raised when some file decodes to other pixels, so that old ones are not reused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ def open_split(config: DataConfig, split: Split) -> Images:
     if split not in SPLITS:
         raise UserError(f"no split '{split}': write {', '.join(SPLITS)}")
     source = _source(config)
-    folder = cache_folder() / hash_data(config).hash / split
+    folder = cache_folder() / hash_data(config).hash / f"{split}-{_DECODING}"
     try:
         if not folder.exists():
             with _lock(folder.with_suffix(".lock")):

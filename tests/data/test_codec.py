@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from image_files import noise_images, png
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tarflow.data import codec
 from tarflow.errors import UserError
@@ -72,3 +72,33 @@ def test_deep_images_are_refused(array, format):
         codec.decode(file.getvalue(), "it")
     with pytest.raises(UserError, match="it is not an 8-bit image"):
         codec.standardize(Image.fromarray(array), "it")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright(format, orientation):
+    upright = np.zeros((16, 24), np.uint8)
+    upright[:8, :8] = 255  # the top left corner
+    stored = {
+        1: upright,
+        2: np.fliplr(upright),
+        3: np.rot90(upright, 2),
+        4: np.flipud(upright),
+        5: upright.T,
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(stored)).save(file, format=format, exif=exif)
+    decoded = np.asarray(codec.decode(file.getvalue(), "it").convert("L"))
+    np.testing.assert_allclose(decoded.astype(int), upright, atol=10)
+
+
+def test_damaged_metadata_does_not_hide_an_image():
+    array = noise_images(1)[0]
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="PNG", exif=b"Exif\0\0no TIFF header")
+    np.testing.assert_array_equal(np.asarray(codec.decode(file.getvalue(), "it")), array)
