@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from tarflow.errors import UserError
 
@@ -17,6 +18,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
 
 _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # between the levels of a PNG with 2 or 4 bits per pixel
 
 
 def decode(source: Path | bytes, name: str) -> Image.Image:
@@ -31,6 +33,7 @@ def decode(source: Path | bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as file:
+            _match_transparent_colour(file)
             file.load()
             return standardize(file, name)
     except UserError:
@@ -41,7 +44,7 @@ def decode(source: Path | bytes, name: str) -> Image.Image:
 
 
 def standardize(image: Image.Image, name: str) -> Image.Image:
-    """Return a loaded image upright, as its metadata asks, and as grey (mode L) or RGB.
+    """Return a loaded image upright, on white where it is transparent, as grey (mode L) or RGB.
 
     Deeper images are refused, not scaled: files of 16 bits often hold 10 or 12 and do not say so.
 
@@ -52,7 +55,27 @@ def standardize(image: Image.Image, name: str) -> Image.Image:
         raise UserError(
             f"{name} is not an 8-bit image (mode {image.mode}); convert it to 8 bits per channel"
         )
-    return _upright(image).convert("L" if image.mode in _GREY_MODES else "RGB")
+    return _on_white(_upright(image)).convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Compose an image on white, as the colours under transparent pixels are arbitrary."""
+    if not image.has_transparency_data:
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white
+
+
+def _match_transparent_colour(file: Image.Image) -> None:
+    """Scale the transparent colour of a PNG to 8 bits, which Pillow does with the pixels alone."""
+    if not isinstance(file, PngImageFile) or "transparency" not in file.info or not file.tile:
+        return
+    colour, samples = file.info["transparency"], file.tile[0].args
+    if samples in _GREY_STEPS:
+        file.info["transparency"] = colour * _GREY_STEPS[samples]
+    elif samples == "RGB;16B":
+        file.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _upright(image: Image.Image) -> Image.Image:

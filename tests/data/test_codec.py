@@ -1,6 +1,7 @@
 """Single images: decoding, resizing, and conversion to bytes and back."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,28 @@ from PIL import ExifTags, Image
 
 from tarflow.data import codec
 from tarflow.errors import UserError
+
+
+def split_image(mode, left, right):
+    image = Image.new(mode, (8, 8), right)
+    image.paste(left, (0, 0, 4, 8))
+    return image
+
+
+def raw_png(depth, kind, row, transparent):
+    """Return a PNG of two pixels whose bit depth Pillow does not write."""
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + checksum
+
+    header = (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([depth, kind, 0, 0, 0])
+    chunks = {b"IHDR": header, b"tRNS": transparent, b"IDAT": zlib.compress(b"\0" + row)}
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(chunk(*item) for item in chunks.items())
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -102,3 +125,65 @@ def test_damaged_metadata_does_not_hide_an_image():
     file = io.BytesIO()
     Image.fromarray(array).save(file, format="PNG", exif=b"Exif\0\0no TIFF header")
     np.testing.assert_array_equal(np.asarray(codec.decode(file.getvalue(), "it")), array)
+
+
+def png_file(image, **options):
+    file = io.BytesIO()
+    image.save(file, format="PNG", **options)
+    return file.getvalue()
+
+
+def palette_image():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.paste(0, (0, 0, 4, 8))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),  # colours of the transparent left half and of the right half
+    [
+        (png_file(split_image("RGBA", (1, 2, 3, 0), (9, 8, 7, 255))), [[255] * 3, [9, 8, 7]]),
+        (png_file(split_image("RGBA", (0, 0, 0, 0), (0, 0, 0, 255))), [[255] * 3, [0] * 3]),
+        (
+            png_file(split_image("RGBA", (0, 0, 0, 0), (255, 0, 0, 51))),
+            [[255] * 3, [255, 204, 204]],
+        ),
+        (png_file(split_image("LA", (77, 0), (77, 255))), [255, 77]),
+        (png_file(split_image("L", 5, 77), transparency=5), [255, 77]),
+        (png_file(split_image("1", 0, 0), transparency=0), [255, 255]),
+        (
+            png_file(split_image("RGB", (1, 2, 3), (9, 8, 7)), transparency=(1, 2, 3)),
+            [[255] * 3, [9, 8, 7]],
+        ),
+        (png_file(palette_image(), transparency=0), [[255] * 3, [40, 50, 60]]),
+        (png_file(palette_image(), transparency=bytes([0, 255])), [[255] * 3, [40, 50, 60]]),
+        (raw_png(2, 0, b"\x60", b"\0\1"), [255, 170]),
+        (raw_png(4, 0, b"\x12", b"\0\1"), [255, 34]),
+        (raw_png(16, 2, bytes(range(1, 13)), bytes(range(1, 7))), [[255] * 3, [7, 9, 11]]),
+    ],
+    ids=[
+        "colour",
+        "ink",
+        "faint",
+        "grey-alpha",
+        "grey",
+        "bit",
+        "rgb",
+        "palette",
+        "alphas",
+        "2-bit",
+        "4-bit",
+        "16-bit",
+    ],
+)
+def test_transparent_pixels_are_white(file, expected):
+    decoded = np.asarray(codec.decode(file, "it"))
+    np.testing.assert_array_equal(decoded[0, [0, -1]], expected)
+
+
+def test_transparent_webp_is_white():
+    file = io.BytesIO()
+    split_image("RGBA", (1, 2, 3, 0), (9, 8, 7, 255)).save(file, format="WEBP", lossless=True)
+    decoded = np.asarray(codec.decode(file.getvalue(), "it"))
+    assert decoded[0, [0, -1]].tolist() == [[255] * 3, [9, 8, 7]]
