@@ -29,12 +29,15 @@ def data(
     from tarflow.data import importing
 
     if kind == "folder":
-        counts = importing.import_folder(Path(source), target, size, grey)
+        imported = importing.import_folder(Path(source), target, size, grey)
     elif kind == "npz":
-        counts = importing.import_npz(Path(source), target)
+        imported = importing.import_npz(Path(source), target)
     elif kind == "cifar":
-        counts = importing.import_cifar(Path(source), target)
+        imported = importing.import_cifar(Path(source), target)
     else:
-        counts = importing.import_hub(source, target, size, grey)
-    print(f"{target}: " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
+        imported = importing.import_hub(source, target, size, grey)
+    counts = ", ".join(f"{count:,} {split}" for split, count in imported.counts.items())
+    print(f"{target}: {counts}")
+    for note in imported.notes:
+        print(note)
     return 0

@@ -1,8 +1,7 @@
 """Make image tables from other layouts: class folders, ImageNet64, CIFAR, Hugging Face sets.
 
 Every import writes a new folder of shards, `train-00000.parquet` and so on, that
-`tarflow.data.tables` reads, and returns the number of images in each split. `size` is the side of
-the images in pixels.
+`tarflow.data.tables` reads, and returns what it wrote. `size` is the side of the images in pixels.
 """
 
 import json
@@ -13,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tarflow.data import codec
+from tarflow.data.folders import find_images
 from tarflow.data.tables import SPLITS, Split, split_of
 from tarflow.errors import UserError
 
@@ -33,7 +34,15 @@ _SHARD_ROWS = 16384
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> dict[str, int]:
+@dataclass(frozen=True)
+class Imported:
+    """What an import wrote and what it passed over."""
+
+    counts: dict[str, int]  # images written to each split
+    notes: list[str] = field(default_factory=list)  # lines for the user
+
+
+def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> Imported:
     """Import class folders: `source/CLASS/*.jpg`, or `source/train/CLASS/*.jpg` and so on.
 
     Images outside class folders get no label. Without split folders, every image is `train`.
@@ -41,9 +50,13 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
     Raises:
         UserError: If the target exists, a file is not an image, or the layout is another.
     """
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in codec.SUFFIXES)
+    found = find_images(source)
+    notes = [f"skipped: {found.describe_skipped()}"] if found.skipped else []
+    files = found.paths
     if not files:
-        raise UserError(f"{source} holds no images ({', '.join(sorted(codec.SUFFIXES))})")
+        raise UserError(
+            "; ".join([f"{source} holds no images ({', '.join(sorted(codec.SUFFIXES))})", *notes])
+        )
     groups: list[tuple[Split, str]] = []  # split and class of every file
     for path in files:
         parts = path.relative_to(source).parts[:-1]
@@ -64,10 +77,10 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
                 for (split, name), png in zip(groups[chunk], encoded, strict=True):
                     yield split, png, names.index(name) if name else None
 
-    return write_shards(target, rows(), names if names != [""] else [])
+    return Imported(write_shards(target, rows(), names if names != [""] else []), notes)
 
 
-def import_npz(source: Path, target: Path) -> dict[str, int]:
+def import_npz(source: Path, target: Path) -> Imported:
     """Import the official ImageNet64 batches (`train_data_batch_1.npz`, ..., `val_data.npz`).
 
     The official validation images become `test`: the literature reports them, so no choice may
@@ -91,10 +104,10 @@ def import_npz(source: Path, target: Path) -> dict[str, int]:
             for png, label in _labelled_pngs(data, labels, path):
                 yield split, png, label - 1
 
-    return write_shards(target, rows(), [])
+    return Imported(write_shards(target, rows(), []))
 
 
-def import_cifar(source: Path, target: Path) -> dict[str, int]:
+def import_cifar(source: Path, target: Path) -> Imported:
     """Import the Python version of CIFAR-10 or CIFAR-100 from its unpacked folder.
 
     The batches are pickles. An unpickler that builds only plain containers and uint8 arrays reads
@@ -125,10 +138,10 @@ def import_cifar(source: Path, target: Path) -> dict[str, int]:
             for png, label in _labelled_pngs(batch[b"data"], batch[label_key], source / name):
                 yield split, png, label
 
-    return write_shards(target, rows(), names)
+    return Imported(write_shards(target, rows(), names))
 
 
-def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[str, int]:
+def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Imported:
     """Import a Hugging Face data set by its name, or a local folder that `datasets` can read.
 
     Raises:
@@ -160,7 +173,7 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> dict[s
                 png = _png(image, size, grey)
                 yield split, png, example[labels[0]] if labels else None
 
-    return write_shards(target, rows(), features[labels[0]].names if labels else [])
+    return Imported(write_shards(target, rows(), features[labels[0]].names if labels else []))
 
 
 def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tarflow.config import ModelConfig
 from tarflow.data import codec
+from tarflow.data.folders import find_images
 from tarflow.data.images import Images
 from tarflow.data.tables import find_table
 from tarflow.errors import UserError
@@ -61,9 +62,8 @@ def _pictures(path: Path) -> Iterator[Picture]:
     elif path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
         yield from _table(path)
     elif path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in codec.SUFFIXES:
-                yield str(file), codec.decode(file, str(file)), -1
+        for file in find_images(path).paths:
+            yield str(file), codec.decode(file, str(file)), -1
     else:
         yield str(path), codec.decode(path, str(path)), -1
 

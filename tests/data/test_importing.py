@@ -1,6 +1,7 @@
 """Imports of image sets from other layouts."""
 
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -30,7 +31,8 @@ def test_import_folder(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(image))
     target = tmp_path / "set"
-    assert importing.import_folder(tmp_path / "source", target, 8) == {"train": 4, "validation": 1}
+    imported = importing.import_folder(tmp_path / "source", target, 8)
+    assert imported.counts == {"train": 4, "validation": 1}
     config = DataConfig(name=str(target))
     validation = data.open_split(config, "validation")
     np.testing.assert_array_equal(validation.pixels[0], images[4].transpose(2, 0, 1))
@@ -46,6 +48,52 @@ def test_import_folder(tmp_path):
         importing.import_folder(target, tmp_path / "other", 8)
 
 
+def write_images(folder, *names):
+    for name, image in zip(names, noise_images(len(names)), strict=True):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(image))
+
+
+def classes(target):
+    """Return the names of the classes of a set and the labels of its training images."""
+    table = pq.read_table(target / "train-00000.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    return features["label"]["names"], table["label"].to_pylist()
+
+
+def test_hidden_files_and_other_endings_are_counted(tmp_path):
+    source = tmp_path / ".source"  # only what is hidden below the source is skipped
+    write_images(source, "cat/0.png", "cat/1.PNG", "dog/0.png")
+    write_images(source, "cat/.ipynb_checkpoints/0-checkpoint.png", "a.gif", "dog/b.GIF", "c.tif")
+    for name in ("cat/._0.png", "__MACOSX/cat/._0.png", ".DS_Store"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"no image")
+    imported = importing.import_folder(source, tmp_path / "set", 8)
+    assert imported.counts == {"train": 3}
+    assert imported.notes == ["skipped: 4 hidden, 2 .gif, 1 .tif"]
+    assert classes(tmp_path / "set") == (["cat", "dog"], [0, 0, 1])
+
+
+def test_links_are_followed(tmp_path):
+    write_images(tmp_path, "source/cat/0.png", "elsewhere/0.png", "elsewhere/1.png", "one.png")
+    (tmp_path / "source/dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "source/fox").symlink_to("../elsewhere")  # twice the same folder is no cycle
+    (tmp_path / "source/cat/1.png").symlink_to(tmp_path / "one.png")
+    imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
+    assert imported.counts == {"train": 6}
+    assert classes(tmp_path / "set") == (["cat", "dog", "fox"], [0, 0, 1, 1, 2, 2])
+
+    (tmp_path / "source/cat/back").symlink_to(tmp_path / "source")
+    with pytest.raises(UserError, match="cat/back is a link to a folder that contains it"):
+        importing.import_folder(tmp_path / "source", tmp_path / "other", 8)
+    (tmp_path / "source/cat/back").unlink()
+    for name in ("bee", "cow"):
+        (tmp_path / "source" / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"lead nowhere: \S*/bee, \S*/cow; repair"):
+        importing.import_folder(tmp_path / "source", tmp_path / "other", 8)
+
+
 def test_import_npz(tmp_path):
     images = noise_images(24, size=4).transpose(0, 3, 1, 2)
     (tmp_path / "source").mkdir()
@@ -53,7 +101,7 @@ def test_import_npz(tmp_path):
         rows = np.concatenate([images[8 * part[0] // 2 : 8 * part[0] // 2 + 8]]).reshape(8, -1)
         np.savez(tmp_path / f"source/{name}.npz", data=rows, labels=np.arange(1, 9))
     np.savez(tmp_path / "source/val_data.npz", data=images[16:].reshape(8, -1), labels=[1000] * 8)
-    counts = importing.import_npz(tmp_path / "source", tmp_path / "set")
+    counts = importing.import_npz(tmp_path / "source", tmp_path / "set").counts
     assert counts == {"train": 16, "test": 8}
     table = pq.read_table(tmp_path / "set/train-00000.parquet")
     assert table["label"].to_pylist() == [*range(8), *range(8)]
@@ -70,7 +118,7 @@ def test_import_npz(tmp_path):
 def test_import_cifar10(tmp_path):
     images = noise_images(240, size=32)
     write_cifar10(tmp_path / "cifar", images)
-    counts = importing.import_cifar(tmp_path / "cifar", tmp_path / "set")
+    counts = importing.import_cifar(tmp_path / "cifar", tmp_path / "set").counts
     assert counts == {"train": 200, "test": 40}
     config = DataConfig(name=str(tmp_path / "set"))
     test = data.open_split(config, "test")
@@ -138,7 +186,7 @@ def test_import_hub_reads_a_local_folder(tmp_path):
         path = tmp_path / "source" / split / ("cat", "dog")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(image))
-    counts = importing.import_hub(str(tmp_path / "source"), tmp_path / "set", 8)
+    counts = importing.import_hub(str(tmp_path / "source"), tmp_path / "set", 8).counts
     assert counts == {"train": 4, "test": 2}
     test = data.open_split(DataConfig(name=str(tmp_path / "set")), "test")
     assert sorted(test.labels.tolist()) == [0, 1]
