@@ -25,12 +25,13 @@ from PIL import Image
 
 from tarflow.data import codec
 from tarflow.data.folders import find_images
-from tarflow.data.tables import SPLITS, Split, split_of
+from tarflow.data.tables import SPLITS, Split, split_named, split_of
 from tarflow.errors import UserError
 
 Row: TypeAlias = tuple[Split, bytes, int | None]  # split, PNG file, label
 
 _SHARD_ROWS = 16384
+_NAMES = 20  # printed in one line
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -45,7 +46,9 @@ class Imported:
 def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> Imported:
     """Import class folders: `source/CLASS/*.jpg`, or `source/train/CLASS/*.jpg` and so on.
 
-    Images outside class folders get no label. Without split folders, every image is `train`.
+    Split folders may lie at any depth; the folders above them that all images share are no part of
+    the class. Images outside class folders get no label. Without split folders, every image is
+    `train`.
 
     Raises:
         UserError: If the target exists, a file is not an image, or the layout is another.
@@ -57,14 +60,8 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
         raise UserError(
             "; ".join([f"{source} holds no images ({', '.join(sorted(codec.SUFFIXES))})", *notes])
         )
-    groups: list[tuple[Split, str]] = []  # split and class of every file
-    for path in files:
-        parts = path.relative_to(source).parts[:-1]
-        split = split_of(parts[0]) if parts else None
-        groups.append((split or "train", "/".join(parts[1:] if split else parts)))
-    names = sorted({name for _, name in groups})
-    if "" in names and len(names) > 1:
-        raise UserError(f"{source}: some images are in class folders and some are not")
+    groups = _splits_and_classes(source, files)
+    names = sorted({name for _, name in groups if name})
 
     def encode(path: Path) -> bytes:
         return _png(codec.decode(path, str(path)), size, grey)
@@ -77,7 +74,7 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
                 for (split, name), png in zip(groups[chunk], encoded, strict=True):
                     yield split, png, names.index(name) if name else None
 
-    return Imported(write_shards(target, rows(), names if names != [""] else []), notes)
+    return Imported(write_shards(target, rows(), names), [*_class_notes(groups, names), *notes])
 
 
 def import_npz(source: Path, target: Path) -> Imported:
@@ -211,6 +208,56 @@ def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dic
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return dict(counts)
+
+
+def _splits_and_classes(source: Path, files: Sequence[Path]) -> list[tuple[Split, str]]:
+    """Return the split of every file and its class, "" without one, by the folders it is in."""
+    placed: list[tuple[Split | None, tuple[str, ...], tuple[str, ...]]] = []
+    for path in files:
+        folders = path.relative_to(source).parts[:-1]
+        splits = [split_named(folder) for folder in folders]
+        at = next((depth for depth, split in enumerate(splits) if split), None)
+        if at is None:
+            placed.append((None, (), folders))
+            continue
+        if any(splits[at + 1 :]):
+            raise UserError(
+                f"{path.parent} is in two folders named after splits; rename the class folder, "
+                "or import the folder that holds the splits"
+            )
+        placed.append((splits[at], folders[:at], folders[at + 1 :]))
+    named = [split is not None for split, _, _ in placed]
+    if any(named) and not all(named):
+        raise UserError(
+            f"{source}: {files[named.index(True)].parent} is named after a split and "
+            f"{files[named.index(False)].parent} is not; put all images in folders named train, "
+            "validation or test, or rename the class"
+        )
+    shared = len({above for _, above, _ in placed}) == 1
+    groups: list[tuple[Split, str]] = [
+        (split or "train", "/".join(below if shared else above + below))
+        for split, above, below in placed
+    ]
+    if len({name == "" for _, name in groups}) > 1:
+        raise UserError(f"{source}: some images are in class folders and some are not")
+    return groups
+
+
+def _class_notes(groups: Sequence[tuple[Split, str]], names: Sequence[str]) -> Iterator[str]:
+    """Yield the classes found, and those that training would never see."""
+    if not names:
+        yield "no classes: the images are not in class folders"
+        return
+    yield f"{len(names):,} classes: {_enumerate(names)}"
+    trained = {name for split, name in groups if split == "train"}
+    if unseen := [name for name in names if name not in trained]:
+        yield f"no train images in: {_enumerate(unseen)}"
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    """Return names in a line, only the first of many."""
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _png(image: Image.Image, size: int, grey: bool) -> bytes:

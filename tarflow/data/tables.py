@@ -59,6 +59,15 @@ def split_of(name: str) -> Split | None:
     return _ALIASES.get(word[0]) if word else None
 
 
+def split_named(word: str) -> Split | None:
+    """Return the split that is called by the whole word, or None.
+
+    >>> split_named("Val"), split_named("test_tube")
+    ('validation', None)
+    """
+    return _ALIASES.get(word.lower())
+
+
 @dataclass(frozen=True)
 class Table:
     """The shards of one image table, in the order of their paths."""

@@ -71,7 +71,7 @@ def test_hidden_files_and_other_endings_are_counted(tmp_path):
         (source / name).write_bytes(b"no image")
     imported = importing.import_folder(source, tmp_path / "set", 8)
     assert imported.counts == {"train": 3}
-    assert imported.notes == ["skipped: 4 hidden, 2 .gif, 1 .tif"]
+    assert imported.notes == ["2 classes: cat, dog", "skipped: 4 hidden, 2 .gif, 1 .tif"]
     assert classes(tmp_path / "set") == (["cat", "dog"], [0, 0, 1])
 
 
@@ -92,6 +92,55 @@ def test_links_are_followed(tmp_path):
         (tmp_path / "source" / name).symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"lead nowhere: \S*/bee, \S*/cow; repair"):
         importing.import_folder(tmp_path / "source", tmp_path / "other", 8)
+
+
+@pytest.mark.parametrize(
+    ("paths", "counts", "names"),
+    [
+        (["data/train/cat/0", "data/train/dog/0", "data/test/cat/0"], (2, 0, 1), ["cat", "dog"]),
+        (["X/Y/train/a/0", "X/Y/Val/a/0", "X/Y/test/a/0"], (1, 1, 1), ["a"]),
+        (["images/train/0", "images/train/1", "images/valid/0"], (2, 1, 0), None),
+        (["cat/train/0", "cat/test/0", "dog/train/0", "dog/test/0"], (2, 0, 2), ["cat", "dog"]),
+        (
+            ["test_tube/0", "beaker/0", "train_interior/0"],
+            (3, 0, 0),
+            ["beaker", "test_tube", "train_interior"],
+        ),
+        (["train/test_tube/0", "validation/test_tube/0"], (1, 1, 0), ["test_tube"]),
+        (["photos/cat/0", "photos/dog/0"], (2, 0, 0), ["photos/cat", "photos/dog"]),
+    ],
+)
+def test_splits_are_whole_words_at_any_depth(tmp_path, paths, counts, names):
+    write_images(tmp_path / "source", *(f"{path}.png" for path in paths))
+    imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
+    assert tuple(imported.counts.get(split, 0) for split in data.SPLITS) == counts
+    if names is None:
+        assert imported.notes == ["no classes: the images are not in class folders"]
+    else:
+        assert classes(tmp_path / "set")[0] == names
+        assert imported.notes == [f"{len(names)} classes: {', '.join(names)}"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        (["train/train/0", "train/car/0"], "train/train is in two folders named after splits"),
+        (["train/val/cat/0"], "train/val/cat is in two folders named after splits"),
+        (["train/0", "car/0"], "source/train is named after a split and .*/source/car is not"),
+        (["train/cat/0", "0"], "named after a split and .*/source is not"),
+        (["train/cat/0", "test/0"], "some images are in class folders and some are not"),
+    ],
+)
+def test_ambiguous_folders_are_refused(tmp_path, paths, message):
+    write_images(tmp_path / "source", *(f"{path}.png" for path in paths))
+    with pytest.raises(UserError, match=message):
+        importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
+
+
+def test_classes_without_train_images_are_named(tmp_path):
+    write_images(tmp_path / "source", "train/cat/0.png", "val/images/0.png")
+    imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
+    assert imported.notes == ["2 classes: cat, images", "no train images in: images"]
 
 
 def test_import_npz(tmp_path):
