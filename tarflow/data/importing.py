@@ -10,7 +10,7 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -25,7 +25,7 @@ from PIL import Image
 
 from tarflow.data import codec
 from tarflow.data.folders import find_images
-from tarflow.data.tables import SPLITS, Split, split_named, split_of
+from tarflow.data.tables import SPLITS, Split, find_table, split_named, split_of
 from tarflow.errors import UserError
 
 Row: TypeAlias = tuple[Split, bytes, int | None]  # split, PNG file, label
@@ -74,7 +74,7 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
                 for (split, name), png in zip(groups[chunk], encoded, strict=True):
                     yield split, png, names.index(name) if name else None
 
-    return Imported(write_shards(target, rows(), names), [*_class_notes(groups, names), *notes])
+    return _write(target, rows(), names, [*_class_notes(groups, names), *notes])
 
 
 def import_npz(source: Path, target: Path) -> Imported:
@@ -101,7 +101,7 @@ def import_npz(source: Path, target: Path) -> Imported:
             for png, label in _labelled_pngs(data, labels, path):
                 yield split, png, label - 1
 
-    return Imported(write_shards(target, rows(), []))
+    return _write(target, rows(), [])
 
 
 def import_cifar(source: Path, target: Path) -> Imported:
@@ -135,7 +135,7 @@ def import_cifar(source: Path, target: Path) -> Imported:
             for png, label in _labelled_pngs(batch[b"data"], batch[label_key], source / name):
                 yield split, png, label
 
-    return Imported(write_shards(target, rows(), names))
+    return _write(target, rows(), names)
 
 
 def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Imported:
@@ -170,7 +170,7 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Import
                 png = _png(image, size, grey)
                 yield split, png, example[labels[0]] if labels else None
 
-    return Imported(write_shards(target, rows(), features[labels[0]].names if labels else []))
+    return _write(target, rows(), features[labels[0]].names if labels else [])
 
 
 def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dict[str, int]:
@@ -258,6 +258,24 @@ def _enumerate(names: Sequence[str]) -> str:
     """Return names in a line, only the first of many."""
     more = len(names) - _NAMES
     return ", ".join(names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _write(
+    target: Path, rows: Iterable[Row], names: Sequence[str], notes: Iterable[str] = ()
+) -> Imported:
+    """Write shards, and say how training will split them."""
+    counts = write_shards(target, rows, names)
+    return Imported(counts, [*_split_notes(target, counts), *notes])
+
+
+def _split_notes(target: Path, counts: Mapping[str, int]) -> Iterator[str]:
+    """Yield the splits that are taken out of `train`, and those that stay empty."""
+    splits = find_table(str(target)).counts
+    if missing := [split for split in SPLITS[1:] if split not in counts]:
+        held_out = ", ".join(f"{count:,} {split}" for split, count in splits.items())
+        yield f"no {' or '.join(missing)} images given: taken out of train, now {held_out}"
+    if empty := [split for split, count in splits.items() if not count]:
+        yield f"too few images: {' and '.join(empty)} empty, so a run would fail; add images there"
 
 
 def _png(image: Image.Image, size: int, grey: bool) -> bytes:

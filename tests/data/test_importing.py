@@ -71,7 +71,7 @@ def test_hidden_files_and_other_endings_are_counted(tmp_path):
         (source / name).write_bytes(b"no image")
     imported = importing.import_folder(source, tmp_path / "set", 8)
     assert imported.counts == {"train": 3}
-    assert imported.notes == ["2 classes: cat, dog", "skipped: 4 hidden, 2 .gif, 1 .tif"]
+    assert imported.notes[-2:] == ["2 classes: cat, dog", "skipped: 4 hidden, 2 .gif, 1 .tif"]
     assert classes(tmp_path / "set") == (["cat", "dog"], [0, 0, 1])
 
 
@@ -115,10 +115,10 @@ def test_splits_are_whole_words_at_any_depth(tmp_path, paths, counts, names):
     imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
     assert tuple(imported.counts.get(split, 0) for split in data.SPLITS) == counts
     if names is None:
-        assert imported.notes == ["no classes: the images are not in class folders"]
+        assert imported.notes[-1] == "no classes: the images are not in class folders"
     else:
         assert classes(tmp_path / "set")[0] == names
-        assert imported.notes == [f"{len(names)} classes: {', '.join(names)}"]
+        assert imported.notes[-1] == (f"{len(names)} classes: {', '.join(names)}")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,30 @@ def test_ambiguous_folders_are_refused(tmp_path, paths, message):
 def test_classes_without_train_images_are_named(tmp_path):
     write_images(tmp_path / "source", "train/cat/0.png", "val/images/0.png")
     imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
-    assert imported.notes == ["2 classes: cat, images", "no train images in: images"]
+    assert imported.notes[-2:] == ["2 classes: cat, images", "no train images in: images"]
+
+
+def test_splits_taken_out_of_train_are_said(tmp_path):
+    write_images(tmp_path / "source", *(f"{number}.png" for number in range(60)))
+    imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
+    assert imported.counts == {"train": 60}
+    described = data.describe(DataConfig(name=str(tmp_path / "set")))
+    assert described.validation > 0
+    assert described.test > 0
+    assert imported.notes[0] == (
+        "no validation or test images given: taken out of train, now "
+        f"{described.train} train, {described.validation} validation, {described.test} test"
+    )
+
+    write_images(tmp_path / "few", "train/0.png", "test/0.png")
+    imported = importing.import_folder(tmp_path / "few", tmp_path / "few-set", 8)
+    assert imported.notes[:2] == [
+        "no validation images given: taken out of train, now 1 train, 0 validation, 1 test",
+        "too few images: validation empty, so a run would fail; add images there",
+    ]
+    write_images(tmp_path / "all", "train/0.png", "val/0.png", "test/0.png")
+    imported = importing.import_folder(tmp_path / "all", tmp_path / "all-set", 8)
+    assert imported.notes == ["no classes: the images are not in class folders"]
 
 
 def test_import_npz(tmp_path):
