@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tarflow.data import codec
+from tarflow.data.archives import first_label, read_archive, split_in
 from tarflow.data.folders import find_images
 from tarflow.data.tables import SPLITS, Split, find_table, split_named, split_of
 from tarflow.errors import UserError
@@ -74,34 +75,55 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
                 for (split, name), png in zip(groups[chunk], encoded, strict=True):
                     yield split, png, names.index(name) if name else None
 
-    return _write(target, rows(), names, [*_class_notes(groups, names), *notes])
+    imported = _write(target, rows(), names)
+    imported.notes.extend([*_class_notes(groups, names), *notes])
+    return imported
 
 
 def import_npz(source: Path, target: Path) -> Imported:
-    """Import the official ImageNet64 batches (`train_data_batch_1.npz`, ..., `val_data.npz`).
+    """Import NumPy archives, such as ImageNet64's; `tarflow.data.archives` has the layouts.
 
-    The official validation images become `test`: the literature reports them, so no choice may
-    be made on them. `data` is (N, 3 S S) uint8, `labels` are 1 to 1000.
+    Any word in the name of an array or, failing that, of its file decides the split. Files named
+    after validation become `test` if none is named after test: the literature reports the official
+    validation images of ImageNet64, so no choice may be made on them.
 
     Raises:
-        UserError: If the target exists or a file is not such a batch.
+        UserError: If the target exists, or a file is not such an archive or differs from the rest.
     """
-    files = sorted(source.glob("*.npz"), key=_number) if source.is_dir() else [source]
+    files = [source]
+    if source.is_dir():
+        files = [path for path in source.glob("*.npz") if not path.name.startswith(".")]
     if not files:
         raise UserError(f"{source} holds no .npz file")
+    files.sort(key=_number)
+    splits = {path: split_in(path.stem) for path in files}
+    if "test" not in splits.values():
+        splits = {
+            path: "test" if split == "validation" else split for path, split in splits.items()
+        }
+    counted_from = first_label(files)
+    labelled: set[bool] = set()
+    shapes: set[tuple[int, ...]] = set()
+    sources: dict[Split, list[str]] = {}  # arrays of images
 
     def rows() -> Iterator[Row]:
         for path in files:
-            try:
-                with np.load(path, allow_pickle=False) as arrays:
-                    data, labels = arrays["data"], arrays["labels"].reshape(-1)
-            except (OSError, KeyError, ValueError) as error:
-                raise UserError(f"{path} is not an ImageNet64 batch: {error}") from None
-            split: Split = "test" if path.name.startswith("val") else "train"
-            for png, label in _labelled_pngs(data, labels, path):
-                yield split, png, label - 1
+            for part in read_archive(path, counted_from):
+                labelled.add(part.labels is not None)
+                shapes.add(part.images.shape[1:])
+                if len(labelled) > 1:
+                    raise UserError(f"{part.name}: some arrays of images have labels and some not")
+                if len(shapes) > 1 or part.images.shape[2] != part.images.shape[3]:
+                    raise UserError(f"{part.name}: the images must be square and of one size")
+                split = part.split or splits[path] or "train"
+                sources.setdefault(split, []).append(Path(part.name).name)
+                labels = [None] * len(part.images) if part.labels is None else part.labels.tolist()
+                for image, label in zip(part.images, labels, strict=True):
+                    yield split, codec.encode_png(codec.to_image(image)), label
 
-    return _write(target, rows(), [])
+    imported = _write(target, rows(), [])
+    imported.notes.extend(f"{split}: {_enumerate(names)}" for split, names in sources.items())
+    return imported
 
 
 def import_cifar(source: Path, target: Path) -> Imported:
@@ -260,12 +282,10 @@ def _enumerate(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _write(
-    target: Path, rows: Iterable[Row], names: Sequence[str], notes: Iterable[str] = ()
-) -> Imported:
+def _write(target: Path, rows: Iterable[Row], names: Sequence[str]) -> Imported:
     """Write shards, and say how training will split them."""
     counts = write_shards(target, rows, names)
-    return Imported(counts, [*_split_notes(target, counts), *notes])
+    return Imported(counts, list(_split_notes(target, counts)))
 
 
 def _split_notes(target: Path, counts: Mapping[str, int]) -> Iterator[str]:
@@ -286,7 +306,7 @@ def _png(image: Image.Image, size: int, grey: bool) -> bytes:
 def _labelled_pngs(
     data: NDArray[Any], labels: Sequence[int], path: Path
 ) -> Iterator[tuple[bytes, int]]:
-    """Yield images and labels of a batch whose rows hold red, green and blue planes."""
+    """Yield images and labels of a CIFAR batch, whose rows hold red, green and blue planes."""
     images = codec.unflatten(data)
     if images is None or len(images) != len(labels):
         raise UserError(

@@ -183,8 +183,103 @@ def test_import_npz(tmp_path):
     np.testing.assert_array_equal(test.pixels, images[16:])
 
     np.savez(tmp_path / "wrong.npz", data=np.array([{}], object), labels=[1])
-    with pytest.raises(UserError, match="is not an ImageNet64 batch"):
+    with pytest.raises(UserError, match=r"cannot read the archive .*wrong\.npz"):
         importing.import_npz(tmp_path / "wrong.npz", tmp_path / "other")
+
+
+def labels_of(target):
+    """Return the labels that an import wrote to each split."""
+    return {
+        path.stem.split("-")[0]: pq.read_table(path)["label"].to_pylist()
+        for path in sorted(target.glob("*.parquet"))
+    }
+
+
+def test_npz_labels_are_kept_if_they_count_from_0(tmp_path):
+    rows = noise_images(4, size=4).reshape(4, -1)
+    (tmp_path / "source").mkdir()
+    np.savez(tmp_path / "source/train_1.npz", data=rows, labels=[1, 2, 1, 9])
+    np.savez(tmp_path / "source/train_2.npz", data=rows, labels=[0, 2, 1, 9])
+    importing.import_npz(tmp_path / "source", tmp_path / "set")
+    assert labels_of(tmp_path / "set") == {"train": [1, 2, 1, 9, 0, 2, 1, 9]}
+    np.savez(tmp_path / "source/train_2.npz", data=rows, labels=[3, 2, 1, 9])
+    importing.import_npz(tmp_path / "source", tmp_path / "from-1")
+    assert labels_of(tmp_path / "from-1") == {"train": [0, 1, 0, 8, 2, 1, 0, 8]}
+    np.savez(tmp_path / "source/train_2.npz", data=rows, labels=[3, -1, 1, 9])
+    with pytest.raises(UserError, match=r"train_2\.npz:data has the label -1"):
+        importing.import_npz(tmp_path / "source", tmp_path / "negative")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"imagenet32_val": "test", "train_data_batch_1": "train"}, {"test", "train"}),
+        ({"imagenet32_val": "validation", "test": "test", "batch_1": "train"}, None),
+        ({"my-valid-set": "validation", "mnist_test": "test", "training": "train"}, None),
+        ({"latest": "train", "trains": "train", "evaluate": "train"}, None),
+    ],
+)
+def test_any_word_of_a_file_decides_its_split(tmp_path, files, expected):
+    (tmp_path / "source").mkdir()
+    rows = noise_images(1, size=4).reshape(1, -1)
+    (tmp_path / "source/._train_data_batch_1.npz").write_bytes(b"resource fork")
+    for number, name in enumerate(files):
+        np.savez(tmp_path / f"source/{name}.npz", data=rows, labels=[number])
+    imported = importing.import_npz(tmp_path / "source", tmp_path / "set")
+    written = labels_of(tmp_path / "set")
+    for number, split in enumerate(files.values()):
+        assert number in written[split]
+    assert sum(imported.counts.values()) == len(files)
+    assert set(written) == (expected or set(files.values()))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "names", ["x_{0} y_{0}", "X_{0} Y_{0}", "{0}_images {0}_labels", "{0}_data {0}_label"]
+)
+def test_archives_of_several_splits(tmp_path, names, channels):
+    images = noise_images(6, channels=channels)
+    arrays = {}
+    for number, split in enumerate(("train", "val", "test")):
+        pixels, labels = names.format(split).split()
+        arrays[pixels] = images[2 * number : 2 * number + 2]
+        arrays[labels] = np.array([[number], [7]], np.uint8)
+    np.savez(tmp_path / "set.npz", **arrays)
+    imported = importing.import_npz(tmp_path / "set.npz", tmp_path / "set")
+    assert imported.notes[-3] == f"train: set.npz:{names.format('train').split()[0]}"
+    assert labels_of(tmp_path / "set") == {"train": [0, 7], "validation": [1, 7], "test": [2, 7]}
+    test = data.open_split(DataConfig(name=str(tmp_path / "set")), "test")
+    stored = test.pixels[:, 0] if channels == 1 else test.pixels.transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(stored, images[4:])
+
+
+def test_unlabelled_archives_have_no_classes(tmp_path):
+    np.savez(tmp_path / "a.npz", noise_images(40))
+    importing.import_npz(tmp_path / "a.npz", tmp_path / "set")
+    assert data.describe(DataConfig(name=str(tmp_path / "set"))).classes == 0
+
+
+def test_archives_that_are_refused(tmp_path):
+    images = noise_images(2)
+    for number, (arrays, message) in enumerate(
+        [
+            ({"images": images.astype(float)}, r"holds no images: it is float64 \(2, 8, 8, 3\)"),
+            ({"images": images.astype(np.uint16)}, "holds no images: it is uint16"),
+            ({"mean": images}, "holds no images, only the arrays mean"),
+            ({"images": images[:, :4]}, "must be square and of one size"),
+            ({"images": images, "labels": [0.5, 1]}, "labels is float64; write integers"),
+            ({"images": images, "labels": np.eye(2, dtype=int)}, "4 labels for 2 images"),
+            ({"images": images, "fine_labels": [0, 1], "coarse_labels": [0, 0]}, "keep one"),
+            ({"x_train": images, "y_train": [0, 1], "x_test": images}, "and some not"),
+            ({"x_train_test": images}, "named after two splits"),
+        ]
+    ):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        with pytest.raises(UserError, match=message):
+            importing.import_npz(tmp_path / f"{number}.npz", tmp_path / "set")
+    (tmp_path / "zip.npz").write_bytes((tmp_path / "0.npz").read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot read the archive"):
+        importing.import_npz(tmp_path / "zip.npz", tmp_path / "set")
 
 
 def test_import_cifar10(tmp_path):
@@ -319,5 +414,5 @@ def test_rows_fill_shards_in_order(tmp_path, monkeypatch):
 def test_a_batch_without_a_label_for_each_image_is_refused(tmp_path):
     rows = noise_images(2, size=4).reshape(2, -1)
     np.savez(tmp_path / "batch.npz", data=rows, labels=[1])
-    with pytest.raises(UserError, match="with 1 labels, not uint8"):
+    with pytest.raises(UserError, match="has 1 labels for 2 images"):
         importing.import_npz(tmp_path / "batch.npz", tmp_path / "set")
