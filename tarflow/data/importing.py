@@ -44,15 +44,18 @@ class Imported:
     notes: list[str] = field(default_factory=list)  # lines for the user
 
 
-def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> Imported:
+def import_folder(
+    source: Path, target: Path, size: int, grey: bool = False, skip_broken: bool = False
+) -> Imported:
     """Import class folders: `source/CLASS/*.jpg`, or `source/train/CLASS/*.jpg` and so on.
 
     Split folders may lie at any depth; the folders above them that all images share are no part of
     the class. Images outside class folders get no label. Without split folders, every image is
-    `train`.
+    `train`. With `skip_broken`, files that cannot be read are left out instead of refused.
 
     Raises:
-        UserError: If the target exists, a file is not an image, or the layout is another.
+        UserError: If the target exists, files are no images (names them all), or the layout is
+            another.
     """
     found = find_images(source)
     notes = [f"skipped: {found.describe_skipped()}"] if found.skipped else []
@@ -64,19 +67,42 @@ def import_folder(source: Path, target: Path, size: int, grey: bool = False) -> 
     groups = _splits_and_classes(source, files)
     names = sorted({name for _, name in groups if name})
 
-    def encode(path: Path) -> bytes:
-        return _png(codec.decode(path, str(path)), size, grey)
+    broken: list[str] = []
+    colours, sizes = Counter[str](), Counter[tuple[int, int]]()
+
+    def read(path: Path) -> tuple[bytes, str, tuple[int, int]] | UserError:
+        try:
+            image = codec.decode(path, str(path))
+        except UserError as error:
+            return error
+        return _png(image, size, grey), "grey" if codec.is_grey(image) else "colour", image.size
 
     def rows() -> Iterator[Row]:
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(files), 512):  # bounds the images in memory
                 chunk = slice(start, start + 512)
-                encoded = pool.map(encode, files[chunk])
-                for (split, name), png in zip(groups[chunk], encoded, strict=True):
+                images = pool.map(read, files[chunk])
+                for (split, name), image in zip(groups[chunk], images, strict=True):
+                    if isinstance(image, UserError):
+                        broken.append(str(image))
+                        continue
+                    png, colour, pixels = image
+                    colours[colour] += 1
+                    sizes[pixels] += 1
                     yield split, png, names.index(name) if name else None
+        if broken and not (skip_broken and sizes):
+            raise UserError(
+                f"{len(broken):,} of {len(files):,} images are broken: "
+                f"{_enumerate(broken, '; ')}; repair or remove them, "
+                "or leave them out with --skip-broken"
+            )
 
     imported = _write(target, rows(), names)
-    imported.notes.extend([*_class_notes(groups, names), *notes])
+    imported.notes.extend(_class_notes(groups, names))
+    imported.notes.append(_describe_images(colours, sizes))
+    imported.notes.extend(notes)
+    if broken:
+        imported.notes.append(f"left out {len(broken):,} broken: {_enumerate(broken, '; ')}")
     return imported
 
 
@@ -276,10 +302,18 @@ def _class_notes(groups: Sequence[tuple[Split, str]], names: Sequence[str]) -> I
         yield f"no train images in: {_enumerate(unseen)}"
 
 
-def _enumerate(names: Sequence[str]) -> str:
+def _describe_images(colours: Mapping[str, int], sizes: Iterable[tuple[int, int]]) -> str:
+    """Return the number of grey and of colour images, and their sizes before resizing."""
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    extent = dict.fromkeys(f"{width}x{height}" for width, height in (ordered[0], ordered[-1]))
+    counts = ", ".join(f"{count:,} {colour}" for colour, count in sorted(colours.items()))
+    return f"images: {counts}; {' to '.join(extent)} pixels"
+
+
+def _enumerate(names: Sequence[str], separator: str = ", ") -> str:
     """Return names in a line, only the first of many."""
     more = len(names) - _NAMES
-    return ", ".join(names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+    return separator.join(names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _write(target: Path, rows: Iterable[Row], names: Sequence[str]) -> Imported:

@@ -16,6 +16,7 @@ from image_files import noise_images, png, python2_pickle, write_cifar10
 from PIL import Image
 
 from tarflow import data
+from tarflow.__main__ import main
 from tarflow.config import DataConfig
 from tarflow.data import importing
 from tarflow.errors import UserError
@@ -71,7 +72,11 @@ def test_hidden_files_and_other_endings_are_counted(tmp_path):
         (source / name).write_bytes(b"no image")
     imported = importing.import_folder(source, tmp_path / "set", 8)
     assert imported.counts == {"train": 3}
-    assert imported.notes[-2:] == ["2 classes: cat, dog", "skipped: 4 hidden, 2 .gif, 1 .tif"]
+    assert imported.notes[-3:] == [
+        "2 classes: cat, dog",
+        "images: 3 colour; 8x8 pixels",
+        "skipped: 4 hidden, 2 .gif, 1 .tif",
+    ]
     assert classes(tmp_path / "set") == (["cat", "dog"], [0, 0, 1])
 
 
@@ -92,6 +97,38 @@ def test_links_are_followed(tmp_path):
         (tmp_path / "source" / name).symlink_to(tmp_path / "gone")
     with pytest.raises(UserError, match=r"lead nowhere: \S*/bee, \S*/cow; repair"):
         importing.import_folder(tmp_path / "source", tmp_path / "other", 8)
+
+
+def test_broken_files_are_named_at_once_or_left_out(tmp_path, capsys):
+    source = tmp_path / "source"
+    write_images(source, *(f"cat/{number:02d}.png" for number in range(17)))
+    Image.new("L", (20, 10)).save(source / "cat/grey.png")
+    (source / "cat/a.png").write_bytes(png(noise_images(1)[0])[:-40])
+    (source / "cat/b.jpg").write_bytes(b"")
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(source / "cat/deep.png")
+    Image.new("1", (20000, 20000)).save(source / "cat/huge.png")
+    with pytest.raises(UserError, match="4 of 22 images are broken: ") as caught:
+        importing.import_folder(source, tmp_path / "set", 8)
+    for name in (
+        "cannot decode {}/cat/a.png: ",
+        "cannot decode {}/cat/b.jpg: ",
+        "{}/cat/deep.png is not an 8-bit image",
+        "cannot decode {}/cat/huge.png: ",
+    ):
+        assert name.format(source) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "set").exists()
+
+    assert main(["data", str(source), str(tmp_path / "set"), "--size", "8", "--skip-broken"]) == 0
+    printed = capsys.readouterr().out
+    assert ": 18 train\n" in printed
+    assert "images: 17 colour, 1 grey; 8x8 to 20x10 pixels\n" in printed
+    assert f"left out 4 broken: cannot decode {source}/cat/a.png" in printed
+
+    for path in source.glob("cat/[0-9g]*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="4 of 4 images are broken"):
+        importing.import_folder(source, tmp_path / "none", 8, skip_broken=True)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +152,10 @@ def test_splits_are_whole_words_at_any_depth(tmp_path, paths, counts, names):
     imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
     assert tuple(imported.counts.get(split, 0) for split in data.SPLITS) == counts
     if names is None:
-        assert imported.notes[-1] == "no classes: the images are not in class folders"
+        assert imported.notes[-2] == "no classes: the images are not in class folders"
     else:
         assert classes(tmp_path / "set")[0] == names
-        assert imported.notes[-1] == (f"{len(names)} classes: {', '.join(names)}")
+        assert imported.notes[-2] == (f"{len(names)} classes: {', '.join(names)}")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +177,7 @@ def test_ambiguous_folders_are_refused(tmp_path, paths, message):
 def test_classes_without_train_images_are_named(tmp_path):
     write_images(tmp_path / "source", "train/cat/0.png", "val/images/0.png")
     imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
-    assert imported.notes[-2:] == ["2 classes: cat, images", "no train images in: images"]
+    assert imported.notes[-3:-1] == ["2 classes: cat, images", "no train images in: images"]
 
 
 def test_splits_taken_out_of_train_are_said(tmp_path):
@@ -163,7 +200,10 @@ def test_splits_taken_out_of_train_are_said(tmp_path):
     ]
     write_images(tmp_path / "all", "train/0.png", "val/0.png", "test/0.png")
     imported = importing.import_folder(tmp_path / "all", tmp_path / "all-set", 8)
-    assert imported.notes == ["no classes: the images are not in class folders"]
+    assert imported.notes == [
+        "no classes: the images are not in class folders",
+        "images: 3 colour; 8x8 pixels",
+    ]
 
 
 def test_import_npz(tmp_path):
