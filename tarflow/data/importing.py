@@ -32,6 +32,7 @@ from tarflow.errors import UserError
 Row: TypeAlias = tuple[Split, bytes, int | None]  # split, PNG file, label
 
 _SHARD_ROWS = 16384
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target")  # on the hub
 _NAMES = 20  # printed in one line
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -189,9 +190,12 @@ def import_cifar(source: Path, target: Path) -> Imported:
 def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Imported:
     """Import a Hugging Face data set by its name, or a local folder that `datasets` can read.
 
+    Labels are the first column of classes, else a column of integers or words that is named after
+    labels. Rows without a label are left out, as training needs all or none.
+
     Raises:
         UserError: If the package `datasets` is missing, the set cannot be loaded or has no
-            image column, or the target exists.
+            image column, a row has no image, or the target exists.
     """
     try:
         datasets = import_module("datasets")
@@ -204,9 +208,26 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Import
         raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}") from None
     features = next(iter(loaded.values())).features or {}
     images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    classes = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if not images:
         raise UserError(f"{name} has no image column, only {', '.join(features)}")
+    label = next(iter(classes + [key for key in _LABEL_COLUMNS if key in features]), None)
+    names: list[str] = []
+    words = False  # whether labels are words, whose numbers are their places in `names`
+    if label in classes:
+        names = features[label].names
+    elif label is not None:
+        kind = str(getattr(features[label], "dtype", "nested"))
+        words = kind == "string"
+        if not words and "int" not in kind:
+            raise UserError(
+                f"{name}: labels in column '{label}' are {kind}, not integers or words"
+            )
+    if words:
+        columns = (examples.select_columns([label]) for examples in loaded.values())
+        names = sorted({row[label] for rows in columns for row in rows} - {None, ""})
+    numbers: dict[Any, int] = {word: number for number, word in enumerate(names)}
+    unlabelled = Counter[str]()
 
     def rows() -> Iterator[Row]:
         for split_name, examples in loaded.items():
@@ -214,11 +235,24 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Import
             if split is None:
                 raise UserError(f"{name}: '{split_name}' is not a train, validation or test split")
             for row, example in enumerate(examples):
-                image = codec.standardize(example[images[0]], f"{name}: {split_name} row {row}")
-                png = _png(image, size, grey)
-                yield split, png, example[labels[0]] if labels else None
+                number = example[label] if label else None
+                if words:
+                    number = numbers.get(number)
+                if label and (number is None or number < 0):
+                    unlabelled[split_name] += 1
+                    continue
+                place = f"{name}: {split_name} row {row}"
+                if example[images[0]] is None:
+                    raise UserError(f"{place} has no image")
+                yield split, _png(codec.standardize(example[images[0]], place), size, grey), number
 
-    return _write(target, rows(), features[labels[0]].names if labels else [])
+    imported = _write(target, rows(), names)
+    imported.notes.append(f"labels: column '{label}'" if label else "no column of labels")
+    imported.notes.extend(
+        f"left out {count:,} rows of {split} without a label"
+        for split, count in unlabelled.items()
+    )
+    return imported
 
 
 def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dict[str, int]:
@@ -227,7 +261,7 @@ def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dic
     A row without label (None) leaves the label column out; `names` are those of the classes.
 
     Raises:
-        UserError: If the folder exists.
+        UserError: If the folder exists, or there are no rows.
     """
     if target.exists():
         raise UserError(f"{target} exists; remove it or name another folder")
@@ -249,6 +283,8 @@ def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dic
             counts[split] += 1
             if len(waiting[split]) == _SHARD_ROWS:
                 flush(split)
+        if not counts:
+            raise UserError("no images to write: all were left out")
         for split in SPLITS:
             if waiting[split]:
                 flush(split)

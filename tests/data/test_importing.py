@@ -413,7 +413,8 @@ def hub(monkeypatch):
         features = {"image": module.Image(), **label}
 
         class Examples(list):
-            pass
+            def select_columns(self, keys):
+                return [{key: example[key] for key in keys} for example in self]
 
         loaded = {name: Examples(examples) for name, examples in splits.items()}
         for examples in loaded.values():
@@ -431,6 +432,51 @@ class ClassLabel:
 def test_import_hub_refuses_deep_images(tmp_path, hub):
     hub({"train": [{"image": Image.fromarray(np.full((8, 8), 4096, np.uint16))}]})
     with pytest.raises(UserError, match="set: train row 0 is not an 8-bit image"):
+        importing.import_hub("set", tmp_path / "set", 8)
+
+
+def hub_rows(*labels, column="label"):
+    images = [Image.fromarray(array) for array in noise_images(len(labels))]
+    return [{"image": image, column: label} for image, label in zip(images, labels, strict=True)]
+
+
+def test_import_hub_leaves_out_unlabelled_rows_aloud(tmp_path, hub):
+    hub({"train": hub_rows(0, 1, None), "test": hub_rows(-1, -1)}, label=ClassLabel())
+    imported = importing.import_hub("set", tmp_path / "set", 8)
+    assert imported.counts == {"train": 2}
+    assert labels_of(tmp_path / "set") == {"train": [0, 1]}
+    assert imported.notes[-3:] == [
+        "labels: column 'label'",
+        "left out 1 rows of train without a label",
+        "left out 2 rows of test without a label",
+    ]
+    hub({"test": hub_rows(-1, -1)}, label=ClassLabel())
+    with pytest.raises(UserError, match="no images to write"):
+        importing.import_hub("set", tmp_path / "other", 8)
+
+
+def test_import_hub_uses_labels_that_are_no_classes(tmp_path, hub):
+    hub({"train": hub_rows(3, 0), "test": hub_rows(1)}, label=SimpleNamespace(dtype="int64"))
+    importing.import_hub("set", tmp_path / "integers", 8)
+    assert labels_of(tmp_path / "integers") == {"train": [3, 0], "test": [1]}
+
+    rows = {
+        "train": hub_rows("dog", "ant", column="labels"),
+        "test": hub_rows("cat", column="labels"),
+    }
+    hub(rows, labels=SimpleNamespace(dtype="string"))
+    importing.import_hub("set", tmp_path / "words", 8)
+    assert labels_of(tmp_path / "words") == {"train": [2, 0], "test": [1]}
+    assert classes(tmp_path / "words")[0] == ["ant", "cat", "dog"]
+
+    hub({"train": hub_rows(0.5)}, label=SimpleNamespace(dtype="float32"))
+    with pytest.raises(UserError, match="labels in column 'label' are float32"):
+        importing.import_hub("set", tmp_path / "other", 8)
+
+
+def test_import_hub_names_a_row_without_image(tmp_path, hub):
+    hub({"train": [*hub_rows(0), {"image": None, "label": 1}]}, label=ClassLabel())
+    with pytest.raises(UserError, match="set: train row 1 has no image"):
         importing.import_hub("set", tmp_path / "set", 8)
 
 
