@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -234,14 +235,13 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Import
             split = split_of(split_name)
             if split is None:
                 raise UserError(f"{name}: '{split_name}' is not a train, validation or test split")
-            for row, example in enumerate(examples):
+            for place, example in _examples(examples, f"{name}: {split_name}"):
                 number = example[label] if label else None
                 if words:
                     number = numbers.get(number)
                 if label and (number is None or number < 0):
                     unlabelled[split_name] += 1
                     continue
-                place = f"{name}: {split_name} row {row}"
                 if example[images[0]] is None:
                     raise UserError(f"{place} has no image")
                 yield split, _png(codec.standardize(example[images[0]], place), size, grey), number
@@ -336,6 +336,20 @@ def _class_notes(groups: Sequence[tuple[Split, str]], names: Sequence[str]) -> I
     trained = {name for split, name in groups if split == "train"}
     if unseen := [name for name in names if name not in trained]:
         yield f"no train images in: {_enumerate(unseen)}"
+
+
+def _examples(examples: Iterable[Any], split: str) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a split, which are decoded here, each with its name for errors."""
+    rows = iter(examples)
+    for number in count():
+        place = f"{split} row {number}"
+        try:
+            yield place, next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # a damaged image, or a lost connection
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"cannot read {place}: {reason}") from None
 
 
 def _describe_images(colours: Mapping[str, int], sizes: Iterable[tuple[int, int]]) -> str:

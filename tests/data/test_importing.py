@@ -480,6 +480,15 @@ def test_import_hub_names_a_row_without_image(tmp_path, hub):
         importing.import_hub("set", tmp_path / "set", 8)
 
 
+def test_import_hub_names_a_row_that_cannot_be_read():
+    def rows():
+        yield from hub_rows(0)
+        raise OSError("cannot identify image file")
+
+    with pytest.raises(UserError, match="cannot read set: train row 1: cannot identify"):
+        list(importing._examples(rows(), "set: train"))
+
+
 def test_rows_fill_shards_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(importing, "_SHARD_ROWS", 4)
     rows = [("train", png(image), label) for label, image in enumerate(noise_images(8))]
