@@ -95,7 +95,7 @@ def match_data(config: RunConfig) -> RunConfig:
         if configured != actual:
             raise ConfigError(
                 f"model.{name} is {configured}, but the data set {config.data.name} has "
-                f"{actual}; write {actual}"
+                f"{actual}; write {actual}" + (_label_hint(config.data) if actual == 0 else "")
             )
     return replace(config, data=hash_data(config.data))
 
@@ -171,6 +171,13 @@ def batch(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Copy the images at `indices` into a new contiguous array, (B, C, S, S)."""
     copied: NDArray[np.uint8] = images.pixels.take(indices, axis=0)
     return copied
+
+
+def _label_hint(config: DataConfig) -> str:
+    """Return which columns of a table without labels could hold them."""
+    source = _source(config)
+    columns = source.unread_columns if isinstance(source, Table) else []
+    return f", or rename the column of labels to 'label' ({', '.join(columns)})" if columns else ""
 
 
 def _source(config: DataConfig) -> Table | Procedural:
