@@ -94,7 +94,7 @@ def import_folder(
                     yield split, png, names.index(name) if name else None
         if broken and not (skip_broken and sizes):
             raise UserError(
-                f"{len(broken):,} of {len(files):,} images are broken: "
+                f"cannot use {len(broken):,} of {len(files):,} images: "
                 f"{_enumerate(broken, '; ')}; repair or remove them, "
                 "or leave them out with --skip-broken"
             )
@@ -104,7 +104,7 @@ def import_folder(
     imported.notes.append(_describe_images(colours, sizes))
     imported.notes.extend(notes)
     if broken:
-        imported.notes.append(f"left out {len(broken):,} broken: {_enumerate(broken, '; ')}")
+        imported.notes.append(f"left out ({len(broken):,}): {_enumerate(broken, '; ')}")
     return imported
 
 
@@ -249,7 +249,7 @@ def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Import
     imported = _write(target, rows(), names)
     imported.notes.append(f"labels: column '{label}'" if label else "no column of labels")
     imported.notes.extend(
-        f"left out {count:,} rows of {split} without a label"
+        f"left out of {split}, as they have no label: {count:,}"
         for split, count in unlabelled.items()
     )
     return imported
@@ -291,7 +291,7 @@ def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dic
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return dict(counts)
+    return {split: counts[split] for split in SPLITS if counts[split]}
 
 
 def _splits_and_classes(source: Path, files: Sequence[Path]) -> list[tuple[Split, str]]:
@@ -332,7 +332,7 @@ def _class_notes(groups: Sequence[tuple[Split, str]], names: Sequence[str]) -> I
     if not names:
         yield "no classes: the images are not in class folders"
         return
-    yield f"{len(names):,} classes: {_enumerate(names)}"
+    yield f"classes ({len(names):,}): {_enumerate(names)}"
     trained = {name for split, name in groups if split == "train"}
     if unseen := [name for name in names if name not in trained]:
         yield f"no train images in: {_enumerate(unseen)}"
@@ -377,9 +377,10 @@ def _split_notes(target: Path, counts: Mapping[str, int]) -> Iterator[str]:
     splits = find_table(str(target)).counts
     if missing := [split for split in SPLITS[1:] if split not in counts]:
         held_out = ", ".join(f"{count:,} {split}" for split, count in splits.items())
-        yield f"no {' or '.join(missing)} images given: taken out of train, now {held_out}"
+        found = f"no {' or '.join(missing)} images found"
+        yield f"{found}; runs will take some out of train, which gives {held_out}"
     if empty := [split for split, count in splits.items() if not count]:
-        yield f"too few images: {' and '.join(empty)} empty, so a run would fail; add images there"
+        yield f"runs will fail, as there are no images for {' and '.join(empty)}; import more"
 
 
 def _png(image: Image.Image, size: int, grey: bool) -> bytes:

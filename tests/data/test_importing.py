@@ -73,7 +73,7 @@ def test_hidden_files_and_other_endings_are_counted(tmp_path):
     imported = importing.import_folder(source, tmp_path / "set", 8)
     assert imported.counts == {"train": 3}
     assert imported.notes[-3:] == [
-        "2 classes: cat, dog",
+        "classes (2): cat, dog",
         "images: 3 colour; 8x8 pixels",
         "skipped: 4 hidden, 2 .gif, 1 .tif",
     ]
@@ -107,7 +107,7 @@ def test_broken_files_are_named_at_once_or_left_out(tmp_path, capsys):
     (source / "cat/b.jpg").write_bytes(b"")
     Image.fromarray(np.zeros((9, 9), np.uint16)).save(source / "cat/deep.png")
     Image.new("1", (20000, 20000)).save(source / "cat/huge.png")
-    with pytest.raises(UserError, match="4 of 22 images are broken: ") as caught:
+    with pytest.raises(UserError, match="cannot use 4 of 22 images: ") as caught:
         importing.import_folder(source, tmp_path / "set", 8)
     for name in (
         "cannot decode {}/cat/a.png: ",
@@ -123,11 +123,11 @@ def test_broken_files_are_named_at_once_or_left_out(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert ": 18 train\n" in printed
     assert "images: 17 colour, 1 grey; 8x8 to 20x10 pixels\n" in printed
-    assert f"left out 4 broken: cannot decode {source}/cat/a.png" in printed
+    assert f"left out (4): cannot decode {source}/cat/a.png" in printed
 
     for path in source.glob("cat/[0-9g]*.png"):
         path.unlink()
-    with pytest.raises(UserError, match="4 of 4 images are broken"):
+    with pytest.raises(UserError, match="cannot use 4 of 4 images"):
         importing.import_folder(source, tmp_path / "none", 8, skip_broken=True)
 
 
@@ -155,7 +155,7 @@ def test_splits_are_whole_words_at_any_depth(tmp_path, paths, counts, names):
         assert imported.notes[-2] == "no classes: the images are not in class folders"
     else:
         assert classes(tmp_path / "set")[0] == names
-        assert imported.notes[-2] == (f"{len(names)} classes: {', '.join(names)}")
+        assert imported.notes[-2] == (f"classes ({len(names)}): {', '.join(names)}")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_ambiguous_folders_are_refused(tmp_path, paths, message):
 def test_classes_without_train_images_are_named(tmp_path):
     write_images(tmp_path / "source", "train/cat/0.png", "val/images/0.png")
     imported = importing.import_folder(tmp_path / "source", tmp_path / "set", 8)
-    assert imported.notes[-3:-1] == ["2 classes: cat, images", "no train images in: images"]
+    assert imported.notes[-3:-1] == ["classes (2): cat, images", "no train images in: images"]
 
 
 def test_splits_taken_out_of_train_are_said(tmp_path):
@@ -188,15 +188,16 @@ def test_splits_taken_out_of_train_are_said(tmp_path):
     assert described.validation > 0
     assert described.test > 0
     assert imported.notes[0] == (
-        "no validation or test images given: taken out of train, now "
+        "no validation or test images found; runs will take some out of train, which gives "
         f"{described.train} train, {described.validation} validation, {described.test} test"
     )
 
     write_images(tmp_path / "few", "train/0.png", "test/0.png")
     imported = importing.import_folder(tmp_path / "few", tmp_path / "few-set", 8)
     assert imported.notes[:2] == [
-        "no validation images given: taken out of train, now 1 train, 0 validation, 1 test",
-        "too few images: validation empty, so a run would fail; add images there",
+        "no validation images found; runs will take some out of train, which gives 1 train, "
+        "0 validation, 1 test",
+        "runs will fail, as there are no images for validation; import more",
     ]
     write_images(tmp_path / "all", "train/0.png", "val/0.png", "test/0.png")
     imported = importing.import_folder(tmp_path / "all", tmp_path / "all-set", 8)
@@ -447,8 +448,8 @@ def test_import_hub_leaves_out_unlabelled_rows_aloud(tmp_path, hub):
     assert labels_of(tmp_path / "set") == {"train": [0, 1]}
     assert imported.notes[-3:] == [
         "labels: column 'label'",
-        "left out 1 rows of train without a label",
-        "left out 2 rows of test without a label",
+        "left out of train, as they have no label: 1",
+        "left out of test, as they have no label: 2",
     ]
     hub({"test": hub_rows(-1, -1)}, label=ClassLabel())
     with pytest.raises(UserError, match="no images to write"):
