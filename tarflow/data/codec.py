@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from tarflow.errors import UserError
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}  # of image files
 
-_GREY_MODES = ("1", "L")
-_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr", "LA")
+_GREY_MODES = ("1", "L", "LA")
+_COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # between the levels of a PNG with 2 or 4 bits per pixel
 
 
 def decode(source: Path | bytes, name: str) -> Image.Image:
-    """Decode an image file.
+    """Decode an image file as `standardize` describes.
 
     Args:
         source: The file, or its content.
@@ -31,13 +33,57 @@ def decode(source: Path | bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as file:
-            image = file.copy()
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+            _match_transparent_colour(file)
+            file.load()
+            return standardize(file, name)
+    except UserError:
+        raise
+    except Exception as error:  # each decoder raises its own types for a damaged file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot decode {name}: {reason}") from None
+
+
+def standardize(image: Image.Image, name: str) -> Image.Image:
+    """Return a loaded image upright, on white where it is transparent, as grey (mode L) or RGB.
+
+    Deeper images are refused, not scaled: files of 16 bits often hold 10 or 12 and do not say so.
+
+    Raises:
+        UserError: If the image has more than 8 bits per channel.
+    """
     if image.mode not in _GREY_MODES + _COLOUR_MODES:
-        raise UserError(f"{name} is not an 8-bit image (mode {image.mode})")
-    return image
+        raise UserError(
+            f"{name} is not an 8-bit image (mode {image.mode}); convert it to 8 bits per channel"
+        )
+    return _on_white(_upright(image)).convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Compose an image on white, as the colours under transparent pixels are arbitrary."""
+    if not image.has_transparency_data:
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white
+
+
+def _match_transparent_colour(file: Image.Image) -> None:
+    """Scale the transparent colour of a PNG to 8 bits, which Pillow does with the pixels alone."""
+    if not isinstance(file, PngImageFile) or "transparency" not in file.info or not file.tile:
+        return
+    colour, samples = file.info["transparency"], file.tile[0].args
+    if samples in _GREY_STEPS:
+        file.info["transparency"] = colour * _GREY_STEPS[samples]
+    elif samples == "RGB;16B":
+        file.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn or mirror an image as the orientation in its EXIF or XMP metadata says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata raises anything, and says nothing about the pixels
+        return image
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -48,8 +94,8 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Tell whether an image has one channel rather than colours."""
-    return image.mode in _GREY_MODES
+    """Tell whether a decoded image has one channel rather than colours."""
+    return image.mode == "L"
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:

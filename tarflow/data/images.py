@@ -27,6 +27,7 @@ from tarflow.storage import cache_folder
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"
 _DIGITS_COUNTS = (4000, 500, 500)  # train, validation, test, by index
+_DECODING = 2  # raised when some file decodes to other pixels, so that old ones are not reused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def match_data(config: RunConfig) -> RunConfig:
         if configured != actual:
             raise ConfigError(
                 f"model.{name} is {configured}, but the data set {config.data.name} has "
-                f"{actual}; write {actual}"
+                f"{actual}; write {actual}" + (_label_hint(config.data) if actual == 0 else "")
             )
     return replace(config, data=hash_data(config.data))
 
@@ -121,7 +122,7 @@ def open_split(config: DataConfig, split: Split) -> Images:
     if split not in SPLITS:
         raise UserError(f"no split '{split}': write {', '.join(SPLITS)}")
     source = _source(config)
-    folder = cache_folder() / hash_data(config).hash / split
+    folder = cache_folder() / hash_data(config).hash / f"{split}-{_DECODING}"
     try:
         if not folder.exists():
             with _lock(folder.with_suffix(".lock")):
@@ -170,6 +171,13 @@ def batch(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Copy the images at `indices` into a new contiguous array, (B, C, S, S)."""
     copied: NDArray[np.uint8] = images.pixels.take(indices, axis=0)
     return copied
+
+
+def _label_hint(config: DataConfig) -> str:
+    """Return which columns of a table without labels could hold them."""
+    source = _source(config)
+    columns = source.unread_columns if isinstance(source, Table) else []
+    return f", or rename the column of labels to 'label' ({', '.join(columns)})" if columns else ""
 
 
 def _source(config: DataConfig) -> Table | Procedural:

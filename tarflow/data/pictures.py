@@ -5,7 +5,7 @@ Legend: `N` images, `C` colour channels, `S` pixels along one side.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,11 @@ from PIL import Image
 
 from tarflow.config import ModelConfig
 from tarflow.data import codec
+from tarflow.data.archives import first_label, read_archive
+from tarflow.data.folders import find_images
 from tarflow.data.images import Images
 from tarflow.data.tables import find_table
 from tarflow.errors import UserError
-
-_ARRAYS = ("data", "images", "arr_0")  # names of the pixels in an archive; ImageNet64's first
-_LABELS = ("labels", "arr_1")
 
 Picture: TypeAlias = tuple[str, Image.Image, int]  # name, picture, label or -1
 
@@ -28,9 +27,8 @@ def read_pictures(
 ) -> tuple[Images, list[str]]:
     """Read all pictures at some paths, in order.
 
-    Tables are read in full, whatever their splits. Archives hold (N, S, S, C), (N, C, S, S) or
-    (N, S, S) bytes as `images` or `arr_0`, or the rows of an ImageNet64 batch as `data`. Only
-    tables and archives have labels.
+    Tables and archives (`tarflow.data.archives` has the layouts) are read in full, whatever their
+    splits. Only they have labels.
 
     Args:
         paths: Image files, Parquet files, .npz files, folders of images or of Parquet files.
@@ -61,9 +59,8 @@ def _pictures(path: Path) -> Iterator[Picture]:
     elif path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
         yield from _table(path)
     elif path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.suffix.lower() in codec.SUFFIXES:
-                yield str(file), codec.decode(file, str(file)), -1
+        for file in find_images(path).paths:
+            yield str(file), codec.decode(file, str(file)), -1
     else:
         yield str(path), codec.decode(path, str(path)), -1
 
@@ -77,38 +74,12 @@ def _table(path: Path) -> Iterator[Picture]:
 
 
 def _archive(path: Path) -> Iterator[Picture]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            name = next((name for name in _ARRAYS if name in arrays), "")
-            stored: NDArray[Any] = arrays[name] if name else np.empty(0)
-            key = next((key for key in _LABELS if key in arrays), "")
-            labels = arrays[key].reshape(-1).astype(np.int64) if key else None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the archive {path}: {reason}") from None
-    images = _planes(stored) if stored.dtype == np.uint8 else None
-    if images is None:
-        raise UserError(
-            f"{path} holds no images: it needs an array of bytes, (N, S, S, C) and called "
-            f"{' or '.join(_ARRAYS[1:])}, or an ImageNet64 batch"
-        )
-    if labels is None:
-        labels = np.full(len(images), -1)
-    elif stored.ndim == 2:
-        labels = labels - 1  # ImageNet64 counts its classes from 1
-    if len(labels) != len(images):
-        raise UserError(f"{path} has {len(labels)} labels for {len(images)} images")
-    for row, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        yield f"{path}#{row}", codec.to_image(pixels), int(label)
-
-
-def _planes(stored: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return the images of an archive as (N, C, H, W), or None if they are not images."""
-    if stored.ndim == 3:
-        return stored[:, None]
-    if stored.ndim == 4 and stored.shape[3] in (1, 3):
-        return stored.transpose(0, 3, 1, 2)
-    return stored if stored.ndim == 4 and stored.shape[1] in (1, 3) else codec.unflatten(stored)
+    parts = list(read_archive(path, first_label([path])))
+    for part in parts:
+        name = part.name if len(parts) > 1 else str(path)
+        labels = [-1] * len(part.images) if part.labels is None else part.labels.tolist()
+        for row, (pixels, label) in enumerate(zip(part.images, labels, strict=True)):
+            yield f"{name}#{row}", codec.to_image(pixels), label
 
 
 def _model_pixels(

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +57,15 @@ def split_of(name: str) -> Split | None:
     """
     word = re.match(r"[a-z]*", name.lower())
     return _ALIASES.get(word[0]) if word else None
+
+
+def split_named(word: str) -> Split | None:
+    """Return the split that is called by the whole word, or None.
+
+    >>> split_named("Val"), split_named("test_tube")
+    ('validation', None)
+    """
+    return _ALIASES.get(word.lower())
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,11 @@ class Table:
         stored = (self._schema.metadata or {}).get(b"huggingface", b"{}")
         label = json.loads(stored).get("info", {}).get("features", {}).get("label", {})
         return max(len(label.get("names", ())), int(self.labels.max(initial=0)) + 1)
+
+    @cached_property
+    def unread_columns(self) -> list[str]:
+        """Names of the columns that have no meaning here; one may hold labels."""
+        return [name for name in self._schema.names if name not in ("image", "label", "split")]
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -201,10 +215,11 @@ class Table:
 
     def _column(self, name: str) -> pa.ChunkedArray:
         try:
-            return pa.chunked_array(
-                [chunk for file in self._files() for chunk in file.read([name])[name].chunks]
-            )
-        except (pa.ArrowInvalid, KeyError):
+            chunks = [chunk for file in self._files() for chunk in file.read([name])[name].chunks]
+            if chunks and all(pa.types.is_integer(chunk.type) for chunk in chunks):
+                chunks = [chunk.cast(pa.int64()) for chunk in chunks]
+            return pa.chunked_array(chunks)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError):
             raise UserError(f"{self.root}: the shards differ in their column '{name}'") from None
 
     def _batches(self) -> Iterator[tuple[int, pa.Array]]:
@@ -223,13 +238,15 @@ class Table:
         raise UserError(f"{self.root} has no rows")
 
     def _decode(
-        self, image: dict[str, bytes | None] | None, row: int, shape: tuple[int, ...] | None
+        self, image: dict[str, Any] | None, row: int, shape: tuple[int, ...] | None
     ) -> NDArray[np.uint8]:
         """Decode one image to (C, S, S), checking it against the shape of the first."""
         name = f"row {row} of {self.root}"
         data = (image or {}).get("bytes")
         if not data:
-            raise UserError(f"{name} has no image bytes")
+            path = (image or {}).get("path")
+            stored = f": only paths are stored ({path}); {_REMAKE}" if path else ""
+            raise UserError(f"{name} has no image bytes{stored}")
         decoded = codec.decode(data, name)
         channels = shape[0] if shape else (1 if codec.is_grey(decoded) else 3)
         if channels == 1 and not codec.is_grey(decoded):

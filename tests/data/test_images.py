@@ -52,7 +52,7 @@ def test_hash_follows_content(tmp_path):
 def test_cache_is_reused_and_read_only(cache):
     config = data.hash_data(DataConfig(name="markov-4-50"))
     first = data.open_split(config, "train")
-    stored = cache / config.hash / "train" / "pixels.npy"
+    (stored,) = (cache / config.hash).glob("train*/pixels.npy")
     before = stored.stat().st_mtime_ns
     again = data.open_split(config, "train")
     np.testing.assert_array_equal(first.pixels, again.pixels)
@@ -60,6 +60,14 @@ def test_cache_is_reused_and_read_only(cache):
     with pytest.raises(ValueError, match="read-only"):
         again.pixels[0] = 0
     assert not list(cache.rglob("*.tmp"))
+
+
+def test_pixels_of_an_older_decoder_are_not_reused(cache, monkeypatch):
+    config = data.hash_data(DataConfig(name="markov-4-50"))
+    data.open_split(config, "train")
+    monkeypatch.setattr("tarflow.data.images._DECODING", 3)
+    data.open_split(config, "train")
+    assert len(list((cache / config.hash).glob("train*/pixels.npy"))) == 2
 
 
 def test_processes_do_not_race(cache):

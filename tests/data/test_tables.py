@@ -1,5 +1,6 @@
 """Image tables: their rows, splits and errors."""
 
+import io
 import os
 
 import numpy as np
@@ -7,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_files import noise_images, png, write
+from PIL import ExifTags, Image
 
 from tarflow import data
-from tarflow.config import DataConfig
-from tarflow.errors import UserError
+from tarflow.config import DataConfig, ModelConfig, RunConfig
+from tarflow.errors import ConfigError, UserError
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -130,3 +132,45 @@ def test_errors_say_what_to_do(tmp_path):
     one = write(tmp_path / "one.parquet", [blob], split=["train"])
     with pytest.raises(UserError, match="the test split is empty"):
         data.open_split(one, "test")
+
+
+def test_shards_may_store_labels_in_different_integers(tmp_path):
+    blobs = [png(image) for image in noise_images(4)]
+    write(tmp_path / "set/train-0.parquet", blobs[:2], label=pa.array([1, 2], pa.int32()))
+    write(tmp_path / "set/train-1.parquet", blobs[2:], label=pa.array([3, 4], pa.int64()))
+    config = DataConfig(name=str(tmp_path / "set"))
+    assert data.open_split(config, "train").labels.tolist() == [1, 2, 3, 4]
+    write(tmp_path / "set/train-2.parquet", blobs[2:], label=["cat", "dog"])
+    with pytest.raises(UserError, match="the shards differ in their column 'label'"):
+        data.open_split(config, "train")
+
+
+def test_a_table_of_paths_says_so(tmp_path):
+    images = pa.array([{"bytes": None, "path": "cat/0.png"}])
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": images.cast(kind)}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"only paths are stored \(cat/0\.png\); make all images"):
+        data.describe(DataConfig(name=str(tmp_path / "a.parquet")))
+
+
+def test_labels_in_another_column_are_pointed_out(tmp_path):
+    blobs = [png(image) for image in noise_images(40)]
+    table = write(tmp_path / "a.parquet", blobs, fine_label=[0, 1] * 20)
+    model = ModelConfig(image_size=8, image_channels=3, classes=2, patch=4)
+    with pytest.raises(
+        ConfigError, match=r"rename the column of labels to 'label' \(fine_label\)"
+    ):
+        data.match_data(RunConfig(model=model, data=table))
+
+
+def test_tables_decode_as_imports_do(tmp_path):
+    stored = np.zeros((8, 8, 4), np.uint8)
+    stored[:4] = 9, 8, 7, 255  # the upper half; the lower is transparent
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, format="PNG", exif=exif)
+    config = write(tmp_path / "a.parquet", [file.getvalue()], split=["train"])
+    pixels = data.open_split(config, "train").pixels[0]
+    assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+    assert pixels[:, -1, 0].tolist() == [9, 8, 7]
