@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,20 @@ import pandas as pd
 import pytest
 import torch
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from rich.console import Console
 
 from analysis.settings import best_setting, pareto_front
 from sweeps import scaling, search
 from sweeps.choice import choose, verdict, worth_sampling
-from sweeps.explore import Suggester
-from sweeps.journal import draws, ended, open_journal, open_study, settle
+from sweeps.explore import STARTUP, RoundRobinSearcher, Suggester
+from sweeps.journal import completed, draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
+from sweeps.progress import Progress
 from sweeps.search import Options
-from sweeps.space import RULES, SEED, SamplingSpace, TrainingSpace
+from sweeps.space import RULES, SEED, WORST, SamplingSpace, TrainingSpace
 from sweeps.study import Size, grid, resolve_study
+from sweeps.trainable import objectives
 from tarflow import cost
 from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_dict, to_yaml
 from tarflow.data.images import open_split
@@ -203,7 +208,7 @@ def begun(tmp_path):
     space = TrainingSpace(resolve_study(wee()), BUDGET)
     journal = open_journal(tmp_path)
     study = open_study(space, journal)
-    return space, study, lambda seed: Suggester(space, study, journal, seed)
+    return space, study, lambda seed: Suggester(space, study, journal, seed, 40)
 
 
 def test_no_trial_stays_open(begun, tmp_path):
@@ -225,22 +230,82 @@ def test_no_trial_stays_open(begun, tmp_path):
     assert space.name(searcher(1).suggest("f")) == space.name(stopped.params)  # first in line
 
 
-def test_a_run_that_ended_unheard_is_told_and_a_failed_one_counts(begun, tmp_path):
+DIVERGED = {"status": "failed", "error": "Diverged: the loss is not finite after 640 images"}
+CRASHED = {"status": "failed", "error": "RuntimeError: the process died (out of memory?)"}
+
+
+def write_run(out, name, row, kid=1.5):
+    """Write the result of a run as `tarflow.run` does."""
+    scores = [{"half": "all", "kid": kid}] if row["status"] == "done" else []
+    result = {"run": {"run_id": name, **row}, "evaluations": scores}
+    write_json(out / "runs" / name / "result.json", result)
+
+
+def test_a_run_that_ended_unheard_is_told_and_a_crashed_one_does_not_count(begun, tmp_path):
     space, study, searcher = begun
     asked = searcher(0)
-    names = [space.name(asked.suggest(name)) for name in "abc"]
-    done, failed = {"status": "done", "bpd": 2.5}, {"status": "failed"}
-    for name, row in zip(names[:2], (done, failed), strict=True):
-        scores = [{"half": "all", "kid": 1.5}] if row is done else []
-        write_json(
-            tmp_path / "runs" / name / "result.json",
-            {"run": {"run_id": name, **row}, "evaluations": scores},
-        )
+    names = [space.name(asked.suggest(name)) for name in "abcd"]
+    for name, row in zip(names, ({"status": "done", "bpd": 2.5}, DIVERGED, CRASHED), strict=False):
+        write_run(tmp_path, name, row)
     settle(study, space, tmp_path)
-    assert study.trials[0].values == [2.5, 1.5]
-    states = [trial.state for trial in study.trials[1:]]
+    assert [trial.values for trial in study.trials[:2]] == [[2.5, 1.5], [WORST, WORST]]
+    states = [trial.state for trial in study.trials[2:]]
     assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
     assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:2]
+    write_run(tmp_path, names[0], {"status": "done", "bpd": None})
+    assert space.values(study.trials[0].params, tmp_path) == [WORST, WORST]
+
+
+def test_divergences_that_an_earlier_release_called_failures_are_told_once(begun, tmp_path):
+    space, study, searcher = begun
+    asked = searcher(0)
+    names = [space.name(asked.suggest(name)) for name in "ab"]
+    for trial, name, row in zip("ab", names, (DIVERGED, CRASHED), strict=True):
+        write_run(tmp_path, name, row)
+        asked.on_trial_complete(trial, error=True)
+    assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:1]
+    for _ in range(2):
+        settle(study, space, tmp_path)
+        assert [trial.values for trial in study.trials] == [None, None, [WORST, WORST]]
+        assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:1]
+
+
+def test_the_sampler_learns_to_avoid_a_cliff(begun):
+    """BPD and KID fall with the learning rate until it is 1.1 times the study's, then diverge."""
+    space, _, searcher = begun
+    asked = searcher(0)
+    beyond = []
+    for trial in map(str, range(40)):
+        ratio = asked.suggest(trial)["lr_ratio"]
+        row = DIVERGED if ratio > 1.1 else {"status": "done", "bpd": 3 - ratio}
+        beyond.append(row is DIVERGED)
+        with tempfile.TemporaryDirectory() as out:
+            write_run(Path(out), space.name(asked.study.trials[-1].params), row, kid=2 - ratio)
+            scores = objectives(space, asked.study.trials[-1].params, out)
+        asked.on_trial_complete(trial, {"status": row["status"], **scores})
+    assert np.mean(beyond[STARTUP:]) < 0.5
+
+
+def test_crashed_trials_are_replaced_once_they_have_ended(begun):
+    _, study, searcher = begun
+    progress = Progress(3, {}, 2, Console())
+    asked = searcher(0)
+    asked.left = 3
+    turns = RoundRobinSearcher([asked], progress)
+    good = {"bpd": 2.0, "kid": 1.0}
+    for trial in "abc":
+        assert isinstance(turns.suggest(trial), dict)
+    assert turns.suggest("d") is None  # those that run may crash
+    turns.on_trial_complete("a", {"bpd": None, "kid": None, "status": "failed"})
+    turns.on_trial_complete("b", good)
+    assert isinstance(turns.suggest("d"), dict)
+    turns.on_trial_complete("c", error=True)
+    turns.on_trial_complete("d", good)
+    assert isinstance(turns.suggest("e"), dict)
+    turns.on_trial_complete("e", good)
+    assert turns.suggest("f") == Searcher.FINISHED
+    assert len(completed(study)) == 3
+    assert progress.total == 5  # three that count and two that crashed
 
 
 def test_two_trials_never_work_on_one_run(begun):
