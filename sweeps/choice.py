@@ -78,6 +78,8 @@ class Verdict:
 def verdict(space: SamplingSpace, out: Path) -> Verdict | None:
     """Judge the sampler settings that were tried on a run; None before there are two.
 
+    Without a score of the run's own setting there is no test against chance, so it is kept.
+
     The interval is that of the difference of two KIDs taken as independent. They share noise and
     held-out images and so differ less by chance: the interval errs on the safe side.
     """
@@ -89,7 +91,13 @@ def verdict(space: SamplingSpace, out: Path) -> Verdict | None:
     names = [name for name in SETTING if name in own]
     fresh = table[table["half"] == HALVES[1]]
     default = fresh[(fresh[names] == pd.Series(own)[names]).all(axis=1)]
-    if len(fresh) < 2 or default.empty:
+    if len(fresh) and default.empty:
+        return Verdict(
+            space.config.sampler,
+            f"Sampler: the own setting of {space.label} ({space.run_id}) was not scored "
+            f"beside the {len(fresh)} that were tried, so chance cannot be ruled out: it is kept.",
+        )
+    if len(fresh) < 2:
         return None
     before, best = default.iloc[0], best_setting(table.assign(bpd=0.0)).iloc[0]
     gain = float(before["kid"] - best["kid"])

@@ -284,8 +284,16 @@ class SamplingSpace:
         return self.base, self.base | guided
 
     def sampler(self, params: Params) -> SamplerConfig:
-        """Return the setting that parameters stand for; settings that do the same are equal."""
-        changes = {name: round(params[name], DECIMALS) for name in self.ranges}
+        """Return the setting that parameters stand for; settings that do the same are equal.
+
+        Suggested numbers are rounded; the run's own stay as they are, whatever their digits.
+        """
+        numbers = {name: params[name] for name in self.ranges}
+        own = {name: getattr(self.own, name) for name in numbers}
+        changes: dict[str, Any] = {
+            name: value if value == own[name] else round(value, DECIMALS)
+            for name, value in numbers.items()
+        }
         changes |= {name: params[name] for name in self.choices}
         return effective(replace(self.config.sampler, **changes), self.config)
 

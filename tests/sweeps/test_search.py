@@ -382,6 +382,18 @@ def test_a_search_holds_the_own_setting_of_a_run(blocks, choices):
     assert len({space.sampler(params).rule for params in draws(space, 20, seed=1)}) == 3
 
 
+def test_the_own_setting_is_scored_with_all_its_digits(tmp_path):
+    own = SamplerConfig(guidance=1.2345, temperature=0.8765, denoise=0.975)
+    base = resolve_study(wee()).base
+    config = replace(base, model=replace(base.model, classes=10), sampler=own)
+    space = SamplingSpace("a", "a", config)
+    journal = open_journal(tmp_path)
+    searcher = Suggester(space, open_study(space, journal), journal, 0, 4)
+    assert space.sampler(searcher.suggest("own")) == own
+    other = space.sampler(space.base | {"guidance": 2.3456, "temperature": 0.8764})
+    assert other == replace(own, guidance=2.35, temperature=0.88)
+
+
 def test_draws_scored_together_and_in_halves_have_two_names():
     config = resolve_study(wee()).base
     names = [setting_id(config, 0), setting_id(config, 0, WHOLE), setting_id(config, 0, HALVES)]
@@ -455,6 +467,9 @@ def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
     sampled(tmp_path, space, own, (2.0, 2.0))
     assert verdict(space, tmp_path) is None  # nothing to compare with
     lucky = SamplerConfig(guidance=0.5, temperature=0.4, rule="gaussian-score")
+    untested = replace(space, run_id="b")
+    sampled(tmp_path, untested, lucky, (0.1, 0.1))
+    assert verdict(untested, tmp_path).sampler == own  # no score of its own to compare with
     sampled(tmp_path, space, lucky, (1.0, 1.9))
     kept = verdict(space, tmp_path)
     assert kept.sampler == own
