@@ -22,7 +22,7 @@ from rich.console import Console
 
 from analysis.settings import best_setting, pareto_front
 from sweeps import scaling, search
-from sweeps.choice import choose, verdict, worth_sampling
+from sweeps.choice import choose, rule, verdict, worth_sampling
 from sweeps.explore import STARTUP, RoundRobinSearcher, Suggester
 from sweeps.journal import completed, draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
@@ -512,9 +512,34 @@ def test_the_choice_is_the_best_samples_near_the_best_bpd():
         [("a", 2.0, 9.0), ("b", 2.01, 5.0), ("c", 2.015, 7.0), ("d", 2.1, 1.0)],
         columns=["run_id", "bpd", "kid"],
     )
-    front = pareto_front(found)
-    assert front["run_id"].tolist() == ["a", "b", "d"]
-    assert choose(front)["run_id"] == "b"
+    assert pareto_front(found)["run_id"].tolist() == ["a", "b", "d"]
+    assert choose(found.assign(kid_chosen=np.nan))["run_id"] == "b"
+    assert choose(found.assign(kid_chosen=[3.0, 2.0, 1.0, 0.0]))["run_id"] == "c"
+    assert choose(found.assign(kid_chosen=[3.0, np.nan, np.nan, 0.0]))["run_id"] == "a"
+
+
+def test_the_kid_of_the_chosen_run_is_not_low_by_luck():
+    """Twenty runs that are equally good: the KID of the chosen one is right on average."""
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(200):
+        rows = [
+            {"run_id": run, "guidance": guidance, "half": half, "kid": rng.normal(1.0, 0.1)}
+            for run in map(str, range(20))
+            for guidance in (0.0, 0.5)
+            for half in HALVES
+        ]
+        errors.append(choose(best_setting(table(*rows, bpd=2.0)))["kid"] - 1.0)
+    assert abs(np.mean(errors)) < 4 * 0.1 / len(errors) ** 0.5
+
+
+def test_the_printed_choice_says_which_draws_made_it():
+    row = {"guidance": 0.0, "kid": 1.0, "kid_se": 0.1, "kid_chosen": 0.8, "label": "c8"}
+    best = table(row, run_id="a", bpd=2.0).iloc[0]
+    assert "by one half of the draws: c8 (a)" in rule(best, 5)
+    assert "KID 1 ± 0.1 at no guidance, denoising 1, on the other half." in rule(best, 5)
+    best["kid_chosen"] = np.nan
+    assert "it is low by luck too" in rule(best, 5)
 
 
 def test_the_front_and_every_noise_level_are_sampled():
