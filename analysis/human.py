@@ -1,30 +1,25 @@
 """Numbers for people: one way to write each quantity, used by every page and table."""
 
-import math
 from collections.abc import Callable
 
+from tarflow.human import MISSING, count, device_time, digits, missing, money, seconds, size
+
+__all__ = [
+    "MISSING",
+    "bits",
+    "count",
+    "device_time",
+    "digits",
+    "interval",
+    "missing",
+    "money",
+    "number",
+    "percent",
+    "power",
+    "seconds",
+    "size",
+]
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-MISSING = "–"
-
-
-def missing(value: float | None) -> bool:
-    """Tell whether a value is None or not finite."""
-    return value is None or not math.isfinite(value)
-
-
-def count(value: float | None) -> str:
-    """Write a count with three digits.
-
-    >>> count(230_400), count(1_225_728), count(500), count(None)
-    ('230k', '1.23M', '500', '–')
-    """
-    if value is None or missing(value):
-        return MISSING
-    for scale, suffix in _SUFFIXES:
-        if abs(value) >= 0.9995 * scale:
-            return f"{value / scale:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 def power(value: float | None, digits: int = 2) -> str:
@@ -89,17 +84,3 @@ def percent(value: float | None, signed: bool = False) -> str:
         return MISSING
     digits = 0 if abs(value) >= 0.0995 else 1 if abs(value) >= 0.00995 else 2
     return f"{100 * value:{'+' if signed else ''}.{digits}f}%"
-
-
-def seconds(value: float | None) -> str:
-    """Write a duration.
-
-    >>> seconds(0.25), seconds(75), seconds(5400), seconds(3e5)
-    ('0.25 s', '75 s', '1.5 h', '3.5 d')
-    """
-    if value is None or missing(value):
-        return MISSING
-    for scale, unit, start in ((86400, "d", 2 * 86400), (3600, "h", 5400), (60, "min", 120)):
-        if value >= start:
-            return f"{value / scale:.1f} {unit}"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"

@@ -14,7 +14,7 @@ from tarflow.errors import UserError
 
 ROLES = ("grid", "branch")  # searched and final runs were chosen by their results
 MOVED = 0.01  # share of the mean that one image may move
-TAIL = 10.0  # a maximum this many times farther from the median than the 99th percentile is alone
+TAIL = 10.0  # a maximum this many times as far from the median as the 99th percentile is isolated
 GROUP = {  # columns that must agree within a law, and what to say if they do not
     "data_hash": "another data set",
     "classes": "other conditioning",
@@ -97,21 +97,26 @@ def _own_reason(row: pd.Series) -> str:
     if not np.all(np.isfinite(numbers) & (numbers > 0)):
         return "bpd, flops, params or tokens is missing or not positive"
     if _one_image_decides(row):
-        return f"one image (BPD {row['bpd_max']:.4g}) moves the mean by more than {MOVED:.0%}"
+        return (
+            f"one image moves the mean BPD by more than {MOVED:.0%} "
+            f"(the largest of an image is {row['bpd_max']:.4g})"
+        )
     return ""
 
 
 def _one_image_decides(row: pd.Series) -> bool:
-    """Tell whether a single image moves the mean by more than 1%.
+    """Tell whether leaving out a single image would move the mean by more than 1%.
 
-    The table holds no image count, but one image moves the mean by at most about one standard
-    error; beyond that bound, an isolated maximum decides.
+    Runs of earlier releases did not record that change. One image moves their mean by at most one
+    standard error; beyond that bound, an isolated maximum decides, which misses many cases.
     """
-    names = ["bpd", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"]
-    mean, se, median, p99, largest = (float(row.get(name, np.nan)) for name in names)
+    names = ["bpd", "bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"]
+    mean, moved, se, median, p99, largest = row.reindex(names).to_numpy(float)
+    if np.isfinite(moved):
+        return bool(moved > MOVED * mean)
     if not np.isfinite([se, median, p99, largest]).all() or se <= MOVED * mean:
         return False
-    return largest - median > TAIL * (p99 - median)
+    return bool(largest - median > TAIL * (p99 - median))
 
 
 def group_budgets(rows: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Budget, ...]]:

@@ -69,12 +69,14 @@ def one_setting(scored: pd.DataFrame) -> pd.DataFrame:
 def best_setting(scored: pd.DataFrame) -> pd.DataFrame:
     """Return one row per run at its best sampler setting, scored on draws that did not choose it.
 
-    A run that was sampled at one setting only keeps that one.
+    A run that was sampled at one setting only keeps that one. The column `kid_chosen` holds the
+    KID on the draws that chose the setting, independent of those of `kid`; NaN without such draws.
     """
     known = scored.dropna(subset=["kid", "bpd"]).sort_values("kid")
     best = known[known["half"] == "chosen"].drop_duplicates("run_id")
     key = ["run_id", *SETTING]
-    fresh = known[known["half"] == "scored"].merge(best[key], on=key)
+    picked = best[[*key, "kid"]].rename(columns={"kid": "kid_chosen"})
+    fresh = known[known["half"] == "scored"].merge(picked, on=key)
     known = pd.concat([fresh, known[~known["run_id"].isin(fresh["run_id"])]])
     return known.drop_duplicates("run_id")
 

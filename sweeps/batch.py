@@ -19,6 +19,7 @@ from rich.console import Console
 from sweeps.cluster import Cluster
 from sweeps.lease import Lease
 from sweeps.progress import Progress
+from sweeps.space import WORST
 from sweeps.study import PlannedRun
 from tarflow.errors import UserError
 from tarflow.record import read_result
@@ -181,10 +182,10 @@ class SamplingCallback(ProgressCallback):
     """Tells the progress what happens to trials that sample from a finished run."""
 
     def ended(self, task: Any, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Return the KID; None if the trial was stopped before."""
+        """Return the KID, infinite without finite samples; None if the trial was stopped."""
         del task
-        kid = result.get("kid", ...)
-        return None if kid is ... else {"status": "done", "kid": math.nan if kid is None else kid}
+        kid = result.get("kid")
+        return None if kid is None else {"status": "done", "kid": kid if kid < WORST else math.inf}
 
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """End the batch on a user's mistake; anything else is tried again silently."""

@@ -1,7 +1,8 @@
 """Choices made from results: checkpoints to sample from, sampler settings, the run to train next.
 
 A sampler setting is picked on one half of the draws. On the other half, which did not pick it, it
-has to beat the run's own setting by more than chance; otherwise the run's own is kept.
+has to beat the run's own setting by more than chance; otherwise the run's own is kept. The run to
+train next is picked on the first half as well, and its printed KID is that of the other half.
 """
 
 import json
@@ -78,6 +79,8 @@ class Verdict:
 def verdict(space: SamplingSpace, out: Path) -> Verdict | None:
     """Judge the sampler settings that were tried on a run; None before there are two.
 
+    Without a score of the run's own setting there is no test against chance, so it is kept.
+
     The interval is that of the difference of two KIDs taken as independent. They share noise and
     held-out images and so differ less by chance: the interval errs on the safe side.
     """
@@ -89,7 +92,13 @@ def verdict(space: SamplingSpace, out: Path) -> Verdict | None:
     names = [name for name in SETTING if name in own]
     fresh = table[table["half"] == HALVES[1]]
     default = fresh[(fresh[names] == pd.Series(own)[names]).all(axis=1)]
-    if len(fresh) < 2 or default.empty:
+    if len(fresh) and default.empty:
+        return Verdict(
+            space.config.sampler,
+            f"Sampler: the own setting of {space.label} ({space.run_id}) was not scored "
+            f"beside the {len(fresh)} that were tried, so chance cannot be ruled out: it is kept.",
+        )
+    if len(fresh) < 2:
         return None
     before, best = default.iloc[0], best_setting(table.assign(bpd=0.0)).iloc[0]
     gain = float(before["kid"] - best["kid"])
@@ -134,9 +143,10 @@ def conclude_search(runs: pd.DataFrame, study: Study, out: Path, console: Consol
         out: Folder of the study.
         console: Where to print.
     """
-    front = pareto_front(runs)
-    best = choose(front)
-    console.print(front_table(front, str(best["run_id"])))
+    best = choose(runs)
+    front = pareto_front(runs)["run_id"]
+    shown = runs[runs["run_id"].isin([*front, best["run_id"]])].sort_values(["bpd", "kid"])
+    console.print(front_table(shown, str(best["run_id"])))
     space = SamplingSpace.of(best["run_id"], best["label"], best["config"])
     judged = verdict(space, out) or Verdict(sampler_of(best), "")
     config = replace(next_run(best, study, out), sampler=judged.sampler)
@@ -146,21 +156,32 @@ def conclude_search(runs: pd.DataFrame, study: Study, out: Path, console: Consol
     write_best(config, why, out, console)
 
 
-def choose(front: pd.DataFrame) -> pd.Series:
-    """Return the run of lowest KID among those whose BPD is near the best."""
-    near = front[front["bpd"] <= (1 + WITHIN) * front["bpd"].min()]
-    best: pd.Series = near.sort_values("kid").iloc[0]
+def choose(runs: pd.DataFrame) -> pd.Series:
+    """Return the run of lowest KID, on the draws that choose, among those of nearly the best BPD.
+
+    Runs without such draws count only if no run has them: their one KID would choose them, and so
+    be low by luck.
+    """
+    near = runs[runs["bpd"] <= (1 + WITHIN) * runs["bpd"].min()]
+    halved = near.dropna(subset="kid_chosen").sort_values("kid_chosen")
+    best: pd.Series = (near.sort_values("kid") if halved.empty else halved).iloc[0]
     return best
 
 
 def rule(best: pd.Series, runs: int) -> str:
     """Say how the best run was chosen out of a number of runs, and what it is."""
+    halves = bool(pd.notna(best["kid_chosen"]))
     return (
         f"Of {runs} runs, the one of lowest KID within {percent(WITHIN)} of the lowest "
-        f"BPD: {best['label']} ({best['run_id']}),\n"
+        f"BPD{', by one half of the draws' * halves}: {best['label']} ({best['run_id']}),\n"
         f"BPD {bits(best['bpd'])}, KID {number(best['kid'])} "
-        f"± {number(best['kid_se'])} at {setting_in_words(best)}.\n"
-        f"Its hyperparameters, at {LONGER} times its images."
+        f"± {number(best['kid_se'])} at {setting_in_words(best)}, "
+        + (
+            "on the other half."
+            if halves
+            else "on the draws that\nchose it: being the lowest of several, it is low by luck too."
+        )
+        + f"\nIts hyperparameters, at {LONGER} times its images."
     )
 
 
@@ -179,9 +200,16 @@ def next_run(best: pd.Series, study: Study, out: Path) -> RunConfig:
 
 
 def front_table(front: pd.DataFrame, best: str) -> Table:
-    """Return the Pareto front as a table for the terminal; `best` is the id of the chosen run."""
+    """Return the Pareto front as a table for the terminal.
+
+    Args:
+        front: Runs on the front, and the chosen one, in order of BPD.
+        best: Id of the chosen run.
+    """
     listed = checklist.front(front)
-    shown = Table(title="Pareto front", box=None, pad_edge=False, header_style="bold")
+    shown = Table(
+        title="Pareto front and chosen run", box=None, pad_edge=False, header_style="bold"
+    )
     for name in (*listed.columns, ""):
         shown.add_column(name, no_wrap=name != listed.columns[-1])  # a setting may take two lines
     for cells, name in zip(listed.rows, front["run_id"], strict=True):

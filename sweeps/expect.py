@@ -29,7 +29,7 @@ from sweeps.study import did_you_mean
 from tarflow import cost
 from tarflow.config import RunConfig, from_dict
 from tarflow.errors import UserError
-from tarflow.step_time import Cluster, step_time
+from tarflow.step_time import smallest_cluster, step_time
 
 # Between two processors with AVX-512: training takes a Xeon 1.4 times as long, an EPYC 0.7 times.
 VALUE_FLOPS = 10_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
@@ -40,7 +40,6 @@ SAMPLING_BATCH = 250
 SAMPLING_IMAGES = 1.2  # training images that cost as much as a sample, beside SAMPLING_SECONDS
 FEATURES_SECONDS = 3e-3  # per image in the feature extractor
 SPREAD = 0.4  # relative error of an expectation that no finished run has corrected
-PER_NODE = 8  # accelerators
 SMALL_BYTES = 4e9  # runs that need less memory share an accelerator
 SMALL_RUNS = 4  # small runs that share one accelerator
 
@@ -94,7 +93,7 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     flops = float(cost.training_flops(model))
     steps, workers = config.images / config.batch, config.execution.workers
     if rate.accelerator:
-        step = step_time(config, _smallest_cluster(rate.accelerator, workers))
+        step = step_time(config, smallest_cluster(cost.ACCELERATORS[rate.accelerator], workers))
         per_image = step.alone / step.images * workers
         train = steps * step.seconds * rate.runs_per_device  # runs on a device take turns
     else:
@@ -121,14 +120,6 @@ def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:
     execution = replace(config.execution, workers=1)
     config = replace(config, evaluation=evaluation, execution=execution)
     return expected_seconds(config, 0, rate).evaluate * (2 if guided else 1)
-
-
-def _smallest_cluster(accelerator: str, workers: int) -> Cluster:
-    """Return the fewest nodes that hold a run."""
-    nodes = -(-workers // PER_NODE)
-    return Cluster(
-        device=cost.ACCELERATORS[accelerator], nodes=nodes, per_node=-(-workers // nodes)
-    )
 
 
 def correction(

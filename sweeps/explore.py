@@ -1,6 +1,7 @@
 """Optuna's suggestions as Ray Tune trials: candidates to train, and settings to sample with."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from sweeps.batch import (
 from sweeps.cluster import check_shared, slots
 from sweeps.journal import completed, ended, fresh_seed, open_journal, open_study, settle
 from sweeps.progress import Progress
-from sweeps.space import SamplingSpace, Space, TrainingSpace
+from sweeps.space import WORST, SamplingSpace, Space, TrainingSpace
 from sweeps.trainable import sample_candidate, train_candidate
 from tarflow.errors import UserError
 
 STARTUP = 8  # random trials of a space before its model suggests
+WITH_CRASHES = 2  # most trials to start, crashed ones included, for each one asked for
 REDRAWS = 20  # times a suggestion may be something that is being tried already
 
 
@@ -39,7 +41,7 @@ def search_runs(
 
     Args:
         space: What may change.
-        trials: Number of candidates, those of earlier calls included.
+        trials: Number of candidates, those of earlier calls included; crashed ones do not count.
         needs: Resources of one trial.
         context: What all batches of the command share.
 
@@ -68,7 +70,8 @@ def search_settings(
 
     Args:
         spaces: What may change, for each run.
-        trials: Number of settings per run, those of earlier calls included.
+        trials: Number of settings per run, those of earlier calls included; crashed ones do not
+            count.
         needs: Resources of one trial.
         context: What all batches of the command share.
 
@@ -106,13 +109,13 @@ def _search(
     for space, study in studies:
         settle(study, space, context.out)
         before = ended(study, space, context.out)
-        values = [trial.values for trial in completed(study)]
+        values = [trial.values for trial in completed(study) if WORST not in trial.values]
         done += [dict(zip(space.objectives, scores, strict=True)) for scores in values]
         if len(before) < trials:
             seed = fresh_seed(context.seed, len(study.get_trials(deepcopy=False)))
-            searches.append((Suggester(space, study, journal, seed), trials - len(before)))
+            searches.append(Suggester(space, study, journal, seed, trials - len(before)))
     progress = Progress(
-        sum(left for _, left in searches),
+        sum(search.left for search in searches),
         {},
         slots(needs, context.cluster),
         context.console,
@@ -126,8 +129,8 @@ def _search(
             needs,
             progress,
             callback(progress),
-            search=RoundRobinSearcher(searches),
-            samples=progress.total,
+            search=RoundRobinSearcher(searches, progress),
+            samples=WITH_CRASHES * progress.total,
         )
     finally:
         for space, study in studies:
@@ -137,7 +140,9 @@ def _search(
 class Suggester(NotPickled, OptunaSearch):
     """Optuna's sampler for Tune; closes every trial, and never tries one thing twice at a time."""
 
-    def __init__(self, space: Space, study: Study, journal: BaseStorage, seed: int) -> None:
+    def __init__(
+        self, space: Space, study: Study, journal: BaseStorage, seed: int, trials: int
+    ) -> None:
         """Continue an Optuna study.
 
         Args:
@@ -145,8 +150,10 @@ class Suggester(NotPickled, OptunaSearch):
             study: Optuna study of the space.
             journal: Storage of the study.
             seed: Seed of the sampler; must differ from those that the study has used.
+            trials: Number of trials to carry out; those that crash do not count.
         """
-        self.space, self.study = space, study
+        self.space, self.study, self.left = space, study, trials
+        self.crashed = 0  # trials
         self.busy: dict[str, str] = {}  # what each trial works on
         super().__init__(
             space,
@@ -171,7 +178,7 @@ class Suggester(NotPickled, OptunaSearch):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell Optuna the objectives; without them a trial has failed, or was stopped."""
+        """Tell Optuna the objectives; without them a trial has crashed, or was stopped."""
         self.busy.pop(trial_id, None)
         names = self.space.objectives
         reported = result is not None and all(name in result for name in names)
@@ -179,6 +186,8 @@ class Suggester(NotPickled, OptunaSearch):
             return  # stopped: it stays open until it is settled
         values = [result.get(name) for name in names] if result else [None]
         complete = all(value is not None and math.isfinite(value) for value in values)
+        self.left -= complete
+        self.crashed += not complete
         super().on_trial_complete(trial_id, result if complete else None, error=not complete)
 
     def save(self, checkpoint_path: str) -> None:
@@ -186,26 +195,39 @@ class Suggester(NotPickled, OptunaSearch):
 
 
 class RoundRobinSearcher(NotPickled, Searcher):
-    """Asks several searches in turn, each as often as it has trials left."""
+    """Asks several searches in turn until each has the trials it lacks; crashed ones are replaced.
 
-    def __init__(self, searches: Sequence[tuple[Searcher, int]]) -> None:
-        """Take searches with their numbers of trials."""
+    The last suggestions may have to wait for running trials, since these may crash.
+    """
+
+    def __init__(self, searches: Sequence[Suggester], progress: Progress) -> None:
+        """Take the searches, and the progress that counts their trials."""
         super().__init__()
-        most = max((left for _, left in searches), default=0)
-        self.order = [search for turn in range(most) for search, left in searches if turn < left]
-        self.asked: dict[str, Searcher] = {}
+        self.searches, self.progress = deque(searches), progress
+        self.asked: dict[str, Suggester] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Ask the next search."""
-        search = self.asked[trial_id] = self.order.pop(0)
-        params: dict[str, Any] | None = search.suggest(trial_id)
-        return params
+    def suggest(self, trial_id: str) -> Any:
+        """Ask the next search that lacks trials.
+
+        Returns:
+            Parameters; None as long as a running trial may crash; FINISHED after the last.
+        """
+        for _ in range(len(self.searches)):
+            search = self.searches[0]
+            self.searches.rotate(-1)
+            if search.left > len(search.busy):
+                self.asked[trial_id] = search
+                return search.suggest(trial_id)
+        return None if self.asked else Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the search that suggested the trial."""
-        self.asked.pop(trial_id).on_trial_complete(trial_id, result, error)
+        search = self.asked.pop(trial_id)
+        crashed = search.crashed
+        search.on_trial_complete(trial_id, result, error)
+        self.progress.total += search.crashed - crashed  # a crashed trial is replaced
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the journal has it all."""

@@ -2,6 +2,7 @@
 
 The runs on disk are the truth. Trials that a killed search left open in the journal are closed
 accordingly: those whose run has ended get its values, the others fail and are suggested first.
+A run that diverged gets the worst values, so that Optuna's sampler learns to avoid its neighbours.
 """
 
 import shutil
@@ -15,9 +16,9 @@ import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from sweeps.space import Space
+from sweeps.space import WORST, Space
 from tarflow.storage import Remote
 
 FILE = "search.journal"
@@ -69,7 +70,7 @@ def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
 
 
 def settle(study: optuna.Study, space: Space, out: Path) -> None:
-    """Close every open trial, since nothing works on it any more."""
+    """Close every open trial, since nothing works on it any more; tell what diverged unheard."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         values = _values(trial.params, space, out)
         if values:
@@ -78,14 +79,33 @@ def settle(study: optuna.Study, space: Space, out: Path) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
         if values is None and trial.params:
             study.enqueue_trial(trial.params)
+    for trial in _diverged_unheard(study, space, out):
+        worst = [WORST] * len(space.objectives)
+        study.add_trial(
+            create_trial(params=trial.params, distributions=trial.distributions, values=worst)
+        )
 
 
 def ended(study: optuna.Study, space: Space, out: Path) -> list[dict[str, Any]]:
-    """Return the parameters of the trials that count: all that ended by themselves."""
-    failures = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    failed = [trial.params for trial in failures if _values(trial.params, space, out) == []]
-    distinct = {space.name(params): params for params in failed}
-    return [trial.params for trial in completed(study)] + list(distinct.values())
+    """Return the parameters of the trials that count: all that have values or diverged."""
+    trials = completed(study) + _diverged_unheard(study, space, out)
+    return [trial.params for trial in trials]
+
+
+def _diverged_unheard(study: optuna.Study, space: Space, out: Path) -> list[FrozenTrial]:
+    """Return failed trials, one for each run, that diverged but have no values in the journal.
+
+    Earlier releases told Optuna that a run which diverged had failed.
+    """
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    diverged = {
+        space.name(trial.params): trial
+        for trial in failed
+        if WORST in (_values(trial.params, space, out) or [])
+    }
+    for trial in completed(study):
+        diverged.pop(space.name(trial.params), None)
+    return list(diverged.values())
 
 
 def tried(space: Space, out: Path) -> list[dict[str, Any]]:

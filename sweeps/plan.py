@@ -223,7 +223,7 @@ def table(plan: Plan) -> Table:
         shown.add_column(name, justify="left" if index in (0, 1, 8) else "right", no_wrap=True)
     for row in plan.rows:
         config = row.run.config
-        memory = human.count(cost.memory(config, plan.memory).total) + "B"
+        memory = human.size(cost.memory(config, plan.memory).total)
         shown.add_row(
             row.run.label,
             row.run.run_id,
@@ -254,8 +254,8 @@ def summary(plan: Plan) -> list[str]:
     count, done = len(plan.rows), len(plan.rows) - len(plan.left)
     lines = [
         f"{count} run{'s' * (count != 1)} ({done} done), {plan.flops:.2g} training FLOPs; to do: "
-        f"{plan.device_hours:.3g} {device}-hours"
-        + (f", about ${plan.money:,.2f} at ${plan.price:g} an hour" if plan.price else "")
+        f"{human.device_time(3600 * plan.device_hours, device)}"
+        + (f", about {human.money(plan.money)} at ${plan.price:g} an hour" if plan.price else "")
         + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s",
         f"seconds from a {plan.rate.source}"
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")

@@ -57,7 +57,7 @@ class Options(StudyOptions):
     """
 
     trials: Annotated[int, arg(metavar="N")] = 40
-    """Candidates to train, earlier ones included."""
+    """Candidates to train, earlier ones included; one that crashes is replaced."""
     sampler_trials: Annotated[int, arg(metavar="M")] = 12
     """Sampler settings to try on each checkpoint; 0 tries none."""
     budget: Annotated[float | None, default("the study's middle budget", "FLOPS")] = None

@@ -35,6 +35,8 @@ FEWEST_SAMPLES = 8  # samples that can be split into halves and compared
 TOP = 3  # most blocks that guidance is confined to
 USUAL = {"guidance": 0.2, "temperature": 0.3}  # without classes (Zhai et al. 2025, table 5)
 DECIMALS = 2  # of weights and temperatures
+DIVERGED = "Diverged:"  # beginning of the error of a run whose training diverged
+WORST = 1e6  # score of what diverged: the sampler learns nothing from trials without scores
 
 Params = Mapping[str, Any]
 Range = tuple[float, float]
@@ -81,7 +83,10 @@ class Space(Protocol):
         """Return the name of what the parameters stand for: equal things have equal names."""
 
     def values(self, params: Params, out: Path) -> list[float] | None:
-        """Return the objectives from disk, [] if the trial failed, None if it has not ended."""
+        """Return the objectives from disk, `WORST` for each if the trial diverged.
+
+        [] if it crashed, None if it has not ended.
+        """
 
 
 @dataclass(frozen=True)
@@ -189,13 +194,18 @@ class TrainingSpace:
         return self.run_of(params).run_id
 
     def values(self, params: Params, out: Path) -> list[float] | None:
-        """Return the objectives of a run, [] if it failed, None if it has not ended."""
+        """Return the objectives of a run, `WORST` for each if it diverged.
+
+        [] if it crashed, None if it has not ended.
+        """
         result = read_result(out / "runs" / self.name(params))
         if result is None:
             return None
         row = next(iter(result["evaluations"]), {}) | result["run"]
+        if row["status"] != "done" and not (row.get("error") or "").startswith(DIVERGED):
+            return []
         scores = [row.get(name) for name in self.objectives]
-        return [] if None in scores or row["status"] != "done" else scores
+        return [WORST] * len(scores) if None in scores else scores
 
 
 @dataclass(frozen=True)
@@ -274,8 +284,16 @@ class SamplingSpace:
         return self.base, self.base | guided
 
     def sampler(self, params: Params) -> SamplerConfig:
-        """Return the setting that parameters stand for; settings that do the same are equal."""
-        changes = {name: round(params[name], DECIMALS) for name in self.ranges}
+        """Return the setting that parameters stand for; settings that do the same are equal.
+
+        Suggested numbers are rounded; the run's own stay as they are, whatever their digits.
+        """
+        numbers = {name: params[name] for name in self.ranges}
+        own = {name: getattr(self.own, name) for name in numbers}
+        changes: dict[str, Any] = {
+            name: value if value == own[name] else round(value, DECIMALS)
+            for name, value in numbers.items()
+        }
         changes |= {name: params[name] for name in self.choices}
         return effective(replace(self.config.sampler, **changes), self.config)
 
@@ -290,10 +308,13 @@ class SamplingSpace:
         return self.task(params).setting_id
 
     def values(self, params: Params, out: Path) -> list[float] | None:
-        """Return the KID on the half of the draws that chooses, None if not sampled yet."""
+        """Return the KID on the half of the draws that chooses, None if not sampled yet.
+
+        It is `WORST` if no sample was finite.
+        """
         path = out / "runs" / self.run_id / "evaluations" / f"{self.name(params)}.json"
         rows = read_json(path)
         if rows is None:
             return None
         scores = [row["kid"] for row in rows if row["half"] == "chosen"]
-        return [] if None in scores else scores
+        return [WORST] if None in scores else scores

@@ -71,6 +71,7 @@ RUNS = pa.schema(
         ("bpd_median", pa.float64()),
         ("bpd_p99", pa.float64()),
         ("bpd_max", pa.float64()),
+        ("bpd_leave_one_out", pa.float64()),  # largest change of bpd if one image is left out
         ("split", pa.string()),  # validation, or test for the final run
         ("started", pa.string()),  # ISO 8601, UTC
         ("numerics_version", pa.int32()),

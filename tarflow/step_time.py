@@ -44,6 +44,7 @@ COMPILED_VALUE_BYTES = 120  # the same with kernels that torch.compile has fused
 LAYER_SECONDS = 0.3e-3  # device time of a layer without work: its replayed kernels
 HOST_SECONDS = 10e-3  # host time to launch the operations of a sharded layer
 OPTIMIZER_VALUES = 10  # float32: clipping 3 (norm, scale), AdamW 7 (w, g, m, v in; w, m, v out)
+PER_NODE = 8  # most accelerators on a node
 AVERAGE_VALUES = 3  # float32, for the weight average: two in, one out
 
 
@@ -69,6 +70,12 @@ class Cluster:
         seconds = size * (g - 1) / (g * self.device.link) + size * (n - 1) / (n * g * self.network)
         latency = (g - 1) * self.link_latency + math.ceil(math.log2(n)) * self.network_latency
         return seconds + messages * latency
+
+
+def smallest_cluster(device: cost.Accelerator, workers: int) -> Cluster:
+    """Return the fewest equal nodes, of up to eight workers each, that hold the workers."""
+    nodes = next(n for n in range(-(-workers // PER_NODE), workers + 1) if workers % n == 0)
+    return Cluster(device=device, nodes=nodes, per_node=workers // nodes)
 
 
 @dataclass(frozen=True)

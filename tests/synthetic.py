@@ -141,6 +141,7 @@ def _run(folder: Path, config: c.RunConfig, role: str, law: Law, rng: np.random.
         "bpd_median": float(np.median(images)),
         "bpd_p99": float(np.quantile(images, 0.99)),
         "bpd_max": float(np.max(images)),
+        "bpd_leave_one_out": float(np.abs(images - np.mean(images)).max() / (len(images) - 1)),
         "loss": _loss(bpd),
         "train_loss": _loss(bpd - 0.01),
     }

@@ -1,16 +1,24 @@
 """Predicted steps against sums done by hand, and against what they must obey."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tarflow import cost
+from tarflow import cost, human
 from tarflow.__main__ import main
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig, to_yaml
-from tarflow.step_time import HOST_SECONDS, LAYER_SECONDS, Cluster, step_time, weak_scaling
+from tarflow.step_time import (
+    HOST_SECONDS,
+    LAYER_SECONDS,
+    Cluster,
+    smallest_cluster,
+    step_time,
+    weak_scaling,
+)
 
 DEVICE = cost.Accelerator({"float32": 1e13, "bfloat16": 1e14}, 80e9, 1.0, 1e12, 1e11)
 RUN = RunConfig(
@@ -125,6 +133,49 @@ def test_weak_scaling_keeps_the_images_of_a_worker_and_loses_efficiency():
     assert efficiencies[0] > 0.95 > 0.5 > efficiencies[-1]
     fast = weak_scaling(RUN, replace(cluster, network=1e17, network_latency=0.0), (1, 64))
     assert fast[0].seconds == pytest.approx(fast[1].seconds, rel=1e-6)
+
+
+def test_time_device_time_and_price_of_a_run_follow_from_its_step(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(replace(RUN, images=64 * 10**6)))
+    main(["cost", str(path), "--accelerator", "H100", "--workers", "16", "--nodes", "2"])
+    shown = capsys.readouterr().out
+    two_nodes = Cluster(device=cost.ACCELERATORS["H100"], nodes=2, per_node=8)
+    step = step_time(replace(RUN, images=64 * 10**6), two_nodes).seconds
+    hours = 10**6 * step * 16 / 3600
+    row = next(line for line in shown.splitlines() if "H100-hours" in line)
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+        "H100",
+        "yes",
+        human.seconds(step),
+        human.seconds(10**6 * step),
+        f"{human.digits(hours)} H100-hours",
+        f"${human.digits(3 * hours)}",
+    ]
+    assert f"a step on 16 H100, 8 per node: {human.seconds(step)} (" in shown
+    main(["cost", str(path), "--workers", "16"])
+    assert row in capsys.readouterr().out  # two nodes are the fewest
+
+
+@pytest.mark.parametrize(
+    ("workers", "nodes", "per_node"), [(1, 1, 1), (8, 1, 8), (9, 3, 3), (11, 11, 1), (24, 3, 8)]
+)
+def test_the_smallest_cluster_has_exactly_the_workers(workers, nodes, per_node):
+    cluster = smallest_cluster(DEVICE, workers)
+    assert (cluster.nodes, cluster.per_node) == (nodes, per_node)
+
+
+def test_small_runs_are_priced_in_small_units(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    small = replace(RUN, model=ModelConfig(channels=16, head_dim=8), images=640)
+    path.write_text(to_yaml(small))
+    main(["cost", str(path)])
+    shown = capsys.readouterr().out
+    assert "0.00 GB" not in shown
+    assert re.search(r"[\d.]+ MB per worker: [\d.]+ kB of state", shown)
+    assert re.search(
+        r"H100 +│ yes +│ [\d.]+ ms +│ [\d.]+ m?s +│ [\d.]+ H100-seconds +│ < \$0.01", shown
+    )
 
 
 def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys):

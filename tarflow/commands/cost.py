@@ -7,10 +7,11 @@ from typing import Annotated
 import tyro
 
 from tarflow import cost as costs
+from tarflow import human
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig, read_yaml
 from tarflow.errors import UserError
-from tarflow.step_time import Cluster, StepTime, step_time, weak_scaling
+from tarflow.step_time import Cluster, StepTime, smallest_cluster, step_time, weak_scaling
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -20,20 +21,20 @@ def cost(
     /,
     accelerator: str = "",
     workers: int = 0,
-    nodes: int = 1,
+    nodes: int = 0,
     link: float = 25.0,
     mfu: float = 0.0,
 ) -> int:
-    """Estimate what a run costs: parameters, FLOPs, memory, hours, money, seconds per step.
+    """Estimate what a run costs: parameters, FLOPs, memory, time, money, seconds per step.
 
     Example: python -m tarflow cost best.yaml --accelerator H100 --workers 16 --nodes 2
 
     Args:
         config: Config file of a run, such as best.yaml of a study.
-        accelerator: Device such as H100: also predict the seconds of a step on it, on these nodes
-            and on more.
+        accelerator: Device such as H100: also predict what the seconds of a step consist of, on
+            these nodes and on more.
         workers: Data-parallel processes, one device each; 0 takes the number from the config.
-        nodes: Machines that the workers are spread over.
+        nodes: Machines that the workers are spread over; 0 takes the fewest of eight devices.
         link: Bandwidth between nodes, in GB/s for each device and direction.
         mfu: Measured share of the peak rate that one device reaches (model FLOPs utilisation); 0
             predicts it.
@@ -42,31 +43,33 @@ def cost(
     workers = workers or run.execution.workers
     run = replace(run, execution=replace(run.execution, workers=workers))
     device_bytes = _accelerator(accelerator).memory if accelerator else float("inf")
+    clusters = {
+        name: _cluster(device, workers, nodes, link * 1e9)
+        for name, device in costs.ACCELERATORS.items()
+    }
+    if not 0 <= mfu < 1:
+        raise UserError(f"--mfu is {mfu:g}: it must be from 0 to below 1")
     memory, flops = costs.memory(run, device_bytes), costs.run_flops(run)
     six_n_tokens = 6.0 * costs.params(run.model) * run.images * run.model.tokens
     print(
         f"{costs.params_total(run.model):,} parameters, of which {costs.params(run.model):,} in "
         f"matrix products\n{run.images:,} images, {flops:.3g} training FLOPs "
         f"(6 N tokens: {six_n_tokens:.3g})"
-        f"\n{memory.total / 1e9:.2f} GB per worker: {memory.state / 1e9:.2f} of state, "
-        f"{memory.copies / 1e9:.2f} of copies of weights, "
-        f"{memory.activations / 1e9:.2f} of activations"
+        f"\n{human.size(memory.total)} per worker: {human.size(memory.state)} of state, "
+        f"{human.size(memory.copies)} of copies of weights, "
+        f"{human.size(memory.activations)} of activations"
     )
-    precision = "float32" if run.precision in ("float32", "float64") else "bfloat16"
-    rows = []
-    for name, device in costs.ACCELERATORS.items():
-        hours = flops / (0.4 * device.flops[precision]) / 3600
-        fits = "yes" if costs.memory(run, device.memory).total < device.memory else "no"
-        if costs.sharded(run, device.memory):
-            fits += ", sharded"
-        rows.append((name, fits, f"{hours:.3g}", f"{hours * device.price:.3g}"))
+    steps = round(run.images / run.batch)
     print_table(
-        f"in {precision} at 40% of the data sheet's peak, list prices",
-        ("device", "fits", "device-hours", "US dollars"),
-        rows,
+        f"training, {steps:,} steps, on {workers} device{'s' * (workers != 1)} at list prices",
+        ("device", "fits", "step", "time", "device time", "price"),
+        (
+            _priced(run, name, cluster, steps * step_time(run, cluster, mfu).seconds, steps)
+            for name, cluster in clusters.items()
+        ),
     )
     if accelerator:
-        _print_steps(run, accelerator, nodes, link * 1e9, mfu)
+        _print_steps(run, accelerator, clusters[accelerator], mfu)
     return 0
 
 
@@ -77,30 +80,50 @@ def _accelerator(name: str) -> costs.Accelerator:
     return costs.ACCELERATORS[name]
 
 
-def _print_steps(run: RunConfig, name: str, nodes: int, bandwidth: float, mfu: float) -> None:
-    workers = run.execution.workers
-    if nodes < 1 or workers % nodes or bandwidth <= 0 or not 0 <= mfu < 1:
+def _cluster(device: costs.Accelerator, workers: int, nodes: int, bandwidth: float) -> Cluster:
+    if workers < 1 or nodes < 0 or (nodes and workers % nodes) or bandwidth <= 0:
         raise UserError(
-            f"{workers} workers, {nodes} nodes: --workers must be a multiple of --nodes, --link "
-            "above 0 GB/s, and --mfu from 0 to below 1"
+            f"{workers} workers, {nodes} nodes: --workers must be a multiple of --nodes, and "
+            "--link above 0 GB/s"
         )
-    cluster = Cluster(
-        device=_accelerator(name), nodes=nodes, per_node=workers // nodes, network=bandwidth
+    cluster = smallest_cluster(device, workers)
+    if nodes:
+        cluster = replace(cluster, nodes=nodes, per_node=workers // nodes)
+    return replace(cluster, network=bandwidth)
+
+
+def _priced(
+    run: RunConfig, name: str, cluster: Cluster, seconds: float, steps: int
+) -> tuple[str, ...]:
+    """Return the cells of a device on which the steps take these seconds in all."""
+    device, device_seconds = cluster.device, seconds * cluster.workers
+    fits = "yes" if costs.memory(run, device.memory).total < device.memory else "no"
+    return (
+        name,
+        fits + ", sharded" * costs.sharded(run, device.memory),
+        human.seconds(seconds / steps),
+        human.seconds(seconds),
+        human.device_time(device_seconds, name),
+        human.money(device_seconds / 3600 * device.price),
     )
-    step = step_time(run, cluster, mfu)
+
+
+def _print_steps(run: RunConfig, name: str, cluster: Cluster, mfu: float) -> None:
+    workers, step = cluster.workers, step_time(run, cluster, mfu)
     rate = costs.training_flops(run.model) * step.images / workers / step.seconds
-    print(f"a step on {workers} {name}, {workers // nodes} per node: {_in_words(step)}")
-    print(f"{rate / 1e12:.3g} TFLOP/s per device; docs/step-time.md describes the model")
+    print(f"a step on {workers} {name}, {cluster.per_node} per node: {_in_words(step)}")
+    print(f"{human.digits(rate / 1e12)} TFLOP/s per device; docs/step-time.md describes the model")
+    images, network = step.images // workers, cluster.network / 1e9
     print_table(
-        f"{step.images // workers} images per device (weak scaling), {bandwidth / 1e9:g} GB/s",
-        ("nodes", "devices", "batch", "s per step", "images/s", "efficiency", "limit"),
+        f"{images} images per device (weak scaling), {network:g} GB/s",
+        ("nodes", "devices", "batch", "step", "images/s", "efficiency", "limit"),
         (
             (
                 str(count),
                 str(count * cluster.per_node),
                 f"{scaled.images:,}",
-                f"{scaled.seconds:.4g}",
-                f"{scaled.images / scaled.seconds:,.4g}",
+                human.seconds(scaled.seconds),
+                human.digits(scaled.images / scaled.seconds),
                 f"{scaled.efficiency:.1%}",
                 scaled.limit,
             )
@@ -117,6 +140,8 @@ def _in_words(step: StepTime) -> str:
         "optimizer": step.optimizer,
         "waiting for others": step.waiting,
     }
-    listed = ", ".join(f"{seconds:.3g} {name}" for name, seconds in parts.items() if seconds)
+    listed = ", ".join(
+        f"{human.seconds(seconds)} {name}" for name, seconds in parts.items() if seconds
+    )
     state = "sharded" if step.sharded else "replicated"
-    return f"{step.seconds:.4g} s ({listed}; {state} state)"
+    return f"{human.seconds(step.seconds)} ({listed}; {state} state)"

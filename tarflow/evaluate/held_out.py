@@ -45,13 +45,16 @@ class Likelihood:
 
     def columns(self) -> dict[str, float | str]:
         """Summarise as the columns of a run's row."""
+        mean = self.bpd.mean()
+        moved = np.abs(self.bpd - mean) / (len(self.bpd) - 1)  # how far leaving one out moves it
         return {
-            "bpd": float(self.bpd.mean()),
+            "bpd": float(mean),
             "bpd_kind": self.kind,
             "bpd_se": float(self.bpd.std(ddof=1) / math.sqrt(len(self.bpd))),
             "bpd_median": float(np.median(self.bpd)),
             "bpd_p99": float(np.quantile(self.bpd, 0.99)),
             "bpd_max": float(self.bpd.max()),
+            "bpd_leave_one_out": float(moved.max()),
             "loss": float(self.loss.mean()),
             "train_loss": self.train_loss,
         }

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from analysis import human
 from sweeps import expect, hardware
 from sweeps.branches import StartPoint
 from sweeps.expect import Rate
@@ -121,6 +122,8 @@ def test_accelerators_are_priced(tmp_path):
     listed = make_plan(study, tmp_path)
     assert listed.price == cost.ACCELERATORS["A100"].price
     assert listed.money == pytest.approx(listed.device_hours * listed.price)
+    line = study_summary(study, listed)[0]
+    assert f"{human.digits(listed.device_hours)} A100-hours, about ${listed.money:.3g} at" in line
     assert any("nothing measured yet" in row for row in study_summary(study, listed))
     faster = make_plan(study, tmp_path, accelerator="H100", price=9.0)
     assert faster.device_hours < listed.device_hours

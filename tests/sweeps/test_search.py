@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +17,20 @@ import pandas as pd
 import pytest
 import torch
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from rich.console import Console
 
 from analysis.settings import best_setting, pareto_front
 from sweeps import scaling, search
-from sweeps.choice import choose, verdict, worth_sampling
-from sweeps.explore import Suggester
-from sweeps.journal import draws, ended, open_journal, open_study, settle
+from sweeps.choice import choose, rule, verdict, worth_sampling
+from sweeps.explore import STARTUP, RoundRobinSearcher, Suggester
+from sweeps.journal import completed, draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
+from sweeps.progress import Progress
 from sweeps.search import Options
-from sweeps.space import RULES, SEED, SamplingSpace, TrainingSpace
+from sweeps.space import RULES, SEED, WORST, SamplingSpace, TrainingSpace
 from sweeps.study import Size, grid, resolve_study
+from sweeps.trainable import objectives
 from tarflow import cost
 from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_dict, to_yaml
 from tarflow.data.images import open_split
@@ -203,7 +208,7 @@ def begun(tmp_path):
     space = TrainingSpace(resolve_study(wee()), BUDGET)
     journal = open_journal(tmp_path)
     study = open_study(space, journal)
-    return space, study, lambda seed: Suggester(space, study, journal, seed)
+    return space, study, lambda seed: Suggester(space, study, journal, seed, 40)
 
 
 def test_no_trial_stays_open(begun, tmp_path):
@@ -225,22 +230,82 @@ def test_no_trial_stays_open(begun, tmp_path):
     assert space.name(searcher(1).suggest("f")) == space.name(stopped.params)  # first in line
 
 
-def test_a_run_that_ended_unheard_is_told_and_a_failed_one_counts(begun, tmp_path):
+DIVERGED = {"status": "failed", "error": "Diverged: the loss is not finite after 640 images"}
+CRASHED = {"status": "failed", "error": "RuntimeError: the process died (out of memory?)"}
+
+
+def write_run(out, name, row, kid=1.5):
+    """Write the result of a run as `tarflow.run` does."""
+    scores = [{"half": "all", "kid": kid}] if row["status"] == "done" else []
+    result = {"run": {"run_id": name, **row}, "evaluations": scores}
+    write_json(out / "runs" / name / "result.json", result)
+
+
+def test_a_run_that_ended_unheard_is_told_and_a_crashed_one_does_not_count(begun, tmp_path):
     space, study, searcher = begun
     asked = searcher(0)
-    names = [space.name(asked.suggest(name)) for name in "abc"]
-    done, failed = {"status": "done", "bpd": 2.5}, {"status": "failed"}
-    for name, row in zip(names[:2], (done, failed), strict=True):
-        scores = [{"half": "all", "kid": 1.5}] if row is done else []
-        write_json(
-            tmp_path / "runs" / name / "result.json",
-            {"run": {"run_id": name, **row}, "evaluations": scores},
-        )
+    names = [space.name(asked.suggest(name)) for name in "abcd"]
+    for name, row in zip(names, ({"status": "done", "bpd": 2.5}, DIVERGED, CRASHED), strict=False):
+        write_run(tmp_path, name, row)
     settle(study, space, tmp_path)
-    assert study.trials[0].values == [2.5, 1.5]
-    states = [trial.state for trial in study.trials[1:]]
+    assert [trial.values for trial in study.trials[:2]] == [[2.5, 1.5], [WORST, WORST]]
+    states = [trial.state for trial in study.trials[2:]]
     assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.WAITING]
     assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:2]
+    write_run(tmp_path, names[0], {"status": "done", "bpd": None})
+    assert space.values(study.trials[0].params, tmp_path) == [WORST, WORST]
+
+
+def test_divergences_that_an_earlier_release_called_failures_are_told_once(begun, tmp_path):
+    space, study, searcher = begun
+    asked = searcher(0)
+    names = [space.name(asked.suggest(name)) for name in "ab"]
+    for trial, name, row in zip("ab", names, (DIVERGED, CRASHED), strict=True):
+        write_run(tmp_path, name, row)
+        asked.on_trial_complete(trial, error=True)
+    assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:1]
+    for _ in range(2):
+        settle(study, space, tmp_path)
+        assert [trial.values for trial in study.trials] == [None, None, [WORST, WORST]]
+        assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:1]
+
+
+def test_the_sampler_learns_to_avoid_a_cliff(begun):
+    """BPD and KID fall with the learning rate until it is 1.1 times the study's, then diverge."""
+    space, _, searcher = begun
+    asked = searcher(0)
+    beyond = []
+    for trial in map(str, range(40)):
+        ratio = asked.suggest(trial)["lr_ratio"]
+        row = DIVERGED if ratio > 1.1 else {"status": "done", "bpd": 3 - ratio}
+        beyond.append(row is DIVERGED)
+        with tempfile.TemporaryDirectory() as out:
+            write_run(Path(out), space.name(asked.study.trials[-1].params), row, kid=2 - ratio)
+            scores = objectives(space, asked.study.trials[-1].params, out)
+        asked.on_trial_complete(trial, {"status": row["status"], **scores})
+    assert np.mean(beyond[STARTUP:]) < 0.5
+
+
+def test_crashed_trials_are_replaced_once_they_have_ended(begun):
+    _, study, searcher = begun
+    progress = Progress(3, {}, 2, Console())
+    asked = searcher(0)
+    asked.left = 3
+    turns = RoundRobinSearcher([asked], progress)
+    good = {"bpd": 2.0, "kid": 1.0}
+    for trial in "abc":
+        assert isinstance(turns.suggest(trial), dict)
+    assert turns.suggest("d") is None  # those that run may crash
+    turns.on_trial_complete("a", {"bpd": None, "kid": None, "status": "failed"})
+    turns.on_trial_complete("b", good)
+    assert isinstance(turns.suggest("d"), dict)
+    turns.on_trial_complete("c", error=True)
+    turns.on_trial_complete("d", good)
+    assert isinstance(turns.suggest("e"), dict)
+    turns.on_trial_complete("e", good)
+    assert turns.suggest("f") == Searcher.FINISHED
+    assert len(completed(study)) == 3
+    assert progress.total == 5  # three that count and two that crashed
 
 
 def test_two_trials_never_work_on_one_run(begun):
@@ -317,6 +382,18 @@ def test_a_search_holds_the_own_setting_of_a_run(blocks, choices):
     assert len({space.sampler(params).rule for params in draws(space, 20, seed=1)}) == 3
 
 
+def test_the_own_setting_is_scored_with_all_its_digits(tmp_path):
+    own = SamplerConfig(guidance=1.2345, temperature=0.8765, denoise=0.975)
+    base = resolve_study(wee()).base
+    config = replace(base, model=replace(base.model, classes=10), sampler=own)
+    space = SamplingSpace("a", "a", config)
+    journal = open_journal(tmp_path)
+    searcher = Suggester(space, open_study(space, journal), journal, 0, 4)
+    assert space.sampler(searcher.suggest("own")) == own
+    other = space.sampler(space.base | {"guidance": 2.3456, "temperature": 0.8764})
+    assert other == replace(own, guidance=2.35, temperature=0.88)
+
+
 def test_draws_scored_together_and_in_halves_have_two_names():
     config = resolve_study(wee()).base
     names = [setting_id(config, 0), setting_id(config, 0, WHOLE), setting_id(config, 0, HALVES)]
@@ -390,6 +467,9 @@ def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
     sampled(tmp_path, space, own, (2.0, 2.0))
     assert verdict(space, tmp_path) is None  # nothing to compare with
     lucky = SamplerConfig(guidance=0.5, temperature=0.4, rule="gaussian-score")
+    untested = replace(space, run_id="b")
+    sampled(tmp_path, untested, lucky, (0.1, 0.1))
+    assert verdict(untested, tmp_path).sampler == own  # no score of its own to compare with
     sampled(tmp_path, space, lucky, (1.0, 1.9))
     kept = verdict(space, tmp_path)
     assert kept.sampler == own
@@ -432,9 +512,34 @@ def test_the_choice_is_the_best_samples_near_the_best_bpd():
         [("a", 2.0, 9.0), ("b", 2.01, 5.0), ("c", 2.015, 7.0), ("d", 2.1, 1.0)],
         columns=["run_id", "bpd", "kid"],
     )
-    front = pareto_front(found)
-    assert front["run_id"].tolist() == ["a", "b", "d"]
-    assert choose(front)["run_id"] == "b"
+    assert pareto_front(found)["run_id"].tolist() == ["a", "b", "d"]
+    assert choose(found.assign(kid_chosen=np.nan))["run_id"] == "b"
+    assert choose(found.assign(kid_chosen=[3.0, 2.0, 1.0, 0.0]))["run_id"] == "c"
+    assert choose(found.assign(kid_chosen=[3.0, np.nan, np.nan, 0.0]))["run_id"] == "a"
+
+
+def test_the_kid_of_the_chosen_run_is_not_low_by_luck():
+    """Twenty runs that are equally good: the KID of the chosen one is right on average."""
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(200):
+        rows = [
+            {"run_id": run, "guidance": guidance, "half": half, "kid": rng.normal(1.0, 0.1)}
+            for run in map(str, range(20))
+            for guidance in (0.0, 0.5)
+            for half in HALVES
+        ]
+        errors.append(choose(best_setting(table(*rows, bpd=2.0)))["kid"] - 1.0)
+    assert abs(np.mean(errors)) < 4 * 0.1 / len(errors) ** 0.5
+
+
+def test_the_printed_choice_says_which_draws_made_it():
+    row = {"guidance": 0.0, "kid": 1.0, "kid_se": 0.1, "kid_chosen": 0.8, "label": "c8"}
+    best = table(row, run_id="a", bpd=2.0).iloc[0]
+    assert "by one half of the draws: c8 (a)" in rule(best, 5)
+    assert "KID 1 ± 0.1 at no guidance, denoising 1, on the other half." in rule(best, 5)
+    best["kid_chosen"] = np.nan
+    assert "it is low by luck too" in rule(best, 5)
 
 
 def test_the_front_and_every_noise_level_are_sampled():
@@ -469,7 +574,7 @@ def test_dry_run_says_the_price_and_starts_nothing(monkeypatch, capsys, tmp_path
     assert code == 0
     assert "40 candidates of 1e+09 training FLOPs" in printed.out
     assert "40 runs (0 done), 4e+10 training FLOPs" in printed.out
-    assert "core-hours" in printed.out
+    assert re.search(r"to do: [\d.]+ core-\w+, ", printed.out)
     assert not out.exists()
 
 

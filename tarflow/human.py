@@ -1,0 +1,89 @@
+"""Quantities for people: three significant digits and a unit that suits their size."""
+
+import math
+
+_SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_DURATIONS = (  # seconds in a unit, its name, and from how many seconds on it is used
+    *((86400.0, "d", 2 * 86400.0), (3600.0, "h", 5400.0), (60.0, "min", 120.0)),
+    *((1.0, "s", 0.1), (1e-3, "ms", 1e-4), (1e-6, "µs", 0.0)),
+)
+_DEVICE_TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
+MISSING = "–"
+
+
+def missing(value: float | None) -> bool:
+    """Tell whether a value is None or not finite."""
+    return value is None or not math.isfinite(value)
+
+
+def count(value: float | None) -> str:
+    """Write a count with three digits.
+
+    >>> count(230_400), count(1_225_728), count(500), count(None)
+    ('230k', '1.23M', '500', '–')
+    """
+    if value is None or missing(value):
+        return MISSING
+    for scale, suffix in _SUFFIXES:
+        if abs(value) >= 0.9995 * scale:
+            return f"{value / scale:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def digits(value: float) -> str:
+    """Write a number with three significant digits, without an exponent if it is large.
+
+    >>> digits(1367.19), digits(12.345), digits(2.0), digits(0.0042)
+    ('1,370', '12.3', '2', '0.0042')
+    """
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+
+
+def seconds(value: float | None) -> str:
+    """Write a duration.
+
+    >>> seconds(0.25), seconds(75), seconds(120), seconds(5400), seconds(3e5)
+    ('0.25 s', '75 s', '2 min', '1.5 h', '3.47 d')
+    >>> seconds(0.001277), seconds(0.00002), seconds(0)
+    ('1.28 ms', '20 µs', '0 s')
+    """
+    if value is None or missing(value):
+        return MISSING
+    if value <= 0:
+        return f"{digits(value)} s"
+    scale, unit, _ = next(row for row in _DURATIONS if value >= row[2])
+    return f"{digits(value / scale)} {unit}"
+
+
+def device_time(value: float, device: str) -> str:
+    """Write the seconds that devices are busy in all, such as 12 H100-hours.
+
+    >>> device_time(4.93e6, "H100"), device_time(90, "core"), device_time(0.18, "H100")
+    ('1,370 H100-hours', '1.5 core-minutes', '0.18 H100-seconds')
+    """
+    scale, unit = next((row for row in _DEVICE_TIMES if value >= row[0]), _DEVICE_TIMES[-1])
+    return f"{digits(value / scale)} {device}-{unit}"
+
+
+def size(value: float | None) -> str:
+    """Write a number of bytes.
+
+    >>> size(4_100_000), size(65.23e9), size(12)
+    ('4.1 MB', '65.2 GB', '12 B')
+    """
+    if value is None or missing(value):
+        return MISSING
+    scale, unit = next((row for row in _SUFFIXES if value >= 0.9995 * row[0]), (1.0, ""))
+    return f"{digits(value / scale)} {unit}B"
+
+
+def money(value: float) -> str:
+    """Write US dollars.
+
+    >>> money(1367.19), money(12.345), money(3.456), money(0.000199), money(0)
+    ('$1,370', '$12.3', '$3.46', '< $0.01', '$0')
+    """
+    if 0 < value < 0.01:
+        return "< $0.01"
+    return f"${value:.2f}" if 0 < value < 9.995 else f"${digits(value)}"
