@@ -45,6 +45,8 @@ def evaluate(
     from tarflow.evaluate.features import find_extractor
     from tarflow.evaluate.metrics import FEWEST, refused
 
+    if draws is not None and draws < 1:
+        raise UserError(f"--draws is {draws}: it must be at least 1")
     path = locate(checkpoint)
     flow, config = load(path, sampling)
     evaluation = override(
@@ -52,8 +54,6 @@ def evaluate(
     )
     if evaluation.samples and evaluation.samples < FEWEST:
         raise UserError(f"--count is {evaluation.samples}: write 0 for none, or at least {FEWEST}")
-    if evaluation.draws < 1:
-        raise UserError(f"--draws is {evaluation.draws}: it must be at least 1")
     config = replace(config, evaluation=evaluation)
     extractor = None
     if evaluation.samples:
