@@ -256,7 +256,8 @@ def check_comparable(study: Study, out: Path) -> None:
     before = shared_settings(read_yaml(Study, path))
     if difference := first_difference(before, shared_settings(study)):
         raise UserError(
-            f"{out} holds a study with other settings ({difference}); choose another --out"
+            f"{out} holds a study with other settings ({difference}); choose another --out, or "
+            "give the study another name"
         )
 
 

@@ -139,6 +139,39 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
 
 
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
+def test_another_study_of_the_same_name_is_refused_before_its_plan(
+    monkeypatch, capsys, tmp_path, flags
+):
+    monkeypatch.chdir(tmp_path)
+    study = resolve_study(load("tiny"))
+    folder = tmp_path / "studies" / "tiny"
+    declare(study, folder)
+    kept = (folder / "study.yaml").read_text()
+    copied = replace(study, base=replace(study.base, batch=16))
+    (tmp_path / "copy.yaml").write_text(to_yaml(copied))
+    code, printed = call(monkeypatch, capsys, "copy.yaml", *flags)
+    assert code == 2
+    assert printed.out == ""
+    batch = "base.batch is 32 there, 16 here"
+    assert printed.err == (
+        f"error: {folder} holds a study with other settings ({batch}); choose another --out, or "
+        "give the study another name\n"
+    )
+    assert (folder / "study.yaml").read_text() == kept
+    assert [path.name for path in folder.iterdir()] == ["study.yaml"]
+
+
+def test_a_study_whose_data_are_missing_is_planned_in_its_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    study = load("cifar10")
+    base = replace(study.base, data=replace(study.base.data, hash="0" * 16), precision="bfloat16")
+    declare(replace(study, base=base), tmp_path / "studies" / "cifar10")
+    code, printed = call(monkeypatch, capsys, "cifar10", "--dry-run")
+    assert code == 0
+    assert "ids are provisional" in printed.out
+
+
 def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = []
