@@ -24,7 +24,7 @@ from sweeps.presets import IMPORTS, PRESETS, description
 from sweeps.study import Study, resolve_study
 from tarflow import record
 from tarflow.config import read_yaml, to_dict, to_yaml
-from tarflow.errors import UserError, exit_code_of
+from tarflow.errors import ConfigError, UserError, exit_code_of
 from tarflow.identity import with_hash
 from tarflow.storage import check_reachable, locate
 
@@ -218,10 +218,12 @@ def resolve_or_explain(study: Study, dry_run: bool) -> tuple[Study, list[str]]:
         The study, and a line that says which data are missing, if they are.
 
     Raises:
-        UserError: If the data are missing or do not fit, unless in a dry run.
+        UserError: If the data do not fit; or if they are missing, unless in a dry run.
     """
     try:
         return resolve_study(study), []
+    except ConfigError:
+        raise  # the data are here, and do not fit the study
     except UserError as error:
         name, reason = study.base.data.name, str(error)
         if name in IMPORTS and not locate(name).exists():

@@ -169,9 +169,9 @@ def final_run(study: Study, config: RunConfig) -> PlannedRun:
     """
     model, budget = config.model, cost.run_flops(config)
     size = Size(channels=model.channels, blocks=model.blocks, layers=model.layers)
+    config = replace(config, evaluation=replace(config.evaluation, split="test"))
     alone = replace(study, base=config, sizes=(size,), replicated=None, held_out=None)
     config = resolve_study(alone).base
-    config = replace(config, evaluation=replace(config.evaluation, split="test"))
     label = f"final-{size.label}-{short(budget)}"
     return PlannedRun(config=config, label=label, budget=budget, role="final")
 

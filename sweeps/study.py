@@ -248,9 +248,11 @@ def resolve_study(study: Study) -> Study:
     """Fill in what depends on the data and the machine, so that every run has an id.
 
     Raises:
-        UserError: If there is no such data set, or its images do not fit the model.
+        UserError: If there is no such data set, its images do not fit the model, or too few of
+            them are held out.
     """
     base, described = data.match_data(study.base), data.describe(study.base.data)
+    base.evaluation.check_held_out(getattr(described, base.evaluation.split))
     for variant in study.variants:
         data.match_data(apply_variant(base, variant))
     if base.precision == "auto":

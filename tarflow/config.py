@@ -20,6 +20,7 @@ from tarflow.errors import ConfigError, UserError
 Config = TypeVar("Config")
 
 ODD_NUMBER = re.compile(r"[-+]?0[0-7_]|.*:")  # YAML reads 0100 as 64, and 1:30 as 90
+FEWEST_IMAGES = 4  # samples, and held-out images, that KID, precision and recall need
 NUMERICS_VERSION = 1  # raise it when the same config gives other numbers
 
 
@@ -208,8 +209,28 @@ class EvaluationConfig:
             self,
             draws=(self.draws >= 1, SIZE),
             decoder_images=(self.decoder_images >= 1, SIZE),
-            samples=(self.samples >= 0, COUNT),
+            samples=(
+                self.samples == 0 or self.samples >= FEWEST_IMAGES,
+                f"write 0 for none, or at least {FEWEST_IMAGES}",
+            ),
         )
+
+    def check_held_out(self, images: int) -> None:
+        """Make sure that a split has enough images to score, and to compare samples with.
+
+        Args:
+            images: Number of images in `split`.
+
+        Raises:
+            ConfigError: If they are too few.
+        """
+        needed = FEWEST_IMAGES if self.samples else 1
+        if images < needed:
+            advice = ", or 0 for evaluation.samples" if images > 0 else ""
+            raise ConfigError(
+                f"evaluation.split is {self.split}, which has {images} images: "
+                f"take data with at least {needed}{advice}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -300,6 +300,10 @@ def test_every_number_of_a_config_has_a_range(tmp_path: Path):
         ({"optim": {"clip": "nan"}}, "optim.clip is nan: it must be a finite number"),
         ({"seed": -1}, "seed is -1: it must be 0 or more"),
         ({"execution": {"workers": 0}}, "execution.workers is 0: it must be at least 1"),
+        (
+            {"evaluation": {"samples": 3}},
+            "evaluation.samples is 3: write 0 for none, or at least 4",
+        ),
         ({"evaluation": {"draws": 0}}, "evaluation.draws is 0: it must be at least 1"),
     ],
 )

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, FromRun, load, override
 from tarflow.commands.table import print_table
+from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError
 from tarflow.storage import locate
 
@@ -43,8 +44,10 @@ def evaluate(
     from tarflow import data
     from tarflow.evaluate.checkpoint_scores import evaluate_checkpoint
     from tarflow.evaluate.features import find_extractor
-    from tarflow.evaluate.metrics import FEWEST, refused
+    from tarflow.evaluate.metrics import refused
 
+    if count and count < FEWEST_IMAGES:
+        raise UserError(f"--count is {count}: write 0 for none, or at least {FEWEST_IMAGES}")
     if draws is not None and draws < 1:
         raise UserError(f"--draws is {draws}: it must be at least 1")
     path = locate(checkpoint)
@@ -52,8 +55,6 @@ def evaluate(
     evaluation = override(
         config.evaluation, split=split, samples=count, draws=draws, features=features
     )
-    if evaluation.samples and evaluation.samples < FEWEST:
-        raise UserError(f"--count is {evaluation.samples}: write 0 for none, or at least {FEWEST}")
     config = replace(config, evaluation=evaluation)
     extractor = None
     if evaluation.samples:

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from image_files import noise_images, png, write
 
 from sweeps import driver, final, scaling, search
 from sweeps.driver import declare
 from sweeps.presets import PRESETS, description, load
 from sweeps.study import grid, resolve_study
-from tarflow.config import NoiseConfig, read_yaml, to_yaml
-from tarflow.errors import UserError
+from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig, read_yaml, to_yaml
+from tarflow.errors import ConfigError, UserError
+from tarflow.run import resolve_config
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -170,6 +172,39 @@ def test_a_study_whose_data_are_missing_is_planned_in_its_folder(monkeypatch, ca
     code, printed = call(monkeypatch, capsys, "cifar10", "--dry-run")
     assert code == 0
     assert "ids are provisional" in printed.out
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
+@pytest.mark.parametrize(("held_out", "samples", "code"), [(3, 64, 2), (4, 64, 0), (3, 0, 0)])
+def test_too_few_images_to_compare_samples_with_are_refused_in_the_plan(
+    monkeypatch, capsys, tmp_path, flags, held_out, samples, code
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "execute", lambda *_: 0)
+    splits = ["train"] * 20 + ["val"] * held_out + ["test"] * 5
+    blob = png(noise_images(1, 28, 1)[0])
+    images = write(tmp_path / "few.parquet", [blob] * len(splits), split=splits)
+    base = load("tiny").base
+    base = replace(base, data=images, evaluation=replace(base.evaluation, samples=samples))
+    (tmp_path / "few.yaml").write_text(to_yaml(replace(load("tiny"), name="few", base=base)))
+    ended, printed = call(monkeypatch, capsys, "few.yaml", *flags)
+    assert ended == code
+    if code:
+        assert printed.out == ""
+        assert printed.err == (
+            "error: evaluation.split is validation, which has 3 images: take data with at least "
+            "4, or 0 for evaluation.samples\n"
+        )
+
+
+def test_too_few_images_are_refused_before_a_single_run_trains(tmp_path):
+    splits = ["train"] * 20 + ["val"] * 3 + ["test"] * 5
+    blob = png(noise_images(1, 28, 1)[0])
+    images = write(tmp_path / "few.parquet", [blob] * len(splits), split=splits)
+    with pytest.raises(ConfigError, match=r"evaluation\.split is validation, which has 3 images"):
+        resolve_config(RunConfig(data=images))
+    test = EvaluationConfig(split="test")
+    assert resolve_config(RunConfig(data=images, evaluation=test)).evaluation == test
 
 
 def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
