@@ -5,6 +5,7 @@ and Plotly are imported only when work starts, so that `--help` and `--dry-run` 
 """
 
 import inspect
+import shlex
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -130,7 +131,8 @@ def drive(options: Options, command: Command) -> int:
     Raises:
         UserError: For a user's mistake.
     """
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, highlight=False, markup=False, emoji=False)  # names as they are
     for line in command.lines:
         console.print(line, soft_wrap=isinstance(line, str))
     if options.dry_run:
@@ -192,7 +194,7 @@ def close(outcome: "Outcome", wall: float, out: Path, console: Console) -> None:
     for row in outcome.failed:
         file = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
         message = f"failed: {row['label']}: {row['error']} ({file})"
-        console.print(message, style="red", markup=False)  # errors hold brackets
+        console.print(message, style="red")
     if count := outcome.left + len(outcome.failed):
         runs = f"{count} run{'s' * (count != 1)}"
         console.print(f"{runs} not done; run the same command again to retry")
@@ -242,7 +244,7 @@ def declare(study: Study, out: Path) -> None:
     """
     path = out / "study.yaml"
     check_comparable(study, out)
-    comment = f"Run it again with: python sweeps/scaling.py {path}"
+    comment = f"Run it again with: python sweeps/scaling.py {shlex.quote(str(path))}"
     record.write_text(path, to_yaml(study, comment))
 
 

@@ -3,6 +3,7 @@
 This file may be sent alone to a machine that has the package installed, as `ray submit` does.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -134,7 +135,8 @@ def existing_folder(name: str) -> Path:
         path = study_folder(None, load(name))
     if not (path / "study.yaml").is_file():
         raise UserError(
-            f"{path} holds no study: run one first, with python sweeps/scaling.py {path.name}"
+            f"{path} holds no study: run one first, with python sweeps/scaling.py "
+            f"{shlex.quote(path.name)}"
         )
     return path
 

@@ -61,7 +61,8 @@ def evaluate(
         extractor = find_extractor(evaluation.features, weights, flow.var.device.type)
         held_out = data.open_split(config.data, split)
         if warning := refused(evaluation.samples, len(held_out), extractor):
-            Console(stderr=True, highlight=False).print(f"warning: {warning}", markup=False)
+            console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+            console.print(f"warning: {warning}")
     scores = evaluate_checkpoint(path, flow, config, extractor, seed)
     print_table(
         f"{path} on {config.data.name}/{split}",

@@ -1,3 +1,4 @@
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from image_files import noise_images, png, write
 from sweeps import driver, final, scaling, search
 from sweeps.driver import declare
 from sweeps.presets import PRESETS, description, load
-from sweeps.study import grid, resolve_study
+from sweeps.study import Variant, grid, resolve_study
 from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig, read_yaml, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.run import resolve_config
@@ -205,6 +206,35 @@ def test_too_few_images_are_refused_before_a_single_run_trains(tmp_path):
         resolve_config(RunConfig(data=images))
     test = EvaluationConfig(split="test")
     assert resolve_config(RunConfig(data=images, evaluation=test)).evaluation == test
+
+
+@pytest.mark.parametrize(
+    "name", ["lr[half]", "lr[/0.1]", "lr[x2]", "[red]", ":smile:", "a\\\\[b]"]
+)
+def test_names_are_printed_as_they_are(monkeypatch, capsys, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    variants = (Variant(name=name, change={"optim": {"lr": 0.002}}), Variant(name="plain"))
+    study = replace(load("tiny"), name="mine", variants=variants)
+    (tmp_path / "mine.yaml").write_text(to_yaml(study))
+    monkeypatch.setattr(
+        driver, "execute", lambda command, console: console.print(f"report: {command.out}") or 0
+    )
+    code, printed = call(monkeypatch, capsys, "mine.yaml", "--out", f"exp {name}", "--yes")
+    assert code == 0
+    assert f"{name}-c16-b2-l1-3e09-s0 " in printed.out
+    folder = tmp_path / f"exp {name}"
+    assert f"report: {folder}" in printed.out.replace("\n", "")
+
+
+def test_a_printed_command_can_be_pasted_into_a_shell(tmp_path):
+    out = tmp_path / "exp $HOME's [v1]"
+    declare(resolve_study(load("tiny")), out)
+    command = (out / "study.yaml").read_text().splitlines()[0].split(": ", 1)[1]
+    assert shlex.split(command) == ["python", "sweeps/scaling.py", str(out / "study.yaml")]
+    with pytest.raises(UserError) as caught:
+        final.existing_folder(str(tmp_path / "no [such] study"))
+    command = str(caught.value).split("with ", 1)[1]
+    assert shlex.split(command) == ["python", "sweeps/scaling.py", "no [such] study"]
 
 
 def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
