@@ -1,5 +1,6 @@
 """The command line of the analysis: `python -m analysis report / best / fit / compare`."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,12 +59,10 @@ def best(
         check_budget(flops)  # the laws take seconds to fit
     advice = recommend(find(*read_study(locate(study)), seed=seed), flops)
     path = out or locate(study) / "best.yaml"
-    write_text(
-        path,
-        to_yaml(advice.config, f"{advice.explanation}\nTrain it: python -m tarflow train {path}"),
-    )
+    command = f"Train it: python -m tarflow train {shlex.quote(str(path))}"
+    write_text(path, to_yaml(advice.config, f"{advice.explanation}\n{command}"))
     print(advice.explanation)
-    print(f"Wrote {path}. Train it: python -m tarflow train {path}")
+    print(f"Wrote {path}. {command}")
     return 0
 
 
@@ -161,7 +160,7 @@ def _fit_table(law: Any) -> Any:
 def _print(table: Any) -> None:
     from rich.console import Console
 
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

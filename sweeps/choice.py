@@ -6,6 +6,7 @@ train next is picked on the first half as well, and its printed KID is that of t
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,6 +221,6 @@ def front_table(front: pd.DataFrame, best: str) -> Table:
 def write_best(config: RunConfig, why: str, out: Path, console: Console) -> None:
     """Write best.yaml, the run to train next, with the reasons as comments."""
     best = out / "best.yaml"
-    command = f"python -m tarflow train {best}"
+    command = f"python -m tarflow train {shlex.quote(str(best))}"
     record.write_text(best, to_yaml(config, f"{why}\nTrain it: {command}"))
     console.print(f"train next: {command}", soft_wrap=True)

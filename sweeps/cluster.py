@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tarflow.errors import UserError
 from tarflow.storage import Remote, locate
 
-CONNECT_SECONDS = 3.0  # time for a cluster on this machine to answer
+CONNECT_SECONDS = 5.0  # time for the head of a cluster to answer
 ANSWER_SECONDS = 15.0  # time for a machine to start a process
 GROWING_SECONDS = 1200.0  # time for a rented machine to start and install
 
@@ -43,13 +43,12 @@ def join(gpus: int = 0) -> Iterator[Cluster]:
             them.
 
     Raises:
-        UserError: If no GPU has joined after `GROWING_SECONDS`.
+        UserError: If RAY_ADDRESS names no cluster, or no GPU has joined after `GROWING_SECONDS`.
     """
     starts_ray = not ray.is_initialized()
     if starts_ray:
-        address = "local" if _stale_address() else None
         ray.init(
-            address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+            _address(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -61,20 +60,38 @@ def join(gpus: int = 0) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _stale_address() -> bool:
-    """Tell whether the cluster that `ray start` noted on this machine no longer answers.
+def _address() -> str | None:
+    """Return what `ray.init` takes; a cluster that is gone is not joined, as Ray waits minutes.
 
-    Ray would wait minutes for it. An address in RAY_ADDRESS is trusted.
+    Raises:
+        UserError: If RAY_ADDRESS names a cluster that does not answer, or cannot be joined.
     """
     note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    if os.environ.get("RAY_ADDRESS") or not note.exists():
-        return False
-    host, _, port = note.read_text().strip().rpartition(":")
+    noted = note.read_text().strip() if note.exists() else ""
+    asked = os.environ.get("RAY_ADDRESS", "")
+    if asked in ("", "local"):
+        return "local" if asked or (noted and not _answers(noted)) else None
+    if "://" in asked:
+        raise UserError(
+            f"RAY_ADDRESS is {asked}: write HOST:PORT of the cluster's head, and run this on one "
+            "of its machines, as `ray submit` does"
+        )
+    if not _answers(noted if asked == "auto" else asked):
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={asked}: write HOST:PORT of a head that runs, "
+            "or unset RAY_ADDRESS to use this machine"
+        )
+    return None
+
+
+def _answers(address: str) -> bool:
+    """Tell whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError):
-        return True
-    return False
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return bool(host)
 
 
 def _current() -> Cluster:

@@ -5,6 +5,7 @@ and Plotly are imported only when work starts, so that `--help` and `--dry-run` 
 """
 
 import inspect
+import shlex
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +25,7 @@ from sweeps.presets import IMPORTS, PRESETS, description
 from sweeps.study import Study, resolve_study
 from tarflow import record
 from tarflow.config import read_yaml, to_dict, to_yaml
-from tarflow.errors import UserError, exit_code_of
+from tarflow.errors import ConfigError, UserError, exit_code_of
 from tarflow.identity import with_hash
 from tarflow.storage import check_reachable, locate
 
@@ -130,7 +131,8 @@ def drive(options: Options, command: Command) -> int:
     Raises:
         UserError: For a user's mistake.
     """
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width, highlight=False, markup=False, emoji=False)  # names as they are
     for line in command.lines:
         console.print(line, soft_wrap=isinstance(line, str))
     if options.dry_run:
@@ -192,7 +194,7 @@ def close(outcome: "Outcome", wall: float, out: Path, console: Console) -> None:
     for row in outcome.failed:
         file = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
         message = f"failed: {row['label']}: {row['error']} ({file})"
-        console.print(message, style="red", markup=False)  # errors hold brackets
+        console.print(message, style="red")
     if count := outcome.left + len(outcome.failed):
         runs = f"{count} run{'s' * (count != 1)}"
         console.print(f"{runs} not done; run the same command again to retry")
@@ -218,10 +220,12 @@ def resolve_or_explain(study: Study, dry_run: bool) -> tuple[Study, list[str]]:
         The study, and a line that says which data are missing, if they are.
 
     Raises:
-        UserError: If the data are missing or do not fit, unless in a dry run.
+        UserError: If the data do not fit; or if they are missing, unless in a dry run.
     """
     try:
         return resolve_study(study), []
+    except ConfigError:
+        raise  # the data are here, and do not fit the study
     except UserError as error:
         name, reason = study.base.data.name, str(error)
         if name in IMPORTS and not locate(name).exists():
@@ -240,7 +244,7 @@ def declare(study: Study, out: Path) -> None:
     """
     path = out / "study.yaml"
     check_comparable(study, out)
-    comment = f"Run it again with: python sweeps/scaling.py {path}"
+    comment = f"Run it again with: python sweeps/scaling.py {shlex.quote(str(path))}"
     record.write_text(path, to_yaml(study, comment))
 
 
@@ -256,7 +260,8 @@ def check_comparable(study: Study, out: Path) -> None:
     before = shared_settings(read_yaml(Study, path))
     if difference := first_difference(before, shared_settings(study)):
         raise UserError(
-            f"{out} holds a study with other settings ({difference}); choose another --out"
+            f"{out} holds a study with other settings ({difference}); choose another --out, or "
+            "give the study another name"
         )
 
 

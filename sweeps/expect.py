@@ -88,24 +88,11 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
         validation_images: Number of held-out images to score.
         rate: Speed of one device.
     """
-    model, evaluation = config.model, config.evaluation
-    layers = model.blocks * model.layers
-    flops = float(cost.training_flops(model))
-    steps, workers = config.images / config.batch, config.execution.workers
-    if rate.accelerator:
-        step = step_time(config, smallest_cluster(cost.ACCELERATORS[rate.accelerator], workers))
-        per_image = step.alone / step.images * workers
-        train = steps * step.seconds * rate.runs_per_device  # runs on a device take turns
-    else:
-        values = model.tokens * model.channels * layers
-        per_image = (flops + VALUE_FLOPS * values) / rate.flops
-        train = config.images / workers * per_image
-        train += steps * layers * LAYER_SECONDS
+    evaluation, workers = config.evaluation, config.execution.workers
+    train, per_image = _training_seconds(config, rate)
     scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
-    samples = evaluation.samples / workers
-    sampling = math.ceil(samples / SAMPLING_BATCH) * model.tokens * layers * SAMPLING_SECONDS
-    sampling += samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
-    return Seconds(train, EVALUATION_SECONDS + scored * per_image + sampling)
+    evaluate = EVALUATION_SECONDS + scored * per_image + _sampling_seconds(config, per_image)
+    return Seconds(train, evaluate)
 
 
 def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:
@@ -116,10 +103,31 @@ def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:
         rate: Speed of one device.
         guided: Whether samples are guided, which takes two passes.
     """
-    evaluation = replace(config.evaluation, decoder_images=0)
-    execution = replace(config.execution, workers=1)
-    config = replace(config, evaluation=evaluation, execution=execution)
-    return expected_seconds(config, 0, rate).evaluate * (2 if guided else 1)
+    config = replace(config, execution=replace(config.execution, workers=1))
+    _, per_image = _training_seconds(config, rate)
+    return (EVALUATION_SECONDS + _sampling_seconds(config, per_image)) * (2 if guided else 1)
+
+
+def _training_seconds(config: RunConfig, rate: Rate) -> tuple[float, float]:
+    """Return the seconds of training, and those of one image on one device."""
+    model, workers = config.model, config.execution.workers
+    layers = model.blocks * model.layers
+    steps = config.images / config.batch
+    if rate.accelerator:
+        step = step_time(config, smallest_cluster(cost.ACCELERATORS[rate.accelerator], workers))
+        per_image = step.alone / step.images * workers
+        return steps * step.seconds * rate.runs_per_device, per_image  # runs on it take turns
+    values = model.tokens * model.channels * layers
+    per_image = (float(cost.training_flops(model)) + VALUE_FLOPS * values) / rate.flops
+    return config.images / workers * per_image + steps * layers * LAYER_SECONDS, per_image
+
+
+def _sampling_seconds(config: RunConfig, per_image: float) -> float:
+    """Return the seconds in which the workers draw samples and compare them."""
+    model, samples = config.model, config.evaluation.samples / config.execution.workers
+    tokens = model.tokens * model.blocks * model.layers
+    drawing = math.ceil(samples / SAMPLING_BATCH) * tokens * SAMPLING_SECONDS
+    return drawing + samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
 
 
 def correction(

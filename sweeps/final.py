@@ -3,6 +3,7 @@
 This file may be sent alone to a machine that has the package installed, as `ray submit` does.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -134,7 +135,8 @@ def existing_folder(name: str) -> Path:
         path = study_folder(None, load(name))
     if not (path / "study.yaml").is_file():
         raise UserError(
-            f"{path} holds no study: run one first, with python sweeps/scaling.py {path.name}"
+            f"{path} holds no study: run one first, with python sweeps/scaling.py "
+            f"{shlex.quote(path.name)}"
         )
     return path
 
@@ -169,9 +171,9 @@ def final_run(study: Study, config: RunConfig) -> PlannedRun:
     """
     model, budget = config.model, cost.run_flops(config)
     size = Size(channels=model.channels, blocks=model.blocks, layers=model.layers)
+    config = replace(config, evaluation=replace(config.evaluation, split="test"))
     alone = replace(study, base=config, sizes=(size,), replicated=None, held_out=None)
     config = resolve_study(alone).base
-    config = replace(config, evaluation=replace(config.evaluation, split="test"))
     label = f"final-{size.label}-{short(budget)}"
     return PlannedRun(config=config, label=label, budget=budget, role="final")
 

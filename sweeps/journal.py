@@ -5,7 +5,9 @@ accordingly: those whose run has ended get its values, the others fail and are s
 A run that diverged gets the worst values, so that Optuna's sampler learns to avoid its neighbours.
 """
 
+import json
 import shutil
+import sys
 import tempfile
 import warnings
 import weakref
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweeps.space import WORST, Space
@@ -25,12 +27,55 @@ FILE = "search.journal"
 
 
 def open_journal(out: Path) -> JournalStorage:
-    """Return the journal of a study's folder, a new one if there is none."""
+    """Return the journal of a study's folder, a new one if there is none; repair a damaged one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = out / FILE
-    return JournalStorage(
-        RemoteJournal(path) if isinstance(path, Remote) else JournalFileBackend(str(path))
-    )
+    if isinstance(path, Remote):
+        return JournalStorage(RemoteJournal(path))
+    if path.exists():
+        cut_to_whole_lines(path, path)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def cut_to_whole_lines(file: Path, name: Path) -> None:
+    """Cut a journal after its last whole line, as a crash or a full disk may break the next one.
+
+    Optuna would refuse to read the file, and would add its next line to the broken one.
+
+    Args:
+        file: Local file of the journal.
+        name: What to call it in the message.
+    """
+    if _whole_bytes(file) == file.stat().st_size:
+        return
+    lock = JournalFileSymlinkLock(str(file))
+    lock.acquire()  # another process may have been writing that line
+    try:
+        whole, size = _whole_bytes(file), file.stat().st_size
+        if whole < size:
+            with file.open("r+b") as journal:
+                journal.truncate(whole)
+            print(
+                f"{name} was damaged: cut {size - whole} bytes after its last whole line",
+                file=sys.stderr,
+            )
+    finally:
+        lock.release()
+
+
+def _whole_bytes(file: Path) -> int:
+    """Return the number of bytes before the first line that is not a whole JSON object."""
+    whole = 0
+    with file.open("rb") as journal:
+        for line in journal:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            if not isinstance(entry, dict) or not line.endswith(b"\n"):
+                break
+            whole += len(line)
+    return whole
 
 
 class RemoteJournal(JournalFileBackend):
@@ -44,6 +89,7 @@ class RemoteJournal(JournalFileBackend):
         self.copy = Path(folder) / path.name
         if path.exists():
             self.copy.write_bytes(path.read_bytes())
+            cut_to_whole_lines(self.copy, path)
         super().__init__(str(self.copy))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:

@@ -119,7 +119,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        owner: dict[str, Any] = json.loads(path.read_text())
+        owner: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return {}  # released, or interrupted while it was written
     return owner

@@ -46,5 +46,5 @@ def description(preset: str) -> str:
     >>> description("tiny")
     'Half a minute in all: what tests and examples run. Its numbers mean nothing.'
     """
-    with (FOLDER / f"{preset}.yaml").open() as file:
+    with (FOLDER / f"{preset}.yaml").open(encoding="utf-8") as file:
         return file.readline().removeprefix("# ").strip()

@@ -15,6 +15,7 @@ from sweeps import expect
 from sweeps.driver import (
     Command,
     StudyOptions,
+    check_comparable,
     declare,
     default,
     drive,
@@ -87,6 +88,8 @@ class Scaling(Command):
         study = chosen_study(options)
         self.out = study_folder(options.out, study)
         self.study, missing = resolve_or_explain(study, options.dry_run)
+        if not missing:  # without its data a study cannot be compared
+            check_comparable(self.study, self.out)
         self.plan = plan = make_plan(
             self.study, self.out, options.devices, options.accelerator, options.price
         )

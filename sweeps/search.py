@@ -88,6 +88,8 @@ class Search(Command):
         self.options = options
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, options.dry_run)
+        if not missing:  # without its data a study cannot be compared
+            check_comparable(study, self.out)
         self.space = TrainingSpace(study, options.budget or middle(study.budgets))
         check(options, self.space)
         self.plan = make_search_plan(options, self.space, self.out)

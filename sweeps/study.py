@@ -3,6 +3,7 @@
 Nothing here trains or writes to disk. `presets` finds the studies that have a name.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -29,6 +30,10 @@ class Size:
     blocks: int  # autoregressive flow blocks
     layers: int  # Transformer layers inside each flow block
 
+    def __post_init__(self) -> None:
+        rules = {name: (size >= 1, configs.SIZE) for name, size in vars(self).items()}
+        configs.check_fields("", self, **rules)
+
     @property
     def label(self) -> str:
         """Short name of the size, such as c64-b4-l2."""
@@ -42,6 +47,9 @@ class Point:
     __pydantic_config__ = ConfigDict(extra="forbid")
     size: str  # label of one of the sizes, such as c64-b4-l2
     budget: float  # training FLOPs
+
+    def __post_init__(self) -> None:
+        configs.check_fields("", self, budget=(self.budget > 0, "it must be positive"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +95,11 @@ class Study:
     def __post_init__(self) -> None:
         if not self.sizes or not self.budgets:
             raise ConfigError("a study needs at least one size and one budget")
-        if self.seeds < 1:
-            raise ConfigError(f"seeds is {self.seeds}: it must be at least 1")
-        if min(self.budgets) <= 0:
-            raise ConfigError("budgets are training FLOPs and must be positive")
+        counts = ("seeds", "replicates", "train_images", "validation_images", "max_images")
+        rules = {name: (getattr(self, name) >= 1, configs.SIZE) for name in counts}
+        configs.check_fields("", self, min_images=(self.min_images >= 0, configs.COUNT), **rules)
+        if not all(0 < budget < math.inf for budget in self.budgets):
+            raise ConfigError("budgets are training FLOPs: they must be positive and finite")
         labels = [size.label for size in self.sizes]
         for name in ("replicated", "held_out"):
             point: Point | None = getattr(self, name)
@@ -239,9 +248,11 @@ def resolve_study(study: Study) -> Study:
     """Fill in what depends on the data and the machine, so that every run has an id.
 
     Raises:
-        UserError: If there is no such data set, or its images do not fit the model.
+        UserError: If there is no such data set, its images do not fit the model, or too few of
+            them are held out.
     """
     base, described = data.match_data(study.base), data.describe(study.base.data)
+    base.evaluation.check_held_out(getattr(described, base.evaluation.split))
     for variant in study.variants:
         data.match_data(apply_variant(base, variant))
     if base.precision == "auto":

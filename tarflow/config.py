@@ -3,8 +3,9 @@
 Legend: `T` tokens per image, `D` values per token.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -18,14 +19,37 @@ from tarflow.errors import ConfigError, UserError
 
 Config = TypeVar("Config")
 
+ODD_NUMBER = re.compile(r"[-+]?0[0-7_]|.*:")  # YAML reads 0100 as 64, and 1:30 as 90
+FEWEST_IMAGES = 4  # samples, and held-out images, that KID, precision and recall need
 NUMERICS_VERSION = 1  # raise it when the same config gives other numbers
 
 
-def _check(section: str, config: object, **rules: tuple[bool, str]) -> None:
-    """Refuse the first field that breaks its rule: whether it holds, and what to write."""
-    for name, (holds, rule) in rules.items():
+COUNT, SIZE = "it must be 0 or more", "it must be at least 1"
+SHARE, DECAY = "it is a share, 0 to 1", "it is a decay, from 0 to below 1"
+
+
+def check_fields(section: str, config: object, **rules: tuple[bool, str]) -> None:
+    """Refuse the first field that breaks its rule, or is a number that no table can hold.
+
+    Args:
+        section: Name of the config inside that of the run; empty for the outermost one.
+        config: Config to check.
+        **rules: For each field, whether its value is right, and what to write.
+
+    Raises:
+        ConfigError: If a value is wrong, naming the field.
+    """
+    fit = {
+        name: (math.isfinite(value), "it must be a finite number")
+        if isinstance(value, float)
+        else (abs(value) < 2**63, "it must be below 2**63")
+        for name, value in vars(config).items()
+        if isinstance(value, int | float)
+    }
+    for name, (holds, rule) in [*fit.items(), *rules.items()]:
         if not holds:
-            raise ConfigError(f"{section}.{name} is {getattr(config, name)!r}: {rule}")
+            path = f"{section}.{name}" if section else name
+            raise ConfigError(f"{path} is {getattr(config, name)!r}: {rule}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +69,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         sizes = [name for name in vars(self) if name not in ("classes", "volume_preserving")]
-        rules = {name: (getattr(self, name) >= 1, "it must be at least 1") for name in sizes}
-        _check("model", self, **rules, classes=(self.classes >= 0, "it must be 0 or more"))
+        rules = {name: (getattr(self, name) >= 1, SIZE) for name in sizes}
+        check_fields("model", self, **rules, classes=(self.classes >= 0, COUNT))
         if self.image_size % self.patch:
             raise ConfigError(
                 f"model.patch {self.patch} does not divide model.image_size {self.image_size}"
@@ -92,7 +116,7 @@ class NoiseConfig:
 
     def __post_init__(self) -> None:
         valid = self.type == "uniform" or 0 < self.std < 10
-        _check("noise", self, std=(valid, "Gaussian noise needs a value in (0, 10)"))
+        check_fields("noise", self, std=(valid, "Gaussian noise needs a value in (0, 10)"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +138,18 @@ class OptimConfig:
     label_drop: float = 0.1  # share of labels dropped in training of conditional models, 0 to 1
 
     def __post_init__(self) -> None:
-        _check(
+        check_fields(
             "optim",
             self,
             lr=(self.lr > 0, "it must be positive"),
             base_channels=(self.base_channels >= 0, "it is a width, or 0 for off"),
+            beta1=(0 <= self.beta1 < 1, DECAY),
+            beta2=(0 <= self.beta2 < 1, DECAY),
+            weight_decay=(self.weight_decay >= 0, COUNT),
             clip=(self.clip > 0, "it must be positive"),
-            cooldown=(0 <= self.cooldown <= 1, "it is a share, 0 to 1"),
-            label_drop=(0 <= self.label_drop <= 1, "it is a share, 0 to 1"),
+            warmup_images=(self.warmup_images >= 0, COUNT),
+            cooldown=(0 <= self.cooldown <= 1, SHARE),
+            label_drop=(0 <= self.label_drop <= 1, SHARE),
             ema=(0 <= self.ema < 0.25, "it is a share, from 0 to below 0.25"),
         )
 
@@ -141,12 +169,13 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         named = re.fullmatch(r"all|top:[1-9]\d*", self.guided_blocks) is not None
-        _check(
+        check_fields(
             "sampler",
             self,
             guided_blocks=(named, "write all, or top:3 for the three blocks nearest the noise"),
-            guidance=(self.guidance >= 0, "it must be 0 or more"),
+            guidance=(self.guidance >= 0, COUNT),
             temperature=(self.temperature > 0, "it must be positive"),
+            denoise=(self.denoise >= 0, COUNT),
         )
 
     def guides(self, block: int, blocks: int) -> bool:
@@ -174,6 +203,35 @@ class EvaluationConfig:
     samples: int = 500  # images to generate and compare with the held-out ones; 0 skips it
     features: str = "efficientnet-lite0"  # feature extractor of KID, FD, precision and recall
 
+    def __post_init__(self) -> None:
+        check_fields(
+            "evaluation",
+            self,
+            draws=(self.draws >= 1, SIZE),
+            decoder_images=(self.decoder_images >= 1, SIZE),
+            samples=(
+                self.samples == 0 or self.samples >= FEWEST_IMAGES,
+                f"write 0 for none, or at least {FEWEST_IMAGES}",
+            ),
+        )
+
+    def check_held_out(self, images: int) -> None:
+        """Make sure that a split has enough images to score, and to compare samples with.
+
+        Args:
+            images: Number of images in `split`.
+
+        Raises:
+            ConfigError: If they are too few.
+        """
+        needed = FEWEST_IMAGES if self.samples else 1
+        if images < needed:
+            advice = ", or 0 for evaluation.samples" if images > 0 else ""
+            raise ConfigError(
+                f"evaluation.split is {self.split}, which has {images} images: "
+                f"take data with at least {needed}{advice}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionConfig:
@@ -192,6 +250,11 @@ class ExecutionConfig:
     solver: str = "auto"  # how to invert the blocks; see `tarflow.sample.plan`
     checkpoint_seconds: float = 30.0  # between checkpoints; more if they cost 2% of training
     report_seconds: float = 1.0  # between progress reports
+
+    def __post_init__(self) -> None:
+        counts = ("min_workers", "threads", "micro_batch", "checkpoint_seconds", "report_seconds")
+        rules = {name: (getattr(self, name) >= 0, COUNT) for name in counts}
+        check_fields("execution", self, workers=(self.workers >= 1, SIZE), **rules)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +283,12 @@ class RunConfig:
                 f"images {self.images} is not a multiple of batch {self.batch}; "
                 f"write {round_images(self.images, self.batch)}"
             )
+        check_fields(
+            "",
+            self,
+            seed=(self.seed >= 0, COUNT),
+            numerics_version=(self.numerics_version >= 1, SIZE),
+        )
 
 
 def round_images(images: float, batch: int) -> int:
@@ -243,11 +312,31 @@ def from_dict(kind: type[Config], plain: Any, where: str = "config") -> Config:
         ConfigError: If a field is wrong; names the first one, after `where`, and the nearest
             valid name for an unknown one.
     """
+    for path in sorted(_truths(kind, plain)):
+        raise ConfigError(
+            f"{where}: {path} is true or false (or yes, no, on, off): write a number"
+        )
     try:
         built: Config = _adapter(kind).validate_python(plain)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_line(kind, error)}") from None
     return built
+
+
+def _truths(kind: Any, plain: Any, path: str = "") -> Iterator[str]:
+    """Name the numbers that are written as true or false, which pydantic takes for 1 and 0."""
+    if kind in (int, float) and isinstance(plain, bool):
+        yield path
+    elif is_dataclass(kind) and isinstance(plain, Mapping):
+        for member in fields(kind):
+            inner = f"{path}.{member.name}".lstrip(".")
+            yield from _truths(member.type, plain.get(member.name), inner)
+    elif isinstance(plain, list | tuple):
+        for index, value in enumerate(plain):
+            yield from _truths(next(iter(get_args(kind)), None), value, f"{path}.{index}")
+    else:
+        for option in get_args(kind):
+            yield from _truths(option, plain, path)
 
 
 def _first_line(kind: type[Any], error: ValidationError) -> str:
@@ -267,6 +356,30 @@ def _first_line(kind: type[Any], error: ValidationError) -> str:
     return message if not path or message.startswith(path) else f"{path}: {message}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, but refuses a repeated key and a number that YAML reads as no one expects."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        node = super().compose_node(parent, index)
+        if node and node.tag.endswith((":int", ":float")) and ODD_NUMBER.match(str(node.value)):
+            key = index.value if isinstance(index, yaml.Node) else "an item"
+            raise ConfigError(
+                f"line {node.start_mark.line + 1}: {key} is {node.value}, which YAML reads in "
+                "base 8 or 60: write a decimal number, or quote it if it is a name"
+            )
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                line = key.start_mark.line + 1
+                raise ConfigError(f"line {line} repeats the key '{key.value}': keep one of them")
+            seen.add((key.tag, str(key.value)))
+        return node
+
+
 def read_yaml(kind: type[Config], path: Path) -> Config:
     """Read a config from a YAML file.
 
@@ -275,15 +388,17 @@ def read_yaml(kind: type[Config], path: Path) -> Config:
         ConfigError: If it is not YAML or does not describe a config.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise UserError(f"cannot read {path}: {reason}") from None
     try:
-        plain = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        plain = _Loader(text).get_single_data()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date of no calendar
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return from_dict(kind, plain or {}, where=str(path))
+    return from_dict(kind, {} if plain is None else plain, where=str(path))
 
 
 def to_yaml(config: Any, comment: str = "") -> str:

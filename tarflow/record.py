@@ -172,7 +172,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, plain: Any) -> None:
@@ -229,7 +229,7 @@ def read_result(run_folder: Path) -> dict[str, Any] | None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, or None if it is missing or incomplete."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError):
         return None
 

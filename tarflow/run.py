@@ -40,9 +40,12 @@ def resolve_config(config: RunConfig) -> RunConfig:
     """Fill in what depends on the data and the machine, so that the run has a name.
 
     Raises:
-        UserError: If there is no such data set, or its images do not fit the model.
+        UserError: If there is no such data set, its images do not fit the model, or too few of
+            them are held out.
     """
     config = data.match_data(config)
+    evaluation = config.evaluation
+    evaluation.check_held_out(getattr(data.describe(config.data), evaluation.split))
     if config.precision == "auto":
         precision, _ = choose_precision(choose_device(config.execution), config.model)
         config = replace(config, precision=precision)

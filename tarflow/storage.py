@@ -235,8 +235,19 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that can be rebuilt: `$TARFLOW_CACHE`, or the user's cache."""
-    if chosen := os.environ.get("TARFLOW_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "tarflow"
+    """Return the folder for files that can be rebuilt: `$TARFLOW_CACHE`, or the user's cache.
+
+    A user without a home, as in some containers, has a folder among the temporary files.
+    """
+    chosen, base = os.environ.get("TARFLOW_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.expanduser fails if there is none
+    if not chosen and not base and home in ("~", "/"):
+        return Path(tempfile.gettempdir()) / f"tarflow-{os.getuid()}"
+    try:
+        folder = Path(chosen or base or "~/.cache").expanduser()
+        return folder if chosen else folder / "tarflow"
+    except RuntimeError:
+        name = "TARFLOW_CACHE" if chosen else "XDG_CACHE_HOME"
+        raise UserError(
+            f"{name} is {chosen or base}, but there is no home: write a whole path"
+        ) from None

@@ -1,6 +1,9 @@
 """A config is a value with a name: it survives YAML, and a mistake in it costs one clear line."""
 
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -170,12 +173,14 @@ def test_a_mistake_is_one_clear_line(plain, words):
         assert word in message
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xd8"])
+@pytest.mark.parametrize(
+    "content", [None, b"\xff\xd8", "batch: 64".encode("utf-16"), "# Maß".encode("latin-1")]
+)
 def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, content):
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_bytes(content)
-    reason = "No such file" if content is None else "it is not text"
+    reason = "No such file" if content is None else "it is not text in UTF-8"
     with pytest.raises(UserError, match=reason) as caught:
         read_yaml(RunConfig, path)
     assert str(caught.value).startswith(f"cannot read {path}: ")
@@ -183,7 +188,17 @@ def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, content):
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("a: [1", "not YAML"), ("images: ten", "images"), ("3", "run.yaml")]
+    ("text", "word"),
+    [
+        ("a: [1", "not YAML"),
+        ("images: ten", "images"),
+        ("3", "run.yaml"),
+        ("[]", "RunConfig"),
+        ("no", "RunConfig"),
+        ("seed: 2026-13-45", "not YAML"),
+        ("\0", "not YAML"),
+        ("[" * 5000, "not YAML"),
+    ],
 )
 def test_a_file_that_is_not_a_config_is_one_clear_line(tmp_path: Path, text, word):
     path = tmp_path / "run.yaml"
@@ -192,6 +207,126 @@ def test_a_file_that_is_not_a_config_is_one_clear_line(tmp_path: Path, text, wor
         read_yaml(RunConfig, path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("batch: 8\nimages: 16\nbatch: 8\n", "batch", 3),
+        ("optim:\n  lr: 1e-3\n  clip: 1\n  'lr': 2e-3\n", "lr", 4),
+        ("execution: {threads: 1, threads: 2}\n", "threads", 1),
+        ("model: {}\noptim: {}\nmodel: {}\n", "model", 3),
+    ],
+)
+def test_a_repeated_key_is_refused_with_its_line(tmp_path: Path, text, key, line):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(RunConfig, path)
+    assert str(caught.value) == f"{path}: line {line} repeats the key '{key}': keep one of them"
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("sampler: &a {guidance: 1, denoise: 0}\nsampler2: {}\n")
+    with pytest.raises(ConfigError, match="sampler2"):
+        read_yaml(RunConfig, path)
+    path.write_text("optim:\n  <<: {lr: 1, clip: 2}\n  lr: 3\n")
+    assert read_yaml(RunConfig, path).optim == OptimConfig(lr=3.0, clip=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("batch: yes", "batch is true or false"),
+        ("batch: On", "batch is true or false"),
+        ("seed: false", "seed is true or false"),
+        ("optim: {clip: no}", "optim.clip is true or false"),
+        ("batch: 0100", "line 1: batch is 0100, which YAML reads in base 8"),
+        ("images: 64\nbatch: 064", "line 2: batch is 064"),
+        ("seed: -010", "line 1: seed is -010"),
+        ("batch: 1:04", "line 1: batch is 1:04"),
+        ("optim: {lr: 1:30.5}", "line 1: lr is 1:30.5"),
+    ],
+)
+def test_a_number_is_written_as_a_number(tmp_path: Path, text, field):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(RunConfig, path)
+    assert str(caught.value).startswith(f"{path}: {field}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_digits_survives_yaml(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    for name in ("0123456701234567", "0123456789012345", "12345e6789012345", "1:30", "yes"):
+        config = with_hash(RunConfig(), name)
+        path.write_text(to_yaml(config))
+        assert read_yaml(RunConfig, path) == config
+
+
+def numbers(kind, path=""):
+    """Every numeric field of a config, with its type."""
+    for member in fields(kind):
+        if is_dataclass(member.type):
+            yield from numbers(member.type, f"{path}{member.name}.")
+        elif member.type in (int, float):
+            yield f"{path}{member.name}", member.type
+
+
+def test_every_number_of_a_config_has_a_range(tmp_path: Path):
+    named = dict(numbers(RunConfig))
+    assert len(named) == 35
+    for name, kind in named.items():
+        wrong = ["-1", "true", "1" + 30 * "0" if kind is int else ".inf"]
+        wrong += [".nan", ".inf"] if kind is float else []
+        for value in wrong:
+            plain = value
+            for part in reversed(name.split(".")):
+                plain = f"{{{part}: {plain}}}"
+            path = tmp_path / "run.yaml"
+            path.write_text(plain)
+            with pytest.raises(ConfigError, match=name.split(".")[-1]) as caught:
+                read_yaml(RunConfig, path)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optim": {"beta2": 1.5}}, "optim.beta2 is 1.5: it is a decay, from 0 to below 1"),
+        ({"optim": {"beta1": 1}}, "optim.beta1 is 1.0: it is a decay, from 0 to below 1"),
+        ({"optim": {"clip": "nan"}}, "optim.clip is nan: it must be a finite number"),
+        ({"seed": -1}, "seed is -1: it must be 0 or more"),
+        ({"execution": {"workers": 0}}, "execution.workers is 0: it must be at least 1"),
+        (
+            {"evaluation": {"samples": 3}},
+            "evaluation.samples is 3: write 0 for none, or at least 4",
+        ),
+        ({"evaluation": {"draws": 0}}, "evaluation.draws is 0: it must be at least 1"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_its_rule(change, words):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(RunConfig, change, where="run.yaml")
+    assert str(caught.value) == f"run.yaml: {words}"
+
+
+def test_files_are_utf_8_whatever_the_locale(tmp_path: Path):
+    program = (
+        "import locale, pathlib, sys; from tarflow import config, record\n"
+        "assert locale.getpreferredencoding() != 'UTF-8', 'the locale should be another'\n"
+        "path = pathlib.Path('run.yaml')\n"
+        "record.write_text(path, config.to_yaml(config.RunConfig(), 'Ma\\xdf \\xb1 1'))\n"
+        "assert config.read_yaml(config.RunConfig, path) == config.RunConfig()\n"
+    )
+    root = str(Path(__file__).parents[1])
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": root}
+    subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=tmp_path, env=os.environ | ascii_only
+    )
+    assert (tmp_path / "run.yaml").read_bytes().startswith("# Maß ± 1".encode())
 
 
 def test_yaml_numbers_written_without_a_point_are_read(tmp_path: Path):

@@ -26,7 +26,7 @@ from tarflow import record, storage
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model, save_model
-from tarflow.storage import Remote, locate
+from tarflow.storage import Remote, cache_folder, locate
 from tarflow.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from tarflow.train.loop import train
 from tarflow.train.schedule import shared_images
@@ -251,3 +251,25 @@ def test_a_whole_study_on_an_address_that_is_killed_and_resumed(bucket, tmp_path
     assert {key: row["bpd"] for key, row in rows(out).items()} == {
         key: row["bpd"] for key, row in rows(whole).items()
     }
+
+
+@pytest.mark.parametrize("home", [None, "/"])
+def test_the_cache_of_a_user_without_a_home_is_a_temporary_folder(monkeypatch, tmp_path, home):
+    def unknown(_):
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("TARFLOW_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if home:
+        monkeypatch.setenv("HOME", home)
+    assert cache_folder() == tmp_path / f"tarflow-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert cache_folder() == Path("/var/cache/tarflow")
+    monkeypatch.setenv("TARFLOW_CACHE", "/scratch")
+    assert cache_folder() == Path("/scratch")
+    if not home:
+        monkeypatch.setenv("TARFLOW_CACHE", "~/scratch")
+        with pytest.raises(UserError, match="TARFLOW_CACHE is ~/scratch, but there is no home"):
+            cache_folder()

@@ -1,5 +1,7 @@
 """`python -m tarflow check`: whether a model is the invertible flow that it claims to be."""
 
+from rich.text import Text
+
 from tarflow.commands.checkpoint import Checkpoint, load
 from tarflow.commands.table import print_table
 from tarflow.errors import UserError
@@ -48,7 +50,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
         (
             (
                 check.name,
-                "[green]pass[/]" if check.passed else "[red]FAIL[/]",
+                Text("pass", "green") if check.passed else Text("FAIL", "red"),
                 f"{check.measured:.2g}",
                 f"{check.tolerance:.2g}",
                 check.quantity,

@@ -16,6 +16,7 @@ def convert(
     patch: int | None = None,
     noise_std: float | None = None,
     data: str = "",
+    key: str = "",
 ) -> int:
     """Turn published TarFlow weights into a model that the other commands take.
 
@@ -32,6 +33,7 @@ def convert(
         noise_std: Standard deviation of the training noise for images in [-1, 1], if the name
             does not say; 0 for uniform noise.
         data: Images to evaluate on, as in the config of a run.
+        key: Key of the weights, such as ema, if the file holds several.
     """
     from tarflow.data import match_data
     from tarflow.model.official import read_official
@@ -40,7 +42,7 @@ def convert(
     target = out / "model.safetensors"
     if target.exists():
         raise UserError(f"{target} exists: remove it or name another folder")
-    flow, config = read_official(source, name, patch, noise_std, data)
+    flow, config = read_official(source, name, patch, noise_std, data, key)
     if data:
         config = match_data(config)
     save_model(target, flow.state_dict(), config)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, FromRun, load, override
 from tarflow.commands.table import print_table
+from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError
 from tarflow.storage import locate
 
@@ -43,24 +44,25 @@ def evaluate(
     from tarflow import data
     from tarflow.evaluate.checkpoint_scores import evaluate_checkpoint
     from tarflow.evaluate.features import find_extractor
-    from tarflow.evaluate.metrics import FEWEST, refused
+    from tarflow.evaluate.metrics import refused
 
+    if count and count < FEWEST_IMAGES:
+        raise UserError(f"--count is {count}: write 0 for none, or at least {FEWEST_IMAGES}")
+    if draws is not None and draws < 1:
+        raise UserError(f"--draws is {draws}: it must be at least 1")
     path = locate(checkpoint)
     flow, config = load(path, sampling)
     evaluation = override(
         config.evaluation, split=split, samples=count, draws=draws, features=features
     )
-    if evaluation.samples and evaluation.samples < FEWEST:
-        raise UserError(f"--count is {evaluation.samples}: write 0 for none, or at least {FEWEST}")
-    if evaluation.draws < 1:
-        raise UserError(f"--draws is {evaluation.draws}: it must be at least 1")
     config = replace(config, evaluation=evaluation)
     extractor = None
     if evaluation.samples:
         extractor = find_extractor(evaluation.features, weights, flow.var.device.type)
         held_out = data.open_split(config.data, split)
         if warning := refused(evaluation.samples, len(held_out), extractor):
-            Console(stderr=True, highlight=False).print(f"warning: {warning}", markup=False)
+            console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+            console.print(f"warning: {warning}")
     scores = evaluate_checkpoint(path, flow, config, extractor, seed)
     print_table(
         f"{path} on {config.data.name}/{split}",

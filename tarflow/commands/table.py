@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 
 def print_table(
@@ -14,9 +15,11 @@ def print_table(
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*map(_text, row))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # names of files may hold brackets
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> str | Text:
+    if isinstance(value, Text):
+        return value
     text = f"{value:.5g}" if isinstance(value, float) else str(value)
     return "" if value is None else text

@@ -31,7 +31,7 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     chosen = resolve_config(read_yaml(RunConfig, locate(config)))
     folder = locate(out) if out else Path("runs") / run_id(chosen)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError
 from tarflow.evaluate.features import Extractor
 from tarflow.evaluate.frechet import (
@@ -24,7 +25,6 @@ from tarflow.evaluate.frechet import (
     images_needed,
 )
 
-FEWEST = 4  # images on each side that KID, precision and recall need
 _ROWS = 1024  # rows of a kernel matrix in memory at once
 _NEIGHBOURS = 3  # for precision and recall (Kynkaanniemi et al. 2019)
 _SPLITS = 10  # of the samples, for the Inception score (Salimans et al. 2016)
@@ -149,10 +149,10 @@ def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
 
 
 def _check_count(a: Features, b: Features) -> None:
-    if min(len(a), len(b)) < FEWEST:
+    if min(len(a), len(b)) < FEWEST_IMAGES:
         raise UserError(
-            f"cannot compare {len(a)} samples with {len(b)} images: at least {FEWEST} are needed "
-            "on each side"
+            f"cannot compare {len(a)} samples with {len(b)} images: at least {FEWEST_IMAGES} are "
+            "needed on each side"
         )
 
 

@@ -1,7 +1,8 @@
 """Published weights, such as `afhq_model_8_768_8_8_0.07.pth`, read without running their code.
 
-Such a file is a bare state dict saved by `torch.save`. Its name says the rest: data set, patch,
-channels, blocks, layers and the standard deviation of the training noise (or `uniform`).
+Such a file is a bare state dict saved by `torch.save`, or holds several under keys. Its name says
+the rest: data set, patch, channels, blocks, layers and the standard deviation of the training
+noise (or `uniform`).
 
 Legend: `T` tokens per image, `D` values per token.
 """
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ _NAME = re.compile(
     r"(?P<data>.+)_model_(?P<patch>\d+)_(?P<channels>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)"
     r"_(?P<noise>uniform|\d*\.\d+)(\.\w+)?"
 )
+_WRAPPERS = ("module", "_orig_mod")  # in the names that DataParallel and torch.compile save
 _EXAMPLE = "afhq_model_8_768_8_8_0.07.pth"
 
 
@@ -66,6 +69,7 @@ def read_official(
     patch: int | None = None,
     noise_std: float | None = None,
     data: str = "",
+    key: str = "",
 ) -> tuple[TarFlow, RunConfig]:
     """Read published weights as a flow, and infer the config of its run.
 
@@ -81,6 +85,7 @@ def read_official(
             name.
         data: Images to score the model on; by default the data set in the file's name, which may
             not be the name of images here.
+        key: Key of the state dict in the file; empty if the file is a bare one.
 
     Raises:
         UserError: If the file does not hold plain finite weights; if name, flags and shapes
@@ -96,7 +101,7 @@ def read_official(
                 "give --noise-std (0 for uniform noise), or --name with the published name"
             )
         noise_std = named.noise_std
-    state = read_state(source)
+    state = read_state(source, key)
     model = _model(state, patch or (named.patch if named else None))
     if named:
         for field in ("channels", "blocks", "layers"):
@@ -112,8 +117,15 @@ def read_official(
     return build(model, state, where=str(source)), config
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, key: str = "") -> dict[str, Tensor]:
     """Read the float tensors of a state dict as float32, refusing a file that would run code.
+
+    Args:
+        path: File that `torch.save` wrote.
+        key: Key of the state dict in the file; empty if the file is a bare one.
+
+    Returns:
+        Tensors by name, without the prefixes that DataParallel and torch.compile add.
 
     Raises:
         UserError: if the file cannot be read, holds anything but tensors, or values that are
@@ -133,15 +145,36 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is not a file of weights saved by torch.save") from None
     except Exception:  # a damaged file can raise anything
         raise UserError(f"{path} is not a whole file of weights saved by torch.save") from None
-    if not isinstance(loaded, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    ):
-        raise UserError(f"{path} holds no state dict: published weights are a bare state dict")
-    state = {name: tensor.float() for name, tensor in loaded.items()}
+    found = loaded.get(key) if key and isinstance(loaded, Mapping) else loaded
+    if not _is_state(found):
+        inner = loaded.items() if isinstance(loaded, Mapping) else ()
+        keys = sorted(str(name) for name, value in inner if _is_state(value) and _is_flow(value))
+        raise UserError(
+            f"{path} holds weights under {' and '.join(keys)}: choose with --key {keys[0]}"
+            if keys
+            else f"{path} holds no state dict: published weights are a bare state dict"
+        )
+    state = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS): tensor.float()
+        for name, tensor in found.items()
+        if name != "n_averaged"  # the counter of torch's AveragedModel
+    }
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"{path}: {name} has values that are not finite")
     return state
+
+
+def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
+    """Tell whether a value is a state dict."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
+
+
+def _is_flow(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict has the names of a TarFlow, perhaps with prefixes."""
+    return any(name.endswith("blocks.0.pos_embed") for name in state)
 
 
 def _model(state: Mapping[str, Tensor], patch: int | None) -> ModelConfig:

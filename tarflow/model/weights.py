@@ -5,6 +5,7 @@ Legend: `T` tokens per image, `D` values per token, `C` channels.
 
 import json
 import math
+import shlex
 import zlib
 from collections.abc import Mapping
 from mmap import ACCESS_READ, mmap
@@ -20,6 +21,8 @@ from tarflow.errors import UserError
 from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
 from tarflow.storage import local_copy, locate
+
+_TORCH_FILES = (b"PK", b"\x80\x02")  # first bytes: a zip file, or before torch 1.6 a pickle
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
@@ -59,6 +62,12 @@ def load_model(path: Path, layer_type: type[Layer] = Layer) -> tuple[TarFlow, Ru
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or 'no such file'}") from None
     except SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(2) in _TORCH_FILES:
+                raise UserError(
+                    f"{path} was saved by torch.save: make a model of it with python -m tarflow "
+                    f"convert {shlex.quote(str(path))} FOLDER"
+                ) from None
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     if "config" not in metadata:
         raise UserError(f"{path} has no run config in its metadata; import foreign weights first")

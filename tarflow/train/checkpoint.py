@@ -257,7 +257,7 @@ def load_checkpoint(
         if images is not None and path.stem > checkpoint_name(images):
             continue
         try:
-            metadata: dict[str, Any] = json.loads(path.read_text())
+            metadata: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             with local_copy(path.with_suffix(".safetensors")) as local:
                 with (
                     local.open("rb") as file,

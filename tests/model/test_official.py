@@ -119,6 +119,53 @@ def test_uniform_noise_and_renamed_files(tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_names_that_wrappers_saved_are_read_without_their_prefix(tmp_path, prefix):
+    path = write(tmp_path, COND)
+    assert main(["convert", str(path), str(tmp_path / "plain")]) == 0
+    _, state = official_state(COND)
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save({"n_averaged": torch.tensor(3), **wrapped}, path)
+    assert main(["convert", str(path), str(tmp_path / "wrapped")]) == 0
+    plain, read_back = (tmp_path / name / "model.safetensors" for name in ("plain", "wrapped"))
+    assert plain.read_bytes() == read_back.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["model"], "holds weights under model: choose with --key model"),
+        (["ema"], "holds weights under ema: choose with --key ema"),
+        (["model", "ema"], "holds weights under ema and model: choose with --key ema"),
+    ],
+)
+def test_weights_under_a_key_are_offered_and_read(tmp_path, capsys, keys, words):
+    path = write(tmp_path, COND)
+    _, state = official_state(COND)
+    torch.save({**dict.fromkeys(keys, state), "optimizer": {}, "step": 3}, path)
+    out = tmp_path / "out"
+    assert refusal(capsys, "convert", path, out) == f"error: {path} {words}"
+    assert refusal(capsys, "convert", path, out, "--key", "emma") == f"error: {path} {words}"
+    assert main(["convert", str(path), str(out), "--key", keys[-1]]) == 0
+    torch.testing.assert_close(
+        load_model(out / "model.safetensors")[0].blocks[0].proj_in.weight,
+        state["blocks.0.proj_in.weight"],
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_published_file_given_to_another_command_names_convert(tmp_path, capsys, zipped):
+    path = tmp_path / "my weights.pth"
+    torch.save(official_state(COND)[1], path, _use_new_zipfile_serialization=zipped)
+    line = refusal(capsys, "sample", path)
+    assert line == (
+        f"error: {path} was saved by torch.save: make a model of it with python -m tarflow "
+        f"convert '{path}' FOLDER"
+    )
+
+
 def refusal(capsys, *arguments):
     """The one line that a command refuses with."""
     assert main([str(argument) for argument in arguments]) == 2

@@ -1,6 +1,7 @@
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import ray
@@ -45,12 +46,43 @@ def test_a_dead_cluster_is_not_waited_for(tmp_path, monkeypatch):
     """`ray start` leaves a note of its address, which outlives it."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert not clusters._stale_address()
+    assert clusters._address() is None
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
-        assert not clusters._stale_address()
-    assert clusters._stale_address()
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert not clusters._stale_address()
+        assert clusters._address() is None
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        assert clusters._address() is None
+        monkeypatch.setenv("RAY_ADDRESS", f"localhost:{port}")
+        assert clusters._address() is None
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert clusters._address() == "local"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9"),
+        ("192.0.2.1:6379", "no Ray cluster answers at RAY_ADDRESS=192.0.2.1:6379"),
+        ("nonsense", "no Ray cluster answers at RAY_ADDRESS=nonsense"),
+        ("host:99999", "no Ray cluster answers at RAY_ADDRESS=host:99999"),
+        ("127.0.0.1:port", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:port"),
+        ("auto", "no Ray cluster answers at RAY_ADDRESS=auto"),
+        ("ray://127.0.0.1:10001", "RAY_ADDRESS is ray://127.0.0.1:10001: write HOST:PORT"),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS is http://127.0.0.1:8265: write HOST:PORT"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_line_in_seconds(
+    monkeypatch, tmp_path, address, words
+):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray would wait for minutes"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught, clusters.join():
+        pass
+    assert time.monotonic() - started < 15
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)

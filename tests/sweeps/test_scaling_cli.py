@@ -1,3 +1,4 @@
+import shlex
 import shutil
 import subprocess
 import sys
@@ -6,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from image_files import noise_images, png, write
 
 from sweeps import driver, final, scaling, search
 from sweeps.driver import declare
 from sweeps.presets import PRESETS, description, load
-from sweeps.study import grid, resolve_study
-from tarflow.config import NoiseConfig, read_yaml, to_yaml
-from tarflow.errors import UserError
+from sweeps.study import Variant, grid, resolve_study
+from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig, read_yaml, to_yaml
+from tarflow.errors import ConfigError, UserError
+from tarflow.run import resolve_config
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -137,6 +140,101 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     with pytest.raises(UserError, match=r"noise.std is 0.25 there, 0.3 here"):
         declare(noisier, tmp_path)
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
+def test_another_study_of_the_same_name_is_refused_before_its_plan(
+    monkeypatch, capsys, tmp_path, flags
+):
+    monkeypatch.chdir(tmp_path)
+    study = resolve_study(load("tiny"))
+    folder = tmp_path / "studies" / "tiny"
+    declare(study, folder)
+    kept = (folder / "study.yaml").read_text()
+    copied = replace(study, base=replace(study.base, batch=16))
+    (tmp_path / "copy.yaml").write_text(to_yaml(copied))
+    code, printed = call(monkeypatch, capsys, "copy.yaml", *flags)
+    assert code == 2
+    assert printed.out == ""
+    batch = "base.batch is 32 there, 16 here"
+    assert printed.err == (
+        f"error: {folder} holds a study with other settings ({batch}); choose another --out, or "
+        "give the study another name\n"
+    )
+    assert (folder / "study.yaml").read_text() == kept
+    assert [path.name for path in folder.iterdir()] == ["study.yaml"]
+
+
+def test_a_study_whose_data_are_missing_is_planned_in_its_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    study = load("cifar10")
+    base = replace(study.base, data=replace(study.base.data, hash="0" * 16), precision="bfloat16")
+    declare(replace(study, base=base), tmp_path / "studies" / "cifar10")
+    code, printed = call(monkeypatch, capsys, "cifar10", "--dry-run")
+    assert code == 0
+    assert "ids are provisional" in printed.out
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
+@pytest.mark.parametrize(("held_out", "samples", "code"), [(3, 64, 2), (4, 64, 0), (3, 0, 0)])
+def test_too_few_images_to_compare_samples_with_are_refused_in_the_plan(
+    monkeypatch, capsys, tmp_path, flags, held_out, samples, code
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "execute", lambda *_: 0)
+    splits = ["train"] * 20 + ["val"] * held_out + ["test"] * 5
+    blob = png(noise_images(1, 28, 1)[0])
+    images = write(tmp_path / "few.parquet", [blob] * len(splits), split=splits)
+    base = load("tiny").base
+    base = replace(base, data=images, evaluation=replace(base.evaluation, samples=samples))
+    (tmp_path / "few.yaml").write_text(to_yaml(replace(load("tiny"), name="few", base=base)))
+    ended, printed = call(monkeypatch, capsys, "few.yaml", *flags)
+    assert ended == code
+    if code:
+        assert printed.out == ""
+        assert printed.err == (
+            "error: evaluation.split is validation, which has 3 images: take data with at least "
+            "4, or 0 for evaluation.samples\n"
+        )
+
+
+def test_too_few_images_are_refused_before_a_single_run_trains(tmp_path):
+    splits = ["train"] * 20 + ["val"] * 3 + ["test"] * 5
+    blob = png(noise_images(1, 28, 1)[0])
+    images = write(tmp_path / "few.parquet", [blob] * len(splits), split=splits)
+    with pytest.raises(ConfigError, match=r"evaluation\.split is validation, which has 3 images"):
+        resolve_config(RunConfig(data=images))
+    test = EvaluationConfig(split="test")
+    assert resolve_config(RunConfig(data=images, evaluation=test)).evaluation == test
+
+
+@pytest.mark.parametrize(
+    "name", ["lr[half]", "lr[/0.1]", "lr[x2]", "[red]", ":smile:", "a\\\\[b]"]
+)
+def test_names_are_printed_as_they_are(monkeypatch, capsys, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    variants = (Variant(name=name, change={"optim": {"lr": 0.002}}), Variant(name="plain"))
+    study = replace(load("tiny"), name="mine", variants=variants)
+    (tmp_path / "mine.yaml").write_text(to_yaml(study))
+    monkeypatch.setattr(
+        driver, "execute", lambda command, console: console.print(f"report: {command.out}") or 0
+    )
+    code, printed = call(monkeypatch, capsys, "mine.yaml", "--out", f"exp {name}", "--yes")
+    assert code == 0
+    assert f"{name}-c16-b2-l1-3e09-s0 " in printed.out
+    folder = tmp_path / f"exp {name}"
+    assert f"report: {folder}" in printed.out.replace("\n", "")
+
+
+def test_a_printed_command_can_be_pasted_into_a_shell(tmp_path):
+    out = tmp_path / "exp $HOME's [v1]"
+    declare(resolve_study(load("tiny")), out)
+    command = (out / "study.yaml").read_text().splitlines()[0].split(": ", 1)[1]
+    assert shlex.split(command) == ["python", "sweeps/scaling.py", str(out / "study.yaml")]
+    with pytest.raises(UserError) as caught:
+        final.existing_folder(str(tmp_path / "no [such] study"))
+    command = str(caught.value).split("with ", 1)[1]
+    assert shlex.split(command) == ["python", "sweeps/scaling.py", "no [such] study"]
 
 
 def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
