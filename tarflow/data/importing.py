@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from tarflow.config import FEWEST_IMAGES
 from tarflow.data import codec
 from tarflow.data.archives import first_label, read_archive, split_in
 from tarflow.data.folders import find_images
@@ -373,7 +374,7 @@ def _write(target: Path, rows: Iterable[Row], names: Sequence[str]) -> Imported:
 
 
 def _split_notes(target: Path, counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield the splits that are taken out of `train`, and those that stay empty."""
+    """Yield the splits that are taken out of `train`, and those with too few images for a run."""
     splits = find_table(str(target)).counts
     if missing := [split for split in SPLITS[1:] if split not in counts]:
         held_out = ", ".join(f"{count:,} {split}" for split, count in splits.items())
@@ -381,6 +382,11 @@ def _split_notes(target: Path, counts: Mapping[str, int]) -> Iterator[str]:
         yield f"{found}; runs will take some out of train, which gives {held_out}"
     if empty := [split for split, count in splits.items() if not count]:
         yield f"runs will fail, as there are no images for {' and '.join(empty)}; import more"
+    elif few := [split for split in SPLITS[1:] if splits[split] < FEWEST_IMAGES]:
+        yield (
+            f"runs need {FEWEST_IMAGES} held-out images: import more for {' and '.join(few)}, or "
+            "set evaluation.samples to 0"
+        )
 
 
 def _png(image: Image.Image, size: int, grey: bool) -> bytes:

@@ -202,6 +202,8 @@ def test_splits_taken_out_of_train_are_said(tmp_path):
     write_images(tmp_path / "all", "train/0.png", "val/0.png", "test/0.png")
     imported = importing.import_folder(tmp_path / "all", tmp_path / "all-set", 8)
     assert imported.notes == [
+        "runs need 4 held-out images: import more for validation and test, or set "
+        "evaluation.samples to 0",
         "no classes: the images are not in class folders",
         "images: 3 colour; 8x8 pixels",
     ]
