@@ -10,14 +10,15 @@ from sweeps.study import resolve_study
 from tarflow.__main__ import main
 
 
-def save_folders(root, classes, sides=(40, 30)):
-    """Write one photograph per class and split, as ImageNet and AFHQ unpack."""
+def save_folders(root, classes, photographs=1, sides=(40, 30)):
+    """Write photographs for every class and split, as ImageNet and AFHQ unpack."""
     pixels = np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8)
     for split in ("train", "val"):
         for number in range(classes):
             folder = root / split / f"n{number:08d}"
             folder.mkdir(parents=True)
-            Image.fromarray(pixels).save(folder / "one.jpg")
+            for photograph in range(photographs):
+                Image.fromarray(pixels).save(folder / f"{photograph}.jpg")
 
 
 def write_source(name, here):
@@ -29,7 +30,7 @@ def write_source(name, here):
         for file in ("train_data_batch_1", "val_data"):
             np.savez(here / f"Imagenet64_npz/{file}.npz", data=rows, labels=np.arange(1, 49))
     elif name == "data/afhq-256px":
-        save_folders(here / "afhq", 3)
+        save_folders(here / "afhq", 3, photographs=2)
     else:
         save_folders(here / "ILSVRC2012", 1000)
 
