@@ -85,6 +85,7 @@ def run(
     execution = resolve_execution(config)
     if execution.first:
         write_text(folder / "config.yaml", to_yaml(config))
+        write_text(folder / "execution.txt", f"{execution}\n")
         (folder / "error.txt").unlink(missing_ok=True)
     extractor = None
     if config.evaluation.samples:  # fails before the training if its weights are missing

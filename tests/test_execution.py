@@ -64,4 +64,5 @@ def test_without_kernels_the_row_and_the_reason_say_so(tmp_path, monkeypatch, ca
     for name in CHOICES:
         assert f"\n{name} " in f"\n{printed}", name
     assert "g++ is missing or failed" in printed
+    assert (tmp_path / "run/execution.txt").read_text() in printed
     assert read_result(tmp_path / "run")["run"]["kernels"] == "eager"

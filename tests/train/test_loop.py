@@ -185,6 +185,7 @@ def test_a_run_leaves_a_complete_folder_and_is_not_trained_twice(tmp_path):
     assert left == {
         "config.yaml",
         "curve.parquet",
+        "execution.txt",
         "images.parquet",
         "model.safetensors",
         "result.json",
