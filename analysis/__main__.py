@@ -121,8 +121,8 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
     """
     from rich.table import Table
 
-    from analysis import human
     from analysis.tables import paired
+    from tarflow import human
     from tarflow.storage import locate
 
     pairs = paired(locate(a), locate(b))
@@ -145,7 +145,7 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
 def _fit_table(law: Any) -> Any:
     from rich.table import Table
 
-    from analysis import human
+    from tarflow import human
 
     shown = Table("parameter", "value", "90% interval", "")
     shown.title = f"{law.name}: {law.formula}"

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from analysis.human import bits, interval, number
 from analysis.laws.intervals import LEVEL
 from analysis.rows import configs_but_seed
 from analysis.settings import setting_in_words
+from tarflow.human import bits, interval, number
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one

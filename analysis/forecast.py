@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import ConfigDict
 
 from analysis.findings import Findings
-from analysis.human import bits, interval, percent
 from analysis.laws.allocation import best_run
 from analysis.laws.intervals import LEVEL, NORMAL_90
 from analysis.rows import read_config
 from tarflow import cost
 from tarflow.config import RunConfig, from_dict, to_dict
+from tarflow.human import bits, interval, percent
 from tarflow.record import read_json
 
 

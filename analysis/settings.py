@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.human import number
 from analysis.rows import commonest
+from tarflow.human import number
 
 SETTING = [  # columns that say how samples were drawn; how the flow was inverted does not matter
     "feature_extractor",

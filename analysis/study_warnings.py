@@ -1,8 +1,8 @@
 """The warnings that a reader of a study needs, in plain sentences."""
 
 from analysis.findings import Findings
-from analysis.human import power
 from analysis.laws.fit import Fit
+from tarflow.human import power
 
 REPEATED = 4.0  # epochs beyond which repeated images count less (Muennighoff et al. 2023)
 SHORT = 0.1  # how far coverage may fall below its promise without a warning

@@ -16,7 +16,6 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.human import bits, number, percent
 from analysis.laws.intervals import NORMAL_90
 from analysis.laws.validation import levels
 from analysis.report import checklist
@@ -27,6 +26,7 @@ from sweeps.space import SEED, SamplingSpace
 from sweeps.study import Study
 from tarflow import record
 from tarflow.config import RunConfig, SamplerConfig, from_dict, to_dict, to_yaml
+from tarflow.human import bits, number, percent
 from tarflow.identity import HALVES, run_id
 
 BANDS = 3  # of noise levels, equally wide in the logarithm; the best run of each is sampled from

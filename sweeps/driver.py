@@ -18,12 +18,11 @@ import tyro
 from rich.console import Console, RenderableType
 from tyro.conf import arg
 
-from analysis import human
 from sweeps.lease import lease
 from sweeps.plan import Plan
 from sweeps.presets import IMPORTS, PRESETS, description
 from sweeps.study import Study, resolve_study
-from tarflow import record
+from tarflow import human, record
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, exit_code_of
 from tarflow.identity import with_hash

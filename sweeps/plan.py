@@ -8,13 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
-from analysis import human
 from sweeps import expect, hardware
 from sweeps.branches import StartPoint, start_points
 from sweeps.expect import Job, Rate, Seconds, timetable
 from sweeps.sampling import SamplingTask, to_sample
 from sweeps.study import PlannedRun, Study, grid, left_out
-from tarflow import cost, record
+from tarflow import cost, human, record
 from tarflow.errors import UserError
 
 STARTING_SECONDS = 12.0  # Ray, imports and the report of a whole study

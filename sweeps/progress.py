@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from analysis import human
+from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 

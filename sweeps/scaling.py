@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 from tyro.conf import arg
 
-from analysis import human
 from sweeps import expect
 from sweeps.driver import (
     Command,
@@ -27,7 +26,7 @@ from sweeps.plan import Plan, finished, make_plan, study_summary, table
 from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Study
-from tarflow import record
+from tarflow import human, record
 from tarflow.errors import UserError
 
 if TYPE_CHECKING:

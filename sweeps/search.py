@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 from tyro.conf import arg
 
-from analysis import human
 from sweeps import expect
 from sweeps.driver import (
     Command,
@@ -28,6 +27,7 @@ from sweeps.driver import (
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
 from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
+from tarflow import human
 from tarflow.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ import pandas as pd
 
 from analysis.findings import Findings
 from analysis.forecast import Forecast
-from analysis.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
+from tarflow.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
 
 
 def cost(table: pd.DataFrame) -> Table:

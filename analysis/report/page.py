@@ -9,14 +9,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis import human
 from analysis.findings import Findings, find
 from analysis.report.figures.export import to_json, to_table
 from analysis.report.section import Material, Section
 from analysis.report.sections import ablation, laws, quality, runs
 from analysis.report.summary import summarise, typeset
 from analysis.study import read_study
-from tarflow import record
+from tarflow import human, record
 
 RUN_COLUMNS = (
     *("run", "id", "role", "status", "params", "images", "epochs"),

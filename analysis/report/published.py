@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.human import bits, number
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
+from tarflow.human import bits, number
 
 NUMBERS = Path(__file__).with_suffix(".csv")
 NAMES = {"bpd": "bits per dimension", "fid": "FID"}

@@ -12,11 +12,11 @@ from markupsafe import Markup, escape
 from analysis.ablation import conclusions
 from analysis.advice import recommend
 from analysis.findings import Findings
-from analysis.human import bits, count, interval, number, percent, power
 from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.study_warnings import warnings_of
 from tarflow.errors import UserError
+from tarflow.human import bits, count, interval, number, percent, power
 
 ABLATION = Markup(
     "<b>An ablation: choices side by side at equal training FLOPs, without a law.</b> Differences "

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from analysis.ablation import UNIFORM_STD, averaged, best, kind, noise_level, titled
-from analysis.human import bits
 from analysis.report.published import published
 from analysis.signatures import GOOD, POOR, signatures
+from tarflow.human import bits
 
 
 def frame(**columns):

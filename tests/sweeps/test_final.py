@@ -10,13 +10,13 @@ import pytest
 
 from analysis.findings import find
 from analysis.forecast import Forecast, achieved, forecast
-from analysis.human import percent
 from sweeps import final
 from sweeps.driver import declare
 from sweeps.final import Options
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
 from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
+from tarflow.human import percent
 from tarflow.record import read_json, read_table, write_json
 from tarflow.run import row_of
 

@@ -3,14 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from analysis import human
 from sweeps import expect, hardware
 from sweeps.branches import StartPoint
 from sweeps.expect import Rate
 from sweeps.plan import make_plan, study_summary, table, wall_seconds
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
-from tarflow import cost
+from tarflow import cost, human
 from tarflow.config import ExecutionConfig, to_dict
 from tarflow.errors import UserError
 from tarflow.record import write_json

@@ -4,7 +4,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.ablation import noise_level
-from analysis.human import interval, number
 from analysis.report.figures.theme import (
     CATEGORIES,
     SYMBOLS,
@@ -14,6 +13,7 @@ from analysis.report.figures.theme import (
     log_axis,
     marker,
 )
+from tarflow.human import interval, number
 
 
 def against_noise(points: pd.DataFrame, y: str) -> go.Figure:

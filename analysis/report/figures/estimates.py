@@ -10,11 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analysis.findings import Findings
-from analysis.human import bits, count, interval, number, power
 from analysis.laws.allocation import Allocation
 from analysis.laws.isoflop import IsoFlop
 from analysis.report.figures import theme
 from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_axis, marker
+from tarflow.human import bits, count, interval, number, power
 
 SMALLEST = 0.01  # percent: smaller errors are drawn here because the axis is logarithmic
 

@@ -8,12 +8,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.findings import Findings, HeldOut
-from analysis.human import bits, count, interval, percent, power
 from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
+from tarflow.human import bits, count, interval, percent, power
 
 BPD = "bits per dimension"
 FLOPS = "training FLOPs"

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.human import bits, count, number
 from analysis.report.figures import theme
 from analysis.report.figures.theme import AMBER, INK, ORANGE, SOFT, describe, dots, figure, marker
 from analysis.settings import best_setting, pareto_front, setting_in_words
+from tarflow.human import bits, count, number
 
 
 def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | None:

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.human import count, number, power
 from analysis.report.figures import theme
 from analysis.report.figures.theme import AMBER, BLUE, ORANGE, SKY, describe, figure, log_axis
+from tarflow.human import count, number, power
 
 CURVE_POINTS = 300  # per run: more do not show on a screen
 DISTRIBUTION_POINTS = 1000  # per run, evenly spaced in rank

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from analysis.human import bits, count, number, power
+from tarflow.human import bits, count, number, power
 
 # Placeholders: report.js replaces them with the colours of the current scheme.
 INK, SOFT, GRID, PAPER, LAW = "#010101", "#020202", "#030303", "#040404", "#050505"

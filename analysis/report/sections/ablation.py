@@ -7,11 +7,11 @@ import plotly.graph_objects as go
 
 from analysis import ablation
 from analysis.ablation import averaged, noise_level, titled
-from analysis.human import bits, interval, number
 from analysis.report.figures import ablation as ablation_figures
 from analysis.report.section import Material, Picture, Section, Table, embedded
 from analysis.settings import SETTING, run_and_setting, setting_in_words
 from analysis.study import sample_pictures
+from tarflow.human import bits, interval, number
 
 MOST_PICTURES = 24  # per section
 SCORES = {"kid": "KID", "fid": "FID", "fd": "FD"}

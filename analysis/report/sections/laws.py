@@ -1,12 +1,12 @@
 """The sections of the laws: fits, minima, roll-outs, and how a budget is best spent."""
 
 from analysis.forecast import read_forecasts
-from analysis.human import percent
 from analysis.laws.intervals import LEVEL
 from analysis.report import checklist
 from analysis.report.figures import estimates as estimate_figures
 from analysis.report.figures import laws as law_figures
 from analysis.report.section import Material, Section, existing
+from tarflow.human import percent
 
 
 def law(material: Material) -> Section:

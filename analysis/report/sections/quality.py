@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.human import bits, interval, number
 from analysis.report import checklist
 from analysis.report.figures import quality as quality_figures
 from analysis.report.published import published
@@ -18,6 +17,7 @@ from analysis.settings import (
 )
 from analysis.signatures import GOOD, POOR, Signature, signatures
 from analysis.study import sample_pictures, tables_of_runs
+from tarflow.human import bits, interval, number
 
 MOST = 3  # runs shown of either failure signature
 BEST = (("bpd", "best likelihood"), ("kid", "best samples"))

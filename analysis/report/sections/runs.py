@@ -1,10 +1,10 @@
 """The sections of the runs themselves: loss curves, samples, single images, cost, checklist."""
 
-from analysis.human import bits, count, power
 from analysis.report import checklist
 from analysis.report.figures import runs as run_figures
 from analysis.report.section import Material, Section, embedded, existing
 from analysis.study import tables_of_runs
+from tarflow.human import bits, count, power
 
 
 def curves(material: Material) -> Section:
