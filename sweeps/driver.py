@@ -212,17 +212,20 @@ def study_folder(out: Path | None, study: Study) -> Path:
     return folder
 
 
-def resolve_or_explain(study: Study, dry_run: bool) -> tuple[Study, list[str]]:
-    """Fill in what depends on the data; a dry run can do without the data.
+def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, list[str]]:
+    """Fill in what depends on the data, and compare with the study that the folder holds.
+
+    A dry run can do without the data, and then compares nothing.
 
     Returns:
         The study, and a line that says which data are missing, if they are.
 
     Raises:
-        UserError: If the data do not fit; or if they are missing, unless in a dry run.
+        UserError: If the data do not fit or the folder holds another study; or if the data are
+            missing, unless in a dry run.
     """
     try:
-        return resolve_study(study), []
+        resolved = resolve_study(study)
     except ConfigError:
         raise  # the data are here, and do not fit the study
     except UserError as error:
@@ -233,6 +236,8 @@ def resolve_or_explain(study: Study, dry_run: bool) -> tuple[Study, list[str]]:
             raise UserError(reason) from None
         provisional = f"the data are not here yet ({reason}), so run ids are provisional"
         return replace(study, base=with_hash(study.base, "unknown")), [provisional]
+    check_comparable(resolved, out)
+    return resolved, []
 
 
 def declare(study: Study, out: Path) -> None:

@@ -14,7 +14,6 @@ from sweeps import expect
 from sweeps.driver import (
     Command,
     StudyOptions,
-    check_comparable,
     declare,
     default,
     drive,
@@ -86,9 +85,7 @@ class Scaling(Command):
             raise UserError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
         study = chosen_study(options)
         self.out = study_folder(options.out, study)
-        self.study, missing = resolve_or_explain(study, options.dry_run)
-        if not missing:  # without its data a study cannot be compared
-            check_comparable(self.study, self.out)
+        self.study, missing = resolve_or_explain(study, self.out, options.dry_run)
         self.plan = plan = make_plan(
             self.study, self.out, options.devices, options.accelerator, options.price
         )

@@ -87,9 +87,7 @@ class Search(Command):
         study = load(options.study)
         self.options = options
         self.out = study_folder(options.out, study)
-        study, missing = resolve_or_explain(study, options.dry_run)
-        if not missing:  # without its data a study cannot be compared
-            check_comparable(study, self.out)
+        study, missing = resolve_or_explain(study, self.out, options.dry_run)
         self.space = TrainingSpace(study, options.budget or middle(study.budgets))
         check(options, self.space)
         self.plan = make_search_plan(options, self.space, self.out)
@@ -99,8 +97,9 @@ class Search(Command):
 
     def begin(self) -> None:
         """Write study.yaml, unless the folder holds a study already."""
-        check_comparable(self.space.study, self.out)
-        if not (self.out / "study.yaml").exists():
+        if (self.out / "study.yaml").exists():
+            check_comparable(self.space.study, self.out)
+        else:
             declare(self.space.study, self.out)
 
     def run(self, context: "BatchContext") -> "Outcome":
