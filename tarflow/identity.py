@@ -40,7 +40,7 @@ def setting_id(config: RunConfig, seed: int, halves: Sequence[str] = WHOLE) -> s
     """Return the name of a sampler setting, a hash of everything that changes its scores.
 
     Args:
-        config: Run, with the sampler setting in place of its own.
+        config: Run, with its sampler setting replaced by the one to name.
         seed: Seed of the noise that becomes samples.
         halves: Names of the parts of the samples that are scored separately.
     """

@@ -54,7 +54,7 @@ def frechet_distance_at_infinity(a: Features, b: Features) -> tuple[float, float
     The intercept of a line through the distances at M, 2M/3 and M/2 samples over one over the
     count (Chong and Forsyth 2020). Each smaller count is the mean over leaving out each third or
     half in turn, so that all samples count equally, which varies less than random subsets. The
-    reference keeps the bias of its own finite count.
+    reference keeps the bias of a finite sample.
 
     The error is the infinitesimal jackknife: every distance is linearised in the weight of each
     sample, which accounts for the samples that the points of the line share; the residuals of the

@@ -469,7 +469,7 @@ def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
     lucky = SamplerConfig(guidance=0.5, temperature=0.4, rule="gaussian-score")
     untested = replace(space, run_id="b")
     sampled(tmp_path, untested, lucky, (0.1, 0.1))
-    assert verdict(untested, tmp_path).sampler == own  # no score of its own to compare with
+    assert verdict(untested, tmp_path).sampler == own  # the default setting was not scored
     sampled(tmp_path, space, lucky, (1.0, 1.9))
     kept = verdict(space, tmp_path)
     assert kept.sampler == own
