@@ -6,7 +6,6 @@ Every import writes a new folder of shards, `train-00000.parquet` and so on, tha
 
 import json
 import os
-import pickle
 import re
 import shutil
 from collections import Counter
@@ -18,7 +17,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -28,6 +26,7 @@ from tarflow.config import FEWEST_IMAGES
 from tarflow.data import codec
 from tarflow.data.archives import first_label, read_archive, split_in
 from tarflow.data.folders import find_images
+from tarflow.data.plain_pickle import read_plain_pickle
 from tarflow.data.tables import SPLITS, Split, find_table, split_named, split_of
 from tarflow.errors import UserError
 
@@ -173,13 +172,13 @@ def import_cifar(source: Path, target: Path) -> Imported:
     train = [f"data_batch_{number}" for number in range(1, 6)] if ten else ["train"]
     test = "test_batch" if ten else "test"
     try:
-        names = [name.decode() for name in _unpickle(source / meta)[names_key]]
+        names = [name.decode() for name in read_plain_pickle(source / meta)[names_key]]
     except KeyError:
         raise UserError(f"{source / meta} has no {names_key.decode()}") from None
 
     def rows() -> Iterator[Row]:
         for name in (*train, test):
-            batch = _unpickle(source / name)
+            batch = read_plain_pickle(source / name)
             if label_key not in batch or b"data" not in batch:
                 raise UserError(f"{source / name} is not a CIFAR batch")
             split: Split = "test" if name == test else "train"
@@ -412,48 +411,6 @@ def _number(path: Path) -> tuple[int, str]:
     """Return a sort key that puts batch 2 before batch 10."""
     digits = re.findall(r"\d+", path.stem)
     return int(digits[-1]) if digits else 0, path.name
-
-
-def _unpickle(path: Path) -> dict[bytes, Any]:
-    """Read a dictionary of plain values and uint8 arrays from a pickle of Python 2."""
-    try:
-        with path.open("rb") as handle:
-            loaded = _PlainUnpickler(handle, encoding="bytes").load()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{path} is not a CIFAR batch: {error}") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path} is not a CIFAR batch")
-    return loaded
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global except the three that rebuild a uint8 array."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return a harmless stand-in for the global, or refuse."""
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _ALLOWED[module, name]
-
-
-def _empty_array(*_: object) -> NDArray[np.uint8]:
-    """Stand in for numpy's function: the state that follows sets shape, type and bytes."""
-    return np.empty(0, np.uint8)
-
-
-def _byte_type(code: bytes, *_: object) -> np.dtype[np.uint8]:
-    if code != b"u1":
-        raise pickle.UnpicklingError(f"it holds an array of type {code!r}")
-    return np.dtype(np.uint8, copy=True)
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy", "ndarray"): None,  # named only as an argument of the first
-    ("numpy", "dtype"): _byte_type,
-}
 
 
 def _table(rows: list[Row], names: Sequence[str]) -> pa.Table:
