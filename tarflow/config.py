@@ -244,8 +244,9 @@ class ExecutionConfig:
     sharding: Literal["auto", "replicate", "shard"] = "auto"  # shard splits the state (FSDP)
     threads: int = 0  # CPU threads per worker; 0 leaves the choice to torch
     micro_batch: int = 0  # images per forward pass of a worker; 0: as many as fit in memory
-    fused: bool = True  # fused CPU kernels; g++ compiles them once, in 3 s
-    compile: bool = False  # torch.compile layers without fused kernels: 10 to 20 s, pays on a GPU
+    fused: bool = True  # fused kernels; g++ or Triton compiles them once, in seconds
+    compile: bool = False  # torch.compile layers that have no fused kernels: 10 to 20 s
+    residuals: Literal["auto", "float32", "bfloat16"] = "auto"  # hidden states of fused GPU layers
     checkpoint_activations: bool = False  # recompute activations backward to save memory
     solver: str = "auto"  # how to invert the blocks; see `tarflow.sample.plan`
     checkpoint_seconds: float = 30.0  # between checkpoints; more if they cost 2% of training

@@ -1,5 +1,12 @@
+import os
 from importlib import import_module
 from pathlib import Path
+
+from sweeps.hardware import has_gpu
+
+INTERPRETED = not has_gpu()  # whether Triton's kernels are interpreted, not compiled
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by torch at the latest
 
 import pytest
 import torch

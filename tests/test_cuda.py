@@ -99,6 +99,17 @@ def test_replayed_steps_are_those_launched_one_by_one(changes, monkeypatch):
     assert replayed == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"model": replace(MODEL, volume_preserving=True)}, {"batch": 5, "images": 500}]
+)
+def test_fused_layers_train_as_plain_ones(precision, changes):
+    tolerance = 1e-4 if precision == "float32" else 2e-2
+    fused = run(precision=precision, **changes)
+    plain = replace(fused, execution=ExecutionConfig(device="cuda", fused=False))
+    assert losses(fused, 8)[0] == pytest.approx(losses(plain, 8)[0], rel=tolerance)
+
+
 def test_a_pass_is_halved_until_the_memory_of_the_gpu_suffices():
     whole = torch.cuda.get_device_properties(GPU).total_memory
     torch.cuda.set_per_process_memory_fraction(2e9 / whole, GPU)

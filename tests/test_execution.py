@@ -14,7 +14,7 @@ from tarflow.errors import UserError
 from tarflow.execution import choose_precision, resolve_execution
 from tarflow.record import read_result
 
-CHOICES = ("device", "precision", "state", "micro-batch", "kernels", "threads")
+CHOICES = ("device", "precision", "state", "micro-batch", "kernels", "residuals", "threads")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tarflow.affine import fused_affine
 from tarflow.cost import PRODUCTS_TOKENS
 from tarflow.cpu.kernels import Kernels, kernels
 from tarflow.model.flow import Attention, FlowBlock, Layer
@@ -67,7 +68,8 @@ class FusedBlock(FlowBlock):
         if self.volume_preserving or not torch.is_grad_enabled():
             return super().forward(tokens, labels)
         tokens = self.permute(tokens)
-        return fused_affine(tokens, self.output(tokens, labels), self.backwards)
+        output = self.output(tokens, labels)
+        return fused_affine(_kernels(output.dtype), tokens, output, self.backwards)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -93,45 +95,6 @@ def fused_layer(
     """
     after: Tensor = _FusedLayer.apply(hidden, head_dim, dtype, *weights)
     return after
-
-
-def fused_affine(tokens: Tensor, output: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
-    """Shift and scale tokens as `FlowBlock.forward` does, given the block's last projection.
-
-    Args:
-        tokens: (B, T, D) in the block's order, float32.
-        output: (B, T, 2D) log-scale and shift for the successor of each token, in float32 or
-            bfloat16.
-        backwards: Whether the block's order is opposite to raster order.
-
-    Returns:
-        Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
-    """
-    mapped: tuple[Tensor, Tensor] = _FusedAffine.apply(tokens, output, backwards)
-    return mapped
-
-
-class _FusedAffine(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, tokens: Tensor, output: Tensor, backwards: bool
-    ) -> tuple[Tensor, Tensor]:
-        tokens, output = tokens.contiguous(), output.contiguous()
-        mapped, logdet = torch.empty_like(tokens), tokens.new_empty(len(tokens))
-        ctx.dims = *tokens.shape, int(backwards)
-        _kernels(output.dtype).affine(tokens, output, mapped, logdet, *ctx.dims)
-        ctx.save_for_backward(output, mapped)
-        return mapped, logdet
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        output, mapped = ctx.saved_tensors
-        dmapped, dlogdet = (gradient.contiguous() for gradient in gradients)
-        dtokens, doutput = torch.empty_like(mapped), torch.empty_like(output)
-        _kernels(output.dtype).affine_backward(
-            output, mapped, dmapped, dlogdet, dtokens, doutput, *ctx.dims
-        )
-        return dtokens, doutput, None
 
 
 class _FusedLayer(torch.autograd.Function):

@@ -13,7 +13,8 @@ multiplied as a batch.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self, cast
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,10 @@ from torch import Tensor, nn
 from tarflow.config import SamplerConfig
 from tarflow.model.flow import FlowBlock, Layer, split_output
 from tarflow.sample import guidance
-from tarflow.sample.kv_cache import AnyWindow, KVCache, Window
+from tarflow.sample.kv_cache import AnyWindow, DeviceWindow, KVCache, Window
+
+if TYPE_CHECKING:
+    from tarflow.cuda.decode import DecodeStep
 
 FUSED_FROM = 64  # tokens of a window from which fused attention beats plain products
 
@@ -51,7 +55,7 @@ class IncrementalBlock:
             sampler: Guidance; `None` if this block is not guided.
         """
         rows = 2 * batch if sampler else batch
-        self.sampler = sampler
+        self.block, self.cache, self.rows, self.sampler = block, cache, rows, sampler
         self.volume_preserving = block.volume_preserving
         if sampler and labels is not None:
             labels = torch.cat([labels, torch.full_like(labels, -1)])
@@ -79,6 +83,17 @@ class IncrementalBlock:
         """Scratch buffers for single-token steps, allocated on first use."""
         return StepBuffers(self.layers[0])
 
+    @cached_property
+    def decoder(self) -> "DecodeStep | None":
+        """Single-token steps by kernels of a GPU, or `None` where there are none."""
+        memory = self.cache.memory
+        if not memory.is_cuda or memory.dtype == torch.float64 or not find_spec("triton"):
+            return None
+        from tarflow.cuda.decode import DecodeStep  # Triton is not there on every system
+
+        layers = [cast(Layer, layer) for layer in self.block.attn_blocks]
+        return DecodeStep(layers, self.cache.layers(self.rows))
+
     def __call__(self, tokens: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """Return scale and shift (B, n, D) for the successors of n tokens.
 
@@ -89,6 +104,8 @@ class IncrementalBlock:
         """
         if isinstance(window, Window) and window.count == 1:
             output = self._step(tokens[:, 0], window.start)[:, None]
+        elif isinstance(window, DeviceWindow) and window.count == 1 and self.decoder:
+            output = self._decode(tokens[:, 0], window)[:, None]
         else:
             output = self._transform(tokens, window)
         log_scale, shift = split_output(output, self.volume_preserving)
@@ -115,6 +132,15 @@ class IncrementalBlock:
         hidden = self.proj_in(token[None])[0] + self.embedding[:, index]
         for layer in self.layers:
             layer.step(hidden, index, self.buffers, self.query_scale)
+        return self.proj_out(hidden[None])[0]
+
+    def _decode(self, token: Tensor, window: DeviceWindow) -> Tensor:
+        """Do the same for one token (B, D) whose position the device knows."""
+        assert self.decoder
+        if self.sampler:
+            token = token.repeat(2, 1)
+        hidden = self.proj_in(token[None])[0] + window.read(self.embedding)[:, 0]
+        hidden = self.decoder(hidden, window.positions, self.query_scale)
         return self.proj_out(hidden[None])[0]
 
 

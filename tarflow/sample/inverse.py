@@ -153,7 +153,8 @@ def sequential(
         step(DeviceWindow(position, filled))
         position.add_(1)
 
-    replay = _captured(device_step, STEP_BUCKET, last, latents.device)
+    bucket = last if block.decoder else STEP_BUCKET
+    replay = _captured(device_step, bucket, last, latents.device)
     for index in range(start, last):
         replay(index + 1)
     return tokens

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,13 @@ def model_types(config: RunConfig, execution: Execution) -> tuple[type[FlowBlock
     """Return the classes of blocks and layers that train fastest; all have the same parameters."""
     block_type: type[FlowBlock] = FlowBlock
     layer_type: type[Layer] = Layer
-    if execution.kernels == "fused":
+    if execution.kernels == "fused" and execution.device.type == "cuda":
+        from tarflow.cuda import layers  # Triton is not there on every system
+
+        narrow = execution.residuals == "bfloat16"
+        block_type = layers.NarrowBlock if narrow else layers.FusedBlock
+        layer_type = layers.FusedLayer
+    elif execution.kernels == "fused":
         block_type, layer_type = FusedBlock, FusedLayer
     elif execution.device.type == "cpu":
         layer_type = ProductLayer
@@ -82,12 +89,11 @@ def recomputed(layer_type: type[Layer]) -> type[Layer]:
     """Return a layer that keeps its input only and recomputes the rest in the backward pass."""
 
     class RecomputedLayer(layer_type):  # type: ignore[misc, valid-type]
-        def forward(self, hidden: Tensor) -> Tensor:
+        def forward(self, *hidden: Tensor) -> Any:
             if not torch.is_grad_enabled():
-                return super().forward(hidden)  # type: ignore[no-any-return]
-            output: Tensor = checkpoint(
-                super().forward, hidden, use_reentrant=False, preserve_rng_state=False
+                return super().forward(*hidden)
+            return checkpoint(
+                super().forward, *hidden, use_reentrant=False, preserve_rng_state=False
             )
-            return output
 
     return RecomputedLayer

@@ -119,7 +119,8 @@ class TrainStep:
         state, config = self.state, self.config
         named = dict(state.flow.named_parameters())
         parameters, ema = list(named.values()), [state.ema[name] for name in named]
-        if self.execution.kernels == "fused" and config.optim.optimizer == "adamw":
+        on_cpu = self.execution.device.type == "cpu"
+        if on_cpu and self.execution.kernels == "fused" and config.optim.optimizer == "adamw":
             library = kernels(DTYPES[self.execution.precision])
             assert library
             (optimizer,) = state.optimizers

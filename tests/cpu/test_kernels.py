@@ -13,6 +13,7 @@ from golden_files import TOLERANCE
 from golden_files import built as reference_flow
 from golden_files import read as reference_tensors
 
+from tarflow.affine import fused_affine
 from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
 from tarflow.cpu import kernels as built
 from tarflow.cpu.layers import (
@@ -20,7 +21,6 @@ from tarflow.cpu.layers import (
     FusedLayer,
     ProductLayer,
     causal_attention,
-    fused_affine,
     fused_layer,
 )
 from tarflow.device import processor
@@ -221,7 +221,7 @@ def test_no_number_depends_on_the_threads():
                 *(normed, x, means, inverses, weight, weight, x),
                 *(again, dx, *sums[:2], None, sums[2], 371, 32),
             )
-            mapped, logdet = fused_affine(tokens, log_scale, True)
+            mapped, logdet = fused_affine(built.kernels(log_scale.dtype), tokens, log_scale, True)
             total = mapped.square().sum() + logdet.sum()
             slopes = torch.autograd.grad(total, [tokens, log_scale])
             results.append([normed, again, dx, *sums, mapped, logdet, *slopes])
@@ -240,7 +240,9 @@ def test_what_is_not_finite_is_passed_on(random_flow):
     assert latents[0].isfinite().all()  # images do not touch each other
     assert latents[1].isnan().any()
     tokens, output = torch.ones(1, 2, 1), torch.tensor([[[-100.0, 0.0], [0.0, 0.0]]])
-    assert fused_affine(tokens, output, False)[0].flatten().tolist() == [1.0, torch.inf]
+    assert fused_affine(built.kernels(torch.float32), tokens, output, False)[
+        0
+    ].flatten().tolist() == [1.0, torch.inf]
 
 
 def test_activations_computed_again_give_the_same_gradients(random_flow):

@@ -1,0 +1,1 @@
+"""Triton kernels for NVIDIA GPUs: training and decoding with fewer passes over memory."""

@@ -1,0 +1,75 @@
+"""Triton's interpreter runs the kernels on the CPU: the fused blocks are the plain ones.
+
+That compiled kernels do the same on a GPU is shown by `tests/test_cuda.py`.
+"""
+
+import pytest
+import torch
+from conftest import INTERPRETED
+
+from tarflow.config import ModelConfig
+from tarflow.model.flow import TarFlow
+from tarflow.model.likelihood import negative_log_likelihood
+
+pytest.importorskip("triton", reason="there is no Triton for this system")
+if not INTERPRETED:
+    pytest.skip("a GPU compiles the kernels", allow_module_level=True)
+from tarflow.cuda import layers
+
+
+def flows(config, block_type):
+    """Return a plain flow and a fused one with the same weights, none of them zero."""
+    plain = TarFlow(config)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    fused = TarFlow(config, block_type, layers.FusedLayer)
+    fused.load_state_dict(plain.state_dict())
+    return plain, fused
+
+
+def gradients(flow, images, labels):
+    latents, logdet = flow(images, labels)
+    loss = negative_log_likelihood(latents, logdet).mean() + latents.sum() / 100
+    loss.backward()
+    return {"loss": loss.detach(), "latents": latents.detach(), "images": images.grad} | {
+        name: parameter.grad for name, parameter in flow.named_parameters()
+    }
+
+
+def largest_error(found, expected):
+    """Return the largest error of any tensor, relative to its norm."""
+    return max(
+        float((found[name] - tensor).norm() / tensor.norm()) for name, tensor in expected.items()
+    )
+
+
+CONFIG = ModelConfig(
+    image_size=8, image_channels=3, patch=2, channels=24, head_dim=8, blocks=2, layers=2, classes=3
+)
+
+
+def compare(block_type, config=CONFIG):
+    torch.manual_seed(0)
+    plain, fused = flows(config, block_type)
+    images = torch.randn(2, config.image_channels, config.image_size, config.image_size)
+    labels = torch.tensor([2, -1]) if config.classes else None
+    given = images.clone().requires_grad_(), images.clone().requires_grad_()
+    return largest_error(gradients(fused, given[0], labels), gradients(plain, given[1], labels))
+
+
+def test_a_fused_block_is_the_plain_one():
+    assert compare(layers.FusedBlock) < 1e-4
+
+
+@pytest.mark.parametrize(("block_type", "most"), [("FusedBlock", 0.05), ("NarrowBlock", 0.2)])
+def test_a_fused_block_in_bfloat16_is_near_the_plain_one(block_type, most, monkeypatch):
+    monkeypatch.setattr(layers, "product_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(torch.nn.Linear, "forward", narrow_linear)
+    assert 1e-4 < compare(getattr(layers, block_type)) < most
+
+
+def narrow_linear(self, inputs):
+    """Project as autocast does."""
+    parts = (inputs, self.weight, self.bias)
+    return torch.nn.functional.linear(*(part.to(torch.bfloat16) for part in parts))
