@@ -1,6 +1,7 @@
 """Images and image tables that tests write."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,19 @@ def write(path, blobs, **columns):
     return DataConfig(name=str(path))
 
 
-# Tables
+def classes(target):
+    """Return the names of the classes of a set and the labels of its training images."""
+    table = pq.read_table(target / "train-00000.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    return features["label"]["names"], table["label"].to_pylist()
+
+
+def labels_of(target):
+    """Return the labels that an import wrote to each split."""
+    return {
+        path.stem.split("-")[0]: pq.read_table(path)["label"].to_pylist()
+        for path in sorted(target.glob("*.parquet"))
+    }
 
 
 def python2_pickle(value):
