@@ -2,31 +2,22 @@
 
 import gzip
 import struct
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import labels_of, noise_images
+from image_files import idx, labels_of, noise_images, write_idx
 
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import DataConfig
+from tarflow.data.idx import class_names, read_idx
 from tarflow.data.importing import import_idx
 from tarflow.errors import UserError
 
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-def idx(array):
-    """Return the content of an IDX file of bytes."""
-    return struct.pack(f">{array.ndim + 1}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
-
-
-def write_idx(folder, split, images, labels, ending=".gz"):
-    folder.mkdir(exist_ok=True)
-    pack = gzip.compress if ending == ".gz" else bytes
-    (folder / f"{split}-images-idx3-ubyte{ending}").write_bytes(pack(idx(images)))
-    labels = idx(np.array(labels, np.uint8))
-    (folder / f"{split}-labels-idx1-ubyte{ending}").write_bytes(pack(labels))
 
 
 def test_files_are_found_by_their_names(tmp_path, capsys):
@@ -88,3 +79,11 @@ def test_damaged_files_are_refused_in_a_line(tmp_path, ending):
     (source / "t10k-images-idx3-ubyte.gz").unlink()
     with pytest.raises(UserError, match="the test labels have no file of images"):
         import_idx(source, tmp_path / "set")
+
+
+@pytest.mark.skipif(not FASHION.exists(), reason="needs Debian's dataset-fashion-mnist")
+def test_the_classes_of_fashion_mnist_have_names():
+    part = next(read_idx(FASHION))
+    assert (part.split, part.images.shape) == ("train", (60_000, 28, 28))
+    assert class_names(part)[9] == "Ankle boot"
+    assert class_names(replace(part, labels=part.labels[1:])) == []
