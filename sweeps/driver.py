@@ -20,7 +20,7 @@ from tyro.conf import arg
 
 from sweeps.lease import lease
 from sweeps.plan import Plan
-from sweeps.presets import IMPORTS, PRESETS, description
+from sweeps.presets import IMPORTS, PRESETS, description, how_to_import
 from sweeps.study import Study, resolve_study
 from tarflow import human, record
 from tarflow.config import read_yaml, to_dict, to_yaml
@@ -231,7 +231,7 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
     except UserError as error:
         name, reason = study.base.data.name, str(error)
         if name in IMPORTS and not locate(name).exists():
-            reason = f"no data set {name}; make it with: python -m tarflow data {IMPORTS[name]}"
+            reason = f"no data set {name}; make it with: {how_to_import(name)}"
         if not dry_run:
             raise UserError(reason) from None
         provisional = f"the data are not here yet ({reason}), so run ids are provisional"

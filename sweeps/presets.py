@@ -11,12 +11,25 @@ FOLDER = Path(__file__).with_name("studies")
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 IMPORTS = {  # arguments of `python -m tarflow data` that make the presets' data from downloads
+    "data/fashion": "/usr/share/datasets/fashion-mnist data/fashion",
     "data/cifar10": "cifar-10-batches-py data/cifar10 --kind cifar",
     "data/imagenet64": "Imagenet64_npz data/imagenet64 --kind npz",
     "data/imagenet-64px": "ILSVRC2012 data/imagenet-64px --size 64",
     "data/imagenet-128px": "ILSVRC2012 data/imagenet-128px --size 128",
     "data/afhq-256px": "afhq data/afhq-256px --size 256",
 }
+
+PACKAGES = {"data/fashion": "dataset-fashion-mnist"}  # of Debian, that bring the downloads
+
+
+def how_to_import(name: str) -> str:
+    """Return the commands that make the data of a preset.
+
+    >>> how_to_import("data/cifar10")
+    'python -m tarflow data cifar-10-batches-py data/cifar10 --kind cifar'
+    """
+    install = f"apt-get install {PACKAGES[name]} && " if name in PACKAGES else ""
+    return f"{install}python -m tarflow data {IMPORTS[name]}"
 
 
 def load(name: str) -> Study:

@@ -1,7 +1,7 @@
 """Numbers for people: one way to write each quantity, used by every page, table and command."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _DURATIONS = (  # seconds in a unit, its name, and from how many seconds on it is used
@@ -10,6 +10,7 @@ _DURATIONS = (  # seconds in a unit, its name, and from how many seconds on it i
 )
 _DEVICE_TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_NAMES = 20  # of many names, those written in a line
 MISSING = "–"
 
 
@@ -30,6 +31,16 @@ def count(value: float | None) -> str:
         if abs(value) >= 0.9995 * scale:
             return f"{value / scale:.3g}{suffix}"
     return f"{value:.3g}"
+
+
+def names(values: Sequence[str], separator: str = ", ") -> str:
+    """Write names in a line, only the first of many.
+
+    >>> names(["cat", "dog"]), names(["a"] * 1_020).removeprefix("a, " * 19)
+    ('cat, dog', 'a and 1,000 more')
+    """
+    more = len(values) - _NAMES
+    return separator.join(values[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def digits(value: float) -> str:

@@ -1,6 +1,9 @@
 """Images and image tables that tests write."""
 
+import gzip
 import io
+import json
+import struct
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +32,32 @@ def write(path, blobs, **columns):
     return DataConfig(name=str(path))
 
 
-# Tables
+def classes(target):
+    """Return the names of the classes of a set and the labels of its training images."""
+    table = pq.read_table(target / "train-00000.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    return features["label"]["names"], table["label"].to_pylist()
+
+
+def labels_of(target):
+    """Return the labels that an import wrote to each split."""
+    return {
+        path.stem.split("-")[0]: pq.read_table(path)["label"].to_pylist()
+        for path in sorted(target.glob("*.parquet"))
+    }
+
+
+def idx(array):
+    """Return the content of an IDX file of bytes."""
+    return struct.pack(f">{array.ndim + 1}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(folder, split, images, labels, ending=".gz"):
+    folder.mkdir(exist_ok=True)
+    pack = gzip.compress if ending == ".gz" else bytes
+    (folder / f"{split}-images-idx3-ubyte{ending}").write_bytes(pack(idx(images)))
+    labels = idx(np.array(labels, np.uint8))
+    (folder / f"{split}-labels-idx1-ubyte{ending}").write_bytes(pack(labels))
 
 
 def python2_pickle(value):

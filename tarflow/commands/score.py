@@ -39,6 +39,7 @@ def score(
     posterior: bool = False,
     draws: int = 1,
     resize: bool = False,
+    skip_broken: bool = False,
     show: int = 10,
     grid: Path | None = None,
     out: Path | None = None,
@@ -57,6 +58,7 @@ def score(
         posterior: Also name the most probable class by Bayes' rule; takes a pass per class.
         draws: Number of noise draws.
         resize: Convert images of another size or colour to the model's instead of refusing them.
+        skip_broken: Leave out images that cannot be decoded instead of refusing them.
         show: Number of images to print from either end.
         grid: Picture to write: the worst images, then the best.
         out: Parquet table to write, one row per image.
@@ -79,8 +81,9 @@ def score(
         config = data.match_data(config)
     except UserError as error:
         missing = str(error)
+    left_out: list[str] = []
     if images:
-        pictures, names = read_pictures(images, config.model, resize)
+        pictures, names, left_out = read_pictures(images, config.model, resize, skip_broken)
     elif missing:
         raise UserError(f"{missing}; or name the images to score")
     else:
@@ -99,7 +102,7 @@ def score(
         indices = np.array([row["index"] for row in _ends(ranked, GRID_HALF)])
         image_grid(unit(torch.from_numpy(data.batch(pictures, indices))), GRID_COLUMNS).save(grid)
     _print_rows(_ends(ranked, show), f"{len(ranked):,} images, worst first")
-    for line in _summary(scores, config, missing):
+    for line in (*left_out, *_summary(scores, config, missing)):
         print(line)
     return 0
 

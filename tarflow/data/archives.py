@@ -3,7 +3,7 @@
 An archive holds one set of images, as `data` and `labels` (ImageNet64), `images` and `labels`, or
 `arr_0` and `arr_1`; or one for each split, as `x_train` and `y_train` (MNIST) or `train_images`
 and `train_labels` (MedMNIST). Images are bytes: (N, H, W), (N, H, W, C), (N, C, H, W), or
-ImageNet64's rows of red, green and blue planes.
+rows: of S S bytes for grey images, or of red, green and blue planes as in ImageNet64.
 
 Legend: `N` images, `C` colour channels, `H` and `W` pixels, `S` pixels along one side.
 """
@@ -23,7 +23,7 @@ from tarflow.data.tables import Split, split_named
 from tarflow.errors import UserError
 
 _IMAGES = {"data", "image", "images", "x"}
-_LABELS = {"label", "labels", "y"}
+_LABELS = {"label", "labels", "target", "targets", "y"}
 _UNNAMED = {"arr_0": "images", "arr_1": "labels"}  # the names np.savez gives
 
 
@@ -152,7 +152,7 @@ def _planes(stored: NDArray[Any], name: str) -> NDArray[np.uint8]:
             return images
     raise UserError(
         f"{name} holds no images: it is {stored.dtype} {stored.shape}, not uint8 (N, H, W, C), "
-        "(N, C, H, W), (N, H, W) or (N, 3 S S)"
+        "(N, C, H, W), (N, H, W), (N, S S) or (N, 3 S S)"
     )
 
 

@@ -3,6 +3,7 @@
 Legend: `N` images, `C` colour channels, `H` and `W` pixels, `S` pixels along one side.
 """
 
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def to_square_png(image: Image.Image, size: int, grey: bool) -> bytes:
+    """Return a PNG file of an image, converted to grey or RGB, of `size` pixels on each side."""
+    return encode_png(resize_and_crop(convert(image, 1 if grey else 3), size))
+
+
 def to_pixels(image: Image.Image) -> NDArray[np.uint8]:
     """Return the (C, H, W) bytes of a grey or RGB image."""
     pixels = np.asarray(image)
@@ -132,15 +138,23 @@ def to_image(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def unflatten(rows: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """Reshape rows of red, green and blue planes, as ImageNet64 and CIFAR store images.
+    """Reshape rows of planes, one for grey images or red, green and blue, to square images.
+
+    No number of bytes fits both. MNIST is often stored so, and ImageNet64 and CIFAR are.
 
     Args:
-        rows: (N, 3 * S * S) bytes.
+        rows: (N, C * S * S) bytes, where C is 1 or 3.
 
     Returns:
-        The images, (N, 3, S, S), or None if the array holds anything else.
+        The images, (N, C, S, S), or None if the array holds anything else.
+
+    >>> [unflatten(np.zeros((2, row), np.uint8)) is None for row in (784, 3 * 784, 785)]
+    [False, False, True]
     """
-    if rows.ndim != 2 or rows.dtype != np.uint8:
+    if rows.ndim != 2 or rows.dtype != np.uint8 or not rows.shape[1]:
         return None
-    side = int((rows.shape[1] / 3) ** 0.5)
-    return rows.reshape(len(rows), 3, side, side) if 3 * side**2 == rows.shape[1] else None
+    for channels in (1, 3):
+        side = math.isqrt(rows.shape[1] // channels)
+        if channels * side**2 == rows.shape[1]:
+            return rows.reshape(len(rows), channels, side, side)
+    return None

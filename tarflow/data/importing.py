@@ -1,49 +1,30 @@
-"""Make image tables from other layouts: class folders, ImageNet64, CIFAR, Hugging Face sets.
+"""Make image tables from other layouts: class folders, NumPy archives, CIFAR, MNIST's IDX files.
 
 Every import writes a new folder of shards, `train-00000.parquet` and so on, that
 `tarflow.data.tables` reads, and returns what it wrote. `size` is the side of the images in pixels.
 """
 
-import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from importlib import import_module
-from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
-from tarflow.config import FEWEST_IMAGES
+from tarflow import human
 from tarflow.data import codec
 from tarflow.data.archives import first_label, read_archive, split_in
+from tarflow.data.broken import Broken
 from tarflow.data.folders import find_images
+from tarflow.data.idx import class_names, holds_idx, read_idx
 from tarflow.data.plain_pickle import read_plain_pickle
-from tarflow.data.tables import SPLITS, Split, find_table, split_named, split_of
+from tarflow.data.shards import Imported, Row, write
+from tarflow.data.tables import Split, split_named
 from tarflow.errors import UserError
 
-Row: TypeAlias = tuple[Split, bytes, int | None]  # split, PNG file, label
-
-_SHARD_ROWS = 16384
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target")  # on the hub
-_NAMES = 20  # printed in one line
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What an import wrote and what it passed over."""
-
-    counts: dict[str, int]  # images written to each split
-    notes: list[str] = field(default_factory=list)  # lines for the user
+Kind: TypeAlias = Literal["folder", "npz", "cifar", "idx"]
 
 
 def import_folder(
@@ -69,7 +50,7 @@ def import_folder(
     groups = _splits_and_classes(source, files)
     names = sorted({name for _, name in groups if name})
 
-    broken: list[str] = []
+    broken = Broken(skip_broken)
     colours, sizes = Counter[str](), Counter[tuple[int, int]]()
 
     def read(path: Path) -> tuple[bytes, str, tuple[int, int]] | UserError:
@@ -77,7 +58,8 @@ def import_folder(
             image = codec.decode(path, str(path))
         except UserError as error:
             return error
-        return _png(image, size, grey), "grey" if codec.is_grey(image) else "colour", image.size
+        colour = "grey" if codec.is_grey(image) else "colour"
+        return codec.to_square_png(image, size, grey), colour, image.size
 
     def rows() -> Iterator[Row]:
         with ThreadPoolExecutor() as pool:
@@ -86,25 +68,20 @@ def import_folder(
                 images = pool.map(read, files[chunk])
                 for (split, name), image in zip(groups[chunk], images, strict=True):
                     if isinstance(image, UserError):
-                        broken.append(str(image))
+                        broken.reasons.append(str(image))
                         continue
                     png, colour, pixels = image
                     colours[colour] += 1
                     sizes[pixels] += 1
                     yield split, png, names.index(name) if name else None
-        if broken and not (skip_broken and sizes):
-            raise UserError(
-                f"cannot use {len(broken):,} of {len(files):,} images: "
-                f"{_enumerate(broken, '; ')}; repair or remove them, "
-                "or leave them out with --skip-broken"
-            )
+        broken.check(len(files))
 
-    imported = _write(target, rows(), names)
-    imported.notes.extend(_class_notes(groups, names))
+    imported = write(target, rows(), names)
+    if not names:
+        imported.notes.append("no classes: the images are not in class folders")
+    imported.notes.extend(_unseen_classes(groups, names))
     imported.notes.append(_describe_images(colours, sizes))
-    imported.notes.extend(notes)
-    if broken:
-        imported.notes.append(f"left out ({len(broken):,}): {_enumerate(broken, '; ')}")
+    imported.notes.extend(notes + broken.notes)
     return imported
 
 
@@ -149,8 +126,8 @@ def import_npz(source: Path, target: Path) -> Imported:
                 for image, label in zip(part.images, labels, strict=True):
                     yield split, codec.encode_png(codec.to_image(image)), label
 
-    imported = _write(target, rows(), [])
-    imported.notes.extend(f"{split}: {_enumerate(names)}" for split, names in sources.items())
+    imported = write(target, rows(), [])
+    imported.notes.extend(f"{split}: {human.names(names)}" for split, names in sources.items())
     return imported
 
 
@@ -185,113 +162,41 @@ def import_cifar(source: Path, target: Path) -> Imported:
             for png, label in _labelled_pngs(batch[b"data"], batch[label_key], source / name):
                 yield split, png, label
 
-    return _write(target, rows(), names)
+    return write(target, rows(), names)
 
 
-def import_hub(name: str, target: Path, size: int, grey: bool = False) -> Imported:
-    """Import a Hugging Face data set by its name, or a local folder that `datasets` can read.
-
-    Labels are the first column of classes, else a column of integers or words that is named after
-    labels. Rows without a label are left out, as training needs all or none.
+def import_idx(source: Path, target: Path) -> Imported:
+    """Import a folder of IDX files, as MNIST and Fashion-MNIST come; see `tarflow.data.idx`.
 
     Raises:
-        UserError: If the package `datasets` is missing, the set cannot be loaded or has no
-            image column, a row has no image, or the target exists.
+        UserError: If the target exists, or a file is missing or damaged.
     """
-    try:
-        datasets = import_module("datasets")
-    except ImportError:
-        raise UserError("this import needs one more package: pip install datasets") from None
-    try:
-        loaded = datasets.load_dataset(name, streaming=True)
-    except Exception as error:  # offline, unknown or private: each library has its own types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot load {name} from the Hugging Face hub: {reason}") from None
-    features = next(iter(loaded.values())).features or {}
-    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    classes = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if not images:
-        raise UserError(f"{name} has no image column, only {', '.join(features)}")
-    label = next(iter(classes + [key for key in _LABEL_COLUMNS if key in features]), None)
-    names: list[str] = []
-    words = False  # whether labels are words, whose numbers are their places in `names`
-    if label in classes:
-        names = features[label].names
-    elif label is not None:
-        kind = str(getattr(features[label], "dtype", "nested"))
-        words = kind == "string"
-        if not words and "int" not in kind:
-            raise UserError(
-                f"{name}: labels in column '{label}' are {kind}, not integers or words"
-            )
-    if words:
-        columns = (examples.select_columns([label]) for examples in loaded.values())
-        names = sorted({row[label] for rows in columns for row in rows} - {None, ""})
-    numbers: dict[Any, int] = {word: number for number, word in enumerate(names)}
-    unlabelled = Counter[str]()
+    parts = list(read_idx(source))
+    names = next((names for part in parts if (names := class_names(part))), [])
+    if len({side for part in parts for side in part.images.shape[1:]}) > 1:
+        raise UserError(f"{source}: the images must be square and of one size")
 
     def rows() -> Iterator[Row]:
-        for split_name, examples in loaded.items():
-            split = split_of(split_name)
-            if split is None:
-                raise UserError(f"{name}: '{split_name}' is not a train, validation or test split")
-            for place, example in _examples(examples, f"{name}: {split_name}"):
-                number = example[label] if label else None
-                if words:
-                    number = numbers.get(number)
-                if label and (number is None or number < 0):
-                    unlabelled[split_name] += 1
-                    continue
-                if example[images[0]] is None:
-                    raise UserError(f"{place} has no image")
-                yield split, _png(codec.standardize(example[images[0]], place), size, grey), number
+        for part in parts:
+            labels = [None] * len(part.images) if part.labels is None else part.labels.tolist()
+            for image, label in zip(part.images, labels, strict=True):
+                yield part.split, codec.encode_png(codec.to_image(image[None])), label
 
-    imported = _write(target, rows(), names)
-    imported.notes.append(f"labels: column '{label}'" if label else "no column of labels")
-    imported.notes.extend(
-        f"left out of {split}, as they have no label: {count:,}"
-        for split, count in unlabelled.items()
-    )
-    return imported
+    return write(target, rows(), names)
 
 
-def write_shards(target: Path, rows: Iterable[Row], names: Sequence[str]) -> dict[str, int]:
-    """Write rows as Parquet shards of their split into a new folder, whole or not at all.
-
-    A row without label (None) leaves the label column out; `names` are those of the classes.
-
-    Raises:
-        UserError: If the folder exists, or there are no rows.
-    """
-    if target.exists():
-        raise UserError(f"{target} exists; remove it or name another folder")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    waiting: dict[Split, list[Row]] = {split: [] for split in SPLITS}
-    counts = Counter[str]()
-
-    def flush(split: Split) -> None:
-        path = temporary / f"{split}-{(counts[split] - 1) // _SHARD_ROWS:05d}.parquet"
-        pq.write_table(_table(waiting[split], names), path, row_group_size=1024)
-        waiting[split].clear()
-
-    try:
-        for row in rows:
-            split = row[0]
-            waiting[split].append(row)
-            counts[split] += 1
-            if len(waiting[split]) == _SHARD_ROWS:
-                flush(split)
-        if not counts:
-            raise UserError("no images to write: all were left out")
-        for split in SPLITS:
-            if waiting[split]:
-                flush(split)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return {split: counts[split] for split in SPLITS if counts[split]}
+def recognise(source: Path) -> Kind:
+    """Return the kind of a source by the names of its files; a folder of images if by none."""
+    if source.suffix == ".npz":
+        return "npz"
+    if not source.is_dir():
+        return "folder"
+    visible = [path for path in source.iterdir() if not path.name.startswith(".")]
+    if visible and all(path.suffix == ".npz" for path in visible):
+        return "npz"
+    if (source / "batches.meta").is_file() or (source / "train").is_file():  # CIFAR-10, CIFAR-100
+        return "cifar"
+    return "idx" if holds_idx(source) else "folder"
 
 
 def _splits_and_classes(source: Path, files: Sequence[Path]) -> list[tuple[Split, str]]:
@@ -327,29 +232,11 @@ def _splits_and_classes(source: Path, files: Sequence[Path]) -> list[tuple[Split
     return groups
 
 
-def _class_notes(groups: Sequence[tuple[Split, str]], names: Sequence[str]) -> Iterator[str]:
-    """Yield the classes found, and those that training would never see."""
-    if not names:
-        yield "no classes: the images are not in class folders"
-        return
-    yield f"classes ({len(names):,}): {_enumerate(names)}"
+def _unseen_classes(groups: Sequence[tuple[Split, str]], names: Sequence[str]) -> list[str]:
+    """Return a line on the classes that training would never see, if there are any."""
     trained = {name for split, name in groups if split == "train"}
-    if unseen := [name for name in names if name not in trained]:
-        yield f"no train images in: {_enumerate(unseen)}"
-
-
-def _examples(examples: Iterable[Any], split: str) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a split, which are decoded here, each with its name for errors."""
-    rows = iter(examples)
-    for number in count():
-        place = f"{split} row {number}"
-        try:
-            yield place, next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # a damaged image, or a lost connection
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot read {place}: {reason}") from None
+    unseen = [name for name in names if name not in trained]
+    return [f"no train images in: {human.names(unseen)}"] if unseen else []
 
 
 def _describe_images(colours: Mapping[str, int], sizes: Iterable[tuple[int, int]]) -> str:
@@ -358,39 +245,6 @@ def _describe_images(colours: Mapping[str, int], sizes: Iterable[tuple[int, int]
     extent = dict.fromkeys(f"{width}x{height}" for width, height in (ordered[0], ordered[-1]))
     counts = ", ".join(f"{count:,} {colour}" for colour, count in sorted(colours.items()))
     return f"images: {counts}; {' to '.join(extent)} pixels"
-
-
-def _enumerate(names: Sequence[str], separator: str = ", ") -> str:
-    """Return names in a line, only the first of many."""
-    more = len(names) - _NAMES
-    return separator.join(names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _write(target: Path, rows: Iterable[Row], names: Sequence[str]) -> Imported:
-    """Write shards, and say how training will split them."""
-    counts = write_shards(target, rows, names)
-    return Imported(counts, list(_split_notes(target, counts)))
-
-
-def _split_notes(target: Path, counts: Mapping[str, int]) -> Iterator[str]:
-    """Yield the splits that are taken out of `train`, and those with too few images for a run."""
-    splits = find_table(str(target)).counts
-    if missing := [split for split in SPLITS[1:] if split not in counts]:
-        held_out = ", ".join(f"{count:,} {split}" for split, count in splits.items())
-        found = f"no {' or '.join(missing)} images found"
-        yield f"{found}; runs will take some out of train, which gives {held_out}"
-    if empty := [split for split, count in splits.items() if not count]:
-        yield f"runs will fail, as there are no images for {' and '.join(empty)}; import more"
-    elif few := [split for split in SPLITS[1:] if splits[split] < FEWEST_IMAGES]:
-        yield (
-            f"runs need {FEWEST_IMAGES} held-out images: import more for {' and '.join(few)}, or "
-            "set evaluation.samples to 0"
-        )
-
-
-def _png(image: Image.Image, size: int, grey: bool) -> bytes:
-    converted = codec.convert(image, 1 if grey else 3)
-    return codec.encode_png(codec.resize_and_crop(converted, size))
 
 
 def _labelled_pngs(
@@ -411,19 +265,3 @@ def _number(path: Path) -> tuple[int, str]:
     """Return a sort key that puts batch 2 before batch 10."""
     digits = re.findall(r"\d+", path.stem)
     return int(digits[-1]) if digits else 0, path.name
-
-
-def _table(rows: list[Row], names: Sequence[str]) -> pa.Table:
-    """Return rows as a table in the Hugging Face convention, described in its metadata."""
-    columns = {"image": pa.array([{"bytes": png, "path": None} for _, png, _ in rows], _IMAGE)}
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
-    labels = [label for _, _, label in rows]
-    if None not in labels:
-        columns["label"] = pa.array(labels, pa.int64())
-        features["label"] = (
-            {"names": list(names), "_type": "ClassLabel"}
-            if names
-            else {"dtype": "int64", "_type": "Value"}
-        )
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.table(columns).replace_schema_metadata(metadata)

@@ -3,7 +3,8 @@
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,17 +15,18 @@ from PIL import Image
 from tarflow.config import ModelConfig
 from tarflow.data import codec
 from tarflow.data.archives import first_label, read_archive
+from tarflow.data.broken import Broken
 from tarflow.data.folders import find_images
 from tarflow.data.images import Images
-from tarflow.data.tables import find_table
+from tarflow.data.tables import StoredImage, Table, find_table
 from tarflow.errors import UserError
 
-Picture: TypeAlias = tuple[str, Image.Image, int]  # name, picture, label or -1
+Picture: TypeAlias = tuple[str, Callable[[], Image.Image], int]  # name, decoder, label or -1
 
 
 def read_pictures(
-    paths: Sequence[Path], model: ModelConfig, resize: bool = False
-) -> tuple[Images, list[str]]:
+    paths: Sequence[Path], model: ModelConfig, resize: bool = False, skip_broken: bool = False
+) -> tuple[Images, list[str], list[str]]:
     """Read all pictures at some paths, in order.
 
     Tables and archives (`tarflow.data.archives` has the layouts) are read in full, whatever their
@@ -35,22 +37,31 @@ def read_pictures(
         model: Architecture that decides the size and the channels of the images.
         resize: Resize pictures of another size (shorter side, then centre) and convert those of
             other colours, instead of refusing them.
+        skip_broken: Leave out pictures that cannot be decoded instead of refusing them.
 
     Returns:
-        Images, with label -1 where it is unknown, and a name for each.
+        Images, with label -1 where it is unknown; a name for each; lines about what was left out.
 
     Raises:
-        UserError: If a picture cannot be read or does not fit the model; names the picture.
+        UserError: If pictures cannot be decoded (names them all), or one does not fit the model.
     """
     pixels, labels, names = [], [], []
+    broken = Broken(skip_broken)
     for path in paths:
-        for name, picture, label in _pictures(path):
+        for name, decode, label in _pictures(path):
+            try:
+                picture = decode()
+            except UserError as error:
+                broken.reasons.append(str(error))
+                continue
             pixels.append(_model_pixels(picture, name, model, resize))
             labels.append(label)
             names.append(name)
+    broken.check(len(names) + len(broken.reasons))
     if not names:
         raise UserError(f"no images in {', '.join(map(str, paths))}")
-    return Images(np.stack(pixels), np.array(labels, np.int64), model.classes), names
+    images = Images(np.stack(pixels), np.array(labels, np.int64), model.classes)
+    return images, names, broken.notes
 
 
 def _pictures(path: Path) -> Iterator[Picture]:
@@ -58,19 +69,20 @@ def _pictures(path: Path) -> Iterator[Picture]:
         yield from _archive(path)
     elif path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
         yield from _table(path)
-    elif path.is_dir():
-        for file in find_images(path).paths:
-            yield str(file), codec.decode(file, str(file)), -1
     else:
-        yield str(path), codec.decode(path, str(path)), -1
+        for file in find_images(path).paths if path.is_dir() else [path]:
+            yield str(file), partial(codec.decode, file, str(file)), -1
 
 
 def _table(path: Path) -> Iterator[Picture]:
     table = find_table(str(path))
     labels = table.labels if table.classes else np.full(len(table.codes), -1)
-    images = table.images(np.ones(len(table.codes), bool))
-    for row, (pixels, label) in enumerate(zip(images, labels, strict=True)):
-        yield f"{path}#{row}", codec.to_image(pixels), int(label)
+    for row, image in table.stored(np.ones(len(table.codes), bool)):
+        yield f"{path}#{row}", partial(_decode_row, table, image, row), int(labels[row])
+
+
+def _decode_row(table: Table, image: StoredImage, row: int) -> Image.Image:
+    return codec.to_image(table.decode(image, row, None))
 
 
 def _archive(path: Path) -> Iterator[Picture]:
@@ -79,7 +91,7 @@ def _archive(path: Path) -> Iterator[Picture]:
         name = part.name if len(parts) > 1 else str(path)
         labels = [-1] * len(part.images) if part.labels is None else part.labels.tolist()
         for row, (pixels, label) in enumerate(zip(part.images, labels, strict=True)):
-            yield f"{name}#{row}", codec.to_image(pixels), label
+            yield f"{name}#{row}", partial(codec.to_image, pixels), label
 
 
 def _model_pixels(

@@ -33,6 +33,7 @@ from tarflow.record import write_text
 from tarflow.storage import cache_folder
 
 Split: TypeAlias = Literal["train", "validation", "test"]
+StoredImage: TypeAlias = dict[str, Any] | None  # with the keys bytes and path
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _ALIASES: Mapping[str, Split] = {
@@ -59,13 +60,18 @@ def split_of(name: str) -> Split | None:
     return _ALIASES.get(word[0]) if word else None
 
 
-def split_named(word: str) -> Split | None:
-    """Return the split that is called by the whole word, or None.
+def split_named(name: str) -> Split | None:
+    """Return the split that a whole folder name calls, or None.
 
-    >>> split_named("Val"), split_named("test_tube")
-    ('validation', None)
+    Digits may follow, as in COCO, or a word for any images; no other, as it would be a class.
+
+    >>> [split_named(name) for name in ("Val", "train2017", "test_images", "trainset")]
+    ['validation', 'train', 'test', 'train']
+    >>> [split_named(name) for name in ("test_tube", "train_interior", "train2017b")]
+    [None, None, None]
     """
-    return _ALIASES.get(word.lower())
+    word = re.fullmatch(r"([a-z]+?)[-_ ]?(?:\d+|data|images?|imgs?|set)?", name.lower())
+    return _ALIASES.get(word[1]) if word else None
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,42 @@ class Table:
         Raises:
             UserError: As `fill`.
         """
+        for row, image in self.stored(chosen):
+            yield self.decode(image, row, self.shape)
+
+    def stored(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[int, StoredImage]]:
+        """Read the number and the stored image of the rows that a mask (N,) chooses, in order."""
         for start, batch in self._batches():
             rows = np.flatnonzero(chosen[start : start + len(batch)])
             for row, image in zip(rows, batch.take(rows).to_pylist(), strict=True):
-                yield self._decode(image, int(start + row), self.shape)
+                yield int(start + row), image
+
+    def decode(
+        self, image: StoredImage, row: int, shape: tuple[int, ...] | None
+    ) -> NDArray[np.uint8]:
+        """Decode the stored image of a row to (C, S, S), checking it against a shape if given.
+
+        Raises:
+            UserError: If it is not such an image; names the row.
+        """
+        name = f"row {row} of {self.root}"
+        data = (image or {}).get("bytes")
+        if not data:
+            path = (image or {}).get("path")
+            stored = f": only paths are stored ({path}); {_REMAKE}" if path else ""
+            raise UserError(f"{name} has no image bytes{stored}")
+        decoded = codec.decode(data, name)
+        channels = shape[0] if shape else (1 if codec.is_grey(decoded) else 3)
+        if channels == 1 and not codec.is_grey(decoded):
+            raise UserError(f"{name} is in colour, row 0 is grey; {_REMAKE}")
+        width, height = decoded.size
+        if shape is None and width != height:
+            raise UserError(f"{name} is {width}x{height} pixels, not square; {_REMAKE}")
+        if shape is not None and (height, width) != shape[1:]:
+            raise UserError(
+                f"{name} is {width}x{height} pixels, row 0 is {shape[2]}x{shape[1]}; {_REMAKE}"
+            )
+        return codec.to_pixels(codec.convert(decoded, channels))
 
     @cached_property
     def codes(self) -> NDArray[np.int8]:
@@ -207,19 +245,41 @@ class Table:
             yield file
 
     @cached_property
+    def _schemas(self) -> Mapping[str, pa.Schema]:
+        """Schemas of the shards that have rows, or of all if none has, by path."""
+        every, filled = {}, {}
+        for shard, file in zip(self.shards, self._files(), strict=True):
+            every[shard.path] = file.schema_arrow
+            if file.metadata.num_rows:
+                filled[shard.path] = file.schema_arrow
+        return filled or every
+
+    @property
     def _schema(self) -> pa.Schema:
-        return next(self._files()).schema_arrow
+        return next(iter(self._schemas.values()))
 
     def _has(self, column: str) -> bool:
-        return column in self._schema.names
+        """Tell whether all shards with rows have a column; refuse a table where only some do."""
+        lacking = [path for path, schema in self._schemas.items() if column not in schema.names]
+        if lacking and len(lacking) < len(self._schemas):
+            raise UserError(
+                f"{lacking[0]} has no column '{column}', which other shards of the table have; "
+                "write it to all shards or to none"
+            )
+        return not lacking
 
     def _column(self, name: str) -> pa.ChunkedArray:
         try:
-            chunks = [chunk for file in self._files() for chunk in file.read([name])[name].chunks]
-            if chunks and all(pa.types.is_integer(chunk.type) for chunk in chunks):
+            chunks = [
+                chunk
+                for file in self._files()
+                if file.metadata.num_rows
+                for chunk in file.read([name])[name].chunks
+            ]
+            if all(pa.types.is_integer(chunk.type) for chunk in chunks):
                 chunks = [chunk.cast(pa.int64()) for chunk in chunks]
-            return pa.chunked_array(chunks)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError):
+            return pa.chunked_array(chunks, None if chunks else pa.int64())
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
             raise UserError(f"{self.root}: the shards differ in their column '{name}'") from None
 
     def _batches(self) -> Iterator[tuple[int, pa.Array]]:
@@ -234,31 +294,8 @@ class Table:
     def _first(self) -> NDArray[np.uint8]:
         for _, batch in self._batches():
             if len(batch):
-                return self._decode(batch[0].as_py(), 0, None)
+                return self.decode(batch[0].as_py(), 0, None)
         raise UserError(f"{self.root} has no rows")
-
-    def _decode(
-        self, image: dict[str, Any] | None, row: int, shape: tuple[int, ...] | None
-    ) -> NDArray[np.uint8]:
-        """Decode one image to (C, S, S), checking it against the shape of the first."""
-        name = f"row {row} of {self.root}"
-        data = (image or {}).get("bytes")
-        if not data:
-            path = (image or {}).get("path")
-            stored = f": only paths are stored ({path}); {_REMAKE}" if path else ""
-            raise UserError(f"{name} has no image bytes{stored}")
-        decoded = codec.decode(data, name)
-        channels = shape[0] if shape else (1 if codec.is_grey(decoded) else 3)
-        if channels == 1 and not codec.is_grey(decoded):
-            raise UserError(f"{name} is in colour, row 0 is grey; {_REMAKE}")
-        width, height = decoded.size
-        if shape is None and width != height:
-            raise UserError(f"{name} is {width}x{height} pixels, not square; {_REMAKE}")
-        if shape is not None and (height, width) != shape[1:]:
-            raise UserError(
-                f"{name} is {width}x{height} pixels, row 0 is {shape[2]}x{shape[1]}; {_REMAKE}"
-            )
-        return codec.to_pixels(codec.convert(decoded, channels))
 
     def _file_digest(self, shard: fs.FileInfo) -> str:
         """Hash a file, or look up the hash of a large one by its path, size and time."""

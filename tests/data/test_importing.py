@@ -1,24 +1,30 @@
 """Imports of image sets from other layouts."""
 
 import io
-import json
 import os
 import pickle
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from image_files import noise_images, png, python2_pickle, write_cifar10
+from image_files import (
+    classes,
+    labels_of,
+    noise_images,
+    png,
+    python2_pickle,
+    write_cifar10,
+)
 from PIL import Image
 
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import DataConfig
 from tarflow.data import importing
+from tarflow.data.tables import find_table
 from tarflow.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -54,13 +60,6 @@ def write_images(folder, *names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(image))
-
-
-def classes(target):
-    """Return the names of the classes of a set and the labels of its training images."""
-    table = pq.read_table(target / "train-00000.parquet")
-    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
-    return features["label"]["names"], table["label"].to_pylist()
 
 
 def test_hidden_files_and_other_endings_are_counted(tmp_path):
@@ -145,6 +144,10 @@ def test_broken_files_are_named_at_once_or_left_out(tmp_path, capsys):
         ),
         (["train/test_tube/0", "validation/test_tube/0"], (1, 1, 0), ["test_tube"]),
         (["photos/cat/0", "photos/dog/0"], (2, 0, 0), ["photos/cat", "photos/dog"]),
+        (["coco/train2017/0", "coco/val2017/0", "coco/test2017/0"], (1, 1, 1), None),
+        (["train_images/cat/0", "train_images/dog/0", "testset/cat/0"], (2, 0, 1), ["cat", "dog"]),
+        (["train-1/cat/0", "train-2/cat/0", "dev/cat/0"], (2, 1, 0), ["cat"]),
+        (["train/train_2b/0", "val2017/train_2b/0"], (1, 1, 0), ["train_2b"]),
     ],
 )
 def test_splits_are_whole_words_at_any_depth(tmp_path, paths, counts, names):
@@ -230,14 +233,6 @@ def test_import_npz(tmp_path):
         importing.import_npz(tmp_path / "wrong.npz", tmp_path / "other")
 
 
-def labels_of(target):
-    """Return the labels that an import wrote to each split."""
-    return {
-        path.stem.split("-")[0]: pq.read_table(path)["label"].to_pylist()
-        for path in sorted(target.glob("*.parquet"))
-    }
-
-
 def test_npz_labels_are_kept_if_they_count_from_0(tmp_path):
     rows = noise_images(4, size=4).reshape(4, -1)
     (tmp_path / "source").mkdir()
@@ -302,6 +297,17 @@ def test_unlabelled_archives_have_no_classes(tmp_path):
     assert data.describe(DataConfig(name=str(tmp_path / "set"))).classes == 0
 
 
+@pytest.mark.parametrize("names", ["images labels", "x_train y_train", "data target"])
+def test_flat_rows_of_grey_images_are_square(tmp_path, names):
+    images = noise_images(3, size=28, channels=1)
+    pixels, labels = names.split()
+    np.savez(tmp_path / "mnist.npz", **{pixels: images.reshape(3, 784), labels: [7, 0, 3]})
+    importing.import_npz(tmp_path / "mnist.npz", tmp_path / "set")
+    assert labels_of(tmp_path / "set") == {"train": [7, 0, 3]}
+    train = find_table(str(tmp_path / "set"))
+    np.testing.assert_array_equal(list(train.images(np.ones(3, bool))), images[:, None])
+
+
 def test_archives_that_are_refused(tmp_path):
     images = noise_images(2)
     for number, (arrays, message) in enumerate(
@@ -309,6 +315,8 @@ def test_archives_that_are_refused(tmp_path):
             ({"images": images.astype(float)}, r"holds no images: it is float64 \(2, 8, 8, 3\)"),
             ({"images": images.astype(np.uint16)}, "holds no images: it is uint16"),
             ({"mean": images}, "holds no images, only the arrays mean"),
+            ({"x": images[..., 0].reshape(2, 64)[:, :63]}, r"uint8 \(2, 63\), not .*\(N, S S\)"),
+            ({"x": np.zeros((2, 0), np.uint8)}, r"uint8 \(2, 0\), not "),
             ({"images": images[:, :4]}, "must be square and of one size"),
             ({"images": images, "labels": [0.5, 1]}, "labels is float64; write integers"),
             ({"images": images, "labels": np.eye(2, dtype=int)}, "4 labels for 2 images"),
@@ -337,6 +345,20 @@ def test_import_cifar10(tmp_path):
     described = data.describe(config)
     assert (described.classes, described.train + described.validation) == (10, 200)
     assert described.validation > 0
+
+
+def test_the_kind_of_a_source_is_told_by_its_files(tmp_path):
+    for path in (
+        *("cifar10/batches.meta", "cifar100/train", "mnist/t10k-images.idx3-ubyte", "a.npz"),
+        *("arrays/1.npz", "arrays/.hidden", "photos/train/0.png", "mixed/1.npz", "mixed/0.png"),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    kinds = {
+        **{"cifar10": "cifar", "cifar100": "cifar", "mnist": "idx", "a.npz": "npz"},
+        **{"arrays": "npz", "photos": "folder", "mixed": "folder", "nowhere": "folder"},
+    }
+    assert {name: importing.recognise(tmp_path / name) for name in kinds} == kinds
 
 
 def test_import_cifar100(tmp_path):
@@ -380,133 +402,6 @@ def test_example_prints_what_it_says():
     printed = subprocess.check_output([sys.executable, script], text=True)
     assert printed.strip() in script.read_text()
     assert "10 classes" in printed
-
-
-def test_import_hub_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
-        importing.import_hub("mnist", tmp_path / "set", 8)
-
-
-def test_import_hub_reads_a_local_folder(tmp_path):
-    pytest.importorskip("datasets")
-    images = noise_images(6, size=8)
-    for number, image in enumerate(images):
-        split = ("train", "test")[number // 4]
-        path = tmp_path / "source" / split / ("cat", "dog")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(image))
-    counts = importing.import_hub(str(tmp_path / "source"), tmp_path / "set", 8).counts
-    assert counts == {"train": 4, "test": 2}
-    test = data.open_split(DataConfig(name=str(tmp_path / "set")), "test")
-    assert sorted(test.labels.tolist()) == [0, 1]
-    assert {image.tobytes() for image in test.pixels} == {
-        image.transpose(2, 0, 1).tobytes() for image in images[4:]
-    }
-    with pytest.raises(UserError, match="cannot load"):
-        importing.import_hub(str(tmp_path / "nowhere"), tmp_path / "other", 8)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Return a function that puts splits of examples in place of every set on the hub."""
-
-    def put(splits, **label):
-        module = SimpleNamespace(Image=type("Image", (), {}), ClassLabel=ClassLabel)
-        features = {"image": module.Image(), **label}
-
-        class Examples(list):
-            def select_columns(self, keys):
-                return [{key: example[key] for key in keys} for example in self]
-
-        loaded = {name: Examples(examples) for name, examples in splits.items()}
-        for examples in loaded.values():
-            examples.features = features
-        module.load_dataset = lambda *_, **_options: loaded
-        monkeypatch.setitem(sys.modules, "datasets", module)
-
-    return put
-
-
-class ClassLabel:
-    names = ("cat", "dog")
-
-
-def test_import_hub_refuses_deep_images(tmp_path, hub):
-    hub({"train": [{"image": Image.fromarray(np.full((8, 8), 4096, np.uint16))}]})
-    with pytest.raises(UserError, match="set: train row 0 is not an 8-bit image"):
-        importing.import_hub("set", tmp_path / "set", 8)
-
-
-def hub_rows(*labels, column="label"):
-    images = [Image.fromarray(array) for array in noise_images(len(labels))]
-    return [{"image": image, column: label} for image, label in zip(images, labels, strict=True)]
-
-
-def test_import_hub_leaves_out_unlabelled_rows_aloud(tmp_path, hub):
-    hub({"train": hub_rows(0, 1, None), "test": hub_rows(-1, -1)}, label=ClassLabel())
-    imported = importing.import_hub("set", tmp_path / "set", 8)
-    assert imported.counts == {"train": 2}
-    assert labels_of(tmp_path / "set") == {"train": [0, 1]}
-    assert imported.notes[-3:] == [
-        "labels: column 'label'",
-        "left out of train, as they have no label: 1",
-        "left out of test, as they have no label: 2",
-    ]
-    hub({"test": hub_rows(-1, -1)}, label=ClassLabel())
-    with pytest.raises(UserError, match="no images to write"):
-        importing.import_hub("set", tmp_path / "other", 8)
-
-
-def test_import_hub_uses_labels_that_are_no_classes(tmp_path, hub):
-    hub({"train": hub_rows(3, 0), "test": hub_rows(1)}, label=SimpleNamespace(dtype="int64"))
-    importing.import_hub("set", tmp_path / "integers", 8)
-    assert labels_of(tmp_path / "integers") == {"train": [3, 0], "test": [1]}
-
-    rows = {
-        "train": hub_rows("dog", "ant", column="labels"),
-        "test": hub_rows("cat", column="labels"),
-    }
-    hub(rows, labels=SimpleNamespace(dtype="string"))
-    importing.import_hub("set", tmp_path / "words", 8)
-    assert labels_of(tmp_path / "words") == {"train": [2, 0], "test": [1]}
-    assert classes(tmp_path / "words")[0] == ["ant", "cat", "dog"]
-
-    hub({"train": hub_rows(0.5)}, label=SimpleNamespace(dtype="float32"))
-    with pytest.raises(UserError, match="labels in column 'label' are float32"):
-        importing.import_hub("set", tmp_path / "other", 8)
-
-
-def test_import_hub_names_a_row_without_image(tmp_path, hub):
-    hub({"train": [*hub_rows(0), {"image": None, "label": 1}]}, label=ClassLabel())
-    with pytest.raises(UserError, match="set: train row 1 has no image"):
-        importing.import_hub("set", tmp_path / "set", 8)
-
-
-def test_import_hub_names_a_row_that_cannot_be_read():
-    def rows():
-        yield from hub_rows(0)
-        raise OSError("cannot identify image file")
-
-    with pytest.raises(UserError, match="cannot read set: train row 1: cannot identify"):
-        list(importing._examples(rows(), "set: train"))
-
-
-def test_rows_fill_shards_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(importing, "_SHARD_ROWS", 4)
-    rows = [("train", png(image), label) for label, image in enumerate(noise_images(8))]
-    rows += [("test", png(image), label) for label, image in enumerate(noise_images(5))]
-    assert importing.write_shards(tmp_path / "set", rows, []) == {"train": 8, "test": 5}
-    labels = {
-        path.name: pq.read_table(path)["label"].to_pylist()
-        for path in (tmp_path / "set").iterdir()
-    }
-    assert labels == {
-        "train-00000.parquet": [0, 1, 2, 3],
-        "train-00001.parquet": [4, 5, 6, 7],
-        "test-00000.parquet": [0, 1, 2, 3],
-        "test-00001.parquet": [4],
-    }
 
 
 def test_a_batch_without_a_label_for_each_image_is_refused(tmp_path):

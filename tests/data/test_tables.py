@@ -145,6 +145,31 @@ def test_shards_may_store_labels_in_different_integers(tmp_path):
         data.open_split(config, "train")
 
 
+@pytest.mark.parametrize("column", ["label", "split"])
+def test_a_shard_without_a_column_that_others_have_is_named(tmp_path, column):
+    blobs = [png(image) for image in noise_images(4)]
+    values = {"label": [1, 2], "split": ["train", "test"]}[column]
+    write(tmp_path / "first/0.parquet", blobs[:2])
+    write(tmp_path / "first/1.parquet", blobs[2:], **{column: values})
+    write(tmp_path / "last/0.parquet", blobs[2:], **{column: values})
+    write(tmp_path / "last/1.parquet", blobs[:2])
+    for table, shard in (("first", "0"), ("last", "1")):
+        message = rf"{table}/{shard}\.parquet has no column '{column}', which other shards"
+        with pytest.raises(UserError, match=message):
+            data.describe(DataConfig(name=str(tmp_path / table)))
+
+
+def test_an_empty_first_shard_does_not_decide_the_columns(tmp_path):
+    blobs = [png(image) for image in noise_images(4)]
+    write(tmp_path / "bare/train-0.parquet", [])
+    write(tmp_path / "nulls/train-0.parquet", [], label=pa.nulls(0))
+    for name in ("bare", "nulls"):
+        write(tmp_path / name / "train-1.parquet", blobs, label=[3, 1, 0, 2])
+        config = DataConfig(name=str(tmp_path / name))
+        assert data.describe(config).classes == 4
+        assert data.open_split(config, "train").labels.tolist() == [3, 1, 0, 2]
+
+
 def test_a_table_of_paths_says_so(tmp_path):
     images = pa.array([{"bytes": None, "path": "cat/0.png"}])
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -141,6 +141,19 @@ def run(*arguments):
     return main(["score", *(str(argument) for argument in arguments)])
 
 
+def test_the_command_leaves_out_broken_files_aloud(digits, tmp_path, capsys):
+    _, config, model = digits
+    for index, image in enumerate(data.open_split(config.data, "validation").pixels[:2]):
+        Image.fromarray(image[0]).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert run(model, tmp_path) == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert run(model, tmp_path, "--skip-broken") == 0
+    printed = capsys.readouterr().out
+    assert "2 images, worst first" in printed
+    assert f"left out (1): cannot decode {tmp_path}/broken.png" in printed
+
+
 def test_the_command_takes_files_folders_tables_and_archives_alike(digits, tmp_path, capsys):
     _, config, model = digits
     pixels = data.open_split(config.data, "validation").pixels[:6]

@@ -1,8 +1,10 @@
 """The data of the presets: what one downloads, imported as the presets say, fits their models."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from image_files import noise_images, write_cifar10
+from image_files import noise_images, write_cifar10, write_idx
 from PIL import Image
 
 from sweeps.presets import IMPORTS, PRESETS, load
@@ -24,6 +26,9 @@ def save_folders(root, classes, photographs=1, sides=(40, 30)):
 def write_source(name, here):
     if name == "data/cifar10":
         write_cifar10(here / "cifar-10-batches-py", noise_images(240, size=32))
+    elif name == "data/fashion":
+        for split in ("train", "t10k"):
+            write_idx(here / "fashion-mnist", split, noise_images(60, 28, channels=1), [0, 9] * 30)
     elif name == "data/imagenet64":
         (here / "Imagenet64_npz").mkdir()
         rows = noise_images(48, size=64).transpose(0, 3, 1, 2).reshape(48, -1)
@@ -40,7 +45,8 @@ def test_imported_data_fit_every_preset_that_names_them(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TARFLOW_CACHE", str(tmp_path / "cache"))
     write_source(name, tmp_path)
-    assert main(["data", *IMPORTS[name].split()]) == 0, capsys.readouterr().err
+    source, *arguments = IMPORTS[name].split()
+    assert main(["data", Path(source).name, *arguments]) == 0, capsys.readouterr().err
     studies = [study for study in map(load, PRESETS) if study.base.data.name == name]
     assert studies
     for study in studies:

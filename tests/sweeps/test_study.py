@@ -17,6 +17,7 @@ from tarflow.identity import with_hash
 FROZEN = {
     "digits": "e5886d7a29",
     "tiny": "4a53357b58",
+    "fashion": "aa97f0fbf6",
     "cifar10": "dbcbcf19b3",
     "imagenet64": "6d4ad7deab",
     "ablation-noise": "d588c79991",
