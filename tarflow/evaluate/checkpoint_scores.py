@@ -43,7 +43,9 @@ def evaluate_setting(
 
     def compute() -> list[dict[str, Any]]:
         device = choose_device(config.execution)
-        extractor = find_extractor(config.evaluation.features, device=device.type)
+        extractor = find_extractor(
+            config.evaluation.features, device=device.type, data=config.data
+        )
         picture = path.with_suffix(".png")
         return evaluate_samples(flow.to(device), config, extractor, picture, seed, halves)
 

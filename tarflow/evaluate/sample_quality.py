@@ -102,7 +102,7 @@ def reference_quality(config: RunConfig) -> dict[str, Any]:
     count = min(config.evaluation.samples, len(train.labels))
     indices = data.order(len(train.labels), 0, 0, count)
     device = choose_device(config.execution)
-    extractor = find_extractor(config.evaluation.features, device=device.type)
+    extractor = find_extractor(config.evaluation.features, device=device.type, data=config.data)
     real = features(data.batch(train, indices), extractor)
     (columns,) = _compare_with_held_out([real], config, extractor)
     return columns
