@@ -12,7 +12,7 @@ from scipy.stats import norm, t
 
 from analysis.laws.intervals import LEVEL
 from analysis.rows import configs_but_seed
-from analysis.settings import setting_in_words
+from analysis.settings import SETTING, setting_in_words
 from tarflow.human import bits, interval, number
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
@@ -132,34 +132,53 @@ def ways(scored: pd.DataFrame) -> list[str]:
 
 
 def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
-    """Say which choice has the best likelihood, and which setting the best samples."""
+    """Say which choice has the lowest BPD, and which setting the lowest KID.
+
+    The setting is picked on one half of the draws, and its KID is that of the other half.
+    """
     runs = titled(finished)
     if runs.empty:
         return []
     lines = []
     if runs["title"].nunique() > 1:
         lines.append(best(averaged(runs, ["title"], "bpd"), "bits per dimension", bits))
-    drawn = scored[scored["kid"].notna() & (scored["half"] == "all")]
-    drawn = drawn.merge(runs[["run_id", "title"]], on="run_id")
-    if len(drawn) > 1:
+    drawn = scored[scored["kid"].notna()].merge(runs[["run_id", "title"]], on="run_id")
+    if drawn.drop_duplicates(["run_id", *SETTING]).shape[0] > 1:
         words = [setting_in_words(row) for _, row in drawn.iterrows()]
         drawn = drawn.assign(title=drawn["title"] + ", " + pd.Series(words, index=drawn.index))
-        lines.append(best(averaged(drawn, ["title"], "kid"), "KID", number))
+        means = {half: averaged(rows, ["title"], "kid") for half, rows in drawn.groupby("half")}
+        if "scored" in means and len(means["scored"]) == len(
+            means["all"]
+        ):  # older rows lack halves
+            lines.append(best(means["scored"], "KID", number, means["chosen"]))
+        else:
+            lines.append(best(means["all"], "KID", number))
     return lines
 
 
-def best(points: pd.DataFrame, name: str, write: Callable[[float], str]) -> str:
+def best(
+    points: pd.DataFrame,
+    name: str,
+    write: Callable[[float], str],
+    choosing: pd.DataFrame | None = None,
+) -> str:
     """Say which row has the lowest mean, and which others may be as low.
 
     Args:
         points: Rows of `averaged`, with `title`.
         name: Name of the score.
         write: Writes a value.
+        choosing: The same from other draws, which decide instead, so that the mean in `points`
+            is not low by luck.
     """
     points = points.dropna(subset=["mean"]).sort_values("mean")
-    first = points.iloc[0]
-    near = points.iloc[1:][points["low"].iloc[1:] <= first["high"]]["title"].tolist()
-    text = f"Lowest {name}: {first['title']}, {write(first['mean'])}"
+    by = points if choosing is None else choosing.sort_values("mean")
+    lowest = points["title"] == by["title"].iloc[0]
+    first, others = points[lowest].iloc[0], points[~lowest]
+    near = others[others["low"] <= first["high"]]["title"].tolist()
+    how = "" if choosing is None else " by one half of the draws"
+    text = f"Lowest {name}{how}: {first['title']}, {write(first['mean'])}"
+    text += " by the other" if how else ""
     if np.isfinite(first["high"]):
         text += f" ({interval((first['low'], first['high']), write)})"
     if near:

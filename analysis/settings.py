@@ -50,11 +50,8 @@ def run_and_setting(row: pd.Series | Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def at_shared_setting(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with a KID at the most frequent sampler setting.
-
-    Rows of half `chosen` do not count: their KID is the one by which a setting was chosen.
-    """
-    known = scored[scored["kid"].notna() & (scored["half"] != "chosen")]
+    """Return the rows with the KID of all draws, at the most frequent sampler setting."""
+    known = scored[scored["kid"].notna() & (scored["half"] == "all")]
     if known.empty:
         return known
     setting = known[SETTING].astype(str)
@@ -69,20 +66,38 @@ def one_setting(scored: pd.DataFrame) -> pd.DataFrame:
 def best_setting(scored: pd.DataFrame) -> pd.DataFrame:
     """Return one row per run at its best sampler setting, scored on draws that did not choose it.
 
-    A run that was sampled at one setting only keeps that one. The column `kid_chosen` holds the
-    KID on the draws that chose the setting, independent of those of `kid`; NaN without such draws.
+    The column `kid_chosen` holds the KID on the draws that chose the setting, independent of those
+    of `kid`. Runs of tables without halves keep the row of lowest KID, which is low by luck too if
+    they have several; their `kid_chosen` is NaN. Only the most frequent extractor counts, because
+    distances in different features cannot be compared.
     """
-    known = scored.dropna(subset=["kid", "bpd"]).sort_values("kid")
+    known = scored.dropna(subset=["kid", "bpd"])
+    extractor = known["feature_extractor"].astype(str)
+    known = known[extractor.isin(extractor.mode()[:1])].sort_values("kid", kind="stable")
     best = known[known["half"] == "chosen"].drop_duplicates("run_id")
     key = ["run_id", *SETTING]
     picked = best[[*key, "kid"]].rename(columns={"kid": "kid_chosen"})
-    fresh = known[known["half"] == "scored"].merge(picked, on=key)
+    # In the order of the table, not of KID: a setting drawn twice would be low by luck again.
+    fresh = known[known["half"] == "scored"].sort_index().merge(picked, on=key)
     known = pd.concat([fresh, known[~known["run_id"].isin(fresh["run_id"])]])
     return known.drop_duplicates("run_id")
 
 
 def pareto_front(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that no other row beats in both BPD and KID, in order of BPD."""
-    ordered = scored.dropna(subset=["bpd", "kid"]).sort_values(["bpd", "kid"])
-    best = ordered["kid"].cummin().shift(fill_value=np.inf)
-    return ordered[ordered["kid"] < best]
+    """Return the rows that no other row beats in both BPD and KID, in order of BPD.
+
+    Rows with `kid_chosen` are judged by it, so that their `kid`, of other draws, is not low
+    because it put them on the front.
+    """
+    known = scored.dropna(subset=["bpd", "kid"])
+    judged = known.get("kid_chosen", known["kid"]).fillna(known["kid"])
+    ordered = known.assign(judged=judged).sort_values(["bpd", "judged"])
+    best = ordered["judged"].cummin().shift(fill_value=np.inf)
+    return ordered[ordered["judged"] < best].drop(columns="judged")
+
+
+def of_inner_search(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a search for sampler settings, which scores the halves of draws only."""
+    key = [scored[name] for name in ("run_id", "seed_sampling", *SETTING)]
+    whole = (scored["half"] == "all").groupby(key, dropna=False).transform("any")
+    return scored[~whole]

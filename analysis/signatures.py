@@ -1,4 +1,4 @@
-"""Failure signatures: runs that are good at likelihood and poor at samples, or the reverse.
+"""Failure signatures: runs that rank high in likelihood and low in samples, or the reverse.
 
 Legend: `R` draws, `n` runs.
 """
@@ -15,7 +15,8 @@ from analysis.laws.forms import Array
 from analysis.laws.intervals import Interval, interval_ends
 
 DRAWS = 1000
-GOOD, POOR = "good likelihood, poor samples", "poor likelihood, good samples"
+# Ranks only: the highest of the study may still be far from real images.
+GOOD, POOR = "likelihood ranks above samples", "samples rank above likelihood"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A sampler setting is picked on one half of the draws. On the other half, which did not pick it, it
 has to beat the run's own setting by more than chance; otherwise the run's own is kept. The run to
-train next is picked on the first half as well, and its printed KID is that of the other half.
+train next and the Pareto front are picked on the first half as well, and printed with the KID of
+the other half.
 """
 
 import json
@@ -16,6 +17,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from analysis.differences import as_low
 from analysis.laws.intervals import NORMAL_90
 from analysis.laws.validation import levels
 from analysis.report import checklist
@@ -151,7 +153,8 @@ def conclude_search(runs: pd.DataFrame, study: Study, out: Path, console: Consol
     space = SamplingSpace.of(best["run_id"], best["label"], best["config"])
     judged = verdict(space, out) or Verdict(sampler_of(best), "")
     config = replace(next_run(best, study, out), sampler=judged.sampler)
-    why = "\n".join(filter(None, (rule(best, len(runs)), judged.words)))
+    rivals = len(as_low(near_best(runs), best))
+    why = "\n".join(filter(None, (rule(best, len(runs), rivals), judged.words)))
     console.print(why, soft_wrap=True)
     console.print(f"report: {write_report(out)}", soft_wrap=True)
     write_best(config, why, out, console)
@@ -163,14 +166,26 @@ def choose(runs: pd.DataFrame) -> pd.Series:
     Runs without such draws count only if no run has them: their one KID would choose them, and so
     be low by luck.
     """
-    near = runs[runs["bpd"] <= (1 + WITHIN) * runs["bpd"].min()]
+    near = near_best(runs)
     halved = near.dropna(subset="kid_chosen").sort_values("kid_chosen")
     best: pd.Series = (near.sort_values("kid") if halved.empty else halved).iloc[0]
     return best
 
 
-def rule(best: pd.Series, runs: int) -> str:
-    """Say how the best run was chosen out of a number of runs, and what it is."""
+def near_best(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of nearly the best BPD."""
+    near: pd.DataFrame = runs[runs["bpd"] <= (1 + WITHIN) * runs["bpd"].min()]
+    return near
+
+
+def rule(best: pd.Series, runs: int, rivals: int) -> str:
+    """Say how the best run was chosen, and what it is.
+
+    Args:
+        best: The chosen run.
+        runs: Number of runs.
+        rivals: How many others of nearly the best BPD may have as low a KID.
+    """
     halves = bool(pd.notna(best["kid_chosen"]))
     return (
         f"Of {runs} runs, the one of lowest KID within {percent(WITHIN)} of the lowest "
@@ -182,6 +197,7 @@ def rule(best: pd.Series, runs: int) -> str:
             if halves
             else "on the draws that\nchose it: being the lowest of several, it is low by luck too."
         )
+        + f"\nKID does not tell it apart from {rivals} of them." * bool(rivals)
         + f"\nIts hyperparameters, at {LONGER} times its images."
     )
 
@@ -209,7 +225,10 @@ def front_table(front: pd.DataFrame, best: str) -> Table:
     """
     listed = checklist.front(front)
     shown = Table(
-        title="Pareto front and chosen run", box=None, pad_edge=False, header_style="bold"
+        title="Pareto front and chosen run, by one half of the draws; KID of the other half",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
     )
     for name in (*listed.columns, ""):
         shown.add_column(name, no_wrap=name != listed.columns[-1])  # a setting may take two lines

@@ -21,7 +21,7 @@ class SamplingTask:
     config: RunConfig  # config of the run
     sampler: SamplerConfig  # setting to draw with
     seed: int = SEED
-    halves: tuple[str, ...] = WHOLE  # parts of the samples that are scored separately
+    parts: tuple[str, ...] = WHOLE  # of the samples, each with scores of its own
 
     @property
     def run_id(self) -> str:
@@ -31,7 +31,7 @@ class SamplingTask:
     @property
     def setting_id(self) -> str:
         """Name of the setting, and of its file."""
-        return setting_id(replace(self.config, sampler=self.sampler), self.seed, self.halves)
+        return setting_id(replace(self.config, sampler=self.sampler), self.seed, self.parts)
 
     @property
     def label(self) -> str:

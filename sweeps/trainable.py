@@ -139,7 +139,7 @@ def sample_task(
     """Draw and score the setting numbered `config["index"]`: a Tune function trainable."""
     from ray import tune
 
-    (row,) = sample(tasks[config["index"]], out, home)
+    row, *_ = sample(tasks[config["index"]], out, home)
     tune.report({"kid": math.nan if row["kid"] is None else row["kid"]})
 
 
@@ -160,7 +160,7 @@ def sample(task: SamplingTask, out: str, home: str) -> list[dict[str, Any]]:
 
     with workplace(home):
         folder = locate(out) / "runs" / task.model_id
-        return evaluate_setting(folder, task.sampler, task.seed, task.halves)
+        return evaluate_setting(folder, task.sampler, task.seed, task.parts)
 
 
 def objectives(space: Space, config: Mapping[str, Any], out: str) -> dict[str, float | None]:

@@ -20,6 +20,7 @@ from tarflow.errors import ConfigError, UserError
 Config = TypeVar("Config")
 
 ODD_NUMBER = re.compile(r"[-+]?0[0-7_]|.*:")  # YAML reads 0100 as 64, and 1:30 as 90
+CLASSIFIER = "classifier"  # features learned from the labels of the data
 FEWEST_IMAGES = 4  # samples, and held-out images, that KID, precision and recall need
 NUMERICS_VERSION = 1  # raise it when the same config gives other numbers
 

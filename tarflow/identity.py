@@ -9,8 +9,8 @@ from tarflow.config import RunConfig, to_dict
 from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")
-WHOLE = ("all",)  # all samples are scored together
-HALVES = ("chosen", "scored")  # one half of the samples chooses a setting, the other scores it
+HALVES = ("chosen", "scored")  # one half of the samples makes a choice, the other scores it
+WHOLE = ("all", *HALVES)  # all samples are scored together, and the halves as well
 
 
 def run_id(config: RunConfig) -> str:
@@ -36,17 +36,17 @@ def run_id(config: RunConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def setting_id(config: RunConfig, seed: int, halves: Sequence[str] = WHOLE) -> str:
+def setting_id(config: RunConfig, seed: int, parts: Sequence[str] = WHOLE) -> str:
     """Return the name of a sampler setting, a hash of everything that changes its scores.
 
     Args:
         config: Run, with its sampler setting replaced by the one to name.
         seed: Seed of the noise that becomes samples.
-        halves: Names of the parts of the samples that are scored separately.
+        parts: `WHOLE`, or `HALVES` where all samples are not scored together.
     """
     evaluation = config.evaluation
     settings = [evaluation.split, evaluation.samples, evaluation.features, seed]
-    settings += [] if tuple(halves) == WHOLE else halves
+    settings += [] if tuple(parts) == WHOLE else parts
     text = json.dumps([to_dict(config.sampler), *settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -96,7 +96,7 @@ EVALUATIONS = pa.schema(
         ("denoise", pa.float64()),
         ("solver", pa.string()),  # of each block, the noise side first
         ("seed", pa.int32()),
-        ("half", pa.string()),  # all; or chosen (to choose a setting) and scored (to measure it)
+        ("half", pa.string()),  # all draws; or the half that chose, or that scored what was chosen
         ("n", pa.int64()),  # samples
         ("n_reference", pa.int64()),
         ("reference", pa.string()),  # which images, e.g. digits/validation

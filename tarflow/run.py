@@ -89,7 +89,9 @@ def run(
         (folder / "error.txt").unlink(missing_ok=True)
     extractor = None
     if config.evaluation.samples:  # fails before the training if its weights are missing
-        extractor = find_extractor(config.evaluation.features, device=execution.device.type)
+        extractor = find_extractor(
+            config.evaluation.features, device=execution.device.type, data=config.data
+        )
     try:
         state = train(config, folder, report, trunk, execution)
     except Diverged as error:

@@ -168,7 +168,7 @@ def front(best: pd.DataFrame) -> Table:
             )
             for _, row in best.iterrows()
         ),
-        "The Pareto front. KID is measured on draws that did not choose the sampler setting.",
+        "The Pareto front, decided on one half of the draws; KID is that of the other half.",
     )
 
 

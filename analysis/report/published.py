@@ -28,7 +28,10 @@ def published(scored: pd.DataFrame, finished: pd.DataFrame) -> tuple[Table, ...]
     likelihoods = finished[finished["bpd_kind"] == "dequantised"]
     tables = [
         _beside(metric, rows, known[known["metric"] == metric])
-        for metric, rows in (("bpd", likelihoods), ("fid", scored.dropna(subset=["fid"])))
+        for metric, rows in (
+            ("bpd", likelihoods),
+            ("fid", scored[scored["half"] == "all"].dropna(subset=["fid"])),
+        )
     ]
     return tuple(table for table in tables if table is not None)
 

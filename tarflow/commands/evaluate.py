@@ -35,8 +35,8 @@ def evaluate(
         split: Split of the run's data to score and to compare samples with.
         count: Number of images to draw; 0 scores likelihood only.
         draws: Noise draws per held-out image, over which its likelihood is averaged.
-        features: efficientnet-lite0 (offline), inception, or CLIP and DINOv2 such as
-            clip-vit-b-32 and dinov2-vit-s-14.
+        features: efficientnet-lite0 (offline), classifier (trained on the labels of the data),
+            inception, or CLIP and DINOv2 such as clip-vit-b-32 and dinov2-vit-s-14.
         weights: Published weights of the extractor, if they must not be downloaded.
         seed: Seed of the samples' noise.
         sampling: Sampler settings.
@@ -58,7 +58,7 @@ def evaluate(
     config = replace(config, evaluation=evaluation)
     extractor = None
     if evaluation.samples:
-        extractor = find_extractor(evaluation.features, weights, flow.var.device.type)
+        extractor = find_extractor(evaluation.features, weights, flow.var.device.type, config.data)
         held_out = data.open_split(config.data, split)
         if warning := refused(evaluation.samples, len(held_out), extractor):
             console = Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tarflow.config import DataConfig, RunConfig
+from tarflow.config import CLASSIFIER, DataConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
 from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
@@ -80,10 +80,10 @@ def hash_data(config: DataConfig) -> DataConfig:
 
 
 def match_data(config: RunConfig) -> RunConfig:
-    """Check that the model takes the images of the data, and fill in the content hash.
+    """Check that the data fit the model and the evaluation, and fill in the content hash.
 
     Raises:
-        ConfigError: If the images do not fit the model.
+        ConfigError: If the images do not fit the model, or lack the labels that features need.
         UserError: As `hash_data`.
     """
     model, data = config.model, describe(config.data)
@@ -97,6 +97,12 @@ def match_data(config: RunConfig) -> RunConfig:
                 f"model.{name} is {configured}, but the data set {config.data.name} has "
                 f"{actual}; write {actual}" + (_label_hint(config.data) if actual == 0 else "")
             )
+    evaluation = config.evaluation
+    if evaluation.samples and evaluation.features == CLASSIFIER and data.classes < 2:
+        raise ConfigError(
+            f"evaluation.features is {CLASSIFIER}, which learns from labels, but the data set "
+            f"{config.data.name} has {data.classes or 'none'}; write efficientnet-lite0"
+        )
     return replace(config, data=hash_data(config.data))
 
 

@@ -12,7 +12,7 @@ from tarflow.device import choose_device
 from tarflow.evaluate.features import Extractor, find_extractor
 from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
-from tarflow.identity import HALVES, setting_id
+from tarflow.identity import HALVES, WHOLE, setting_id
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import load_model
 from tarflow.record import read_json, write_json
@@ -23,7 +23,7 @@ Scores = TypeVar("Scores")
 
 
 def evaluate_setting(
-    folder: Path, sampler: SamplerConfig, seed: int, halves: Sequence[str] = HALVES
+    folder: Path, sampler: SamplerConfig, seed: int, parts: Sequence[str] = HALVES
 ) -> list[dict[str, Any]]:
     """Sample from a finished run with other sampler settings, and keep the scores beside the run.
 
@@ -31,21 +31,23 @@ def evaluate_setting(
         folder: Folder of the run.
         sampler: Sampler settings to use instead of the run's.
         seed: Seed of the noise; settings that are compared must share it.
-        halves: Names of the equal parts of the draws that are scored separately; by default one
-            to choose a setting on and one to judge it.
+        parts: By default the halves of the draws, one to choose a setting on and one to judge it;
+            `WHOLE` scores all draws together as well.
 
     Returns:
-        Rows of `evaluations.parquet`, one for each of `halves`. A picture is written beside them.
+        Rows of `evaluations.parquet`, one for each of `parts`. A picture is written beside them.
     """
     flow, config = load_model(folder / "model.safetensors")
     config = replace(config, sampler=sampler)
-    path = folder / "evaluations" / f"{setting_id(config, seed, halves)}.json"
+    path = folder / "evaluations" / f"{setting_id(config, seed, parts)}.json"
 
     def compute() -> list[dict[str, Any]]:
         device = choose_device(config.execution)
-        extractor = find_extractor(config.evaluation.features, device=device.type)
+        extractor = find_extractor(
+            config.evaluation.features, device=device.type, data=config.data
+        )
         picture = path.with_suffix(".png")
-        return evaluate_samples(flow.to(device), config, extractor, picture, seed, halves)
+        return evaluate_samples(flow.to(device), config, extractor, picture, seed, parts)
 
     return _read_or_compute(path, compute)
 
@@ -79,7 +81,7 @@ def evaluate_checkpoint(
     plans = checkpoint.parent / PLAN
     (row,) = _read_or_compute(
         checkpoint.parent / "evaluations" / f"{name}.json",
-        lambda: evaluate_samples(flow, config, extractor, None, seed, plans=plans),
+        lambda: evaluate_samples(flow, config, extractor, None, seed, WHOLE[:1], plans),
     )
     return scores | row
 

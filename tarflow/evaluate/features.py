@@ -3,8 +3,9 @@
 `efficientnet-lite0@SIDE` needs no download: it resizes images to SIDE pixels and pools the last
 layer (1,280 values). `efficientnet-lite0@SIDE/112` pools a middle layer instead, narrow enough for
 a Frechet distance of a few thousand images. On digits a side of 64 takes 0.8 s for 500 images on
-one CPU thread (96: 2.4 s). At 32 most of the last layer is silent. `inception` is the network of
-the published FID; `clip-*` and `dinov2-*` are torch-fidelity's. Their files are downloaded to
+one CPU thread (96: 2.4 s). At 32 most of the last layer is silent. `classifier` is trained on the
+labels of the data itself, for images unlike photographs. `inception` is the network of the
+published FID; `clip-*` and `dinov2-*` are torch-fidelity's. The files of these are downloaded to
 torch.hub's checkpoint folder, or named.
 
 Legend: `N` images, `C` colour channels, `H`, `W` pixels, `F` features.
@@ -27,7 +28,9 @@ from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA as DINOV2
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
 
+from tarflow.config import CLASSIFIER, DataConfig
 from tarflow.errors import UserError
+from tarflow.evaluate.extractors.classifier import trained_classifier
 from tarflow.evaluate.extractors.dinov2 import DinoV2
 from tarflow.evaluate.extractors.lite0 import LAYERS, LITE0, EfficientNetLite0
 from tarflow.evaluate.extractors.weights import check_safe, published
@@ -64,22 +67,31 @@ class Extractor:
 
 
 def find_extractor(
-    name: str = LITE0, weights: Path | None = None, device: str = "cpu"
+    name: str = LITE0,
+    weights: Path | None = None,
+    device: str = "cpu",
+    data: DataConfig | None = None,
 ) -> Extractor:
     """Build a feature extractor, once per process.
 
     Args:
         name: `efficientnet-lite0`, optionally followed by `@SIDE` (a multiple of 32) and by
-            `/112` for the middle layer; `inception`; or torch-fidelity's names of CLIP and
-            DINOv2, such as `clip-vit-b-32` and `dinov2-vit-s-14`.
+            `/112` for the middle layer; `classifier`; `inception`; or torch-fidelity's names of
+            CLIP and DINOv2, such as `clip-vit-b-32` and `dinov2-vit-s-14`.
         weights: File of the published weights; by default those that the extra `features`
             installed, or those in torch.hub's checkpoint folder, downloaded if absent.
         device: Device that the network runs on.
+        data: Labelled data that `classifier` is trained on; the others need none.
 
     Raises:
-        UserError: If the name is unknown, or the weights are absent, unsafe or another network's.
+        UserError: If the name is unknown, the weights are absent, unsafe or another network's, or
+            the data lack the labels that `classifier` learns.
     """
-    return _find(name, weights, device)
+    return (
+        _find_classifier(weights, device, data)
+        if name == CLASSIFIER
+        else _find(name, weights, device)
+    )
 
 
 def features(images: Pixels, extractor: Extractor, batch: int = 50) -> NDArray[np.float32]:
@@ -99,6 +111,18 @@ def features(images: Pixels, extractor: Extractor, batch: int = 50) -> NDArray[n
             colour = part.to(extractor.device).expand(-1, 3, -1, -1)
             parts.append(extractor.module(colour)[0].float().cpu())
     return torch.cat(parts).numpy()
+
+
+@cache
+def _find_classifier(weights: Path | None, device: str, data: DataConfig | None) -> Extractor:
+    if weights:
+        raise UserError(f"features '{CLASSIFIER}' are trained on the data: leave out --weights")
+    if data is None:
+        raise ValueError(f"{CLASSIFIER} needs the data to train on")
+    network, digest = trained_classifier(data)
+    # Other data, or another kind of machine, give other weights and numbers.
+    label = f"{CLASSIFIER}:{digest[:8]}"
+    return Extractor(label, network.to(device), digest, torch.device(device))
 
 
 @cache
@@ -133,7 +157,7 @@ def _parse(name: str) -> tuple[str, str]:
         return name, "dinov2"
     match = re.fullmatch(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?", name)
     if not match:
-        names = ("inception", LITE0, *CLIP, *DINOV2)
+        names = ("inception", LITE0, CLASSIFIER, *CLIP, *DINOV2)
         near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise UserError(f"no features '{name}': did you mean '{near}'?")
     side, layer = int(match[1] or _LITE0_SIDE), match[2] or "1280"

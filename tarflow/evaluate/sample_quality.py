@@ -11,18 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from tarflow import data, distributed
-from tarflow.config import RunConfig, from_dict, to_dict
+from tarflow.config import FEWEST_IMAGES, RunConfig, from_dict, to_dict
 from tarflow.device import choose_device
 from tarflow.evaluate.feature_cache import cached_features
 from tarflow.evaluate.features import Extractor, features, find_extractor
 from tarflow.evaluate.metrics import compare
-from tarflow.identity import WHOLE, run_id
+from tarflow.identity import HALVES, WHOLE, run_id
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.record import replacing
 from tarflow.sample.calibration import choose_plan
 from tarflow.sample.plan import Plan
 from tarflow.sample.sampling import image_grid, sample
+
+Features = NDArray[np.float32]
 
 BATCH = 250  # images drawn at a time
 GRID_IMAGES, GRID_COLUMNS = 64, 8  # layout of samples.png
@@ -34,7 +36,7 @@ def evaluate_samples(
     extractor: Extractor,
     picture: Path | None,
     seed: int = 0,
-    halves: Sequence[str] = WHOLE,
+    parts: Sequence[str] = WHOLE,
     plans: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Draw samples, save a picture of some, and compare them with the held-out images.
@@ -48,12 +50,12 @@ def evaluate_samples(
         extractor: Network whose features are compared.
         picture: File for a grid of the first samples, or None.
         seed: Seed of the noise.
-        halves: Names of the equal parts of the draws that are scored separately.
+        parts: `WHOLE`, or `HALVES` to score the halves of the draws only.
         plans: File of measured solver plans, beside the checkpoint.
 
     Returns:
-        Rows of `evaluations.parquet`, one for each of `halves`; empty on all workers but the
-        first.
+        Rows of `evaluations.parquet`, one for each of `parts`; empty on all workers but the
+        first. Halves too small to compare have none.
     """
     evaluation, device = config.evaluation, flow.var.device
     start = time.perf_counter()
@@ -75,21 +77,20 @@ def evaluate_samples(
     if picture:
         with replacing(picture) as temporary:
             image_grid(first, GRID_COLUMNS).save(temporary, format="PNG")
-    parts = np.array_split(sample_features, len(halves))
-    scores = _compare_with_held_out(parts, config, extractor)
+    scores = _compare_with_held_out(sample_features, parts, config, extractor)
     return [
         {
             "run_id": run_id(config),
             **asdict(config.sampler),
             "solver": str(plan),
             "seed": seed,
-            "half": half,
+            "half": part,
             "seconds_per_image": seconds / (share.stop - share.start),
             "redrawn": redrawn,
             "lost": lost,
             **columns,
         }
-        for half, columns in zip(halves, scores, strict=True)
+        for part, columns in scores.items()
     ]
 
 
@@ -102,16 +103,39 @@ def reference_quality(config: RunConfig) -> dict[str, Any]:
     count = min(config.evaluation.samples, len(train.labels))
     indices = data.order(len(train.labels), 0, 0, count)
     device = choose_device(config.execution)
-    extractor = find_extractor(config.evaluation.features, device=device.type)
+    extractor = find_extractor(config.evaluation.features, device=device.type, data=config.data)
     real = features(data.batch(train, indices), extractor)
-    (columns,) = _compare_with_held_out([real], config, extractor)
-    return columns
+    return _compare_with_held_out(real, WHOLE[:1], config, extractor)["all"]
 
 
 def _compare_with_held_out(
-    parts: Sequence[NDArray[np.float32]], config: RunConfig, extractor: Extractor
-) -> list[dict[str, Any]]:
-    """Return the quality columns of each set of features (n, F)."""
+    samples: Features, parts: Sequence[str], config: RunConfig, extractor: Extractor
+) -> dict[str, dict[str, Any]]:
+    """Return the quality columns of the parts of samples with features (M, F)."""
     split = config.evaluation.split
     held_out = cached_features(data.open_split(config.data, split).pixels, extractor)
-    return [compare(part, held_out, extractor, f"{config.data.name}/{split}") for part in parts]
+    reference = f"{config.data.name}/{split}"
+    return {
+        name: compare(part, real, extractor, reference)
+        for name, (part, real) in pair_parts(samples, held_out).items()
+        if name in parts and (name == "all" or len(part) >= FEWEST_IMAGES)
+    }
+
+
+def pair_parts(samples: Features, held_out: Features) -> dict[str, tuple[Features, Features]]:
+    """Return which samples are compared with which held-out images, by the names of `WHOLE`.
+
+    A setting that suits the held-out images by luck suits them again when they are read a second
+    time. So each half of the samples has its own half of the held-out images, every second one,
+    if that has at least as many images as samples. With fewer the halves share all of them,
+    because they would limit the precision more than the samples do.
+
+    Args:
+        samples: Features (M, F).
+        held_out: Features (N, F) of the held-out images; they are split if N is at least M.
+    """
+    halves = np.array_split(samples, len(HALVES))
+    apart = len(held_out) // len(HALVES) >= len(halves[0])
+    real = [held_out[i :: len(HALVES)] if apart else held_out for i in range(len(HALVES))]
+    pairs = zip(halves, real, strict=True)
+    return {"all": (samples, held_out), **dict(zip(HALVES, pairs, strict=True))}

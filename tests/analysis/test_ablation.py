@@ -79,6 +79,11 @@ def test_the_best_is_named_with_what_cannot_be_told_from_it():
     assert best(points, "BPD", bits) == (
         "Lowest BPD: a, 1.000 (0.900 to 1.100); no clear difference from b."
     )
+    other = points.assign(mean=[1.1, 1.0, 2.0])  # draws that choose: the mean is not theirs
+    assert best(points, "BPD", bits, other) == (
+        "Lowest BPD by one half of the draws: b, 1.100 by the other (1.000 to 1.200); no clear "
+        "difference from a."
+    )
 
 
 def scores(bpd, kid, error=0.01):
@@ -130,7 +135,7 @@ def finished(**changes):
 def drawn(runs, **changes):
     sampled = {
         "fid": 20.0, "n": 50_000, "n_reference": 50_000, "reference": "imagenet64/validation",
-        "guidance": 0.0, "denoise": 1.0, "temperature": 1.0,
+        "guidance": 0.0, "denoise": 1.0, "temperature": 1.0, "half": "all",
     }  # fmt: skip
     return runs.assign(**(sampled | changes))
 

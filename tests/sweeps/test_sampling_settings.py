@@ -54,10 +54,9 @@ def test_runs_are_sampled_as_asked_once_and_compared_in_the_report(tmp_path, cap
         for row in read_table(out / "evaluations.parquet").to_pylist()
     }
     assert asked == {
-        ("uniform", 1.0, "all", 0),
-        ("gaussian", 1.0, "all", 0),
-        ("gaussian", 0.5, "all", 0),
-        ("gaussian", 0.0, "all", 0),
+        (*way, part, 0)
+        for way in (("uniform", 1.0), ("gaussian", 1.0), ("gaussian", 0.5), ("gaussian", 0.0))
+        for part in ("all", "chosen", "scored")
     }
     pictures = list(out.glob("runs/*/evaluations/*.png"))
     assert len(pictures) == 2

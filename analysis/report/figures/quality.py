@@ -54,7 +54,7 @@ def trade_off(scored: pd.DataFrame) -> go.Figure | None:
             mode="lines+markers",
             line={"color": ORANGE, "width": 2, "shape": "hv"},
             marker=theme.ring(ORANGE, "circle-open", 15, 2),
-            name="Pareto front",
+            name="Pareto front, by the other half of the draws",
             hoverinfo="skip",
         )
     )

@@ -1,15 +1,19 @@
 """The sections of sample quality: against likelihood, against published numbers, in a search."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from analysis.differences import as_low, told_apart
 from analysis.report import checklist
 from analysis.report.figures import quality as quality_figures
 from analysis.report.published import published
 from analysis.report.section import Material, Picture, Section, Table, embedded, existing
 from analysis.settings import (
     best_setting,
+    of_inner_search,
     one_setting,
     pareto_front,
     run_and_setting,
@@ -20,7 +24,7 @@ from analysis.study import sample_pictures, tables_of_runs
 from tarflow.human import bits, interval, number
 
 MOST = 3  # runs shown of either failure signature
-BEST = (("bpd", "best likelihood"), ("kid", "best samples"))
+LOWEST = (("bpd", "lowest BPD"), ("kid", "lowest KID"))
 
 
 def quality(material: Material) -> Section:
@@ -33,6 +37,7 @@ def quality(material: Material) -> Section:
         first = runs.iloc[0]
         aid += f" All runs at {setting_in_words(first)}; {first['n']:.0f} samples "
         aid += f"against {first['n_reference']:.0f} images of {first['reference']}."
+        aid += _differences(runs) + _distance_of_real_images(runs, material.reference)
     correlation = material.findings.correlation
     if correlation:
         aid += f" Rank correlation over {correlation.runs} runs, with 95% intervals: Spearman "
@@ -47,20 +52,47 @@ def quality(material: Material) -> Section:
     )
 
 
+def _differences(runs: pd.DataFrame) -> str:
+    """Say which runs KID tells apart."""
+    if len(runs) < 2:
+        return ""
+    if not told_apart(runs):
+        return " KID does not tell these runs apart: they differ no more than by their errors."
+    best = runs.sort_values("kid").iloc[0]
+    near = len(as_low(runs, best))
+    return (
+        f" Lowest KID: {best['label']}; {near or 'no'} other run{'s' * (near != 1)} may be as low."
+    )
+
+
+def _distance_of_real_images(runs: pd.DataFrame, reference: Mapping[str, Any]) -> str:
+    """Say how far real images are from others, the distance of perfect samples."""
+    if reference.get("feature_extractor") != runs["feature_extractor"].iloc[0]:
+        return ""
+    return (
+        f" Real training images are at {number(reference['kid'])} ± {number(reference['kid_se'])},"
+        f" the runs at {number(runs['kid'].min())} to {number(runs['kid'].max())}."
+    )
+
+
 def disagreement(material: Material) -> Section:
-    """Show the runs that are good at likelihood and poor at samples, and the reverse."""
+    """Show the runs that rank high in likelihood and low in samples, and the reverse."""
     runs = one_setting(material.scored)
     images = tables_of_runs(material.study, runs, "images.parquet")
     noise = material.findings.noise
     every = signatures(runs, images, noise.std if noise else 0.0, material.seed)
+    every = every if told_apart(runs) else ()
     shown = [item for kind in (GOOD, POOR) for item in [s for s in every if s.kind == kind][:MOST]]
     aid = f"Of {len(runs)} runs sampled alike, {len(every) or 'none'} "
     aid += "has" if len(every) == 1 else "have"
     aid += " a rank by BPD and a rank by KID whose 90% intervals do not overlap."
     if shown:
-        aid += " Their samples are shown beside those of the best runs by either score."
+        aid += " Their samples are shown beside those of the runs of lowest BPD and lowest KID. "
+        aid += "Ranks compare the runs with each other, not with real images."
+    elif len(runs) > 1 and not told_apart(runs):
+        aid += " KID does not tell the runs apart."
     rows = {str(row["run_id"]): row for _, row in runs.iterrows()}
-    ends = BEST if shown else ()
+    ends = LOWEST if shown else ()
     best = {str(runs.sort_values(score)["run_id"].iloc[0]): title for score, title in ends}
     return Section(
         "signatures",
@@ -92,7 +124,7 @@ def _signature_table(shown: list[Signature], rows: dict[str, pd.Series]) -> Tabl
 def _signature_pictures(
     study: Path, shown: list[Signature], best: dict[str, str], rows: dict[str, pd.Series]
 ) -> tuple[Picture, ...]:
-    """Return the samples of these runs, then of the best runs by either score."""
+    """Return the samples of these runs, then of the lowest runs by either score."""
     titles = {item.run_id: item.kind for item in shown}
     files, pictures = sample_pictures(study), []
     for run_id, title in (titles | best | titles).items():
@@ -130,14 +162,15 @@ def search(material: Material) -> Section:
         "search",
         "Search",
         "Training choices are judged by likelihood and, at their best sampler setting, by sample "
-        "quality: the front holds the runs that no other run beats in both. The sampler surface "
-        "needs no training; larger marks are denoised more."
+        "quality. The front holds the runs that no other run beats in both, decided on one half "
+        "of the draws; marks are at the KID of the other half. The sampler surface needs no "
+        "training; larger marks are denoised more."
         if len(searched)
         else "Depth, channels, noise and learning rate are tuned at small size; guidance, "
         "temperature and denoising only sample from trained models.",
         existing(
             trade_off=quality_figures.trade_off(searched),
-            sampler=quality_figures.sampler_surface(scored[scored["half"] != "all"]),
+            sampler=quality_figures.sampler_surface(of_inner_search(scored)),
             hyperparameters=quality_figures.parallel_coordinates(searched),
         ),
         tables=(checklist.front(front),) if len(front) else (),
