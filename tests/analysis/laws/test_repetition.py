@@ -1,9 +1,12 @@
 """Laws of repeated data: what repeats are worth, and planted laws extrapolated into them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import CHINCHILLA
 from analysis.laws.repetition import effective_tokens, unique_tokens
@@ -32,7 +35,11 @@ def test_the_size_of_the_training_set_is_read_from_the_table():
 
 
 def test_intervals_of_repeated_data_hold_the_planted_truth():
-    """Runs of up to 10 epochs predict one of 125; fits that ignore repeats miss it."""
+    """Runs of up to 10 epochs predict one of 125; fits that ignore repeats miss it.
+
+    Bands are those of a study whose roll-outs have tested four times the compute. Parameters and
+    noise alone hold 79 of 100 runs at 90%, the widened band 97.
+    """
     params, compute = np.geomspace(4e3, 2e5, 6), np.geomspace(3e9, 4e10, 4)
     params, compute = (grid.ravel() for grid in np.meshgrid(params, compute))
     tokens, rng = compute / params, np.random.default_rng(0)
@@ -48,7 +55,8 @@ def test_intervals_of_repeated_data_hold_the_planted_truth():
             law = fit(
                 CHINCHILLA, Observations(inputs, values, unique_tokens=unique), starts=16, draws=60
             )
+            law = replace(law, discrepancy=Discrepancy(rate=0.0, tested=np.log(4)))
             low, high = law.band(**far)
             inside[unique] += bool(low <= new <= high)
-    assert inside[UNIQUE] >= 16
+    assert inside[UNIQUE] >= 17
     assert inside[np.inf] <= 2
