@@ -7,10 +7,12 @@ import pandas as pd
 
 from analysis.findings import Findings
 from analysis.laws.allocation import Allocation, allocate, best_run
+from analysis.laws.repetition import HARMLESS, unique_tokens
 from analysis.rows import read_config
 from tarflow import cost
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.human import count
 from tarflow.identity import run_id
 
 NEXT = 4.0  # times the largest budget of a study
@@ -36,6 +38,41 @@ def learning_rate(runs: pd.DataFrame, params: float) -> float:
     return float(np.exp(np.interp(np.log(params), np.log(x), np.log(y))))
 
 
+def _rate_in_words(runs: pd.DataFrame, params: float, rate: float) -> str:
+    smallest, largest = runs["params"].min(), runs["params"].max()
+    if smallest <= params <= largest:
+        return f"Learning rate {rate:g}, interpolated over the sizes of the study."
+    edge = "largest" if params > largest else "smallest"
+    return f"Learning rate {rate:g}, clamped to that of the {edge} size trained: tune it first."
+
+
+def repetition(findings: Findings, config: RunConfig) -> list[str]:
+    """Say how often a run repeats its images and how many it needs; nothing up to four epochs.
+
+    Args:
+        findings: What the study shows.
+        config: The run.
+    """
+    runs, surface = findings.runs, findings.surface
+    unique = unique_tokens(runs) / config.model.tokens
+    epochs = config.images / unique
+    if epochs <= HARMLESS:
+        return []
+    trained = float(runs["epochs"].max())
+    place = "beyond the" if epochs > trained else "within the"
+    fresh = surface and replace(surface, unique_tokens=np.inf)
+    rivals = [replace(law, unique_tokens=np.inf) for law in findings.rivals]
+    flops = cost.run_flops(config)
+    ideal = allocate(flops, runs, config, fresh, findings.isoflops, rivals=rivals)
+    return [
+        f"It sees the {count(unique)} training images {epochs:.3g} times, {place} {trained:.3g} "
+        "epochs that the study trained.",
+        f"Beyond {HARMLESS:g} epochs, repeats are worth less and less. This budget needs more "
+        f"data: {count(ideal.images / HARMLESS)} different images for a model of "
+        f"{count(ideal.model_params)} parameters.",
+    ]
+
+
 def check_budget(flops: float) -> None:
     """Check that a budget of training FLOPs is a positive number.
 
@@ -49,7 +86,8 @@ def check_budget(flops: float) -> None:
 def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     """Return the config to train with a budget, by default 4 times the largest of the study.
 
-    Size and images come from the laws. The learning rate follows the size as it did in the study.
+    Size and images come from the laws. The learning rate follows the size as it did in the study;
+    beyond the sizes of the study, it is that of the nearest one.
     Everything else is that of the best run of the largest budget.
 
     Raises:
@@ -66,8 +104,8 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
         flops, runs, template, findings.surface, findings.isoflops, rivals=findings.rivals
     )
     model = replace(template.model, channels=allocation.channels)
-    rate = template.optim.lr
-    if runs["lr"].nunique() > 1:
+    rate, tuned_by_size = template.optim.lr, runs["lr"].nunique() > 1
+    if tuned_by_size:
         rate = float(f"{learning_rate(runs, allocation.model_params):.4g}")
     config = replace(
         template, model=model, images=allocation.images, optim=replace(template.optim, lr=rate)
@@ -91,9 +129,11 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     if allocation.bpd is not None and allocation.bpd_interval is not None:
         low, high = allocation.bpd_interval
         lines.append(f"Expected BPD {allocation.bpd:.4g} (90%: {low:.4g} to {high:.4g}).")
+        lines += [allocation.caution] if allocation.caution else []
     if allocation.edge:
         lines.append(f"At the edge: {allocation.edge}.")
-    if rate != template.optim.lr:
-        lines.append(f"Learning rate {rate:g}, interpolated over the sizes of the study.")
+    lines += repetition(findings, config)
+    if tuned_by_size:
+        lines.append(_rate_in_words(runs, allocation.model_params, rate))
     lines.append(f"Everything else is as in run {best['run_id']}, the best of the largest budget.")
     return Recommendation(config, "\n".join(lines), allocation)

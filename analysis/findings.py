@@ -14,11 +14,13 @@ import pandas as pd
 
 from analysis.correlation import Correlation, correlate
 from analysis.laws.allocation import Allocation, allocate, best_run
+from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.fit import Fit, Mask, Observations, fit
 from analysis.laws.forms import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS, Form
 from analysis.laws.influence import Influence, influence
 from analysis.laws.intervals import LEVEL, Interval
 from analysis.laws.isoflop import IsoFlop, isoflop
+from analysis.laws.repetition import unique_tokens
 from analysis.laws.validation import (
     SPARE,
     STARTS,
@@ -171,7 +173,8 @@ def _observations(rows: pd.DataFrame, noise: float | None) -> Observations:
         for parent, own in zip(trunk, rows["run_id"], strict=True)
     ]
     inputs = {name: rows[name].to_numpy(float) for name in ("params", "tokens")}
-    return Observations(inputs, rows["bpd"].to_numpy(float), clusters, noise)
+    bpd = rows["bpd"].to_numpy(float)
+    return Observations(inputs, bpd, clusters, noise, unique_tokens=unique_tokens(rows))
 
 
 def _before_the_largest(rows: pd.DataFrame) -> Mask:
@@ -197,7 +200,7 @@ def _hold_out(
     form: Form | None,
     rollouts: Sequence[Rollout],
     refit: Callable[[Form, Observations], Fit],
-) -> tuple[float, tuple[HeldOut, ...]]:
+) -> tuple[Discrepancy, tuple[HeldOut, ...]]:
     """Predict the largest budget by laws that have not seen it.
 
     Returns:
@@ -220,7 +223,7 @@ def _hold_out(
 def _frontier(
     points: pd.DataFrame,
     noise: float | None,
-    miss: float,
+    miss: Discrepancy,
     refit: Callable[[Form, Observations], Fit],
 ) -> Fit | None:
     """Fit L(C), with a floor if more than three points or a known noise can support it."""

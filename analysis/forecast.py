@@ -64,6 +64,8 @@ def forecast(findings: Findings, config: RunConfig, run_id: str) -> Forecast:
     if low is not None and high is not None:
         words += f", {LEVEL:.0%} interval {interval((low, high), bits)}"
     words += f", {flops / findings.budgets[-1].flops:.3g} times the largest budget of the study."
+    beyond = math.log(flops / float(findings.runs["flops"].max()))
+    words = " ".join(filter(None, [words, law.discrepancy.caution(beyond)]))
     return Forecast(
         run_id=run_id,
         flops=flops,

@@ -2,9 +2,9 @@
 
 from analysis.findings import Findings
 from analysis.laws.fit import Fit
+from analysis.laws.repetition import HARMLESS
 from tarflow.human import power
 
-REPEATED = 4.0  # epochs beyond which repeated images count less (Muennighoff et al. 2023)
 SHORT = 0.1  # how far coverage may fall below its promise without a warning
 
 
@@ -27,10 +27,11 @@ def _rows(findings: Findings) -> list[str]:
     elif findings.noise.runs - findings.noise.groups < 2:
         lines.append("The noise between equal runs is estimated from two seeds only.")
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
-    if len(findings.runs) and epochs > REPEATED:
+    if len(findings.runs) and epochs > HARMLESS:
         lines.append(
-            f"Runs see the training images up to {epochs:.3g} times: beyond {REPEATED:g} epochs, "
-            "repeated tokens are worth less than the laws assume."
+            f"Runs see the training images up to {epochs:.3g} times: beyond {HARMLESS:g} epochs, "
+            "the surface law discounts repeats at a rate measured on text; the frontier law does "
+            "not discount them."
         )
     return lines
 

@@ -1,7 +1,8 @@
 """Make a study folder from a planted law, to test the report on.
 
-No run is trained: BPD follows `E + A / N^a + B / D^b` with a little seed noise. Everything else
-(curves, per-image values, sample grids, sample quality) is derived from it.
+No run is trained: BPD follows `E + A / N^a + B / D^b`, with repeated images at their worth and a
+little seed noise. Everything else (curves, per-image values, sample grids, sample quality) is
+derived from it.
 """
 
 import json
@@ -13,6 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from analysis.laws.repetition import effective_tokens
 from tarflow import config as c
 from tarflow import cost, identity, record
 
@@ -27,10 +29,12 @@ class Law:
     B: float = 46.0
     b: float = 0.40
 
-    def __call__(self, params: float, tokens: float) -> float:
-        return float(self.E + self.A * params**-self.a + self.B * tokens**-self.b)
+    def __call__(self, params: float, tokens: float, unique: float = float("inf")) -> float:
+        worth = float(effective_tokens(tokens, unique))
+        return float(self.E + self.A * params**-self.a + self.B * worth**-self.b)
 
 
+UNIQUE = 4000  # images of the training set
 CHANNELS = (16, 32, 48, 64, 80, 96)
 BUDGETS = (1.5e11, 5e11, 1.5e12)
 LARGEST = (80, 6e12)  # channels and FLOPs of the run that is held out
@@ -126,7 +130,11 @@ def _run(folder: Path, config: c.RunConfig, role: str, law: Law, rng: np.random.
         return
     tuned = 0.03 * np.log10(config.optim.lr / 3e-3) ** 2
     tuned += 0.5 * np.log10(config.noise.std / 0.25) ** 2
-    bpd = law(row["params"], row["tokens"]) + tuned + 0.003 * rng.standard_normal()
+    bpd = (
+        law(row["params"], row["tokens"], UNIQUE * config.model.tokens)
+        + tuned
+        + 0.003 * rng.standard_normal()
+    )
     images = _images(bpd)
     seconds = row["flops"] / 2e10
     row |= {
@@ -194,8 +202,8 @@ def _row(config: c.RunConfig, role: str) -> dict[str, Any]:
         "params": cost.params(model),
         "params_total": cost.params_total(model),
         "images": config.images,
-        "unique_images": min(4000, config.images),
-        "epochs": config.images / 4000,
+        "unique_images": min(UNIQUE, config.images),
+        "epochs": config.images / UNIQUE,
         "tokens": tokens,
         "flops": flops,
         "flops_marginal": flops,
@@ -228,7 +236,8 @@ def _curve(
     rows = []
     for seen in images:
         stable = min(1.0, (config.images - seen) / (0.2 * config.images))
-        bpd = law(row["params"], seen * config.model.tokens) + 0.03 * stable
+        tokens = config.model.tokens
+        bpd = law(row["params"], seen * tokens, UNIQUE * tokens) + 0.03 * stable
         rows.append(
             {
                 "images": int(seen),

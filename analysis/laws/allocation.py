@@ -17,11 +17,14 @@ from analysis.laws.fit import Fit
 from analysis.laws.forms import Array
 from analysis.laws.intervals import LEVEL, NORMAL_90, Interval, interval_of
 from analysis.laws.isoflop import DRAWS, IsoFlop
+from analysis.laws.repetition import unique_tokens
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig, round_images
 
 CREDIBLE = 10.0  # largest ratio of the ends of an interval of the optimal size that is used
-SIZES = 300  # sizes among which the best one is searched
+ROUNDING = 1.01  # ratio within which two sizes are equal
+SPAN = float(np.log(1e4))  # in ln(params): sizes searched around those of the runs
+SIZES = 300  # sizes among which the best one is searched, within SPAN
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ class Allocation:
     layers: int
     model_params: int  # of the buildable model
     images: int  # of the buildable model, whole batches
+    epochs: float  # passes over the training set; 0 if its size is unknown
     extrapolated: bool  # size or FLOPs beyond the runs of the study
     edge: str  # "" or why the optimum is only a bound
+    caution: str  # "" or that the interval of the bits per dimension lies beyond the roll-outs
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ def allocate(
 
     That is the surface law if its optimum is known within a factor of ten; otherwise the power law
     through the IsoFLOP minima inside their range, if there are two or more; otherwise the best
-    size of the largest budget.
+    size of the largest budget. It is never smaller than the smallest model trained.
 
     Args:
         flops: The budget, in training FLOPs.
@@ -111,21 +116,29 @@ def allocate(
     if draws is None or not _credible(interval_of(draws[1:])):
         source = "IsoFLOP minima"
         draws = _minima_draws(flops, isoflops, seed)
+    elif surface is not None:
+        beyond = max(0.0, float(np.log(flops / runs["flops"].max())))
+        draws = draws[0] * (draws / draws[0]) ** surface.discrepancy.widening(beyond)
     if draws is None:
         source = "best run"
         best = best_run(runs)
         draws = np.array([float(best["params"])])
         edge = next((i.edge for i in isoflops if str(best["run_id"]) in i.run_ids), "")
         edge = edge and f"the best size tried is the {edge}: the optimum may lie beyond it"
+    smallest = float(runs["params"].min())
+    if draws[0] < smallest / ROUNDING:
+        edge = "the smallest model trained, because the optimum is smaller than any that was"
+    draws = np.maximum(draws, smallest)
     params = draws[0]
     tokens = flops / sizes.flops_per_token(draws)
     model = sizes.nearest(params)
     images = round_images(flops / cost.training_flops(model), template.batch)
-    bpd, interval = None, None
+    bpd, interval, caution = None, None, ""
     if surface is not None:
         at = {"params": [cost.params(model)], "tokens": [images * model.tokens]}
         low, high = surface.band(LEVEL, **at)
         bpd, interval = float(surface.predict(**at)[0]), (float(low[0]), float(high[0]))
+        caution = surface.discrepancy.caution(float(np.log(flops / runs["flops"].max())))
     return Allocation(
         flops=flops,
         source=source,
@@ -140,11 +153,13 @@ def allocate(
         layers=model.layers,
         model_params=cost.params(model),
         images=images,
+        epochs=images * model.tokens / unique_tokens(runs),
         extrapolated=bool(
             flops > 1.2 * runs["flops"].max()
-            or not 0.99 * runs["params"].min() <= params <= 1.01 * runs["params"].max()
+            or not smallest / ROUNDING <= params <= ROUNDING * runs["params"].max()
         ),
         edge=edge,
+        caution=caution,
     )
 
 
@@ -161,16 +176,18 @@ def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
     The search is numeric, because the closed form holds for 6ND only, not for counted FLOPs.
     """
     middle = law.centre[law.form.inputs.index("params")]
-    grid = np.linspace(middle - np.log(1e4), middle + np.log(1e4), SIZES)
-    tokens = np.log(flops / sizes.flops_per_token(np.exp(grid)))
-    logs = np.stack([grid, tokens]) - law.centre[:, None]
-    value = law.form.predict(np.concatenate([law.theta[None], law.draws]), logs)
-    best = np.clip(value.argmin(axis=1), 1, SIZES - 2)
+    step = 2 * SPAN / (SIZES - 1)
+    # With repeated data, far more compute may call for a model that is larger by as much.
+    beyond = max(0.0, float(np.log(flops / 6)) - law.reach)
+    grid = middle - SPAN + step * np.arange(SIZES + int(beyond / step))
+    params = np.exp(grid)
+    value = law.predict_draws(params=params, tokens=flops / sizes.flops_per_token(params))
+    best = np.clip(value.argmin(axis=1), 1, len(grid) - 2)
     rows = np.arange(len(value))
     left, mid, right = (value[rows, best + step] for step in (-1, 0, 1))
     bend = left - 2 * mid + right
     shift = np.where(bend > 0, (left - right) / 2 / np.where(bend > 0, bend, 1.0), 0.0)
-    optimum: Array = np.exp(grid[best] + np.clip(shift, -1, 1) * (grid[1] - grid[0]))
+    optimum: Array = np.exp(grid[best] + np.clip(shift, -1, 1) * step)
     return optimum
 
 

@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.laws.extrapolation import NEVER, Discrepancy
 from analysis.laws.forms import Array, Form
 from analysis.laws.intervals import LEVEL, Interval, interval_ends, interval_of
+from analysis.laws.repetition import effective_tokens
 from analysis.laws.solver import Problem, minimise
 from analysis.laws.uncertainty import IDENTIFIED, bootstrap, rank_deficient, reasons, settle_scale
 from tarflow.errors import UserError
@@ -33,6 +35,7 @@ class Observations:
     noise: float | None = None  # known standard deviation of equal runs, relative in log space
     space: Space = "log"  # residuals of ln(values), with a floor of 0 or more, or of raw values
     weights: Array | None = None  # (n,) how often each row counts; once by default
+    unique_tokens: float = np.inf  # tokens of the training set; beyond them, tokens are repeats
 
     def take(self, rows: Mask) -> "Observations":
         """Return the rows where the (n,) mask holds."""
@@ -69,9 +72,10 @@ class Fit:
     space: Space
     theta: Array  # (p,) inner parameters
     draws: Array  # (R, p) inner parameters of the bootstrap
-    centre: Array  # (k,) mean logarithms of the inputs
+    centre: Array  # (k,) mean logarithms of the inputs, repeated tokens at their worth
     reach: float  # ln of the largest compute in the data (product of the inputs)
-    discrepancy: float = 0.0  # standard deviation per unit of ln(compute) beyond `reach`
+    unique_tokens: float = np.inf  # tokens of the training set; the law counts repeats at less
+    discrepancy: Discrepancy = NEVER  # error of the form beyond `reach`
 
     @property
     def name(self) -> str:
@@ -94,40 +98,52 @@ class Fit:
         return {name: reason == IDENTIFIED for name, reason in self.reasons.items()}
 
     def predict(self, **inputs: ArrayLike) -> Array:
-        """Return the law's values: predict(flops=...) or predict(params=..., tokens=...)."""
-        logs, shape = self._logs(inputs)
-        value: Array = self.form.predict(self.theta[None], logs)[0].reshape(shape)
+        """Return the law's values: predict(flops=...) or predict(params=..., tokens=...).
+
+        Tokens are those seen, repeats counted; the law knows what repeats are worth.
+        """
+        shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
+        value: Array = self.predict_draws(**inputs)[0].reshape(shape)
         return value
+
+    def predict_draws(self, **inputs: ArrayLike) -> Array:
+        """Return values (1 + R, n) at n points: of the law, then of each draw of the bootstrap."""
+        columns = self._columns(inputs)
+        logs = _logs(self.form, columns, self.unique_tokens) - self.centre[:, None]
+        values: Array = self.form.predict(np.concatenate([self.theta[None], self.draws]), logs)
+        return values
 
     def distance(self, **inputs: ArrayLike) -> Array:
         """Return ln(compute / largest compute of the data) of each point, 0 within the data."""
-        logs, _ = self._logs(inputs)
-        beyond: Array = np.maximum(0.0, logs.sum(axis=0) + self.centre.sum() - self.reach)
+        compute = np.log(list(self._columns(inputs).values())).sum(axis=0)
+        beyond: Array = np.maximum(0.0, compute - self.reach)
         return beyond
 
     def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
         """Return the ends of the band in which one new run falls with probability `level`.
 
         It adds up the spread of the parameters, the noise of a run, and the error of the form per
-        unit of extrapolation that the roll-outs showed. If the noise is unknown, the band is
-        unbounded.
+        unit of extrapolation that the roll-outs showed. Beyond the farthest roll-out it widens in
+        proportion to the distance. If the noise is unknown, the band is unbounded.
         """
-        logs, shape = self._logs(inputs)
+        shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
         if not len(self.draws) or not np.isfinite(self.scale):
             return np.full(shape, -np.inf), np.full(shape, np.inf)
-        value = self.form.predict(self.draws, logs)
-        spread = np.hypot(self.scale, self.discrepancy * self.distance(**inputs))
-        error = np.random.default_rng(0).standard_normal((len(value), 1)) * spread
-        value = value * np.exp(error) if self.space == "log" else value + error
-        low, high = interval_ends(value, level)
+        values, distance = self.predict_draws(**inputs), self.distance(**inputs)
+        values = np.log(values) if self.space == "log" else values
+        spread = np.hypot(self.scale, self.discrepancy.rate * distance)
+        error = np.random.default_rng(0).standard_normal((len(self.draws), 1)) * spread
+        ends = np.stack(interval_ends(values[1:] + error, level))
+        ends = values[0] + (ends - values[0]) * self.discrepancy.widening(distance)
+        low, high = np.exp(ends) if self.space == "log" else ends
         return low.reshape(shape), high.reshape(shape)
 
-    def _logs(self, inputs: Mapping[str, ArrayLike]) -> tuple[Array, tuple[int, ...]]:
+    def _columns(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        """Return the inputs of the form, (n,) each."""
         if set(inputs) != set(self.form.inputs):
             raise ValueError(f"{self.name} takes {', '.join(self.form.inputs)}")
         arrays = np.broadcast_arrays(*(np.asarray(inputs[k], float) for k in self.form.inputs))
-        logs = np.log(np.stack([array.ravel() for array in arrays]))
-        return logs - self.centre[:, None], arrays[0].shape
+        return {name: x.ravel() for name, x in zip(self.form.inputs, arrays, strict=True)}
 
 
 def fit(
@@ -156,7 +172,8 @@ def fit(
     """
     logs, values = _checked(form, data)
     weights = np.ones(len(values)) if data.weights is None else np.asarray(data.weights, float)
-    centre, reach = np.average(logs, axis=1, weights=weights), float(logs.sum(axis=0).max())
+    centre = np.average(logs, axis=1, weights=weights)
+    reach = float(np.log([data.inputs[name] for name in form.inputs]).sum(axis=0).max())
     problem, begin = _problem(form, logs - centre[:, None], values, weights, data.space, starts)
 
     ends, costs = minimise(problem, begin[:SCOUTS], tolerance=1e-6, steps=60)
@@ -186,7 +203,17 @@ def fit(
         draws=drawn,
         centre=centre,
         reach=reach,
+        unique_tokens=data.unique_tokens,
     )
+
+
+def _logs(form: Form, inputs: Mapping[str, Array], unique_tokens: float) -> Array:
+    """Return the logarithms (k, n) of a form's inputs, repeated tokens at their worth."""
+    columns = dict(inputs)
+    if "tokens" in columns:
+        columns["tokens"] = effective_tokens(columns["tokens"], unique_tokens)
+    logs: Array = np.log(np.stack([np.asarray(columns[name], float) for name in form.inputs]))
+    return logs
 
 
 def _checked(form: Form, data: Observations) -> tuple[Array, Array]:
@@ -203,7 +230,7 @@ def _checked(form: Form, data: Observations) -> tuple[Array, Array]:
         raise UserError(
             "losses must be finite, and positive in log space; fit negative ones in raw space"
         )
-    return np.log(inputs), values
+    return _logs(form, data.inputs, data.unique_tokens), values
 
 
 def _problem(

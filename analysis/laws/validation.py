@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.laws.extrapolation import FAR, Discrepancy
 from analysis.laws.fit import Fit, Observations, fit
 from analysis.laws.forms import Array, Form
 from analysis.laws.intervals import LEVEL, NORMAL_90, Interval
@@ -17,7 +18,6 @@ CUTOFFS = 4  # windows per axis
 NEAR = 0.2  # values of an axis within 20% of each other are one level
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
 STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
-FAR = float(np.log(1.5))  # in ln(compute): budgets round to whole batches, some percent apart
 
 Window = tuple[str, float]  # what a fit has seen: an axis and its largest value
 
@@ -256,30 +256,33 @@ def baselines(
     )
 
 
-def discrepancy(rollouts: Sequence[Rollout]) -> float:
-    """Return the relative standard deviation a form misses per unit of ln(compute) extrapolated.
+def discrepancy(rollouts: Sequence[Rollout]) -> Discrepancy:
+    """Return the error of a form beyond its runs, and how far the roll-outs have tested it.
 
-    It is chosen so that 90% of the extrapolating roll-outs lie inside their widened 90% band; 0
-    without such roll-outs.
+    The rate is chosen so that 90% of the extrapolating roll-outs lie inside their widened 90%
+    band; 0 without such roll-outs.
     """
+    beyond = _beyond(rollouts)
     needed = [
         np.sqrt(max(0.0, (r.log_error / NORMAL_90) ** 2 - r.spread**2)) / r.distance
-        for r in _beyond(rollouts)
+        for r in beyond
     ]
-    return float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
+    rate = float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
+    return Discrepancy(rate, tested=max((r.distance for r in beyond), default=0.0))
 
 
 def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
     """Count the extrapolating roll-outs of one form inside their bands.
 
-    For the widened band, each window is judged with the discrepancy of the other windows.
+    For the widened band, each window is judged with the discrepancy of the other windows, as if
+    they had tested every distance.
     """
     beyond = _beyond(rollouts)
     plain = sum(r.interval[0] <= r.achieved <= r.interval[1] for r in beyond)
     wide = 0
     for rollout in beyond:
         extra = discrepancy([r for r in beyond if r.window != rollout.window])
-        spread = np.hypot(rollout.spread, extra * rollout.distance)
+        spread = np.hypot(rollout.spread, extra.rate * rollout.distance)
         wide += bool(abs(rollout.log_error) <= NORMAL_90 * spread)
     return (
         Coverage("parameters and noise", LEVEL, plain, len(beyond)),

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.findings import Findings
 from analysis.forecast import Forecast
+from analysis.laws.repetition import WORTH
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
 from tarflow.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
@@ -177,7 +178,7 @@ def sizes(findings: Findings) -> Table:
     return Table(
         (
             *("FLOPs", "parameters N*", "tokens D*", "nearest model"),
-            *("images", "BPD", "by", "beyond the runs"),
+            *("images", "epochs", "BPD", "by", "beyond the runs"),
         ),
         tuple(
             (
@@ -186,9 +187,10 @@ def sizes(findings: Findings) -> Table:
                 _with_interval(item.tokens, item.tokens_interval, count),
                 f"c{item.channels}-b{item.blocks}-l{item.layers}",
                 count(item.images),
+                number(item.epochs),
                 _with_interval(item.bpd, item.bpd_interval, bits),
                 item.source,
-                "yes" if item.extrapolated else "no",
+                "at the edge" if item.edge else "yes" if item.extrapolated else "no",
             )
             for item in findings.allocation
         ),
@@ -199,7 +201,7 @@ def sizes(findings: Findings) -> Table:
 def _with_interval(
     value: float | None, ends: tuple[float, float] | None, write: Callable[[float | None], str]
 ) -> str:
-    if ends is None or any(missing(end) for end in ends):
+    if ends is None or any(missing(end) for end in ends) or ends[0] == ends[1]:
         return write(value)
     return f"{write(value)} ({write(ends[0])}–{write(ends[1])})"
 
@@ -231,7 +233,11 @@ def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table
             else "not measured: no config has two seeds",
         ),
         ("Parameters N", "matrix-product weights; biases, norms and tables are not counted"),
-        ("Tokens D", "training images seen times tokens per image"),
+        (
+            "Tokens D",
+            "training images seen times tokens per image; in the surface law, R repeats count as "
+            f"{WORTH:g} (1 - exp(-R / {WORTH:g})) epochs of new images (Muennighoff et al. 2023)",
+        ),
         (
             "FLOPs C",
             "matrix products and ideal causal attention by formula; backward is twice forward",

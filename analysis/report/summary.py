@@ -10,7 +10,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from analysis.ablation import conclusions
-from analysis.advice import recommend
+from analysis.advice import recommend, repetition
 from analysis.findings import Findings
 from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
@@ -207,9 +207,9 @@ def _advice(findings: Findings) -> str:
             f" Predicted {bits(item.bpd)} bits per dimension, 90% interval "
             f"{interval(item.bpd_interval, bits)}."
         )
-    if item.edge:
-        text += f" {item.edge[0].upper()}{item.edge[1:].rstrip('.')}."
-    return text
+    edge = f"At the edge: {item.edge}." if item.edge else ""
+    lines = [text, item.caution, edge, *repetition(findings, advice.config)]
+    return " ".join(filter(None, lines))
 
 
 def _named(fit: Fit) -> str:

@@ -9,6 +9,10 @@ import pytest
 
 from analysis.advice import recommend
 from analysis.findings import find
+from analysis.forecast import forecast
+from analysis.laws.allocation import allocate
+from analysis.laws.fit import Observations, fit
+from analysis.laws.repetition import effective_tokens
 from analysis.rows import choose
 from analysis.study_warnings import warnings_of
 from tarflow import config as c
@@ -50,6 +54,15 @@ def table(*more):
     rows = [run(size, budget) for budget in BUDGETS for size in SIZES]
     rows += [run(48, BUDGETS[1], seed=1), run(48, BUDGETS[1], seed=2), run(*LARGEST)]
     return pd.DataFrame([*rows, *more])
+
+
+def repeated(unique, **changes):
+    """The same grid on few images: repeats are worth as much as in the planted law."""
+    runs = table()
+    epochs = runs["tokens"] / unique
+    worth = effective_tokens(runs["tokens"], unique)
+    bpd = runs["bpd"] + 46 / worth**0.4 - 46 / runs["tokens"] ** 0.4
+    return runs.assign(epochs=epochs, bpd=bpd, **changes)
 
 
 def evaluations(runs):
@@ -128,10 +141,53 @@ def test_the_recommendation_is_a_run_not_yet_trained(study):
     assert identity.run_id(advice.config) not in set(study.finished["run_id"])
     assert "surface law" in advice.allocation.source
     assert f"{advice.config.model.channels} channels" in advice.explanation
+    assert "more data" not in advice.explanation
     # With that run finished, the next recommendation is again a run not yet trained.
     again = run(16, 1e11, run_id=identity.run_id(advice.config))
     trained = replace(study, finished=pd.concat([study.finished, pd.DataFrame([again])]))
     assert identity.run_id(recommend(trained).config) != identity.run_id(advice.config)
+
+
+def test_repeated_data_call_for_larger_models_and_more_images():
+    findings = find(repeated(2e5), None, draws=50)
+    advice = recommend(findings, 2e14)
+    runs, config = findings.runs, advice.config
+    seen = Observations({name: runs[name] for name in ("params", "tokens")}, runs["bpd"])
+    unaware = allocate(2e14, runs, config, fit(findings.surface.form, seen, draws=50), ())
+    assert advice.allocation.params > 1.5 * unaware.params
+    assert config.images < unaware.images / 1.5
+    tokens = config.images * config.model.tokens
+    assert advice.allocation.epochs == pytest.approx(tokens / 2e5)
+    trained = f"the {runs['epochs'].max():.3g} epochs that the study trained"
+    assert f"{tokens / 2e5:.3g} times, within {trained}" in advice.explanation
+    assert f"times, beyond {trained}" in recommend(findings, 1e17).explanation
+    assert "This budget needs more data: " in advice.explanation
+    params, worth = cost.params(config.model), effective_tokens(tokens, 2e5)
+    truth = 1.42 + 30 / params**0.4 + 46 / worth**0.4
+    low, high = advice.allocation.bpd_interval
+    assert low < truth < high
+
+
+def test_intervals_beyond_the_roll_outs_widen_and_are_called_a_guess(study):
+    tested = np.exp(study.surface.discrepancy.tested)
+    budgets = [times * study.budgets[-1].flops for times in (1, tested, 30, 833)]
+    advice = [recommend(study, flops) for flops in budgets]
+    widths = [item.allocation.bpd_interval for item in advice]
+    widths = [np.log(high / low) for low, high in widths]
+    assert widths == sorted(widths)
+    assert widths[3] > np.log(833) / np.log(tested) * widths[1]
+    assert ["is a guess" in item.explanation for item in advice] == [False, False, True, True]
+    assert f"roll-outs have tested up to {tested:.2g} times" in advice[3].explanation
+    report = forecast(study, advice[3].config, "x")
+    assert "At 833 times the largest budget, the interval is a guess" in report.in_words
+
+
+def test_a_rate_beyond_the_sizes_trained_is_clamped_not_interpolated(study):
+    rates = 0.01 / study.runs["channels"]
+    findings = replace(study, runs=study.runs.assign(lr=rates))
+    lines = [recommend(findings, flops).explanation for flops in (5e11, 1e15)]
+    assert ["interpolated" in line for line in lines] == [True, False]
+    assert "clamped to that of the largest size trained" in lines[1]
 
 
 def test_rows_are_left_out_with_the_reason():

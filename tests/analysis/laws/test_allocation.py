@@ -95,6 +95,17 @@ def test_allocation_is_buildable_and_costs_the_budget():
     assert not allocate(5e11, runs, TEMPLATE, surface, ()).extrapolated
 
 
+def test_no_model_smaller_than_those_trained_is_chosen():
+    runs = study()
+    runs["bpd"] = 1.4 + 0.3 / runs["params"] ** 0.4 + 60 / runs["tokens"] ** 0.4
+    tied = fit(TIED, Observations(runs, runs["bpd"], noise=1e-4), draws=50)
+    allocation = allocate(4e12, runs, TEMPLATE, tied, ())
+    assert allocation.source == "surface law"
+    assert allocation.params == allocation.model_params == runs["params"].min()
+    assert "the smallest model trained" in allocation.edge
+    assert not allocate(4e12, study(), TEMPLATE, law(study()), ()).edge
+
+
 def test_isoflop_finds_the_planted_minimum():
     exact = isoflop(study((1e12,), optimum=2e5), noise=0.002)
     assert exact.params == pytest.approx(2e5, rel=1e-6)

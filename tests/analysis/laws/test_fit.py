@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import CHINCHILLA, FRONTIER_FORMS, POWER, SURFACE_FORMS, TIED
 from tarflow.errors import UserError
@@ -142,7 +143,7 @@ def test_as_many_rows_as_parameters_leave_the_noise_unknown():
 def test_band_widens_with_the_distance_beyond_the_data():
     inputs, values = noisy()
     law = fit(TIED, Observations(inputs, values), draws=200)
-    wide = replace(law, discrepancy=0.05)
+    wide = replace(law, discrepancy=Discrepancy(0.05, tested=np.inf))
     width = [np.subtract(*one.band(params=1e8, tokens=1e9)[::-1]) for one in (law, wide)]
     near = [np.subtract(*one.band(params=1e5, tokens=1e6)[::-1]) for one in (law, wide)]
     assert width[1] > 2 * width[0]

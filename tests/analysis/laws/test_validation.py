@@ -91,11 +91,12 @@ def rollout(window, distance, error, half=0.01):
 
 
 def test_discrepancy_is_what_the_bands_lack():
-    assert discrepancy([rollout(1, 1.0, 0.009)]) == 0
+    assert discrepancy([rollout(1, 1.0, 0.009)]).rate == 0
     lacking = [rollout(w, d, 0.05 * d) for w in (1, 2) for d in (1.0, 2.0)]
     plain, wide = coverage(lacking)
     assert (plain.inside, wide.inside, wide.total) == (0, 4, 4)
-    assert discrepancy(lacking) == pytest.approx(0.05 / 1.6449, rel=0.05)
+    assert discrepancy(lacking).tested == 2.0
+    assert discrepancy(lacking).rate == pytest.approx(0.05 / 1.6449, rel=0.05)
 
 
 def test_a_wild_run_is_the_most_influential():

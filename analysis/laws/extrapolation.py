@@ -1,0 +1,40 @@
+"""How much less certain a law is beyond its runs, as far as roll-outs have tested it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.laws.forms import Array
+
+FAR = float(np.log(1.5))  # in ln(compute): budgets round to whole batches, some percent apart
+SLACK = float(np.log(1.2))  # in ln(compute): compute within 20% counts as equal
+
+
+@dataclass(frozen=True)
+class Discrepancy:
+    """The error of a form beyond its runs. Distances are ln(compute / largest compute seen)."""
+
+    rate: float  # relative standard deviation that the form misses per unit of distance
+    tested: float  # distance of the farthest roll-out, 0 without roll-outs
+
+    def widening(self, distance: Array | float) -> Array:
+        """Return the factor by which intervals widen: 1 as far as roll-outs have tested.
+
+        Beyond, they widen in proportion to the distance, because nothing has been seen there.
+        """
+        factor: Array = np.maximum(1.0, np.asarray(distance, float) / max(self.tested, FAR))
+        return factor
+
+    def caution(self, distance: float) -> str:
+        """Say that a distance lies beyond the roll-outs; empty if it does not."""
+        if distance <= self.tested + SLACK:
+            return ""
+        if not self.tested:
+            tested = "no roll-out has tested the law"
+        else:
+            tested = f"roll-outs have tested up to {np.exp(self.tested):.2g} times"
+        times = f"{np.exp(distance):.3g} times the largest budget"
+        return f"At {times}, the interval is a guess: {tested}."
+
+
+NEVER = Discrepancy(rate=0.0, tested=float("inf"))  # parameters and noise only, at any distance

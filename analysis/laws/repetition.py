@@ -1,0 +1,44 @@
+"""Repeated data: how many different tokens the tokens seen are worth.
+
+Source: Muennighoff et al. 2023, *Scaling data-constrained language models*, arXiv 2305.16264,
+section 3. Their constant is used, because grids of one data set rarely determine another
+(docs/decisions/024-repeated-data.md).
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis.laws.forms import Array
+
+WORTH = 15.4  # R*: any number of repeats of a data set is worth at most this many fresh ones
+HARMLESS = 4.0  # epochs up to which repeated images are worth nearly as much as fresh ones
+
+
+def unique_tokens(rows: pd.DataFrame) -> float:
+    """Return the tokens of the training set that the rows share; inf if the table does not say.
+
+    Args:
+        rows: Runs on one data set, with tokens and epochs.
+    """
+    if "epochs" not in rows:
+        return float("inf")
+    sizes = (rows["tokens"] / rows["epochs"]).to_numpy(float)
+    known = sizes[np.isfinite(sizes) & (sizes > 0)]
+    return float(known.max(initial=0.0)) or float("inf")
+
+
+def effective_tokens(tokens: ArrayLike, unique: float) -> Array:
+    """Return U + U R* (1 - exp(-R / R*)), with R = D / U - 1 repeats after the first epoch.
+
+    Args:
+        tokens: Tokens seen, D, of any shape; returned as they are up to the first epoch.
+        unique: Tokens of the training set, U; inf if no image is ever seen twice.
+
+    >>> [round(float(effective_tokens(epochs, 1.0)), 2) for epochs in (0.5, 1, 4, 44)]
+    [0.5, 1.0, 3.73, 15.46]
+    """
+    seen = np.asarray(tokens, dtype=float)
+    repeats = np.maximum(seen / unique - 1, 0.0)
+    worth: Array = np.minimum(seen, unique) * (1 - WORTH * np.expm1(-repeats / WORTH))
+    return worth
