@@ -12,6 +12,7 @@ alternate. MFU counts ideal causal attention over the data sheet's peak.
 import argparse
 import gc
 import importlib.util
+import multiprocessing
 import statistics
 import sys
 import time
@@ -73,6 +74,7 @@ def main() -> None:
         "decoding": decoding,
         "sampling": sampling,
         "trained": trained,
+        "packing": packing,
     }
     parser.add_argument("sections", nargs="*", choices=list(sections), default=list(sections))
     parser.add_argument("--official", type=Path, required=True, help="folder of ml-tarflow")
@@ -99,11 +101,10 @@ def training(arguments: argparse.Namespace) -> None:
             "ours, float32 residuals": partial(ours, replace(cuda, residuals="float32")),
         }
         if not arguments.quick:
-            compiled = replace(cuda, fused=False, compile=True)
-            makers["ours, layers compiled"] = partial(ours, compiled)
             theirs = partial(official_step, arguments.official, model, batch)
             makers["published"] = partial(theirs, False)
-            makers["published, compiled"] = partial(theirs, True)
+            if model == LARGE:
+                makers["published, compiled"] = partial(theirs, True)
         flops = cost.training_flops(model) * batch / peak_flops(GPU, "bfloat16")
         seconds = {}
         for name, make in makers.items():  # one after the other: the memory is not for all
@@ -148,7 +149,7 @@ def sampling(arguments: argparse.Namespace) -> None:
         labels = torch.arange(images, device=GPU) % 10
         noise = latents(model, images)
         for precision in ("bfloat16", "float32")[: 2 if images == 32 else 1]:
-            ours = in_turns({"": partial(draw, flow, noise, labels, sampler, precision)}, 1)[""]
+            ours = in_turns({"": partial(draw, flow, noise, labels, sampler, precision)}, 2)[""]
             size = 2 if precision == "bfloat16" else 4
             steps = model.blocks * model.layers * (model.tokens - 1)
             moved = (2 * 2 * images * model.tokens / 2 + 12 * model.channels) * model.channels
@@ -179,6 +180,12 @@ def trained(arguments: argparse.Namespace) -> None:
     works: dict[str, Work] = {
         "token by token": partial(draw, flow, noise, None, None, "float32"),
         "planned": partial(draw, flow, noise, None, None, "float32", plan),
+        "planned, TF32": partial(
+            with_tf32, partial(draw, flow, noise, None, None, "float32", plan)
+        ),
+        "token by token, TF32": partial(
+            with_tf32, partial(draw, flow, noise, None, None, "float32")
+        ),
         "token by token, bfloat16": partial(draw, flow, noise, None, None, "bfloat16"),
     }
     if not arguments.quick:
@@ -197,14 +204,55 @@ def trained(arguments: argparse.Namespace) -> None:
         print(f"  {name:26} {taken:6.3f} s  largest error {errors[name]:.1e} sigma")
 
 
-def our_step(model: ModelConfig, batch: int, execution: ExecutionConfig) -> Work:
+def packing(arguments: argparse.Namespace) -> None:
+    """Print how many steps of small runs a GPU takes when several processes share it."""
+    del arguments
+    model = ModelConfig(image_size=28, patch=4, channels=32, head_dim=8, blocks=4, layers=1)
+    spawning = multiprocessing.get_context("spawn")
+    rates = {}
+    for count in (1, 4, 8):
+        barrier, results = spawning.Barrier(count), spawning.Queue()
+        workers = [
+            spawning.Process(target=steps_per_second, args=(model, barrier, results))
+            for _ in range(count)
+        ]
+        for worker in workers:
+            worker.start()
+        rates[count] = sum(results.get() for _ in workers)
+        for worker in workers:
+            worker.join()
+        print(
+            f"  {count} runs at once: {rates[count]:.0f} steps per s, "
+            f"{rates[count] / rates[1]:.2f} times one alone",
+            flush=True,
+        )
+
+
+def steps_per_second(model: ModelConfig, barrier: Any, results: Any) -> None:
+    """Time the steps of one small run while others do the same."""
+    step = our_step(model, 16, ExecutionConfig(device="cuda"), "float32")
+    for _ in range(20):
+        step()
+    torch.cuda.synchronize()
+    barrier.wait()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < 3:
+        step()
+        steps += 1
+    torch.cuda.synchronize()
+    results.put(steps / (time.perf_counter() - start))
+
+
+def our_step(
+    model: ModelConfig, batch: int, execution: ExecutionConfig, precision: Any = "bfloat16"
+) -> Work:
     """Return a training step of this package on random images."""
     config = RunConfig(
         model=model,
         data=DataConfig(hash="none"),
         batch=batch,
         images=batch * 1000,
-        precision="bfloat16",
+        precision=precision,
         execution=execution,
     )
     resolved = resolve_execution(config)
@@ -281,6 +329,15 @@ def draw(
         return invert(flow, noise, labels, sampler, plan)
 
 
+def with_tf32(work: Work) -> Any:
+    """Do some work with matrix products of 10 bits of mantissa."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        return work()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def published(folder: Path, flow: TarFlow) -> Any:
     """Build the published model with our weights."""
     return with_weights(load(folder / "transformer_flow.py").Model, flow)
@@ -327,9 +384,9 @@ def load(path: Path) -> Any:
 
 
 def in_turns(works: Mapping[str, Work], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each kind of work; they alternate, after two warm-ups."""
+    """Return the median seconds of each kind of work; they alternate, after warm-ups."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    warm = 2 if rounds > 1 else 0
+    warm = 1 if rounds <= 3 else 2
     for number in range(rounds + warm):
         for name, work in works.items():
             torch.cuda.synchronize()

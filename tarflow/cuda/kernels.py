@@ -101,7 +101,7 @@ def add_norm(
     total = hidden if update is None else torch.empty_like(hidden)
     normed = torch.empty_like(hidden, dtype=dtype)
     mean, inverse = hidden.new_empty(2, rows, dtype=torch.float32)
-    width = triton.next_power_of_2(channels)
+    width = _padded(channels)
     spread = triton.next_power_of_2(triton.cdiv(rows, _multiprocessors(hidden.device)))
     tile = max(1, min(ADD_NORM.tile // width, spread))
     _add_norm[(triton.cdiv(rows, tile),)](
@@ -186,7 +186,7 @@ def norm_backward(
     dhidden = torch.empty_like(total)
     same = total.dtype == dnormed.dtype
     dupdate = dhidden if same else torch.empty_like(dnormed)
-    width = triton.next_power_of_2(channels)
+    width = _padded(channels)
     launch, tile = NORM_BACKWARD, max(1, NORM_BACKWARD.tile // width)
     programs, per_program = _shares(total, rows, tile, launch)
     sums = total.new_empty(programs, 3 * channels, dtype=torch.float32)
@@ -239,7 +239,7 @@ def gelu_backward(before: Tensor, gradient: Tensor) -> Tensor:
         (F,) sums of the new gradient over the rows, float32: the gradient of a bias.
     """
     rows, width = before.shape
-    columns = min(256, triton.next_power_of_2(width))
+    columns = min(256, _padded(width))
     launch, tile = GELU_BACKWARD, max(1, GELU_BACKWARD.tile // columns)
     programs, per_program = _shares(before, rows, tile, launch, triton.cdiv(width, columns))
     sums = before.new_empty(programs, width, dtype=torch.float32)
@@ -305,7 +305,7 @@ def join_heads(dquery: Tensor, dkey: Tensor, dvalue: Tensor) -> tuple[Tensor, Te
         parts = [part.contiguous() for part in parts]
     rows, channels = batch * tokens, heads * head_dim
     joined = dquery.new_empty(rows, 3 * channels)
-    columns = min(256, triton.next_power_of_2(channels))
+    columns = min(256, _padded(channels))
     launch, tile = JOIN_HEADS, max(1, JOIN_HEADS.tile // columns)
     blocks = 3 * triton.cdiv(channels, columns)
     programs, per_program = _shares(joined, rows, tile, launch, blocks)
@@ -336,6 +336,14 @@ def sum_rows(sums: Tensor) -> Tensor:
     result = sums.new_empty(width)
     _sum_rows[(triton.cdiv(width, 32),)](sums, result, rows, width, 128, 32)
     return result
+
+
+def _padded(width: int) -> int:
+    """Return a power of 2 of columns that hold `width`; the same for all narrow models.
+
+    Each value is compiled once, which takes Triton about a second for each kernel.
+    """
+    return int(max(64, triton.next_power_of_2(width)))
 
 
 def _shares(
