@@ -21,7 +21,7 @@ from tyro.conf import arg
 from sweeps.lease import lease
 from sweeps.plan import Plan
 from sweeps.presets import IMPORTS, PRESETS, description
-from sweeps.study import Study, resolve_study
+from sweeps.study import Study, resolve_precision, resolve_study
 from tarflow import human, record
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, exit_code_of
@@ -235,6 +235,7 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
         if not dry_run:
             raise UserError(reason) from None
         provisional = f"the data are not here yet ({reason}), so run ids are provisional"
+        study = resolve_precision(study)
         return replace(study, base=with_hash(study.base, "unknown")), [provisional]
     check_comparable(resolved, out)
     return resolved, []

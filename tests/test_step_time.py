@@ -10,7 +10,7 @@ import pytest
 
 from tarflow import cost, human
 from tarflow.__main__ import main
-from tarflow.config import ExecutionConfig, ModelConfig, RunConfig, to_yaml
+from tarflow.config import ExecutionConfig, ModelConfig, NoiseConfig, RunConfig, to_yaml
 from tarflow.step_time import (
     HOST_SECONDS,
     LAYER_SECONDS,
@@ -55,6 +55,13 @@ def test_one_worker_waits_for_nobody():
     assert step.seconds == pytest.approx(sum(parts), rel=1e-12)
     measured = step_time(RUN, ONE, mfu=0.3)
     assert measured.seconds == pytest.approx(flops / 0.3 / 1e14, rel=1e-12)
+
+
+def test_automatic_precision_is_priced_as_it_is_trained():
+    gaussian = replace(RUN, precision="auto")
+    assert step_time(gaussian, ONE) == step_time(RUN, ONE)
+    uniform = replace(gaussian, noise=NoiseConfig(type="uniform"))
+    assert step_time(uniform, ONE) == step_time(replace(RUN, precision="float32"), ONE)
 
 
 def test_the_predicted_steps_of_an_h100_agree_with_measurements():
