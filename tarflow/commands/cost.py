@@ -10,7 +10,7 @@ from tarflow import cost as costs
 from tarflow import human
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig, read_yaml
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_flags
 from tarflow.step_time import Cluster, StepTime, smallest_cluster, step_time, weak_scaling
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
@@ -39,6 +39,7 @@ def cost(
         mfu: Measured share of the peak rate that one device reaches (model FLOPs utilisation); 0
             predicts it.
     """
+    check_flags(link=link, mfu=mfu)
     run = read_yaml(RunConfig, config)
     workers = workers or run.execution.workers
     run = replace(run, execution=replace(run.execution, workers=workers))
@@ -47,7 +48,7 @@ def cost(
         name: _cluster(device, workers, nodes, link * 1e9)
         for name, device in costs.ACCELERATORS.items()
     }
-    if not 0 <= mfu < 1:
+    if mfu >= 1:
         raise UserError(f"--mfu is {mfu:g}: it must be from 0 to below 1")
     memory, flops = costs.memory(run, device_bytes), costs.run_flops(run)
     six_n_tokens = 6.0 * costs.params(run.model) * run.images * run.model.tokens
