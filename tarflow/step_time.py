@@ -125,8 +125,8 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
     Args:
         config: Run, whose batch all workers share; the cluster sets the number of workers.
         cluster: Nodes to run on.
-        mfu: Share of the device's peak rate that one worker reached with as many images; 0
-            predicts the work from the constants of this module.
+        mfu: Share of the device's peak rate that one worker reached with as many images, by the
+            FLOPs of `tarflow.cost`; 0 predicts the work from the constants of this module.
     """
     config = replace(config, execution=replace(config.execution, workers=cluster.workers))
     if config.precision == "auto":

@@ -190,6 +190,7 @@ def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys
     path.write_text(to_yaml(RUN))
     assert main(["cost", str(path), "--accelerator", "H100", "--workers", "8"]) == 0
     shown = capsys.readouterr().out
+    assert "TFLOP/s per device, attention counted as causal" in shown
     assert "a step on 8 H100, 8 per node" in shown
     assert "4,096" in shown  # images on 64 nodes
     assert main(["cost", str(path), "--accelerator", "H10"]) == 2

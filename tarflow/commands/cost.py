@@ -36,8 +36,8 @@ def cost(
         workers: Data-parallel processes, one device each; 0 takes the number from the config.
         nodes: Machines that the workers are spread over; 0 takes the fewest of eight devices.
         link: Bandwidth between nodes, in GB/s for each device and direction.
-        mfu: Measured share of the peak rate that one device reaches (model FLOPs utilisation); 0
-            predicts it.
+        mfu: Measured share of the peak rate that one device reaches (model FLOPs utilisation),
+            with attention counted as causal; 0 predicts it.
     """
     check_flags(link=link, mfu=mfu)
     run = read_yaml(RunConfig, config)
@@ -113,7 +113,10 @@ def _print_steps(run: RunConfig, name: str, cluster: Cluster, mfu: float) -> Non
     workers, step = cluster.workers, step_time(run, cluster, mfu)
     rate = costs.training_flops(run.model) * step.images / workers / step.seconds
     print(f"a step on {workers} {name}, {cluster.per_node} per node: {_in_words(step)}")
-    print(f"{human.digits(rate / 1e12)} TFLOP/s per device; docs/step-time.md describes the model")
+    print(
+        f"{human.digits(rate / 1e12)} TFLOP/s per device, attention counted as causal; "
+        "docs/step-time.md describes the model"
+    )
     images, network = step.images // workers, cluster.network / 1e9
     print_table(
         f"{images} images per device (weak scaling), {network:g} GB/s",
