@@ -55,6 +55,7 @@ def main() -> None:
     seconds = measure(steps, arguments.rounds)
     print(
         f"{names[0]:44} {'ms':>7} {'of predicted':>12} {'MFU':>6} {'GB':>6} {'of predicted':>12}"
+        "\nMFU counts causal attention, T(T+1)/2 pairs, and forward x 3"
     )
     for name, config in runs().items():
         measured, peak = median(seconds[name]), steps[name]()

@@ -21,7 +21,7 @@ from tarflow.execution import choose_precision
 
 def variants(execution: ExecutionConfig) -> dict[str, RunConfig]:
     """Return the default first, then the configs that differ from it by one switch."""
-    precision, _ = choose_precision(choose_device(execution), LARGE)
+    precision, _ = choose_precision(choose_device(execution), RunConfig(model=LARGE))
     default = run_config(LARGE, LARGE_BATCH, precision, execution)
 
     def executed(**switch: bool | int) -> RunConfig:

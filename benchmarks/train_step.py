@@ -70,7 +70,9 @@ def main() -> None:
         compile=arguments.compile,
     )
     device = choose_device(execution)
-    default, narrow = (choose_precision(device, model)[0] for model in (LARGE, SMALL))
+    default, narrow = (
+        choose_precision(device, RunConfig(model=model))[0] for model in (LARGE, SMALL)
+    )
     large = {
         "ours float32": our_step(run_config(LARGE, LARGE_BATCH, "float32", execution)),
         "products": layer_products(LARGE, LARGE_BATCH, device, torch.float32),

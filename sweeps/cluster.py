@@ -19,7 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tarflow.errors import UserError
 from tarflow.storage import Remote, locate
 
-CONNECT_SECONDS = 5.0  # time for the head of a cluster to answer
+CONNECT_SECONDS = 5.0  # time for the head of a cluster to answer, twice
+EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the frame that opens HTTP/2 (RFC 9113, section 3.4)
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS
 ANSWER_SECONDS = 15.0  # time for a machine to start a process
 GROWING_SECONDS = 1200.0  # time for a rented machine to start and install
 
@@ -85,13 +87,21 @@ def _address() -> str | None:
 
 
 def _answers(address: str) -> bool:
-    """Tell whether something listens at HOST:PORT."""
+    """Tell whether the head of a cluster may be at HOST:PORT: a server that speaks HTTP/2.
+
+    Ray would wait minutes for an answer of any other server.
+    """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        target = host.strip("[]"), int(port)
+        with socket.create_connection(target, CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return bool(host)  # it would wait for a TLS handshake
+            connection.sendall(HELLO)
+            answer = connection.recv(len(EMPTY_SETTINGS))
     except (OSError, ValueError, OverflowError):
         return False
-    return bool(host)
+    return bool(host) and answer[3:4] == EMPTY_SETTINGS[3:4]  # the type of its first frame
 
 
 def _current() -> Cluster:

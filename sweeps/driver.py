@@ -5,6 +5,7 @@ and Plotly are imported only when work starts, so that `--help` and `--dry-run` 
 """
 
 import inspect
+import os
 import shlex
 import sys
 import time
@@ -21,12 +22,12 @@ from tyro.conf import arg
 from sweeps.lease import lease
 from sweeps.plan import Plan
 from sweeps.presets import IMPORTS, PRESETS, description, how_to_import
-from sweeps.study import Study, resolve_study
+from sweeps.study import Study, resolve_precision, resolve_study
 from tarflow import human, record
 from tarflow.config import read_yaml, to_dict, to_yaml
-from tarflow.errors import ConfigError, UserError, exit_code_of
+from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
-from tarflow.storage import check_reachable, locate
+from tarflow.storage import check_reachable, expand, home_folder, locate
 
 if TYPE_CHECKING:
     from sweeps.batch import BatchContext, Outcome
@@ -116,6 +117,7 @@ def run_command_line(
     def act() -> int:
         flags = (tyro.conf.FlagCreatePairsOff,)
         options = tyro.cli(kind, prog=name, description=text, config=flags)
+        check_flags(**vars(options))
         return drive(options, command(options))
 
     sys.exit(exit_code_of(act))
@@ -160,6 +162,7 @@ def execute(command: Command, console: Console) -> int:
     with lease(command.out) as own:
         command.begin()
         if command.todo:
+            os.environ["HOME"] = str(home_folder())  # Ray has to write there
             from sweeps import cluster  # Ray is needed from here on
             from sweeps.batch import BatchContext
 
@@ -205,7 +208,7 @@ def study_folder(out: Path | None, study: Study) -> Path:
     Raises:
         UserError: If it is a file, or an address that cannot be reached.
     """
-    folder = locate(out or Path("studies") / study.name).expanduser().absolute()
+    folder = expand(locate(out or Path("studies") / study.name)).absolute()
     check_reachable(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file; name a folder")
@@ -235,6 +238,7 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
         if not dry_run:
             raise UserError(reason) from None
         provisional = f"the data are not here yet ({reason}), so run ids are provisional"
+        study = resolve_precision(study)
         return replace(study, base=with_hash(study.base, "unknown")), [provisional]
     check_comparable(resolved, out)
     return resolved, []

@@ -22,7 +22,7 @@ from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
 from tarflow.config import RunConfig, from_dict, read_yaml, to_dict
 from tarflow.errors import UserError
-from tarflow.storage import locate
+from tarflow.storage import expand, locate
 
 if TYPE_CHECKING:
     from analysis.findings import Findings
@@ -130,7 +130,7 @@ def existing_folder(name: str) -> Path:
     Raises:
         UserError: If there is none.
     """
-    path = locate(name).expanduser().absolute()
+    path = expand(locate(name)).absolute()
     if not path.is_dir() and name in PRESETS:
         path = study_folder(None, load(name))
     if not (path / "study.yaml").is_file():

@@ -274,6 +274,7 @@ def summary(plan: Plan) -> list[str]:
             f"of that, {len(plan.samplings)} more ways to sample from finished runs: "
             f"{human.seconds(seconds)}",
         )
+    lines += sorted({row.run.config.precision_warning for row in plan.rows} - {""})
     return lines + (memory_warnings(plan) if plan.rate.accelerator else [])
 
 

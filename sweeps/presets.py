@@ -5,7 +5,7 @@ from pathlib import Path
 from sweeps.study import Study, did_you_mean
 from tarflow.config import read_yaml
 from tarflow.errors import UserError
-from tarflow.storage import locate
+from tarflow.storage import expand, locate
 
 FOLDER = Path(__file__).with_name("studies")
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -43,7 +43,7 @@ def load(name: str) -> Study:
     """
     if name in PRESETS:
         return read_yaml(Study, FOLDER / f"{name}.yaml")
-    path = locate(name).expanduser()
+    path = expand(locate(name))
     path = path / "study.yaml" if path.is_dir() else path
     if path.is_file():
         return read_yaml(Study, path)

@@ -18,7 +18,7 @@ from tarflow.config import ModelConfig, RunConfig, SamplerConfig
 from tarflow.errors import ConfigError
 from tarflow.train.trunk import any_length
 
-CHANGEABLE = ("model", "noise", "optim", "batch")  # parts of a run that a variant may change
+CHANGEABLE = ("model", "noise", "optim", "batch", "precision")  # by a variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,15 +255,30 @@ def resolve_study(study: Study) -> Study:
     base.evaluation.check_held_out(getattr(described, base.evaluation.split))
     for variant in study.variants:
         data.match_data(apply_variant(base, variant))
-    if base.precision == "auto":
-        cuda = base.execution.device != "cpu" and hardware.has_gpu()
-        base = replace(base, precision="bfloat16" if cuda else "float32")
     return replace(
-        study,
-        base=base,
+        resolve_precision(replace(study, base=base)),
         train_images=described.train,
         validation_images=described.validation,
     )
+
+
+def resolve_precision(study: Study) -> Study:
+    """Replace `auto` by what it stands for, also in variants that need another precision."""
+    base, variants = _resolved(study.base), []
+    for variant in study.variants:
+        precision = _resolved(apply_variant(study.base, variant)).precision
+        if apply_variant(base, variant).precision != precision:
+            variant = replace(variant, change={**variant.change, "precision": precision})
+        variants.append(variant)
+    return replace(study, base=base, variants=tuple(variants))
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """Resolve the precision; on CPUs one precision has to serve all widths of a study."""
+    if config.precision != "auto":
+        return config
+    cuda = config.execution.device != "cpu" and hardware.has_gpu()
+    return replace(config, precision=config.accelerator_precision if cuda else "float32")
 
 
 def did_you_mean(name: str, valid: object) -> str:

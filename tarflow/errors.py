@@ -1,10 +1,12 @@
 """Errors that a person can fix, and the exit codes of every command."""
 
+import math
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -15,6 +17,25 @@ class ConfigError(UserError, ValueError):
     """A config that describes no run or study. A `ValueError`, so that pydantic reports it too."""
 
 
+def check_flags(**flags: object) -> None:
+    """Refuse the first number of a command line that is negative or not finite.
+
+    Args:
+        **flags: Values by flag, of which those that are not floating-point numbers are ignored.
+
+    Raises:
+        UserError: If a number is wrong, naming the flag.
+
+    >>> check_flags(max_hours=-1.0)
+    Traceback (most recent call last):
+    tarflow.errors.UserError: --max-hours is -1: it must be a finite number, 0 or more
+    """
+    for name, value in flags.items():
+        if isinstance(value, float) and not 0 <= value < math.inf:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {value:g}: it must be a finite number, 0 or more")
+
+
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; print one line for a user's mistake or Ctrl-C.
 
@@ -22,13 +43,14 @@ def exit_code_of(command: Callable[[], int]) -> int:
         The command's own code (0 done, 1 some of it failed), 2 after a `UserError`, or 128 plus
         the signal after Ctrl-C or after a reader of the output, such as `head`, has closed it.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither nohup nor a caller
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         if not stdout_closed():
@@ -36,6 +58,16 @@ def exit_code_of(command: Callable[[], int]) -> int:
         # On exit the interpreter flushes its buffer, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """End the command on Ctrl-C, after it has cleaned up; on another Ctrl-C, end it at once.
+
+    Python would print a traceback of whatever the second one interrupts.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.write(2, b"stopped; run the same command again to resume\n")  # print may be interrupted
+    raise KeyboardInterrupt
 
 
 def stdout_closed() -> bool:

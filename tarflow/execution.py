@@ -7,12 +7,11 @@ the device, the number of workers or the kernels.
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from tarflow import cost, distributed
-from tarflow.config import ModelConfig, RunConfig
+from tarflow.config import Precision, RunConfig
 from tarflow.cpu.kernels import kernels as compiled_kernels
 from tarflow.cuda_graph import supports_cuda_graphs
 from tarflow.device import (
@@ -24,7 +23,6 @@ from tarflow.device import (
 )
 from tarflow.errors import ConfigError
 
-Precision = Literal["float32", "bfloat16", "float64"]
 SET = "set in the config"  # a reason
 WIDE = 64  # channels from which bfloat16 pays on a CPU that multiplies in it
 
@@ -115,18 +113,21 @@ def resolve_execution(config: RunConfig) -> Execution:
     )
 
 
-def choose_precision(device: torch.device, model: ModelConfig) -> tuple[Precision, str]:
+def choose_precision(device: torch.device, config: RunConfig) -> tuple[Precision, str]:
     """Return the precision that `auto` stands for on a device, and why.
 
-    A CPU trains faster in bfloat16 if it multiplies in it (AVX512-BF16, as all CPUs with matrix
+    Uniform noise needs float32 on every device (`RunConfig.accelerator_precision`). Otherwise a
+    CPU trains faster in bfloat16 if it multiplies in it (AVX512-BF16, as all CPUs with matrix
     units do) and the products are wide enough to make up for the conversions
     (`benchmarks/README.md`).
     """
+    if config.accelerator_precision == "float32":
+        return "float32", "bfloat16 would cost bits per dimension with uniform noise"
     if device.type == "cuda":
         return "bfloat16", "matrix units multiply fastest in it"
     if not torch.cpu.get_capabilities().get("avx512_bf16", False):
         return "float32", "this CPU does not multiply in bfloat16"
-    if model.channels < WIDE:
+    if config.model.channels < WIDE:
         return "float32", f"below {WIDE} channels conversions to bfloat16 cost more than they save"
     return "bfloat16", "this CPU multiplies in bfloat16"
 
@@ -181,7 +182,7 @@ def _why_device(config: RunConfig, device: torch.device) -> str:
 
 
 def _why_precision(config: RunConfig, device: torch.device) -> str:
-    automatic, why = choose_precision(device, config.model)
+    automatic, why = choose_precision(device, config)
     return why if automatic == config.precision else SET
 
 

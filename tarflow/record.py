@@ -62,7 +62,7 @@ RUNS = pa.schema(
         ("train_seconds", pa.float64()),  # training, with a trunk
         ("evaluate_seconds", pa.float64()),  # likelihood, samples and their scores
         ("device_seconds", pa.float64()),  # wall_seconds * devices (CPU: threads)
-        ("mfu", pa.float64()),  # share of the measured matrix-product rate
+        ("mfu", pa.float64()),  # share of the peak rate, with causal attention
         ("loss", pa.float64()),  # held-out, nats per dimension without the Gaussian constant
         ("train_loss", pa.float64()),  # the same quantity on training images
         ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image

@@ -47,7 +47,7 @@ def resolve_config(config: RunConfig) -> RunConfig:
     evaluation = config.evaluation
     evaluation.check_held_out(getattr(data.describe(config.data), evaluation.split))
     if config.precision == "auto":
-        precision, _ = choose_precision(choose_device(config.execution), config.model)
+        precision, _ = choose_precision(choose_device(config.execution), config)
         config = replace(config, precision=precision)
     return config
 

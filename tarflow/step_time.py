@@ -125,10 +125,12 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
     Args:
         config: Run, whose batch all workers share; the cluster sets the number of workers.
         cluster: Nodes to run on.
-        mfu: Share of the device's peak rate that one worker reached with as many images; 0
-            predicts the work from the constants of this module.
+        mfu: Share of the device's peak rate that one worker reached with as many images, by the
+            FLOPs of `tarflow.cost`; 0 predicts the work from the constants of this module.
     """
     config = replace(config, execution=replace(config.execution, workers=cluster.workers))
+    if config.precision == "auto":
+        config = replace(config, precision=config.accelerator_precision)
     device, model = cluster.device, config.model
     images = -(-config.batch // cluster.workers)
     passes = -(-images // cost.micro_batch(config, device.memory))
@@ -137,7 +139,7 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
     wide = config.precision in ("float32", "float64")
     peak = device.flops["float32" if wide else "bfloat16"]
     flops = float(cost.training_flops(model)) * images
-    narrow = cost.NARROW.get(config.precision, 2 if config.precision == "auto" else 4)
+    narrow = cost.NARROW.get(config.precision, 4)
     weights, layers = cost.params_total(model), model.blocks * model.layers
     if mfu:
         products = flops / (mfu * peak)

@@ -234,20 +234,38 @@ def local_copy(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def expand(path: Path) -> Path:
+    """Return a path with a leading `~` replaced by the home folder.
+
+    Raises:
+        UserError: If there is no such home.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise UserError(f"{path} has no home folder behind its ~: write a whole path") from None
+
+
+def home_folder() -> Path:
+    """Return this user's home folder, or a temporary folder if there is none to write to.
+
+    Containers often run as a user without a home, or with the root folder as home.
+    """
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.expanduser fails if there is none
+    if home in ("~", "/") or not os.access(home, os.W_OK):
+        return Path(tempfile.gettempdir()) / f"tarflow-{os.getuid()}"
+    return Path(home)
+
+
 def cache_folder() -> Path:
     """Return the folder for files that can be rebuilt: `$TARFLOW_CACHE`, or the user's cache.
 
-    A user without a home, as in some containers, has a folder among the temporary files.
+    Raises:
+        UserError: If the environment names a folder below a home that does not exist.
     """
     chosen, base = os.environ.get("TARFLOW_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    home = os.path.expanduser("~")  # noqa: PTH111 - Path.expanduser fails if there is none
-    if not chosen and not base and home in ("~", "/"):
-        return Path(tempfile.gettempdir()) / f"tarflow-{os.getuid()}"
     try:
-        folder = Path(chosen or base or "~/.cache").expanduser()
-        return folder if chosen else folder / "tarflow"
-    except RuntimeError:
-        name = "TARFLOW_CACHE" if chosen else "XDG_CACHE_HOME"
-        raise UserError(
-            f"{name} is {chosen or base}, but there is no home: write a whole path"
-        ) from None
+        folder = expand(Path(chosen or base or home_folder() / ".cache"))
+    except UserError as error:
+        raise UserError(f"{'TARFLOW_CACHE' if chosen else 'XDG_CACHE_HOME'}: {error}") from None
+    return folder if chosen else folder / "tarflow"

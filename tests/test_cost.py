@@ -59,6 +59,16 @@ def test_flops_agree_with_a_list_of_matrix_products():
     assert cost.run_flops(RunConfig(model=model, images=640)) == 640 * 3 * forward
 
 
+@pytest.mark.parametrize(("size", "channels", "printed"), [(64, 768, 1.10), (32, 256, 1.08)])
+def test_counting_all_pairs_gives_the_ratio_of_decision_004(size, channels, printed):
+    model = ModelConfig(image_size=size, image_channels=3, patch=2, channels=channels, layers=8)
+    tokens = model.tokens
+    masked = 4 * channels * tokens * (tokens - 1) // 2 * model.blocks * model.layers
+    ratio = 1 + masked / cost.forward_flops(model)
+    assert ratio == pytest.approx(1 + (tokens - 1) / (12 * channels + tokens + 1), abs=1e-3)
+    assert ratio == pytest.approx(printed, abs=5e-3)
+
+
 def test_label_table_and_positions_are_the_only_weights_outside_the_laws():
     """`params_total - params` is biases, norms, positions and classes: linear in the width."""
     small, large = (

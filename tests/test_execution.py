@@ -9,7 +9,14 @@ from training_runs import config
 
 from tarflow import execution
 from tarflow.__main__ import main
-from tarflow.config import ExecutionConfig, ModelConfig, to_yaml
+from tarflow.config import (
+    EvaluationConfig,
+    ExecutionConfig,
+    ModelConfig,
+    NoiseConfig,
+    RunConfig,
+    to_yaml,
+)
 from tarflow.errors import UserError
 from tarflow.execution import choose_precision, resolve_execution
 from tarflow.record import read_result
@@ -31,8 +38,34 @@ def test_a_cpu_trains_in_the_faster_precision(instructions, channels, chosen, mo
     if platform.machine() == "x86_64":
         assert instructions.keys() <= torch.cpu.get_capabilities().keys()  # spelt as there
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
-    model = ModelConfig(channels=channels, head_dim=16)
-    assert choose_precision(torch.device("cpu"), model)[0] == chosen
+    run = RunConfig(model=ModelConfig(channels=channels, head_dim=16))
+    assert choose_precision(torch.device("cpu"), run)[0] == chosen
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_uniform_noise_is_never_rounded_unasked(device, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    gaussian = RunConfig(model=ModelConfig(channels=256))
+    assert choose_precision(torch.device(device), gaussian)[0] == "bfloat16"
+    uniform = replace(gaussian, noise=NoiseConfig(type="uniform"))
+    precision, why = choose_precision(torch.device(device), uniform)
+    assert precision == "float32"
+    assert "uniform noise" in why
+
+
+def test_asking_for_bfloat16_with_uniform_noise_is_warned_of_in_one_line(tmp_path, capsys):
+    run = config(
+        execution=ExecutionConfig(device="cpu"),
+        images=16,
+        noise=NoiseConfig(type="uniform"),
+        evaluation=EvaluationConfig(samples=0, decoder_images=4),
+    )
+    for precision, warned in (("bfloat16", 1), ("float32", 0)):
+        file = tmp_path / f"{precision}.yaml"
+        file.write_text(to_yaml(replace(run, precision=precision)))
+        assert main(["train", str(file), "--out", str(tmp_path / precision)]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert sum("costs about 0.06 bits per dimension" in line for line in lines) == warned
 
 
 def test_every_choice_has_a_reason():

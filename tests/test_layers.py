@@ -19,7 +19,8 @@ TORCH_FREE = (
 )
 ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files beside it
     ("errors", "human"),
-    ("config", "storage"),
+    ("strict_yaml", "storage"),
+    ("config",),
     ("cost", "identity", "record"),
     ("step_time",),
     ("data",),

@@ -10,7 +10,7 @@ import pytest
 
 from tarflow import cost, human
 from tarflow.__main__ import main
-from tarflow.config import ExecutionConfig, ModelConfig, RunConfig, to_yaml
+from tarflow.config import ExecutionConfig, ModelConfig, NoiseConfig, RunConfig, to_yaml
 from tarflow.step_time import (
     HOST_SECONDS,
     LAYER_SECONDS,
@@ -55,6 +55,13 @@ def test_one_worker_waits_for_nobody():
     assert step.seconds == pytest.approx(sum(parts), rel=1e-12)
     measured = step_time(RUN, ONE, mfu=0.3)
     assert measured.seconds == pytest.approx(flops / 0.3 / 1e14, rel=1e-12)
+
+
+def test_automatic_precision_is_priced_as_it_is_trained():
+    gaussian = replace(RUN, precision="auto")
+    assert step_time(gaussian, ONE) == step_time(RUN, ONE)
+    uniform = replace(gaussian, noise=NoiseConfig(type="uniform"))
+    assert step_time(uniform, ONE) == step_time(replace(RUN, precision="float32"), ONE)
 
 
 def test_the_predicted_steps_of_an_h100_agree_with_measurements():
@@ -183,6 +190,7 @@ def test_command_prints_steps_and_refuses_what_it_does_not_know(tmp_path, capsys
     path.write_text(to_yaml(RUN))
     assert main(["cost", str(path), "--accelerator", "H100", "--workers", "8"]) == 0
     shown = capsys.readouterr().out
+    assert "TFLOP/s per device, attention counted as causal" in shown
     assert "a step on 8 H100, 8 per node" in shown
     assert "4,096" in shown  # images on 64 nodes
     assert main(["cost", str(path), "--accelerator", "H10"]) == 2

@@ -253,7 +253,7 @@ def test_a_whole_study_on_an_address_that_is_killed_and_resumed(bucket, tmp_path
     }
 
 
-@pytest.mark.parametrize("home", [None, "/"])
+@pytest.mark.parametrize("home", [None, "/", "/nonexistent"])
 def test_the_cache_of_a_user_without_a_home_is_a_temporary_folder(monkeypatch, tmp_path, home):
     def unknown(_):
         raise KeyError("getpwuid(): uid not found")
@@ -264,12 +264,12 @@ def test_the_cache_of_a_user_without_a_home_is_a_temporary_folder(monkeypatch, t
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if home:
         monkeypatch.setenv("HOME", home)
-    assert cache_folder() == tmp_path / f"tarflow-{os.getuid()}"
+    assert cache_folder() == tmp_path / f"tarflow-{os.getuid()}" / ".cache" / "tarflow"
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
     assert cache_folder() == Path("/var/cache/tarflow")
     monkeypatch.setenv("TARFLOW_CACHE", "/scratch")
     assert cache_folder() == Path("/scratch")
     if not home:
         monkeypatch.setenv("TARFLOW_CACHE", "~/scratch")
-        with pytest.raises(UserError, match="TARFLOW_CACHE is ~/scratch, but there is no home"):
+        with pytest.raises(UserError, match="TARFLOW_CACHE: ~/scratch has no home folder"):
             cache_folder()

@@ -31,7 +31,7 @@ def cost(table: pd.DataFrame) -> Table:
     ]
     columns = (
         *("role", "done + failed", "training FLOPs", "images seen"),
-        *("training", "evaluation", "device time", "median MFU"),
+        *("training", "evaluation", "device time", "median MFU (causal FLOPs)"),
     )
     return Table(columns, tuple(rows))
 

@@ -6,6 +6,7 @@ from rich.table import Column
 
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.commands.table import print_table
+from tarflow.errors import check_flags
 from tarflow.sample.plan import PLAN, Plan, keep_plan
 from tarflow.storage import locate
 
@@ -36,6 +37,7 @@ def calibrate(
     from tarflow.device import autocast
     from tarflow.sample import calibration
 
+    check_flags(tolerance=tolerance)
     flow, config = load(checkpoint, sampling)
     images, labels = calibration.calibration_images(flow, config, batch)
     with autocast(precision, flow.var.device):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_flags
 
 
 def convert(
@@ -39,6 +39,7 @@ def convert(
     from tarflow.model.official import read_official
     from tarflow.model.weights import save_model
 
+    check_flags(noise_std=noise_std)
     target = out / "model.safetensors"
     if target.exists():
         raise UserError(f"{target} exists: remove it or name another folder")

@@ -10,7 +10,7 @@ from tarflow import cost as costs
 from tarflow import human
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig, read_yaml
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_flags
 from tarflow.step_time import Cluster, StepTime, smallest_cluster, step_time, weak_scaling
 
 NODES = (1, 2, 4, 8, 16, 32, 64)
@@ -36,9 +36,10 @@ def cost(
         workers: Data-parallel processes, one device each; 0 takes the number from the config.
         nodes: Machines that the workers are spread over; 0 takes the fewest of eight devices.
         link: Bandwidth between nodes, in GB/s for each device and direction.
-        mfu: Measured share of the peak rate that one device reaches (model FLOPs utilisation); 0
-            predicts it.
+        mfu: Measured share of the peak rate that one device reaches (model FLOPs utilisation),
+            with attention counted as causal; 0 predicts it.
     """
+    check_flags(link=link, mfu=mfu)
     run = read_yaml(RunConfig, config)
     workers = workers or run.execution.workers
     run = replace(run, execution=replace(run.execution, workers=workers))
@@ -47,7 +48,7 @@ def cost(
         name: _cluster(device, workers, nodes, link * 1e9)
         for name, device in costs.ACCELERATORS.items()
     }
-    if not 0 <= mfu < 1:
+    if mfu >= 1:
         raise UserError(f"--mfu is {mfu:g}: it must be from 0 to below 1")
     memory, flops = costs.memory(run, device_bytes), costs.run_flops(run)
     six_n_tokens = 6.0 * costs.params(run.model) * run.images * run.model.tokens
@@ -112,7 +113,10 @@ def _print_steps(run: RunConfig, name: str, cluster: Cluster, mfu: float) -> Non
     workers, step = cluster.workers, step_time(run, cluster, mfu)
     rate = costs.training_flops(run.model) * step.images / workers / step.seconds
     print(f"a step on {workers} {name}, {cluster.per_node} per node: {_in_words(step)}")
-    print(f"{human.digits(rate / 1e12)} TFLOP/s per device; docs/step-time.md describes the model")
+    print(
+        f"{human.digits(rate / 1e12)} TFLOP/s per device, attention counted as causal; "
+        "docs/step-time.md describes the model"
+    )
     images, network = step.images // workers, cluster.network / 1e9
     print_table(
         f"{images} images per device (weak scaling), {network:g} GB/s",

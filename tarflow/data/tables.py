@@ -30,7 +30,7 @@ from pyarrow import fs
 from tarflow.data import codec
 from tarflow.errors import UserError
 from tarflow.record import write_text
-from tarflow.storage import cache_folder
+from tarflow.storage import cache_folder, expand
 
 Split: TypeAlias = Literal["train", "validation", "test"]
 StoredImage: TypeAlias = dict[str, Any] | None  # with the keys bytes and path
@@ -323,7 +323,7 @@ def find_table(name: str, counts_by_index: tuple[int, int, int] | None = None) -
         if "://" in name:
             filesystem, root = fs.FileSystem.from_uri(name)
         else:
-            filesystem, root = fs.LocalFileSystem(), str(Path(name).expanduser().resolve())
+            filesystem, root = fs.LocalFileSystem(), str(expand(Path(name)).resolve())
         root = root.rstrip("/")
         info = filesystem.get_file_info(root)
         files = [info]

@@ -62,6 +62,8 @@ def train(
     execution = fit_micro_batch(state, config, execution)
     if execution.first:
         LOG.info("%s", execution)
+        if config.precision_warning:
+            LOG.warning("%s", config.precision_warning)
     step = make_train_step(state, config, execution)
 
     flops = float(cost.training_flops(config.model))

@@ -101,28 +101,22 @@ def test_it_works_from_a_script_that_lies_alone(study, tmp_path):
     assert "Predicted by" in printed
 
 
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["final.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        final.main()
-    return end.value.code, capsys.readouterr().err
-
-
-def test_mistakes_are_told_in_one_line(study, monkeypatch, capsys, tmp_path):
+def test_mistakes_are_told_in_one_line(call, study, tmp_path):
     trained = next(study.glob("runs/*/result.json"))
     config = from_dict(RunConfig, json.loads(read_json(trained)["run"]["config"]))
     (tmp_path / "old.yaml").write_text(to_yaml(config))
     for arguments, message in (
         (["nothing"], "holds no study"),
         ([study], "there is no"),
-        ([study, "--flops", "-1"], "must be positive"),
+        ([study, "--flops", "-1"], "--flops is -1"),
+        ([study, "--flops", "nan"], "--flops is nan: it must be a finite number"),
         ([study, "--flops", "1e9", "--config", "x.yaml"], "not both"),
         ([study, "--config", tmp_path / "old.yaml"], "a final run is a new one"),
     ):
-        code, printed = call(monkeypatch, capsys, *arguments)
+        code, printed = call(final, *arguments)
         assert code == 2
-        assert message in printed
-        assert len(printed.splitlines()) == 1
+        assert message in printed.err
+        assert len(printed.err.splitlines()) == 1
 
 
 def test_a_law_speaks_only_of_its_own_family(planted):

@@ -1,6 +1,8 @@
+import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -19,6 +21,23 @@ def head():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@contextlib.contextmanager
+def server(reply):
+    """Answer whoever connects with some bytes; yield the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connections = []
+
+        def serve():
+            with contextlib.suppress(OSError):  # the listener is closed
+                while True:
+                    connections.append(listener.accept()[0])
+                    connections[-1].sendall(reply)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.ray
@@ -48,8 +67,7 @@ def test_a_dead_cluster_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert clusters._address() is None
     (tmp_path / "ray").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    with server(clusters.EMPTY_SETTINGS) as port:
         (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
         assert clusters._address() is None
         monkeypatch.setenv("RAY_ADDRESS", "auto")
@@ -63,6 +81,8 @@ def test_a_dead_cluster_is_not_waited_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
+        ("silent", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:"),
+        ("web", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:"),
         ("127.0.0.1:9", "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9"),
         ("192.0.2.1:6379", "no Ray cluster answers at RAY_ADDRESS=192.0.2.1:6379"),
         ("nonsense", "no Ray cluster answers at RAY_ADDRESS=nonsense"),
@@ -79,10 +99,13 @@ def test_an_address_without_a_cluster_is_one_line_in_seconds(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray would wait for minutes"))
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(clusters, "CONNECT_SECONDS", 1.0)
+    replies = {"silent": b"", "web": b"HTTP/1.1 400 Bad Request\r\n\r\n"}
     started = time.monotonic()
-    with pytest.raises(UserError) as caught, clusters.join():
-        pass
+    with server(replies.get(address, b"")) as port:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}" if address in replies else address)
+        with pytest.raises(UserError) as caught, clusters.join():
+            pass
     assert time.monotonic() - started < 15
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)

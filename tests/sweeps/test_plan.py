@@ -10,7 +10,7 @@ from sweeps.plan import make_plan, study_summary, table, wall_seconds
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
 from tarflow import cost, human
-from tarflow.config import ExecutionConfig, to_dict
+from tarflow.config import ExecutionConfig, NoiseConfig, to_dict
 from tarflow.errors import UserError
 from tarflow.record import write_json
 
@@ -157,6 +157,15 @@ def test_the_gpus_of_this_machine_are_planned_with(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     (tmp_path / "1" / "information").write_text("Model: \t\t Some Other Card\n")
     assert make_plan(study, tmp_path / "study").gpus == 0
+
+
+def test_a_plan_says_what_its_precision_costs(tmp_path):
+    study = load("tiny")
+    for precision, lines in (("bfloat16", 1), ("float32", 0)):
+        base = replace(study.base, noise=NoiseConfig(type="uniform"), precision=precision)
+        coarse = resolve_study(replace(study, base=base))
+        summary = study_summary(coarse, make_plan(coarse, tmp_path))
+        assert sum("costs about 0.06 bits per dimension" in line for line in summary) == lines
 
 
 def test_runs_that_do_not_fit_the_accelerator_are_named(tmp_path):

@@ -1,3 +1,4 @@
+import os
 import shlex
 import shutil
 import subprocess
@@ -18,17 +19,9 @@ from tarflow.errors import ConfigError, UserError
 from tarflow.run import resolve_config
 
 
-def call(monkeypatch, capsys, *arguments):
-    """Run the command line in this process; return its exit code and what it printed."""
-    monkeypatch.setattr(sys, "argv", ["scaling.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        scaling.main()
-    return ended.value.code, capsys.readouterr()
-
-
-def test_dry_run_lists_every_run_and_starts_nothing(monkeypatch, capsys, tmp_path):
+def test_dry_run_lists_every_run_and_starts_nothing(call, tmp_path):
     out = tmp_path / "study"
-    code, printed = call(monkeypatch, capsys, "tiny", "--dry-run", "--out", out)
+    code, printed = call(scaling, "tiny", "--dry-run", "--out", out)
     assert code == 0
     for run in grid(resolve_study(load("tiny"))):
         assert run.label in printed.out
@@ -65,13 +58,13 @@ def test_help_needs_nothing_heavy_and_lists_the_presets(script):
     assert all(listed) if script is not final else not any(listed)
 
 
-def test_a_plan_needs_no_data_but_a_run_does(monkeypatch, capsys, tmp_path):
+def test_a_plan_needs_no_data_but_a_run_does(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, printed = call(monkeypatch, capsys, "cifar10", "--dry-run", "--accelerator", "H100")
+    code, printed = call(scaling, "cifar10", "--dry-run", "--accelerator", "H100")
     assert code == 0
     assert "about $" in printed.out
     assert "ids are provisional" in printed.out
-    code, printed = call(monkeypatch, capsys, "cifar10", "--yes")
+    code, printed = call(scaling, "cifar10", "--yes")
     assert code == 2
     assert len(printed.err.splitlines()) == 1
     assert "python -m tarflow data cifar-10-batches-py data/cifar10 --kind cifar" in printed.err
@@ -90,13 +83,17 @@ def test_a_plan_needs_no_data_but_a_run_does(monkeypatch, capsys, tmp_path):
         (["tiny", "--seeds", "many"], "many"),
         (["tiny", "--devices", "0"], "devices is 0"),
         (["tiny", "--max-hours", "-1"], "max-hours is -1"),
+        (["tiny", "--max-hours", "nan"], "--max-hours is nan: it must be a finite number"),
+        (["tiny", "--price", "nan"], "--price is nan: it must be a finite number"),
+        (["tiny", "--price", "-3"], "--price is -3: it must be a finite number, 0 or more"),
+        (["tiny", "--price", "inf"], "--price is inf: it must be a finite number"),
         (["tiny", "--out", "s4://bucket/study"], "Unrecognized filesystem"),
         (["tiny", "--accelerator", "H10"], "did you mean 'H100'?"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(monkeypatch, capsys, tmp_path, arguments, message):
+def test_a_mistake_is_told_without_a_traceback(call, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, printed = call(monkeypatch, capsys, *arguments)
+    code, printed = call(scaling, *arguments)
     assert code == 2
     assert message in printed.err
     assert "Traceback" not in printed.err
@@ -104,26 +101,26 @@ def test_a_mistake_is_told_without_a_traceback(monkeypatch, capsys, tmp_path, ar
 
 
 @pytest.mark.parametrize("name", ["data/cifar", "imagenet"])
-def test_a_mistyped_data_path_in_a_study_is_told_in_one_line(monkeypatch, capsys, tmp_path, name):
+def test_a_mistyped_data_path_in_a_study_is_told_in_one_line(call, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     study = load("tiny")
     base = replace(study.base, data=replace(study.base.data, name=name))
     (tmp_path / "mine.yaml").write_text(to_yaml(replace(study, base=base)))
-    code, printed = call(monkeypatch, capsys, "mine.yaml", "--yes")
+    code, printed = call(scaling, "mine.yaml", "--yes")
     assert code == 2
     assert len(printed.err.splitlines()) == 1
     assert name in printed.err
     assert not (tmp_path / "studies").exists()
-    code, printed = call(monkeypatch, capsys, "mine.yaml", "--dry-run")
+    code, printed = call(scaling, "mine.yaml", "--dry-run")
     assert code == 0
     assert name in printed.out
     assert "ids are provisional" in printed.out
 
 
-def test_an_out_that_is_a_file_is_refused(monkeypatch, capsys, tmp_path):
+def test_an_out_that_is_a_file_is_refused(call, tmp_path):
     path = tmp_path / "file"
     path.touch()
-    assert call(monkeypatch, capsys, "tiny", "--out", path)[0] == 2
+    assert call(scaling, "tiny", "--out", path)[0] == 2
 
 
 def test_flags_change_the_study():
@@ -148,7 +145,7 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
 
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
 def test_another_study_of_the_same_name_is_refused_before_its_plan(
-    monkeypatch, capsys, tmp_path, flags
+    call, monkeypatch, tmp_path, flags
 ):
     monkeypatch.chdir(tmp_path)
     study = resolve_study(load("tiny"))
@@ -157,7 +154,7 @@ def test_another_study_of_the_same_name_is_refused_before_its_plan(
     kept = (folder / "study.yaml").read_text()
     copied = replace(study, base=replace(study.base, batch=16))
     (tmp_path / "copy.yaml").write_text(to_yaml(copied))
-    code, printed = call(monkeypatch, capsys, "copy.yaml", *flags)
+    code, printed = call(scaling, "copy.yaml", *flags)
     assert code == 2
     assert printed.out == ""
     batch = "base.batch is 32 there, 16 here"
@@ -169,12 +166,12 @@ def test_another_study_of_the_same_name_is_refused_before_its_plan(
     assert [path.name for path in folder.iterdir()] == ["study.yaml"]
 
 
-def test_a_study_whose_data_are_missing_is_planned_in_its_folder(monkeypatch, capsys, tmp_path):
+def test_a_study_whose_data_are_missing_is_planned_in_its_folder(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     study = load("cifar10")
     base = replace(study.base, data=replace(study.base.data, hash="0" * 16), precision="bfloat16")
     declare(replace(study, base=base), tmp_path / "studies" / "cifar10")
-    code, printed = call(monkeypatch, capsys, "cifar10", "--dry-run")
+    code, printed = call(scaling, "cifar10", "--dry-run")
     assert code == 0
     assert "ids are provisional" in printed.out
 
@@ -182,7 +179,7 @@ def test_a_study_whose_data_are_missing_is_planned_in_its_folder(monkeypatch, ca
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
 @pytest.mark.parametrize(("held_out", "samples", "code"), [(3, 64, 2), (4, 64, 0), (3, 0, 0)])
 def test_too_few_images_to_compare_samples_with_are_refused_in_the_plan(
-    monkeypatch, capsys, tmp_path, flags, held_out, samples, code
+    call, monkeypatch, tmp_path, flags, held_out, samples, code
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(driver, "execute", lambda *_: 0)
@@ -192,7 +189,7 @@ def test_too_few_images_to_compare_samples_with_are_refused_in_the_plan(
     base = load("tiny").base
     base = replace(base, data=images, evaluation=replace(base.evaluation, samples=samples))
     (tmp_path / "few.yaml").write_text(to_yaml(replace(load("tiny"), name="few", base=base)))
-    ended, printed = call(monkeypatch, capsys, "few.yaml", *flags)
+    ended, printed = call(scaling, "few.yaml", *flags)
     assert ended == code
     if code:
         assert printed.out == ""
@@ -215,7 +212,7 @@ def test_too_few_images_are_refused_before_a_single_run_trains(tmp_path):
 @pytest.mark.parametrize(
     "name", ["lr[half]", "lr[/0.1]", "lr[x2]", "[red]", ":smile:", "a\\\\[b]"]
 )
-def test_names_are_printed_as_they_are(monkeypatch, capsys, tmp_path, name):
+def test_names_are_printed_as_they_are(call, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     variants = (Variant(name=name, change={"optim": {"lr": 0.002}}), Variant(name="plain"))
     study = replace(load("tiny"), name="mine", variants=variants)
@@ -223,7 +220,7 @@ def test_names_are_printed_as_they_are(monkeypatch, capsys, tmp_path, name):
     monkeypatch.setattr(
         driver, "execute", lambda command, console: console.print(f"report: {command.out}") or 0
     )
-    code, printed = call(monkeypatch, capsys, "mine.yaml", "--out", f"exp {name}", "--yes")
+    code, printed = call(scaling, "mine.yaml", "--out", f"exp {name}", "--yes")
     assert code == 0
     assert f"{name}-c16-b2-l1-3e09-s0 " in printed.out
     folder = tmp_path / f"exp {name}"
@@ -241,20 +238,20 @@ def test_a_printed_command_can_be_pasted_into_a_shell(tmp_path):
     assert shlex.split(command) == ["python", "sweeps/scaling.py", "no [such] study"]
 
 
-def test_only_an_expensive_study_asks_and_only_a_person(monkeypatch, capsys, tmp_path):
+def test_only_an_expensive_study_asks_and_only_a_person(call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = []
     monkeypatch.setattr(driver, "confirmed", lambda: asked.append(1) and False)
     monkeypatch.setattr(driver, "execute", lambda *_: 0)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    call(monkeypatch, capsys, "digits")
+    call(scaling, "digits")
     assert not asked
-    call(monkeypatch, capsys, "digits", "--price", "1000")
+    call(scaling, "digits", "--price", "1000")
     assert asked == [1]
-    call(monkeypatch, capsys, "digits", "--price", "1000", "--yes")
+    call(scaling, "digits", "--price", "1000", "--yes")
     assert asked == [1]
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    call(monkeypatch, capsys, "digits", "--price", "1000")
+    call(scaling, "digits", "--price", "1000")
     assert asked == [1]
 
 
@@ -266,3 +263,25 @@ def test_the_script_works_alone_in_an_empty_folder(tmp_path):
         command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60
     ).stdout
     assert "13 runs (0 done)" in printed
+
+
+@pytest.mark.parametrize("home", ["/", "/nonexistent"])
+def test_ray_gets_a_home_that_it_can_write_to(call, monkeypatch, tmp_path, home):
+    from sweeps import cluster
+
+    def join(_):
+        raise UserError(f"home {os.environ['HOME']}")
+
+    monkeypatch.setattr(cluster, "join", join)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HOME", home)
+    code, printed = call(scaling, "tiny", "--yes", "--out", tmp_path / "out")
+    assert code == 2
+    assert printed.err == f"error: home {tmp_path}/tarflow-{os.getuid()}\n"
+
+
+def test_a_path_in_the_home_of_nobody_is_one_line(call):
+    code, printed = call(scaling, "tiny", "--dry-run", "--out", "~no-such-user/study")
+    assert code == 2
+    assert printed.err.startswith("error: ~no-such-user/study has no home folder")
+    assert len(printed.err.splitlines()) == 1

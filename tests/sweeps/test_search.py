@@ -586,16 +586,9 @@ def test_the_front_and_every_noise_level_are_sampled():
 # -------------------------------------------------------------------------------- the command line
 
 
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        search.main()
-    return end.value.code, capsys.readouterr()
-
-
-def test_dry_run_says_the_price_and_starts_nothing(monkeypatch, capsys, tmp_path):
+def test_dry_run_says_the_price_and_starts_nothing(call, tmp_path):
     out = tmp_path / "study"
-    code, printed = call(monkeypatch, capsys, "tiny", "--dry-run", "--out", out)
+    code, printed = call(search, "tiny", "--dry-run", "--out", out)
     assert code == 0
     assert "40 candidates of 1e+09 training FLOPs" in printed.out
     assert "40 runs (0 done), 4e+10 training FLOPs" in printed.out
@@ -609,14 +602,15 @@ def test_dry_run_says_the_price_and_starts_nothing(monkeypatch, capsys, tmp_path
         (["digts"], "did you mean 'digits'?"),
         (["tiny", "--trials", "0"], "--trials must be at least 1"),
         (["tiny", "--budget", "-1"], "budget is -1"),
+        (["tiny", "--budget", "nan"], "--budget is nan: it must be a finite number"),
         (["tiny", "--seed", "-1"], "seed is -1"),
         (["tiny", "--trails", "3"], "--trials"),
         (["cifar10", "--yes"], "data/cifar10"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(monkeypatch, capsys, tmp_path, arguments, message):
+def test_a_mistake_is_told_without_a_traceback(call, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
-    code, printed = call(monkeypatch, capsys, *arguments)
+    code, printed = call(search, *arguments)
     assert code == 2
     assert message in printed.err
     assert "Traceback" not in printed.err

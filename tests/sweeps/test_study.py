@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from sweeps import hardware
 from sweeps import study as studies
 from sweeps.presets import FOLDER, IMPORTS, PRESETS, description, load
 from sweeps.sampling import settings
 from sweeps.study import Point, Size, Study, Variant, apply_variant, grid, resolve_study
 from tarflow import cost
-from tarflow.config import RunConfig, to_yaml
+from tarflow.config import NoiseConfig, RunConfig, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import with_hash
 
@@ -19,10 +20,10 @@ FROZEN = {
     "tiny": "4a53357b58",
     "fashion": "aa97f0fbf6",
     "cifar10": "dbcbcf19b3",
-    "imagenet64": "6d4ad7deab",
+    "imagenet64": "bf77fa4688",
     "ablation-noise": "d588c79991",
     "ablation-noise-leaves": "c06f0b564b",
-    "ablation-noise-cifar10": "9cb72cf121",
+    "ablation-noise-cifar10": "4a1805405d",
     "ablation-denoise": "f2e0d29210",
     "ablation-guidance": "77c565595c",
     "ablation-shape": "0f80e42d15",
@@ -199,6 +200,23 @@ def test_automatic_precision_is_settled_before_runs_are_named():
     base = replace(load("tiny").base, precision="auto")
     base = replace(base, execution=replace(base.execution, device="cpu"))
     assert resolve_study(replace(load("tiny"), base=base)).base.precision == "float32"
+
+
+@pytest.mark.parametrize("base_noise", ["gaussian", "uniform"])
+def test_on_a_gpu_only_uniform_noise_stays_in_float32(monkeypatch, base_noise):
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
+    base = replace(load("tiny").base, precision="auto", noise=NoiseConfig(type=base_noise))
+    kinds = {"gaussian": "bfloat16", "uniform": "float32"}
+    variants = tuple(Variant(name=kind, change={"noise": {"type": kind}}) for kind in kinds)
+    study = resolve_study(replace(load("tiny"), base=base, variants=variants))
+    chosen = {run.config.noise.type: run.config.precision for run in grid(study)}
+    assert chosen == kinds
+    assert study.base.precision == kinds[base_noise]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_rounds_more_than_its_noise(name):
+    assert not any(run.config.precision_warning for run in grid(named(load(name))))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from small_studies import wee, write_study
+
+
+@pytest.mark.ray
+def test_ctrl_c_again_and_again_is_one_line(tmp_path):
+    study = replace(wee("wee"), budgets=(1e12,), held_out=None, replicated=None)  # minutes long
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sweeps.scaling", write_study(tmp_path, study), "--yes"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(
+        [*command, "--out", out], stderr=subprocess.PIPE, text=True, env=environment
+    ) as driver:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("runs/*/config.yaml")) and driver.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        while driver.poll() is None and time.monotonic() < deadline:
+            driver.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        errors = driver.stderr.read()
+    assert driver.returncode in (128 + signal.SIGINT, -signal.SIGINT)
+    assert errors == "stopped; run the same command again to resume\n"
