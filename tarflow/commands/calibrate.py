@@ -4,6 +4,7 @@ from typing import Literal
 
 from rich.table import Column
 
+from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.commands.table import print_table
 from tarflow.errors import check_flags
@@ -24,7 +25,7 @@ def calibrate(
     """Measure which solver inverts each block fastest on this machine, and keep the plan.
 
     The plan is written to plan.json beside the checkpoint. `sample` and `evaluate` use it on the
-    same device with the same batch size, precision and number of guided blocks.
+    same device with the same batch size, precision and guidance.
 
     Args:
         checkpoint: File model.safetensors of a run.
@@ -32,7 +33,7 @@ def calibrate(
         tolerance: Largest error of a pixel in [-1, 1] units; by default a tenth of the training
             noise, or half a grey level for uniform noise.
         precision: Precision of the matrix products.
-        sampling: Sampler settings; a plan depends on the guided blocks only.
+        sampling: Sampler settings; a plan holds for one guidance, with or without denoising.
     """
     from tarflow.device import autocast
     from tarflow.sample import calibration
@@ -61,7 +62,7 @@ def _print_plan(plan: Plan, batch: int) -> None:
                 method.guess if method.segments else "",
                 f"{block.seconds:.3f}",
                 f"{block.sequential_seconds:.3f}",
-                str(block.sweeps or "too slow"),
+                str(block.iterations or ""),
                 f"{block.crm:.1f}",
                 f"{block.igm_latents:.2f} / {block.igm_zeros:.2f}",
             )
@@ -71,7 +72,10 @@ def _print_plan(plan: Plan, batch: int) -> None:
     planned = sum(block.seconds for block in plan.measured)
     sequential = sum(block.sequential_seconds for block in plan.measured)
     print(
-        f"{sequential / planned:.2f} times as fast as sequential decoding: {planned:.2f} s, not "
-        f"{sequential:.2f} s; one parallel pass takes {plan.forward_seconds:.2f} s; "
-        f"largest error of a pixel {plan.error:.1e}"
+        f"{human.digits(batch / planned)} images per second, {sequential / planned:.2f} times as "
+        f"fast as sequential decoding; 1,000 images take {human.seconds(plan.seconds(1000))}"
+    )
+    print(
+        f"a batch takes {human.seconds(planned)}, one parallel pass "
+        f"{human.seconds(plan.forward_seconds)}; largest error of a pixel {plan.error:.1e}"
     )

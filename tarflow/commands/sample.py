@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.sample.plan import PLAN
 from tarflow.storage import locate
@@ -35,7 +36,8 @@ def sample(
         labels: Classes to draw, in turn; all of them by default.
         batch: Images to draw at a time.
         solver: sequential, jacobi, selective or segmented:8; auto uses the plan that
-            `python -m tarflow calibrate` measured for this batch size, if there is one.
+            `python -m tarflow calibrate` measured for this batch size and guidance, if there is
+            one.
         precision: Precision of the matrix products.
         sampling: Sampler settings.
     """
@@ -49,6 +51,8 @@ def sample(
     flow, config = load(checkpoint, sampling)
     with autocast(precision, flow.var.device):
         plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
+    if plan.situation:
+        print(f"the measured plan ({plan}) needs about {human.seconds(plan.seconds(count))}")
     start = time.perf_counter()
     drawn = draw(
         flow,
@@ -64,7 +68,10 @@ def sample(
     seconds = time.perf_counter() - start
     grid.parent.mkdir(parents=True, exist_ok=True)
     image_grid(drawn.images, columns).save(grid)
-    print(f"{grid}: {len(drawn.images)} images, {seconds / count:.3f} s each ({plan})")
+    print(
+        f"{grid}: {len(drawn.images)} images in {human.seconds(seconds)}, "
+        f"{human.digits(count / seconds)} images per second ({plan})"
+    )
     if drawn.redrawn or drawn.lost:
         print(f"{drawn.redrawn} draws were not finite and were repeated, {drawn.lost} given up")
     return 0

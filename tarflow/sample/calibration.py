@@ -5,7 +5,9 @@ width. The seconds that methods take decide between them; of the metrics of `blo
 picks the first guess and all are shown.
 """
 
+import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from tarflow.model.noise import generator, noisy, to_pixels, unit
 from tarflow.sample.block_metrics import convergence_ranking, initial_guessing
 from tarflow.sample.guidance import is_guided
 from tarflow.sample.inverse import Inversion, JacobiResult, invert, jacobi, product_dtype
+from tarflow.sample.judge import MARGIN, Judge, largest_error
 from tarflow.sample.plan import (
     BOUND,
     SEQUENTIAL,
@@ -39,12 +42,14 @@ from tarflow.sample.plan import (
 )
 from tarflow.sample.sampling import sample
 
+LOG = logging.getLogger("tarflow")
 Result = TypeVar("Result")
 
 WORTHWHILE_BATCHES = 8  # batches from which calibration saves more time than it takes
 WINDOWS = (4, 8, 16, 32, 64)  # tokens; a window of all tokens is tried as well
-TOLERANCE_DIVISORS = (1.0, 2.0, 4.0, 8.0, 16.0)  # tried in turn until pixels are exact enough
 BUDGET = 2  # most iterations of a method, in units of those it needed
+TURNS = 3  # times that a method and sequential decoding are timed in turns
+CLEAR_WIN = 1.1  # how many times as fast as sequential decoding a method must be
 
 
 def choose_plan(
@@ -113,14 +118,14 @@ def situation(
     tolerance: float,
 ) -> Situation:
     """Return the situation that a plan measured now would hold for."""
-    device, blocks = flow.var.device, len(flow.blocks)
+    device = flow.var.device
     guided = sampler if is_guided(sampler, labels) else None
     return Situation(
         device=describe_device(device),
         threads=torch.get_num_threads(),
         precision=str(product_dtype(flow.var)).removeprefix("torch."),
         batch=batch,
-        guided_blocks=sum(guided.guides(index, blocks) for index in range(blocks) if guided),
+        guidance=guided and replace(guided, denoise=SamplerConfig().denoise),
         tolerance=tolerance,
     )
 
@@ -136,10 +141,13 @@ def calibrate(
 ) -> Plan:
     """Measure how to invert each block on this device, for batches of this size.
 
-    The images are noised as in training, mapped to latents and inverted again. Each block gets the
-    fastest method, and the tolerance of Jacobi iteration is lowered until no pixel is off by more
-    than `tolerance`. If that does not suffice, blocks return to sequential decoding, the one
-    nearest the images first.
+    The images are noised as in training, mapped to latents and inverted again, and each block gets
+    the fastest method. Then draws from the prior judge all methods together: the tolerance of
+    Jacobi iteration is lowered until the largest error of a pixel is `MARGIN` times smaller than
+    `tolerance`. If that does not suffice, blocks return to sequential decoding, the one nearest
+    the images first. Finally each method is timed in turns with sequential decoding, and stays if
+    it is clearly faster. Errors are against sequential decoding in the flow's type, and so include
+    the rounding of less precise matrix products.
 
     Args:
         flow: Model in eval mode.
@@ -156,20 +164,38 @@ def calibrate(
     noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
     flow(noised, labels)  # the first pass sets libraries up
     (latents, _), forward_seconds = _timed(flow.var.device, partial(flow, noised, labels))
-    batch = _Batch(flow, latents, labels, sampler, tolerance)
+    batch = _Batch(flow, latents, labels, sampler)
     references = batch.solve_sequentially()
     ranking, guessing = convergence_ranking(flow, images), initial_guessing(flow, images)
-    choices = [
-        batch.choose(index, references[index], ranking[index], guessing[index])
-        for index in range(len(references))
-    ]
-    exact = unpatchify(references[0].tokens, flow.config.patch)
-    methods, error = batch.tighten(tuple(method for method, _ in choices), exact)
+    judge = Judge(flow, labels, sampler, len(images), batch.rounding(references[0].tokens))
+    methods: tuple[Method, ...] = (SEQUENTIAL,) * len(references)
+    if judge.accepts(judge.rounding, tolerance):
+        strict = tolerance / MARGIN
+        methods = tuple(
+            batch.choose(index, reference, guessing[index], strict)
+            for index, reference in enumerate(references)
+        )
+        methods = judge.tighten(methods, tolerance)
+    else:
+        LOG.warning(
+            "rounding to %s changes pixels by up to %.1e, too much for a tolerance of %.1e: "
+            "sampling sequentially; use float32, or a tolerance of at least %.1e",
+            str(product_dtype(latents)).removeprefix("torch."),
+            *(judge.rounding, tolerance, MARGIN * judge.rounding),
+        )
+    measured = tuple(
+        batch.measure(index, reference, methods[index], ranking[index], guessing[index])
+        for index, reference in enumerate(references)
+    )
+    methods = tuple(
+        replace(method, sweeps=BUDGET * block.iterations) if block.iterations else SEQUENTIAL
+        for method, block in zip(methods, measured, strict=True)
+    )
     return Plan(
         methods=methods,
         situation=situation(flow, len(images), labels, sampler, tolerance),
-        measured=tuple(measured for _, measured in choices),
-        error=error,
+        measured=measured,
+        error=judge.error(methods),
         forward_seconds=forward_seconds,
     )
 
@@ -191,50 +217,86 @@ class _Batch:
     latents: Tensor
     labels: Tensor | None
     sampler: SamplerConfig | None
-    tolerance: float  # largest error of a pixel
 
     def solve_sequentially(self) -> list[_Reference]:
         """Invert all blocks token by token."""
-        inversion = self._inversion()
         latents, references = self.latents, []
         for index in reversed(range(len(self.flow.blocks))):
-            solve = partial(inversion.invert_block, index, latents, SEQUENTIAL)
-            tokens, seconds = _timed(latents.device, solve)
+            tokens, seconds = self.time_sequential(index, latents)
             references.append(_Reference(latents, tokens, seconds))
             latents = tokens
         return references[::-1]
 
+    def rounding(self, tokens: Tensor) -> float:
+        """Return how much autocast changes a pixel of (B, T, D) sequentially decoded tokens."""
+        if product_dtype(tokens) == tokens.dtype:
+            return 0.0
+        with torch.autocast(tokens.device.type, enabled=False):
+            exact = invert(self.flow, self.latents, self.labels, self.sampler)
+        return largest_error(unpatchify(tokens, self.flow.config.patch), exact)
+
     def choose(
-        self, index: int, reference: _Reference, crm: float, igm: tuple[float, float]
-    ) -> tuple[Method, Measured]:
-        """Return the fastest method for one block, and what was measured."""
+        self, index: int, reference: _Reference, igm: tuple[float, float], tolerance: float
+    ) -> Method:
+        """Return the method that inverts one block fastest within a tolerance for tokens."""
         guess: Literal["latents", "zeros"] = "latents" if igm[0] <= igm[1] else "zeros"
         bound = max(BOUND, 2 * float(reference.tokens.abs().max()))
         last = reference.tokens.shape[1] - 1
         segments = {-(-last // window) for window in WINDOWS if window < last} | {1}
-        chosen, seconds, jacobi_iterations = SEQUENTIAL, reference.seconds, 0
+        chosen, seconds = SEQUENTIAL, reference.seconds
         for count in sorted(segments, reverse=True):
-            method = Method(segments=count, guess=guess, tolerance=self.tolerance, bound=bound)
-            taken, iterations = self.time_method(index, reference.latents, method, seconds)
-            if count == 1:
-                jacobi_iterations = iterations
+            method = Method(segments=count, guess=guess, tolerance=tolerance, bound=bound)
+            taken, _ = self.time_method(index, reference.latents, method, seconds)
             if taken < seconds:
-                chosen, seconds = replace(method, sweeps=BUDGET * iterations), taken
-        return chosen, Measured(
+                chosen, seconds = method, taken
+        return chosen
+
+    def measure(
+        self,
+        index: int,
+        reference: _Reference,
+        method: Method,
+        crm: float,
+        igm: tuple[float, float],
+    ) -> Measured:
+        """Time a method in turns with sequential decoding, which stays unless clearly slower.
+
+        Without iterations in the result, the block is to be decoded sequentially.
+        """
+        sequential, iterations = reference.seconds, 0
+        seconds = sequential
+        if method.segments:
+            turns = [
+                (
+                    self.time_sequential(index, reference.latents)[1],
+                    self.time_method(index, reference.latents, method),
+                )
+                for _ in range(TURNS)
+            ]
+            sequential = statistics.median(turn[0] for turn in turns)
+            taken = statistics.median(turn[1][0] for turn in turns)
+            wins = CLEAR_WIN * taken <= sequential
+            seconds, iterations = (taken, turns[0][1][1]) if wins else (sequential, 0)
+        return Measured(
             crm=crm,
             igm_latents=igm[0],
             igm_zeros=igm[1],
-            sweeps=jacobi_iterations,
-            sequential_seconds=reference.seconds,
+            iterations=iterations,
+            sequential_seconds=sequential,
             seconds=seconds,
         )
 
+    def time_sequential(self, index: int, latents: Tensor) -> tuple[Tensor, float]:
+        """Return the tokens (B, T, D) of one block and the seconds of sequential decoding."""
+        inversion = Inversion(self.flow, self.latents, self.labels, self.sampler)
+        return _timed(latents.device, partial(inversion.invert_block, index, latents, SEQUENTIAL))
+
     def time_method(
-        self, index: int, latents: Tensor, method: Method, limit: float
+        self, index: int, latents: Tensor, method: Method, limit: float = math.inf
     ) -> tuple[float, int]:
         """Return the seconds and iterations of a method on one block; no iterations if slower."""
         latents = cast(FlowBlock, self.flow.blocks[index]).permute(latents)
-        inversion = self._inversion()
+        inversion = Inversion(self.flow, self.latents, self.labels, self.sampler)
 
         def solve() -> JacobiResult:
             return jacobi(inversion.incremental_block(index), latents, method, limit)
@@ -242,38 +304,6 @@ class _Batch:
         result, seconds = _timed(latents.device, solve)
         solved = result.converged == latents.shape[1] - 1
         return (seconds, result.iterations) if solved else (math.inf, 0)
-
-    def tighten(
-        self, methods: tuple[Method, ...], exact: Tensor
-    ) -> tuple[tuple[Method, ...], float]:
-        """Make methods stricter until pixels are exact enough; return them and their error."""
-        strict = methods
-        for divisor in TOLERANCE_DIVISORS:
-            strict = tuple(
-                replace(method, tolerance=method.tolerance / divisor)
-                if method.segments
-                else method
-                for method in methods
-            )
-            error = self.error(strict, exact)
-            if error <= self.tolerance:
-                return strict, error
-        for index in range(len(strict)):
-            strict = (*strict[:index], SEQUENTIAL, *strict[index + 1 :])
-            error = self.error(strict, exact)
-            if error <= self.tolerance:
-                break
-        return strict, error
-
-    def error(self, methods: tuple[Method, ...], exact: Tensor) -> float:
-        """Return the largest error of a pixel; pixels are in [-1, 1]."""
-        if all(method == SEQUENTIAL for method in methods):
-            return 0.0
-        images = invert(self.flow, self.latents, self.labels, self.sampler, Plan(methods=methods))
-        return float((images - exact).abs().max())
-
-    def _inversion(self) -> Inversion:
-        return Inversion(self.flow, self.latents, self.labels, self.sampler)
 
 
 def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:

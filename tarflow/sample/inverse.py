@@ -28,6 +28,8 @@ from tarflow.sample.plan import SEQUENTIAL, Method, Plan
 LOG = logging.getLogger("tarflow")
 STEP_BUCKET = 64  # keys by which the attention of a captured sequential step grows
 JACOBI_BUCKET = 256  # the same for a captured Jacobi iteration, which is replayed less often
+PATIENCE = 8  # iterations without progress after which Jacobi iteration gives up
+ROUNDING = 16  # largest change that is put down to rounding, in units of machine precision
 
 
 def invert(
@@ -179,6 +181,11 @@ def jacobi(
     those whose predecessors did not change. They leave the window with the values that their
     cached keys and values were computed from. Guesses are bounded, final tokens never.
 
+    Where rounding alone changes tokens by more than the tolerance, only the exact token converges
+    in each iteration. Iteration therefore stops when for `PATIENCE` iterations no other token has
+    converged and the change has not reached a new minimum, but only if the change is as small as
+    rounding makes it: a change that rises before it falls is larger.
+
     Args:
         block: Scale and shift of the block.
         latents: (B, T, D) latents in the block's order, not changed.
@@ -186,15 +193,15 @@ def jacobi(
         seconds: Time limit.
 
     Returns:
-        All tokens solved, unless the iterations or the time ran out.
+        All tokens solved, unless iterations or time ran out, or rounding stopped them.
     """
     last, device = latents.shape[1] - 1, latents.device
     width = -(-last // method.segments)
     tokens = _first_guess(latents, method)
     offsets = torch.arange(width, device=device)
 
-    def iterate(window: AnyWindow) -> Tensor:
-        """Update the successors of a window; return how many are final, (1,)."""
+    def iterate(window: AnyWindow) -> tuple[Tensor, Tensor]:
+        """Update the successors of a window; return how many are final, and the change, (1,)."""
         successors, values = _successors(block, latents, tokens, window)
         values, guesses = values.to(tokens), successors.read(tokens)
         change = (values - guesses).abs_().amax((0, 2))
@@ -205,28 +212,38 @@ def jacobi(
         bounded.index_copy_(1, exact, values.index_select(1, exact))
         keep = offsets[: window.count, None] < converged
         successors.write(tokens, torch.where(keep, guesses, bounded))
-        return exact + 1
+        return exact + 1, change.amax(0, keepdim=True)
 
     position = torch.zeros(1, dtype=torch.int64, device=device)
+    largest = torch.zeros(1, dtype=tokens.dtype, device=device)
 
     def device_step(filled: int) -> None:
         start = position.clamp(max=last - width)  # the width is fixed: final tokens fill it up
-        position.copy_(start + iterate(DeviceWindow(start + offsets, filled)))
+        final, change = iterate(DeviceWindow(start + offsets, filled))
+        position.copy_(start + final)
+        largest.copy_(change)
 
     replay = _captured(device_step, JACOBI_BUCKET, last + 1, device)
 
-    def advance(start: int) -> int:
+    def advance(start: int) -> tuple[int, float]:
         if supports_cuda_graphs(device):
             replay(min(start + width, last))
-            return int(position)  # waits for the device
-        return start + int(iterate(Window(start, min(width, last - start))))
+            return int(position), float(largest)  # waits for the device
+        final, change = iterate(Window(start, min(width, last - start)))
+        return start + int(final), float(change)
 
+    rounding = ROUNDING * torch.finfo(product_dtype(latents)).eps * float(latents.abs().max())
     deadline = time.perf_counter() + seconds
-    converged = iterations = 0
+    converged = iterations = waited = 0
+    smallest = math.inf
     while converged < last and (not method.sweeps or iterations < method.sweeps):
-        converged = advance(converged)
+        before = converged
+        converged, change = advance(before)
         iterations += 1
-        if time.perf_counter() > deadline:
+        progress = change < smallest or converged > before + 1
+        smallest, waited = (change, 0) if progress else (smallest, waited + 1)
+        stalled = waited >= PATIENCE and change < rounding
+        if stalled or time.perf_counter() > deadline:
             break
     return JacobiResult(tokens, converged, iterations)
 

@@ -1,11 +1,12 @@
 """Methods that invert a block of a flow, and plans of them kept in a file beside a checkpoint."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tarflow.config import NoiseConfig, from_dict, to_dict
+from tarflow.config import NoiseConfig, SamplerConfig, from_dict, to_dict
 from tarflow.errors import ConfigError
 from tarflow.record import read_json, write_json
 
@@ -55,7 +56,7 @@ class Situation:
     threads: int
     precision: str
     batch: int  # images per batch
-    guided_blocks: int  # number of guided blocks; 0 without guidance
+    guidance: SamplerConfig | None  # with the default denoising, which plans do not depend on
     tolerance: float  # largest error of a pixel; pixels are in [-1, 1]
 
 
@@ -66,7 +67,7 @@ class Measured:
     crm: float  # convergence ranking metric: how hard the block is, percent of all blocks
     igm_latents: float  # initial guessing metric: residual after one iteration from the latents
     igm_zeros: float  # the same from zeros
-    sweeps: int  # Jacobi iterations that reached the tolerance; 0 if that was too slow
+    iterations: int  # Jacobi iterations of the chosen method; 0 if it is sequential
     sequential_seconds: float  # time of sequential decoding
     seconds: float  # time of the chosen method
 
@@ -78,8 +79,15 @@ class Plan:
     methods: tuple[Method, ...]
     situation: Situation | None = None  # absent from plans that were not measured
     measured: tuple[Measured, ...] = ()
-    error: float | None = None  # largest error of a pixel in calibration
+    error: float | None = None  # largest error of a pixel in batches that only judged the plan
     forward_seconds: float | None = None  # time of one parallel pass of one batch
+
+    def seconds(self, images: int) -> float | None:
+        """Return how long inverting images takes, in whole batches; `None` if not measured."""
+        if not self.situation:
+            return None
+        batches = -(-images // self.situation.batch)
+        return batches * sum(block.seconds for block in self.measured)
 
     def __str__(self) -> str:
         """Return the names of the methods, the noise side first: the order of sampling.
@@ -143,5 +151,8 @@ def keep_plan(path: Path, plan: Plan) -> None:
     write_json(path, [to_dict(one) for one in [*others, plan]])
 
 
-def _read(path: Path) -> Sequence[Plan]:
-    return [from_dict(Plan, plain, where=str(path)) for plain in read_json(path) or []]
+def _read(path: Path) -> Iterator[Plan]:
+    """Yield the plans of a file, without those of versions that kept other fields."""
+    for plain in read_json(path) or []:
+        with contextlib.suppress(ConfigError):
+            yield from_dict(Plan, plain, where=str(path))

@@ -264,3 +264,27 @@ def test_unguided_blocks_cost_one_branch(random_flow, monkeypatch):
         for index in (1, 0):
             tokens = plain.invert_block(index, tokens, Method())
     torch.testing.assert_close(patchify(inverted, flow.config.patch), tokens)
+
+
+def test_iteration_stops_where_only_rounding_is_left(random_flow):
+    """bfloat16 rounds by more than the tolerance: iterations could only solve one token each."""
+    flow = random_flow(torch.float32, image_size=20, classes=3)  # 100 tokens
+    latents = some_latents(flow)
+    method = Method(segments=1, tolerance=1e-4)
+    with torch.inference_mode():
+        exact = jacobi(incremental_block(flow, 0), latents, method)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = jacobi(incremental_block(flow, 0), latents, method)
+    assert exact.converged == 99
+    assert rounded.converged < 99
+    assert rounded.iterations < 2 * exact.iterations
+
+
+def test_iteration_goes_through_a_rising_change(random_flow, monkeypatch):
+    """A large change is not rounding, however long it has not fallen."""
+    monkeypatch.setattr(inverse, "PATIENCE", 0)
+    flow = random_flow(torch.float32, image_size=20, classes=3)
+    latents = some_latents(flow, size=2.0)
+    with torch.inference_mode():
+        result = jacobi(incremental_block(flow, 0), latents, Method(segments=1, tolerance=1e-4))
+    assert result.converged == 99
