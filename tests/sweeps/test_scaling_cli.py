@@ -68,7 +68,7 @@ def test_a_plan_needs_no_data_but_a_run_does(call, monkeypatch, tmp_path):
     assert code == 2
     assert len(printed.err.splitlines()) == 1
     assert "python -m tarflow data cifar-10-batches-py data/cifar10 --kind cifar" in printed.err
-    code, printed = call(monkeypatch, capsys, "fashion", "--yes")
+    code, printed = call(scaling, "fashion", "--yes")
     assert code == 2
     assert len(printed.err.splitlines()) == 1
     assert "apt-get install dataset-fashion-mnist && python -m tarflow data /usr/" in printed.err
