@@ -55,7 +55,7 @@ LARGE = ModelConfig(image_size=64, image_channels=3, patch=2, channels=768, bloc
 MIDDLE = ModelConfig(image_size=32, image_channels=3, patch=2, channels=512, blocks=4, layers=4)
 TRAINED = RunConfig(
     model=ModelConfig(image_size=64, image_channels=3, patch=4, channels=512, blocks=8, layers=4),
-    data=DataConfig(name="leaves"),
+    data=DataConfig(name="leaves-64-4000"),
     noise=NoiseConfig(std=0.05),
     optim=OptimConfig(lr=4e-4, warmup_images=6400),
     images=1400 * 64,

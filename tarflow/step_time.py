@@ -21,7 +21,7 @@ Hockney (1994), a latency and a bandwidth. A measured MFU replaces all terms exc
   work on the layer before; the first layer has nothing to overlap with. No CUDA graph replays
   such a step: the host launches each operation, and the slower of host and device counts.
 
-The constants of a worker are fitted to 23 steps measured on an H100 (`docs/step-time.md`) and
+The constants of a worker are fitted to 25 steps measured on an H100 (`docs/step-time.md`) and
 predict them within 25%, typically within 8%. Waiting is the part of the exchanges that does not
 overlap with work. The prediction ignores that an exchange slows down the products beside it, that
 workers differ in speed, and data loading, which `benchmarks/data_loading.py` measures. It has not
@@ -41,6 +41,7 @@ PRODUCTS_SHARE = 0.75  # share of the peak rate that the products of a very wide
 BALANCE = 0.7  # width, in FLOPs per value, at which waiting for memory halves that share
 VALUE_BYTES = 280  # moved per value of a layer by norms, residuals, GELU, attention, conversions
 COMPILED_VALUE_BYTES = 120  # the same with kernels that torch.compile has fused
+FUSED_VALUE_BYTES = 60  # the same with our own kernels, and hidden states in bfloat16
 LAYER_SECONDS = 0.3e-3  # device time of a layer without work: its replayed kernels
 HOST_SECONDS = 10e-3  # host time to launch the operations of a sharded layer
 OPTIMIZER_VALUES = 10  # float32: clipping 3 (norm, scale), AdamW 7 (w, g, m, v in; w, m, v out)
@@ -150,6 +151,8 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
         share = PRODUCTS_SHARE * model.channels / (model.channels + balance)
         values = images * model.tokens * layers * model.channels
         moved = COMPILED_VALUE_BYTES if config.execution.compile else VALUE_BYTES
+        if config.execution.fused and not sharded and config.precision != "float64":
+            moved = FUSED_VALUE_BYTES * (1 if narrow < 4 else 2)
         updated = weights / (cluster.workers if sharded else 1)
         per_weight = OPTIMIZER_VALUES + (AVERAGE_VALUES if config.optim.ema else 0)
         products = work * flops / (share * peak)

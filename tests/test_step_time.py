@@ -48,7 +48,7 @@ def test_one_worker_waits_for_nobody():
     flops = cost.training_flops(RUN.model) * 64
     share = 0.75 * 512 / (512 + 0.7 * 1e14 * 2 / 1e12)
     assert step.products == pytest.approx(flops / share / 1e14, rel=1e-12)
-    assert step.traffic == pytest.approx(280 * 64 * 256 * 16 * 512 / 1e12, rel=1e-12)
+    assert step.traffic == pytest.approx(60 * 64 * 256 * 16 * 512 / 1e12, rel=1e-12)
     assert step.launching == pytest.approx(16 * LAYER_SECONDS, rel=1e-12)
     assert step.optimizer == pytest.approx(13 * 4 * cost.params_total(RUN.model) / 1e12, rel=1e-12)
     parts = (step.products, step.traffic, step.launching, step.optimizer)
@@ -78,6 +78,7 @@ def test_the_predicted_steps_of_an_h100_agree_with_measurements():
             layers=row.layers,
         )
         execution = ExecutionConfig(
+            fused=row.fused,
             compile=row.compile,
             checkpoint_activations=row.checkpoint_activations,
             micro_batch=row.micro_batch,

@@ -26,10 +26,10 @@ class Launch:
     stages: int = 1  # loads under way at once
 
 
-ADD_NORM = Launch(4096, 8)
-NORM_BACKWARD = Launch(2048, 4, 4, 2)
-GELU_BACKWARD = Launch(4096, 8, 4, 2)
-JOIN_HEADS = Launch(4096, 4, 4, 2)
+ADD_NORM = Launch(4096, 4)
+NORM_BACKWARD = Launch(2048, 8, 2, 3)
+GELU_BACKWARD = Launch(8192, 16, 2, 1)
+JOIN_HEADS = Launch(8192, 8, 2, 1)
 
 
 @triton.jit
