@@ -52,7 +52,7 @@ def sample(
     with autocast(precision, flow.var.device):
         plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
     if plan.situation:
-        print(f"the measured plan ({plan}) needs about {human.seconds(plan.seconds(count))}")
+        print(f"inverting by the measured plan takes about {human.seconds(plan.seconds(count))}")
     start = time.perf_counter()
     drawn = draw(
         flow,
