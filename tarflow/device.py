@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import platform
 import shutil
@@ -103,6 +104,14 @@ def peak_flops(device: torch.device, precision: str) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2.0 * rows * inner * columns / best
+
+
+@cache
+def supports_triton(device: torch.device) -> bool:
+    """Tell whether Triton can compile for a device: it needs an NVIDIA A100 or newer."""
+    if device.type != "cuda" or not importlib.util.find_spec("triton"):
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def describe_device(device: torch.device) -> str:

@@ -4,7 +4,6 @@ None of it changes what a run is: the same config gives the same numbers up to r
 the device, the number of workers or the kernels.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +19,7 @@ from tarflow.device import (
     choose_device,
     describe_device,
     memory_bytes,
+    supports_triton,
 )
 from tarflow.errors import ConfigError
 
@@ -151,9 +151,9 @@ def _choose_kernels(config: RunConfig, device: torch.device, sharded: bool) -> t
         if config.precision == "float64":
             why = "there are none for float64"
         elif device.type == "cuda":
-            if importlib.util.find_spec("triton"):
+            if supports_triton(device):
                 return "fused", "compiled for this GPU by Triton"
-            why = "there is no Triton for this system"
+            why = "Triton is missing, or this GPU is too old for it"
         elif compiled_kernels(DTYPES[config.precision]):
             return "fused", "compiled for this CPU by g++"
         else:

@@ -99,3 +99,26 @@ def test_without_kernels_the_row_and_the_reason_say_so(tmp_path, monkeypatch, ca
     assert "g++ is missing or failed" in printed
     assert (tmp_path / "run/execution.txt").read_text() in printed
     assert read_result(tmp_path / "run")["run"]["kernels"] == "eager"
+
+
+@pytest.mark.parametrize(
+    ("precision", "changes", "kernels", "residuals"),
+    [
+        ("bfloat16", {}, "fused", "bfloat16"),
+        ("bfloat16", {"residuals": "float32"}, "fused", "float32"),
+        ("float32", {}, "fused", "float32"),
+        ("float64", {}, "eager", "float64"),
+        ("bfloat16", {"fused": False}, "eager", "float32"),
+    ],
+)
+def test_a_gpu_trains_by_its_own_kernels(precision, changes, kernels, residuals, monkeypatch):
+    gpu, asked = torch.device("cuda", 0), ExecutionConfig(device="cuda", **changes)
+    monkeypatch.setattr(execution, "supports_triton", lambda _: True)
+    monkeypatch.setattr(execution, "choose_device", lambda _: gpu)
+    monkeypatch.setattr(execution, "memory_bytes", lambda *_: 80e9)
+    monkeypatch.setattr(execution, "describe_device", lambda _: "H100")
+    chosen = resolve_execution(config(precision=precision, execution=asked))
+    assert (chosen.kernels, chosen.residuals) == (kernels, residuals)
+    monkeypatch.setattr(execution, "supports_triton", lambda _: False)
+    old = resolve_execution(config(precision=precision, execution=asked))
+    assert (old.kernels, old.residuals == "bfloat16") == ("eager", False)

@@ -13,7 +13,6 @@ multiplied as a batch.
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Self, cast
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tarflow.config import SamplerConfig
+from tarflow.device import supports_triton
 from tarflow.model.flow import FlowBlock, Layer, split_output
 from tarflow.sample import guidance
 from tarflow.sample.kv_cache import AnyWindow, DeviceWindow, KVCache, Window
@@ -87,7 +87,7 @@ class IncrementalBlock:
     def decoder(self) -> "DecodeStep | None":
         """Single-token steps by kernels of a GPU, or `None` where there are none."""
         memory = self.cache.memory
-        if not memory.is_cuda or memory.dtype == torch.float64 or not find_spec("triton"):
+        if memory.dtype == torch.float64 or not supports_triton(memory.device):
             return None
         from tarflow.cuda.decode import DecodeStep  # Triton is not there on every system
 
