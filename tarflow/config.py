@@ -298,7 +298,7 @@ class RunConfig:
         """The precision that `auto` stands for on an accelerator.
 
         Matrix units are fastest in bfloat16, but uniform noise is one grey level wide, and what
-        bfloat16 rounds away costs bits per dimension (`benchmarks/precision.py`).
+        bfloat16 rounds away can cost bits per dimension (`benchmarks/README.md`).
         """
         return "float32" if self.noise.type == "uniform" else "bfloat16"
 
@@ -308,8 +308,8 @@ class RunConfig:
         if self.precision != "bfloat16" or self.accelerator_precision == "bfloat16":
             return ""
         return (
-            "precision: bfloat16 with uniform noise costs about 0.06 bits per dimension (measured "
-            "on digits): set it to float32 or auto"
+            "precision: bfloat16 with uniform noise can cost about 0.06 bits per dimension, as "
+            "measured on digits: set it to float32 or auto"
         )
 
 

@@ -122,7 +122,7 @@ def choose_precision(device: torch.device, config: RunConfig) -> tuple[Precision
     (`benchmarks/README.md`).
     """
     if config.accelerator_precision == "float32":
-        return "float32", "bfloat16 would cost bits per dimension with uniform noise"
+        return "float32", "bfloat16 can cost bits per dimension with uniform noise"
     if device.type == "cuda":
         return "bfloat16", "matrix units multiply fastest in it"
     if not torch.cpu.get_capabilities().get("avx512_bf16", False):
