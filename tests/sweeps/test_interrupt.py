@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from small_studies import wee, write_study
@@ -15,15 +16,23 @@ def test_ctrl_c_again_and_again_is_one_line(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sweeps.scaling", write_study(tmp_path, study), "--yes"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    listen = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a job in the background does not
     with subprocess.Popen(
-        [*command, "--out", out], stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--out", out],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=listen,
     ) as driver:
         deadline = time.monotonic() + 120
         while not list(out.glob("runs/*/config.yaml")) and driver.poll() is None:
-            assert time.monotonic() < deadline
+            if time.monotonic() > deadline:
+                driver.kill()
             time.sleep(0.1)
-        while driver.poll() is None and time.monotonic() < deadline:
-            driver.send_signal(signal.SIGINT)
+        while driver.poll() is None:
+            driver.send_signal(signal.SIGINT if time.monotonic() < deadline else signal.SIGKILL)
             time.sleep(0.2)
         errors = driver.stderr.read()
     assert driver.returncode in (128 + signal.SIGINT, -signal.SIGINT)
