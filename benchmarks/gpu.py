@@ -58,8 +58,8 @@ TRAINED = RunConfig(
     data=DataConfig(name="leaves-64-4000"),
     noise=NoiseConfig(std=0.05),
     optim=OptimConfig(lr=4e-4, warmup_images=6400),
-    images=1400 * 64,
-    batch=64,
+    images=1000 * 32,
+    batch=32,
     precision="bfloat16",
     execution=ExecutionConfig(device="cuda"),
 )
@@ -332,10 +332,9 @@ def draw(
 def with_tf32(work: Work) -> Any:
     """Do some work with matrix products of 10 bits of mantissa."""
     torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        return work()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+    result = work()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return result
 
 
 def published(folder: Path, flow: TarFlow) -> Any:
