@@ -24,7 +24,7 @@ def _rows(findings: Findings) -> list[str]:
         lines.append(f"{failed} failed run(s) leave holes in the grid.")
     if findings.noise is None:
         lines.append("No config was run with two seeds: the noise between equal runs is unknown.")
-    elif findings.noise.runs - findings.noise.groups < 2:
+    elif findings.noise.freedom < 2:
         lines.append("The noise between equal runs is estimated from two seeds only.")
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
     if len(findings.runs) and epochs > HARMLESS:
@@ -98,8 +98,8 @@ def _tests(findings: Findings) -> list[str]:
 
 def _sizes(findings: Findings) -> list[str]:
     lines = [
-        f"At {power(item.flops)} FLOPs, the {item.edge} size tried is the best: the optimum may "
-        "lie beyond it."
+        f"At {power(item.flops)} FLOPs, the {item.edge} size tried may be the best: the runs of "
+        "this budget do not show a minimum beyond the noise."
         for item in findings.isoflops
         if item.edge
     ]
