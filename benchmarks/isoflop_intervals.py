@@ -2,9 +2,10 @@
 
 Each planted study has four budgets that grow by half a decade, six sizes over a 45-fold range at
 each, and a law E + A / N^a + B / D^b on 6ND. Its noise is estimated from three runs of one
-config. The sizes lie around the best one (centred), a factor of 3 above or below it (large,
-small), stay the same for all budgets (fixed), or drift from a factor of 3 below to a factor of 3
-above. Minima at the edge have bounds instead of intervals and are counted separately.
+config. The sizes lie around the best one (centred), a factor of 3 or 5 above it (large, too large)
+or below it (small, too small), stay the same for all budgets (fixed), or drift from a factor of 3
+below to a factor of 3 above. With a factor of 5, the best size is near the first or last one
+tried. Minima at the edge have bounds instead of intervals and are counted separately.
 
 Run with OMP_NUM_THREADS=1: `python benchmarks/isoflop_intervals.py`; a minute or two.
 """
@@ -20,7 +21,7 @@ from analysis.laws.isoflop import IsoFlop, isoflop
 STUDIES, BUDGETS, SIZES, RANGE = 200, 4, 6, 45.0
 LAWS = {"a = b": (0.4, 0.4), "a > b": (0.5, 0.28), "a < b": (0.28, 0.5)}
 NOISES = (0.002, 0.005, 0.01)  # relative
-GRIDS = ("centred", "large", "small", "fixed", "drifting")
+GRIDS = ("centred", "large", "small", "fixed", "drifting", "too large", "too small")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def study(law: Law, grid: str, noise: float, seed: int) -> Iterator[tuple[float,
         "centred": np.zeros(BUDGETS),
         "large": np.full(BUDGETS, np.log(3)),
         "small": np.full(BUDGETS, -np.log(3)),
+        "too large": np.full(BUDGETS, np.log(5)),
+        "too small": np.full(BUDGETS, -np.log(5)),
         "fixed": law.best(budgets.mean()) - np.array([law.best(budget) for budget in budgets]),
         "drifting": np.log(3) * np.linspace(-1, 1, BUDGETS),
     }
@@ -67,10 +70,8 @@ def study(law: Law, grid: str, noise: float, seed: int) -> Iterator[tuple[float,
 
 def main() -> None:
     """Print coverage, the share at the edge, the median error, and how often bounds hold."""
-    print(
-        "cover: minima whose 90% interval holds the best size; bounds: the same for those at the"
-    )
-    print("edge; width: ratio of the ends; error: of the minimum's size (medians)\n")
+    print("cover: share of 90% intervals that hold the best size; bounds: the same at the edge")
+    print("width: ratio of the ends of the interval; error: of the size at the minimum (medians)")
     print("noise  grid      law    cover  at the edge  bounds  width  error")
     for noise in NOISES:
         for grid in GRIDS:

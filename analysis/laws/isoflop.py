@@ -1,9 +1,10 @@
 """The best size of one budget: the minimum of a curve through its runs.
 
 The curve is a parabola in x = ln(params / best size tried), fitted to the sizes near the best one.
-Exponents a and b that differ skew it: at the minimum, the third derivative of A / N^a + B / D^b
-is b - a times the second. The curve therefore has a cubic term, held to SKEW times the quadratic
-one. A parabola without it puts the minimum too near the middle of the sizes tried.
+A law E + A / N^a + B / D^b is not quite a parabola: at its minimum, its third derivative is
+(b - a) times the second, and its fourth (a^2 - ab + b^2) times. The curve therefore has a cubic
+and a quartic term, held to the sizes that exponents of 0.25 to 0.5 give them. A plain parabola
+puts the minimum of a skewed law a tenth off, with an interval that does not know it.
 Legend: `n` runs, `G` places along x.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.polynomial.polynomial import polyval, polyvander
+from numpy.polynomial.polynomial import polyder, polyroots, polyval, polyvander
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
@@ -21,7 +22,7 @@ from analysis.laws.intervals import TAIL, Interval
 DRAWS = 1000  # of a power law through the minima
 FACTOR = 10.0  # sizes farther than this from the best size tried are left out
 FEWEST = 5  # sizes that are kept however far away they are
-SKEW = 0.07  # standard deviation of c3 / c2: that of b - a is three times it
+BENDS = (0.07, 0.015)  # standard deviations of c3 / c2 and c4 / c2 over laws
 PLACES = 1000  # at which the slope is tested
 
 
@@ -102,15 +103,15 @@ def isoflop(
 
 @dataclass(frozen=True, eq=False)
 class _Curve:
-    """A cubic and the covariance of its coefficients, zero if the noise is unknown."""
+    """A quartic and the covariance of its coefficients, zero if the noise is unknown."""
 
-    coefficients: Array  # (4,)
-    covariance: Array  # (4, 4)
+    coefficients: Array  # (5,)
+    covariance: Array  # (5, 5)
     freedom: float  # degrees of freedom of the covariance
 
     def slope_signs(self, places: Array) -> Array:
         """Return the sign of the slope, (G,); 0 where noise may have made the slope."""
-        rows = polyvander(places, 2) @ np.eye(3, 4, 1) * np.arange(4)
+        rows = polyvander(places, 3) @ np.eye(4, 5, 1) * np.arange(5)
         slope = rows @ self.coefficients
         error = np.sqrt(np.sum(rows @ self.covariance * rows, axis=1))
         margin = student.ppf(1 - TAIL, self.freedom) if self.freedom else 0.0
@@ -118,8 +119,7 @@ class _Curve:
 
     def minimum(self, places: Array) -> float:
         """Return the least point of the curve between the first place and the last."""
-        _, c1, c2, c3 = self.coefficients
-        turns = np.roots([3 * c3, 2 * c2, c1])
+        turns = polyroots(polyder(self.coefficients))
         inside = [x.real for x in turns if places[0] <= x.real <= places[-1]]
         points = np.array([*inside, places[0], places[-1]])
         return float(points[np.argmin(polyval(points, self.coefficients))])
@@ -127,15 +127,16 @@ class _Curve:
 
 def _fit(x: Array, bpd: Array, noise: float | None, freedom: float) -> _Curve:
     """Fit the curve to runs at x (n,)."""
-    rows, free = polyvander(x, 3), len(x) - 3
+    rows, free = polyvander(x, 4), len(x) - 3
     known = 0.0 if noise is None else freedom
     parabola = np.linalg.lstsq(rows[:, :3], bpd, rcond=None)[0]
     misfit = float(np.sum((bpd - rows[:, :3] @ parabola) ** 2))
     scale = _pooled(noise, known, misfit, free)
-    # The bound on the cubic term is one more row: its error, relative to noise, of an observed 0.
+    # A bound on a term is one more row: its error, relative to noise, of an observed 0.
     bend = max(parabola[2], 1e-6 * float(np.ptp(bpd)))
-    bound = [0.0, 0.0, 0.0, max(scale, 1e-6 * bend) / (SKEW * bend)]
-    rows, bpd = np.vstack([rows, bound]), np.append(bpd, 0.0)
+    bounds = np.diag(max(scale, 1e-6 * bend) / bend / np.array([*BENDS]))
+    rows = np.vstack([rows, np.pad(bounds, ((0, 0), (3, 0)))])
+    bpd = np.append(bpd, np.zeros(len(BENDS)))
     inverse = np.linalg.pinv(rows)
     coefficients = inverse @ bpd
     misfit = float(np.sum((bpd - rows @ coefficients) ** 2))
