@@ -88,6 +88,7 @@ class Findings:
     influence: tuple[Influence, ...]  # leave one run out, largest effect first
     held_out: tuple[HeldOut, ...]  # by the frontier law, by the surface law (each if it exists)
     isoflops: tuple[IsoFlop, ...]  # per budget with at least three sizes
+    optima: tuple[Allocation, ...]  # by the surface law, at the budgets of `isoflops`
     noise: SeedNoise | None
     allocation: tuple[Allocation, ...]  # budgets 1x to 100x the largest
     correlation: Correlation | None
@@ -138,9 +139,12 @@ def find(
         law for law, item in zip(surfaces, scores, strict=True) if item.near and not item.chosen
     )
     minima = [
-        isoflop(part, noise.std if noise else None, seed) for _, part in rows.groupby("budget")
+        isoflop(part, noise.std, noise.freedom) if noise else isoflop(part)
+        for _, part in rows.groupby("budget")
     ]
     isoflops = tuple(item for item in minima if item is not None)
+    spend = partial(_allocate, rows, surface=surface, minima=isoflops, rivals=rivals, seed=seed)
+    optima = spend([item.flops for item in isoflops])
     return Findings(
         runs=rows,
         compared=compared,
@@ -159,8 +163,9 @@ def find(
         influence=influence(surface, data) if surface else (),
         held_out=held_out,
         isoflops=isoflops,
+        optima=tuple(item for item in optima if item.source == "surface law"),
         noise=noise,
-        allocation=_allocation(rows, budgets, surface, isoflops, rivals, seed),
+        allocation=spend([times * budgets[-1].flops for times in GROWTH] if budgets else []),
         correlation=None if evaluations is None else correlate(compared, evaluations, seed, draws),
     )
 
@@ -271,22 +276,20 @@ def _held_out(law: Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
     )
 
 
-def _allocation(
+def _allocate(
     rows: pd.DataFrame,
-    budgets: Sequence[Budget],
+    spent: Sequence[float],
+    *,
     surface: Fit | None,
-    isoflops: Sequence[IsoFlop],
+    minima: Sequence[IsoFlop],
     rivals: Sequence[Fit],
     seed: int,
 ) -> tuple[Allocation, ...]:
-    if not budgets:
+    """Return the compute-optimal model of each amount of training FLOPs."""
+    if not spent:
         return ()
     try:
         template = read_config(best_run(rows))
     except UserError:  # a table from elsewhere: laws can be fitted, models cannot be built
         return ()
-    largest = budgets[-1].flops
-    return tuple(
-        allocate(times * largest, rows, template, surface, isoflops, seed, rivals)
-        for times in GROWTH
-    )
+    return tuple(allocate(flops, rows, template, surface, minima, seed, rivals) for flops in spent)

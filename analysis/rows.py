@@ -52,6 +52,11 @@ class SeedNoise:
     groups: int  # configs with at least two seeds
     runs: int  # runs in these groups
 
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of `std`."""
+        return self.runs - self.groups
+
 
 def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     """Split a runs table into the rows of one law and the rest.

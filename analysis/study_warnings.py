@@ -1,16 +1,33 @@
 """The warnings that a reader of a study needs, in plain sentences."""
 
+import pandas as pd
+
 from analysis.findings import Findings
+from analysis.laws.design import doubts, sizes_at_the_edge
 from analysis.laws.fit import Fit
 from analysis.laws.repetition import HARMLESS
-from tarflow.human import power
+from analysis.rows import read_config
+from tarflow.errors import UserError
 
+RECIPE = {  # settings that a law over sizes takes to be equal
+    "batch": "the batch size",
+    "precision": "the precision",
+    "noise_std": "the noise",
+    "optimizer": "the optimizer",
+    "schedule": "the schedule",
+    "warmup_images": "the warm-up",
+    "cooldown": "the cooldown",
+    "weight_decay": "the weight decay",
+    "base_channels": "the width at which rates were tuned",
+    "ema": "the weight average",
+}
 SHORT = 0.1  # how far coverage may fall below its promise without a warning
 
 
 def warnings_of(findings: Findings) -> tuple[str, ...]:
     """Return what limits the findings, most fundamental first."""
-    lines = [*_rows(findings), *_laws(findings), *_tests(findings), *_sizes(findings)]
+    lines = [*_rows(findings), *_design(findings), *_laws(findings), *_tests(findings)]
+    lines += _sizes(findings)
     return tuple(dict.fromkeys(lines))
 
 
@@ -24,7 +41,7 @@ def _rows(findings: Findings) -> list[str]:
         lines.append(f"{failed} failed run(s) leave holes in the grid.")
     if findings.noise is None:
         lines.append("No config was run with two seeds: the noise between equal runs is unknown.")
-    elif findings.noise.runs - findings.noise.groups < 2:
+    elif findings.noise.freedom < 2:
         lines.append("The noise between equal runs is estimated from two seeds only.")
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
     if len(findings.runs) and epochs > HARMLESS:
@@ -34,6 +51,19 @@ def _rows(findings: Findings) -> list[str]:
             "not discount them."
         )
     return lines
+
+
+def _design(findings: Findings) -> list[str]:
+    """Return what the runs could not tell even a perfect law."""
+    runs, noise = findings.runs, findings.noise
+    if runs.empty:
+        return []
+    try:
+        optim = [vars(read_config(row).optim) for _, row in runs.iterrows()]
+    except UserError:  # a table from elsewhere has the columns it has
+        return doubts(runs, noise.std if noise else None, RECIPE)
+    settings = pd.DataFrame(optim, index=runs.index)
+    return doubts(runs.assign(**settings), noise.std if noise else None, RECIPE)
 
 
 def _laws(findings: Findings) -> list[str]:
@@ -97,12 +127,7 @@ def _tests(findings: Findings) -> list[str]:
 
 
 def _sizes(findings: Findings) -> list[str]:
-    lines = [
-        f"At {power(item.flops)} FLOPs, the {item.edge} size tried is the best: the optimum may "
-        "lie beyond it."
-        for item in findings.isoflops
-        if item.edge
-    ]
+    lines = sizes_at_the_edge(findings.isoflops)
     if findings.allocation and findings.allocation[0].source != "surface law":
         lines.append(
             "The surface law does not determine the best size; sizes come from the "

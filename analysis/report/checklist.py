@@ -8,6 +8,8 @@ import pandas as pd
 
 from analysis.findings import Findings
 from analysis.forecast import Forecast
+from analysis.laws.allocation import Allocation
+from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import WORTH
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
@@ -171,6 +173,49 @@ def front(best: pd.DataFrame) -> Table:
         ),
         "The Pareto front, decided on one half of the draws; KID is that of the other half.",
     )
+
+
+def isoflop(findings: Findings) -> Table:
+    """List the best size of each budget, by the surface law and by the runs of that budget."""
+    optima = {item.flops: item for item in findings.optima}
+    return Table(
+        ("FLOPs", "best size by the surface law", "check: runs of this budget alone", ""),
+        tuple(
+            (
+                power(item.flops),
+                _optimum(optima.get(item.flops)),
+                _minimum(item),
+                _agreement(item, optima.get(item.flops)),
+            )
+            for item in findings.isoflops
+        ),
+        "Parameters of the best model of each budget, 90% intervals. The law uses all runs; the "
+        "check uses the runs of one budget, and gives a bound where those do not bracket the best "
+        "size.",
+    )
+
+
+def _optimum(optimum: Allocation | None) -> str:
+    if optimum is None:
+        return "not determined"
+    if optimum.edge:
+        return f"at most {count(optimum.params)}, the smallest size tried"
+    return _with_interval(optimum.params, optimum.params_interval, count)
+
+
+def _minimum(minimum: IsoFlop) -> str:
+    low, high = minimum.params_interval
+    if not minimum.edge:
+        return _with_interval(minimum.params, minimum.params_interval, count)
+    bound = f"at least {count(low)}" if low > 0 else f"at most {count(high)}"
+    return "at the edge" + (f": {bound}" if low > 0 or high < float("inf") else "")
+
+
+def _agreement(minimum: IsoFlop, optimum: Allocation | None) -> str:
+    if optimum is None:
+        return ""
+    (low, high), (least, most) = minimum.params_interval, optimum.params_interval
+    return "agree" if least <= high and low <= most else "differ: one of the two is wrong"
 
 
 def sizes(findings: Findings) -> Table:

@@ -127,6 +127,19 @@ def test_likelihood_and_quality_are_correlated_by_rank(study):
     assert study.correlation.runs == 18
 
 
+def test_what_the_design_cannot_tell_is_a_warning(study):
+    # In this grid every size has the same recipe and every budget brackets its best size.
+    assert not any(
+        "with the size" in line or "may be the best" in line for line in warnings_of(study)
+    )
+    batch = np.where(study.runs["channels"] > 48, 64, 32)
+    edge = replace(study.isoflops[0], edge="largest", params_interval=(2e4, np.inf))
+    other = replace(study, runs=study.runs.assign(batch=batch), isoflops=(edge,))
+    lines = warnings_of(other)
+    assert any(line.startswith("The batch size changes with the size") for line in lines)
+    assert any("at least 20k parameters" in line for line in lines)
+
+
 def test_row_order_does_not_matter(study):
     runs = table().sample(frac=1, random_state=3)
     other = find(runs, evaluations(runs), draws=200)

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.findings import Findings, HeldOut
+from analysis.laws.allocation import Allocation
 from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
@@ -96,14 +97,16 @@ def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
 
 
 def isoflop(findings: Findings) -> go.Figure | None:
-    """Draw BPD against parameters per budget: runs, parabola, surface slice and minimum."""
+    """Draw BPD against parameters per budget: runs, surface law and its optimum, and the check.
+
+    The check is the curve through the runs of that budget alone, with its minimum.
+    """
     if not findings.isoflops:
         return None
     shown = figure("parameters", BPD, height=480)
     colours = theme.shades(iso.flops for iso in findings.isoflops)
     for iso in findings.isoflops:
         runs = findings.runs[findings.runs["run_id"].isin(iso.run_ids)].sort_values("params")
-        grid = np.geomspace(runs["params"].min(), runs["params"].max(), 60)
         colour, group = colours[iso.flops], power(iso.flops)
         shown.add_trace(
             dots(
@@ -115,17 +118,20 @@ def isoflop(findings: Findings) -> go.Figure | None:
                 legendgroup=group,
             )
         )
-        shown.add_trace(
-            _line(grid, iso.predict(grid), colour, "solid", f"parabola {group}", group)
-        )
         if findings.surface:
+            grid = np.geomspace(runs["params"].min(), runs["params"].max(), 60)
             tokens = np.exp(
                 np.interp(np.log(grid), np.log(runs["params"]), np.log(runs["tokens"]))
             )
             values = findings.surface.predict(params=grid, tokens=tokens)
-            shown.add_trace(_line(grid, values, colour, "dot", f"surface {group}", group))
+            shown.add_trace(_line(grid, values, colour, "solid", f"surface {group}", group))
+            for item in findings.optima:
+                if item.flops == iso.flops:
+                    shown.add_trace(_optimum(item, findings.surface, colour, group))
+        grid = np.geomspace(*iso.fitted, 60)
+        shown.add_trace(_line(grid, iso.predict(grid), colour, "dot", f"check {group}", group))
         shown.add_trace(_minimum(iso, colour, group))
-    kinds = [("solid", "parabola")] + [("dot", "surface law")] * bool(findings.surface)
+    kinds = [("solid", "surface law")] * bool(findings.surface) + [("dot", "check")]
     for dash, name in kinds:
         key = _line(np.array([np.nan]), np.array([np.nan]), SOFT, dash, name, name)
         shown.add_trace(key.update(showlegend=True))
@@ -140,27 +146,46 @@ def _line(
     return curve.update(name=name, legendgroup=group, showlegend=False)
 
 
-def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
-    """Mark the minimum; if it lies beyond the sizes tried, the mark is open and says so."""
-    place = (
-        f"at the edge: the {iso.edge} size tried is the best, the minimum lies beyond"
-        if iso.edge
-        else f"90% interval {interval(iso.params_interval, count)}"
+def _optimum(item: Allocation, surface: Fit, colour: str, group: str) -> go.Scatter:
+    """Mark the best size by the surface law."""
+    value = float(surface.predict(params=[item.params], tokens=[item.tokens])[0])
+    text = (
+        f"<b>best size by the surface law {count(item.params)} params</b>, {bits(value)} BPD<br>"
+        f"90% interval {interval(item.params_interval, count)}"
     )
-    return go.Scatter(
-        x=[iso.params],
-        y=[iso.bpd],
-        error_x=None if iso.edge else theme.around([iso.params], [iso.params_interval], colour),
+    return theme.points(
+        [item.params],
+        [value],
+        [text],
+        error_x=theme.around([item.params], [item.params_interval], colour),
+        marker=marker(colour, "star", 15),
+        name=f"optimum {group}",
+        legendgroup=group,
+        showlegend=False,
+    )
+
+
+def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
+    """Mark the minimum of the check; at the edge, mark the best size tried, and say so."""
+    text = (
+        f"<b>best size tried {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>at the edge: "
+        f"the {iso.edge} size may be the best"
+        if iso.edge
+        else f"<b>minimum of the check {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>"
+        f"90% interval {interval(iso.params_interval, count)}"
+    )
+    return theme.points(
+        [iso.params],
+        [iso.bpd],
+        [text],
         mode="markers+text" if iso.edge else "markers",
-        marker=marker(colour, "diamond-open" if iso.edge else "diamond", 13),
-        text=["at the edge"] if iso.edge else None,
+        marker=theme.ring(colour, "diamond-open", 12, 1.5),
         textposition="bottom left" if iso.edge == "largest" else "bottom right",
+        texttemplate="at the edge" if iso.edge else None,
         cliponaxis=False,
         name=f"minimum {group}",
         legendgroup=group,
         showlegend=False,
-        hovertext=[f"<b>minimum {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>{place}"],
-        hovertemplate="%{hovertext}<extra></extra>",
     )
 
 

@@ -28,14 +28,17 @@ def law(material: Material) -> Section:
 
 
 def isoflop(material: Material) -> Section:
-    """Show the parabola of every budget."""
+    """Show the best size of every budget, by the surface law and by the runs of that budget."""
+    findings = material.findings
     return Section(
         "isoflop",
         "IsoFLOP: the best size of each budget",
-        "Runs of one budget share a colour. The diamond is the minimum of the parabola with its "
-        "90% interval; if it is open, the best size lies beyond those tried. Where the dotted "
-        "surface law departs from the parabola, one of the two is wrong.",
-        existing(isoflop=law_figures.isoflop(material.findings)),
+        "Runs of one budget share a colour. The line is the surface law, fitted to all runs; the "
+        "star is its best size. The dotted curve, fitted to the runs of one budget, is a check: "
+        "the open diamond is its minimum. Where noise may hide that the loss rises on both sides, "
+        "the minimum is at the edge and gives a bound only.",
+        existing(isoflop=law_figures.isoflop(findings)),
+        tables=(checklist.isoflop(findings),) if findings.isoflops else (),
         empty="No budget has three sizes yet.",
     )
 
