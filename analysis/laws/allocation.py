@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from analysis.laws.fit import Fit
 from analysis.laws.forms import Array
 from analysis.laws.intervals import LEVEL, NORMAL_90, Interval, interval_of
-from analysis.laws.isoflop import DRAWS, IsoFlop
+from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import unique_tokens
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig, round_images
 
+DRAWS = 1000  # of a power law through the minima
 CREDIBLE = 10.0  # largest ratio of the ends of an interval of the optimal size that is used
 ROUNDING = 1.01  # ratio within which two sizes are equal
 SPAN = float(np.log(1e4))  # in ln(params): sizes searched around those of the runs
@@ -124,7 +125,7 @@ def allocate(
         best = best_run(runs)
         draws = np.array([float(best["params"])])
         edge = next((i.edge for i in isoflops if str(best["run_id"]) in i.run_ids), "")
-        edge = edge and f"the best size tried is the {edge}: the optimum may lie beyond it"
+        edge = edge and f"the {edge} size tried may be the best: the optimum may lie beyond it"
     smallest = float(runs["params"].min())
     if draws[0] < smallest / ROUNDING:
         edge = "the smallest model trained, because the optimum is smaller than any that was"

@@ -19,7 +19,6 @@ from scipy.stats import t as student
 from analysis.laws.forms import Array
 from analysis.laws.intervals import TAIL, Interval
 
-DRAWS = 1000  # of a power law through the minima
 FACTOR = 10.0  # sizes farther than this from the best size tried are left out
 FEWEST = 5  # sizes that are kept however far away they are
 BENDS = (0.07, 0.015)  # standard deviations of c3 / c2 and c4 / c2 over laws
