@@ -166,7 +166,7 @@ def name_rows(reasons: Mapping[int, str]) -> str:
         together.setdefault(reason, []).append(row)
     parts = [f"{_some(rows)} ({reason})" for reason, rows in together.items()]
     more = sum(len(rows) for rows in list(together.values())[NAMED:])
-    return ", ".join(parts[:NAMED]) + (f" and {_count(more)} more" if more else "")
+    return ", ".join(parts[:NAMED]) + (f" and {more} more" if more else "")
 
 
 def _some(rows: Sequence[int]) -> str:
@@ -210,10 +210,8 @@ def _decode(data: bytes) -> str:
 
 
 def _parse(text: str, path: Path) -> pd.DataFrame:
-    if text.lstrip().startswith("{"):
+    if text.lstrip().startswith(("{", "[")):
         return _parse_json(text)
-    if text.lstrip().startswith("["):
-        return pd.DataFrame(json.loads(text))
     header = next((line for line in text.splitlines() if line.strip()), "")
     unquoted = re.sub(r'"[^"]*"', "", header)
     separator = max(",;\t", key=unquoted.count)
@@ -232,13 +230,17 @@ def _parse(text: str, path: Path) -> pd.DataFrame:
 
 
 def _parse_json(text: str) -> pd.DataFrame:
+    """Return the rows of a list or of one object a line, or the columns of one object."""
+    if text.lstrip().startswith("["):
+        return pd.DataFrame(json.loads(text))
     rows = []
     for line, content in enumerate(text.splitlines(), start=1):
         try:
             rows += [json.loads(content)] if content.strip() else []
         except ValueError as error:
             raise UserError(f"line {line} is no JSON object: {error}") from None
-    return pd.DataFrame(rows)
+    columns = len(rows) == 1 and all(isinstance(cell, dict | list) for cell in rows[0].values())
+    return pd.DataFrame(rows[0] if columns else rows)
 
 
 def _check_column(raw: pd.DataFrame, name: str, path: Path) -> None:

@@ -353,6 +353,8 @@ def _nothing(law: Fit, data: Observations, scale: float) -> str:
     logs = np.log(data.values)[kept]
     left, whole = float(np.sum(law.residuals[kept] ** 2)), float(np.sum((logs - logs.mean()) ** 2))
     free = rows - parameters
+    if whole <= rows * EXACT**2:
+        return "no law: the losses are equal"
     if free < 1 or left <= rows * EXACT**2:
         return ""
     ratio = max(whole - left, 0.0) / (parameters - 1) / (left / free)

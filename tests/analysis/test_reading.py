@@ -50,7 +50,9 @@ def test_content_tells_the_format_not_the_ending(tmp_path, write):
     frame = pd.read_csv(write(TEXT), dtype=str)
     frame.to_parquet(tmp_path / "RUNS.PARQUET")
     frame.to_json(tmp_path / "runs.jsonl", orient="records", lines=True)
-    for name in ("RUNS.PARQUET", "runs.jsonl"):
+    frame.to_json(tmp_path / "columns.json")
+    frame.to_json(tmp_path / "rows.json", orient="records")
+    for name in ("RUNS.PARQUET", "runs.jsonl", "columns.json", "rows.json"):
         assert read_columns(tmp_path / name, COLUMNS).values.to_dict("list") == NUMBERS
 
 

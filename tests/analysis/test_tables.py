@@ -95,6 +95,7 @@ def test_losses_without_a_law_are_called_so(tmp_path, capsys):
     assert "no law: residuals" in shown
     assert "as large as the spread of the losses" in shown
     assert "identified" not in shown
+    assert "no law: the losses are equal" in ask(tmp_path, capsys, table.assign(loss=2.5))
 
 
 def test_one_wrong_run_of_a_few_is_named_and_left_out(tmp_path, capsys):
