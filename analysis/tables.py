@@ -35,6 +35,7 @@ from tarflow.human import percent
 WINDOWS = 8  # groups of rows of rising compute; roll-outs predict the groups beyond a window
 RAY = 0.05  # spread of ln(D / N^k) within which size and data cannot be told apart
 FLOPS = 6.0  # training FLOPs per parameter and token (Kaplan et al. 2020)
+SMALL = 0.5  # residuals over the spread of the losses, below which there is a law
 CHANCE = 0.01  # probability that losses without a law pass for one
 SPOILED = 0.05  # probability that a row of a small table is left out by chance
 EXACT = 1e-9  # relative residuals below which a law is exact
@@ -346,7 +347,8 @@ def _best_sizes(law: Fit, flops: float) -> Array:
 def _nothing(law: Fit, data: Observations, scale: float) -> str:
     """Say that a constant explains the losses as well as the law; empty if it does not.
 
-    An F-test over the rows that are no outliers.
+    An F-test over the rows that are no outliers. Five rows never pass it, so residuals that are
+    small beside the losses' spread count as a law without it.
     """
     kept = np.abs(law.residuals) <= OUTLIER * max(scale, EXACT)
     rows, parameters = int(kept.sum()), len(law.theta)
@@ -358,6 +360,7 @@ def _nothing(law: Fit, data: Observations, scale: float) -> str:
     if free < 1 or left <= rows * EXACT**2:
         return ""
     ratio = max(whole - left, 0.0) / (parameters - 1) / (left / free)
-    if fisher.sf(ratio, parameters - 1, free) < CHANCE:
+    small = np.sqrt(left / free) < SMALL * np.sqrt(whole / (rows - 1))
+    if small or fisher.sf(ratio, parameters - 1, free) < CHANCE:
         return ""
     return f"no law: residuals {percent(scale)}, as large as the spread of the losses"

@@ -135,8 +135,9 @@ def test_rows_of_one_run_share_their_error():
 
 
 def test_five_rows_identify_nothing():
-    law = fit_table(runs(5)).law
-    assert not any(law.identified.values())
+    law = fit_table(runs(5))
+    assert not any(law.law.identified.values())
+    assert not law.nothing
 
 
 @pytest.mark.parametrize(
