@@ -17,7 +17,7 @@ from scipy.stats import f as fisher
 from analysis.few_rows import widened
 from analysis.laws.allocation import CREDIBLE
 from analysis.laws.fit import Fit, Observations, fit
-from analysis.laws.forms import FRONTIER_FORMS, SURFACE_FORMS, Array, Form
+from analysis.laws.forms import FRONTIER_FORMS, POWER, SURFACE_FORMS, TIED, Array, Form
 from analysis.laws.intervals import LEVEL, Interval, interval_of
 from analysis.laws.uncertainty import ROBUST_FROM
 from analysis.laws.validation import (
@@ -285,7 +285,7 @@ def _spoilers(values: pd.DataFrame, data: Observations) -> dict[int, str]:
     Huber's loss needs five spare rows. With fewer, each row is left out in turn: an F-test says
     whether the best such table fits better by more than chance (Bonferroni over the rows).
     """
-    form = FRONTIER_FORMS[0] if "flops" in data.inputs else SURFACE_FORMS[0]
+    form = POWER if "flops" in data.inputs else TIED
     rows, free = len(values), len(values) - len(form.parameters) - 1
     if not 1 <= free < ROBUST_FROM or data.clusters is not None:
         return {}

@@ -74,6 +74,13 @@ def test_a_learning_curve_keeps_its_floor():
     assert (law.name, round(law.values["E"], 6)) == ("power", 0.25)
 
 
+def test_the_bend_of_a_short_learning_curve_is_no_wrong_row():
+    x = np.array([1e3, 1e6, 2e6, 4e6, 8e6, 1.6e7])
+    noise = 1 + 0.002 * np.random.default_rng(1).standard_normal(6)
+    law = fit_table(pd.DataFrame({"flops": x, "loss": (0.25 + 30 / x**0.45) * noise}))
+    assert not law.alone
+
+
 def test_sizes_and_tokens_that_vary_together_are_a_law_of_compute(tmp_path, capsys):
     table = runs(15)
     table = table.assign(tokens=30 * table["params"])
