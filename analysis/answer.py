@@ -1,7 +1,7 @@
 """The answer to questions about a table of runs: in sentences, what matters most first."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,9 +75,8 @@ def ask(
 def in_sentences(answer: Answer) -> list[str]:
     """Return the answer, a line each: rows, law, predictions, best size, held-out rows."""
     law = answer.law
-    lines = answer.table.summary()
-    if law.alone:
-        lines.append(f"Left out as well, because it alone spoils the law: {name_rows(law.alone)}.")
+    table, used = answer.table, answer.table.values.drop(index=list(law.alone))
+    lines = replace(table, values=used, left_out={**table.left_out, **law.alone}).summary()
     if law.nothing:
         return [*lines, law.nothing]
     if law.outliers:

@@ -109,7 +109,7 @@ def test_one_wrong_run_of_a_few_is_named_and_left_out(tmp_path, capsys):
     table = runs(8, noise=0.002, seed=5)
     table.loc[4, "loss"] = 9.0
     shown = ask(tmp_path, capsys, table)
-    assert "row 5 (without it, residuals fall" in shown
+    assert "7 of 8 rows are used. 1 row left out: row 5 (without it, residuals fall" in shown
     assert fit_table(table).law.values["E"] == pytest.approx(E, rel=0.1)
     assert not fit_table(runs(8, noise=0.002, seed=5)).alone
 
