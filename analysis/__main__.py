@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from tarflow.errors import UserError, exit_code_of
 
@@ -73,14 +73,22 @@ def fit(
     params: str = "",
     tokens: str = "",
     flops: str = "",
+    x: str = "",
+    run: str = "",
+    where: UseAppendAction[tuple[str, ...]] = (),
+    predict: UseAppendAction[tuple[str, ...]] = (),
+    budget: float | None = None,
+    holdout: float | None = None,
     json: Path | None = None,
     seed: int = 0,
 ) -> int:
-    """Fit scaling laws to any CSV or Parquet table with one row per run.
+    """Find the scaling law of any table of runs, and say what it predicts.
 
-    --params with --tokens fits E + A / N^a + B / D^b and similar forms; --flops fits E + A / C^a.
-    Rows with an empty cell are left out. Losses must be positive, such as bits per dimension.
-    Example: python -m analysis fit runs.csv --loss bpd --params N --tokens D --json fit.json
+    --params with --tokens fits E + A / N^a + B / D^b and similar forms; --flops, or --x for any
+    other column, fits E + A / C^a. The form that predicts the most expensive rows best is chosen.
+    CSV with any separator, Parquet and JSON lines are read, and cells such as 7B or 1,000,000.
+    Rows that are left out are named; row 1 is the first below the header. Losses must be positive.
+    Example: python -m analysis fit runs.csv --loss bpd --params N --tokens D --predict N=7B,D=2T
 
     Args:
         table: The file.
@@ -88,25 +96,45 @@ def fit(
         params: Column of model sizes.
         tokens: Column of data sizes.
         flops: Column of training FLOPs, for a law of compute alone.
-        json: File to write the fits to.
+        x: Column of a law of one other input, such as the examples of a learning curve.
+        run: Column that names the run of each row, if a run has several rows, such as checkpoints.
+        where: Condition on the rows, such as optimizer=adamw or 'loss<10'; may be repeated.
+        predict: Run to predict, such as N=7B,D=2T (columns of the table); may be repeated. By
+            default one with 4 times the largest compute.
+        budget: Training FLOPs to find the best size for, counted as 6 N D; by default 4 times the
+            largest.
+        holdout: Share of the rows to fit, such as 0.8, to predict the more expensive ones.
+        json: File to write the answer to.
         seed: Seed of the bootstrap.
     """
-    from analysis.tables import fit_table, read_columns, to_plain
+    from analysis.answer import ask, in_sentences, to_plain
+    from analysis.reading import read_columns
     from tarflow.record import write_json
 
-    if flops and (params or tokens):
-        raise UserError("give --flops alone, or --params with --tokens")
-    inputs = {"flops": flops} if flops else {"params": params, "tokens": tokens}
-    if not all(inputs.values()):
-        raise UserError("name the inputs: --params COLUMN --tokens COLUMN, or --flops COLUMN")
-    columns = read_columns(table, inputs | {"loss": loss})
-    fits = fit_table(columns, tuple(inputs), seed)
-    for law in fits:
-        _print(_fit_table(law))
+    inputs = _inputs(params, tokens, flops, x)
+    rows = read_columns(table, inputs | {"loss": loss}, where, run)
+    answer = ask(rows, inputs, predict, budget, holdout, seed)
+    print("\n".join(in_sentences(answer)))
+    if not answer.law.nothing:
+        _print(_fit_table(answer.law.law, answer.law.scale))
     if json:
-        write_json(json, [to_plain(law) for law in fits])
-        print(f"{json}: {len(fits)} fits")
+        write_json(json, to_plain(answer))
+        print(f"Wrote {json}.")
     return 0
+
+
+def _inputs(params: str, tokens: str, flops: str, x: str) -> dict[str, str]:
+    """Return the columns that explain the loss, by the name of the input."""
+    alone = [column for column in (flops, x) if column]
+    if len(alone) > 1 or (alone and (params or tokens)):
+        raise UserError("give --flops alone, --x alone, or --params with --tokens")
+    if alone:
+        return {"flops": alone[0]}
+    if not (params and tokens):
+        raise UserError(
+            "name the inputs: --params COLUMN --tokens COLUMN, --flops COLUMN, or --x COLUMN"
+        )
+    return {"params": params, "tokens": tokens}
 
 
 def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -> int:
@@ -121,7 +149,7 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
     """
     from rich.table import Table
 
-    from analysis.tables import paired
+    from analysis.pairs import paired
     from tarflow import human
     from tarflow.storage import locate
 
@@ -142,14 +170,14 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
     return 0
 
 
-def _fit_table(law: Any) -> Any:
+def _fit_table(law: Any, scale: float) -> Any:
     from rich.table import Table
 
     from tarflow import human
 
     shown = Table("parameter", "value", "90% interval", "")
     shown.title = f"{law.name}: {law.formula}"
-    shown.caption = f"{law.status}, {law.rows} rows, residual scale {human.percent(law.scale)}"
+    shown.caption = f"{law.status}, {law.rows} rows, residual scale {human.percent(scale)}"
     for name, value in law.values.items():
         shown.add_row(
             name, human.number(value), human.interval(law.intervals[name]), law.reasons[name]

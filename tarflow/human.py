@@ -131,14 +131,14 @@ def bits(value: float | None) -> str:
 def number(value: float | None) -> str:
     """Write a number of any other kind with three digits.
 
-    >>> number(0.40123), number(0.0042), number(12345.0), number(3e-7)
-    ('0.401', '0.0042', '1.23×10⁴', '3×10⁻⁷')
+    >>> number(0.40123), number(0.0042), number(2093.0), number(12345.0), number(3e-7)
+    ('0.401', '0.0042', '2,090', '1.23×10⁴', '3×10⁻⁷')
     """
     if value is None or missing(value):
         return MISSING
     if value != 0 and not 1e-3 <= abs(value) < 1e4:
         return ("-" if value < 0 else "") + power(abs(value), 3)
-    return f"{value:.3g}"
+    return digits(value)
 
 
 def interval(ends: tuple[float, float] | None, write: Callable[[float], str] = number) -> str:

@@ -157,12 +157,12 @@ def reasons(
     if len(drawn):
         stuck = problem.at_bound(theta) | (problem.at_bound(drawn).mean(axis=0) > TAIL)
     return {
-        name: _doubt(name, intervals[name], deficient, bool(stuck[j]), spread) or IDENTIFIED
+        name: doubt(name, intervals[name], deficient, bool(stuck[j]), spread) or IDENTIFIED
         for j, name in enumerate(problem.form.parameters)
     }
 
 
-def _doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, spread: float) -> str:
+def doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, spread: float) -> str:
     """Say why a parameter is unknown; empty if it is known."""
     low, high = interval
     if deficient:
