@@ -14,7 +14,6 @@ which are not counted.
 """
 
 import argparse
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from train_step import load
 
 from tarflow.config import (
     DataConfig,
@@ -70,11 +70,11 @@ TRAINED = RunConfig(
 def main() -> int:
     """Compare, print, and return 1 if --check is given and a bar is missed."""
     arguments = parse()
-    checkpoint = arguments.checkpoint or trained()
+    checkpoint = arguments.checkpoint or trained(TRAINED, "leaves-256-tokens")
     flow, config = load_model(checkpoint)
     device = choose_device(ExecutionConfig(device=arguments.device))
     flow = flow.to(device).eval().requires_grad_(False)
-    official = published(arguments.official, flow)
+    official = published(arguments.official / "transformer_flow.py", flow)
     if arguments.memory:
         print(peak_memory(arguments.memory, flow, official))
         return 0
@@ -119,25 +119,20 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def trained() -> Path:
-    """Return the checkpoint of `TRAINED`, training it first if it does not exist."""
-    config = replace(resolve_config(TRAINED), precision="float32")
-    folder = cache_folder() / "benchmarks" / "leaves-256-tokens"
+def trained(config: RunConfig, name: str) -> Path:
+    """Return the checkpoint of a run kept in the cache folder, training it first if necessary."""
+    config = replace(resolve_config(config), precision="float32")
+    folder = cache_folder() / "benchmarks" / name
     if not (folder / "result.json").exists():
         print(f"training {config.images // config.batch} steps first, into {folder}")
         run(config, folder)
     return folder / "model.safetensors"
 
 
-def published(folder: Path, flow: TarFlow) -> Any:
-    """Build the published model with our weights."""
-    spec = importlib.util.spec_from_file_location("official", folder / "transformer_flow.py")
-    if spec is None or spec.loader is None or not Path(spec.origin or "").exists():
-        sys.exit(f"{folder} has no transformer_flow.py; clone https://github.com/apple/ml-tarflow")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def published(module: Path, flow: TarFlow) -> Any:
+    """Build the published model of a file with our weights."""
     config = flow.config
-    model = module.Model(
+    model = load(module).Model(
         in_channels=config.image_channels,
         img_size=config.image_size,
         patch_size=config.patch,

@@ -11,10 +11,8 @@ alternate. MFU counts ideal causal attention over the data sheet's peak.
 
 import argparse
 import gc
-import importlib.util
 import multiprocessing
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from against_official import published
 from torch import Tensor
+from train_step import official_step, our_step, run_config
 
 from tarflow import cost
 from tarflow.config import (
@@ -51,6 +51,7 @@ from tarflow.train.loop import batches
 from tarflow.train.state import new_state
 
 GPU = torch.device("cuda", 0)
+MODULE = "transformer_flow.py"  # of the published code
 LARGE = ModelConfig(image_size=64, image_channels=3, patch=2, channels=768, blocks=4, layers=8)
 MIDDLE = ModelConfig(image_size=32, image_channels=3, patch=2, channels=512, blocks=4, layers=4)
 TRAINED = RunConfig(
@@ -94,17 +95,18 @@ def training(arguments: argparse.Namespace) -> None:
     """Print a training step in bfloat16: ours and the published one."""
     for model, batch in ((LARGE, 32), (MIDDLE, 128)):
         print(f"{model.channels} channels, {model.blocks}x{model.layers}, T = {model.tokens}")
-        ours = partial(our_step, model, batch)
-        cuda = ExecutionConfig(device="cuda")
+        config = run_config(model, batch, "bfloat16", ExecutionConfig(device="cuda"))
+        wide = replace(config.execution, residuals="float32")
         makers: dict[str, Callable[[], Work]] = {
-            "ours": partial(ours, cuda),
-            "ours, float32 residuals": partial(ours, replace(cuda, residuals="float32")),
+            "ours": partial(our_step, config),
+            "ours, float32 residuals": partial(our_step, replace(config, execution=wide)),
         }
         if not arguments.quick:
-            theirs = partial(official_step, arguments.official, model, batch)
-            makers["published"] = partial(theirs, False)
+            path, threads = arguments.official / MODULE, torch.get_num_threads()
+            theirs = partial(official_step, path, GPU, threads, model, batch, True)
+            makers["published"] = theirs
             if model == LARGE:
-                makers["published, compiled"] = partial(theirs, True)
+                makers["published, compiled"] = partial(theirs, compiled=True)
         flops = cost.training_flops(model) * batch / peak_flops(GPU, "bfloat16")
         seconds = {}
         for name, make in makers.items():  # one after the other: the memory is not for all
@@ -160,7 +162,7 @@ def sampling(arguments: argparse.Namespace) -> None:
                 flush=True,
             )
         if images == 32 and not arguments.quick:
-            official = published(arguments.official, flow)
+            official = published(arguments.official / MODULE, flow)
             call = partial(official.reverse, noise, labels, guidance=1.5, annealed_guidance=True)
             start = time.perf_counter()
             with torch.inference_mode():
@@ -189,7 +191,7 @@ def trained(arguments: argparse.Namespace) -> None:
         "token by token, bfloat16": partial(draw, flow, noise, None, None, "bfloat16"),
     }
     if not arguments.quick:
-        works["published"] = partial(published(arguments.official, flow).reverse, noise)
+        works["published"] = partial(published(arguments.official / MODULE, flow).reverse, noise)
         if arguments.jacobi:
             works["published GS-Jacobi"] = gs_jacobi(arguments.jacobi, flow, noise)
     with torch.inference_mode():
@@ -230,7 +232,7 @@ def packing(arguments: argparse.Namespace) -> None:
 
 def steps_per_second(model: ModelConfig, barrier: Any, results: Any) -> None:
     """Time the steps of one small run while others do the same."""
-    step = our_step(model, 16, ExecutionConfig(device="cuda"), "float32")
+    step = our_step(run_config(model, 16, "float32", ExecutionConfig(device="cuda")))
     for _ in range(20):
         step()
     torch.cuda.synchronize()
@@ -241,49 +243,6 @@ def steps_per_second(model: ModelConfig, barrier: Any, results: Any) -> None:
         steps += 1
     torch.cuda.synchronize()
     results.put(steps / (time.perf_counter() - start))
-
-
-def our_step(
-    model: ModelConfig, batch: int, execution: ExecutionConfig, precision: Any = "bfloat16"
-) -> Work:
-    """Return a training step of this package on random images."""
-    config = RunConfig(
-        model=model,
-        data=DataConfig(hash="none"),
-        batch=batch,
-        images=batch * 1000,
-        precision=precision,
-        execution=execution,
-    )
-    resolved = resolve_execution(config)
-    update = make_train_step(new_state(config, resolved), config, resolved)
-    shape = (batch, model.image_channels, model.image_size, model.image_size)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, device=GPU)
-    return lambda: update(pixels, None)
-
-
-def official_step(folder: Path, model: ModelConfig, batch: int, compiled: bool) -> Work:
-    """Return a training step of the published code under bfloat16 autocast."""
-    flow = load(folder / "transformer_flow.py").Model(
-        *(model.image_channels, model.image_size, model.patch, model.channels),
-        *(model.blocks, model.layers),
-    )
-    flow = flow.to(GPU)
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-4)
-    shape = (batch, model.image_channels, model.image_size, model.image_size)
-    images = torch.rand(shape, device=GPU) * 2 - 1
-    forward = torch.compile(flow) if compiled else flow
-
-    def step() -> None:
-        noised = images + 0.1 * torch.randn_like(images)
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            latents, _, logdets = forward(noised)
-            loss = flow.get_loss(latents, logdets)
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 def train_flow(config: RunConfig) -> TarFlow:
@@ -337,14 +296,9 @@ def with_tf32(work: Work) -> Any:
     return result
 
 
-def published(folder: Path, flow: TarFlow) -> Any:
-    """Build the published model with our weights."""
-    return with_weights(load(folder / "transformer_flow.py").Model, flow)
-
-
 def gs_jacobi(file: Path, flow: TarFlow, noise: Tensor) -> Work:
     """Return the published Jacobi sampler: 8 segments in the toughest block, else 10 sweeps."""
-    model, last = with_weights(load(file).Model, flow), len(flow.blocks) - 1
+    model, last = published(file, flow), len(flow.blocks) - 1
     return partial(
         model.reverse,
         noise,
@@ -352,34 +306,6 @@ def gs_jacobi(file: Path, flow: TarFlow, noise: Tensor) -> Work:
         max_jacobi_list=[32] + [10] * last,
         ebound=1e-6,
     )
-
-
-def with_weights(kind: Any, flow: TarFlow) -> Any:
-    """Build a published model with our weights."""
-    config = flow.config
-    model = kind(
-        in_channels=config.image_channels,
-        img_size=config.image_size,
-        patch_size=config.patch,
-        channels=config.channels,
-        num_blocks=config.blocks,
-        layers_per_block=config.layers,
-        num_classes=config.classes,
-    )
-    model.load_state_dict(flow.state_dict(), strict=False)
-    return model.to(GPU).eval().requires_grad_(False)
-
-
-def load(path: Path) -> Any:
-    """Import a module from its file."""
-    if not path.exists():
-        sys.exit(f"{path} does not exist: see --help")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def in_turns(works: Mapping[str, Work], rounds: int) -> dict[str, float]:

@@ -13,9 +13,9 @@ decoding invert in turns; `expected` is what the plan says that a batch takes.
 import argparse
 import statistics
 import time
-from dataclasses import replace
 
 import torch
+from against_official import trained
 from torch import Tensor
 
 from tarflow import data
@@ -33,11 +33,9 @@ from tarflow.device import autocast, choose_device, describe_device, synchronize
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import generator, noisy, normal_per_image
 from tarflow.model.weights import load_model
-from tarflow.run import resolve_config, run
 from tarflow.sample.calibration import calibrate, calibration_images
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import Plan, default_tolerance
-from tarflow.storage import cache_folder
 
 GUIDED = SamplerConfig(guidance=1.5)
 STRICT = 1e-3
@@ -64,7 +62,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
-    flow, config = trained()
+    flow, config = load_model(trained(TRAINED, "leaves-64-tokens"))
     device = choose_device(ExecutionConfig(device=arguments.device))
     flow = flow.to(device).eval().requires_grad_(False)
     print(
@@ -102,16 +100,6 @@ def main() -> None:
                         f"{calibrated:14.1f}  {plan}",
                         flush=True,
                     )
-
-
-def trained() -> tuple[TarFlow, RunConfig]:
-    """Return the model and configuration of `TRAINED`, training it first if needed."""
-    config = replace(resolve_config(TRAINED), precision="float32")
-    folder = cache_folder() / "benchmarks" / "leaves-64-tokens"
-    if not (folder / "result.json").exists():
-        print(f"training {config.images // config.batch} steps first, into {folder}")
-        run(config, folder)
-    return load_model(folder / "model.safetensors")
 
 
 def image_latents(flow: TarFlow, config: RunConfig, count: int) -> tuple[Tensor, Tensor]:

@@ -86,8 +86,7 @@ def main() -> None:
     if arguments.official:
         path = arguments.official / "transformer_flow.py"
         setup = path, device, arguments.threads
-        if not path.exists():
-            sys.exit(f"{path} does not exist: give the folder of the published code")
+        load(path)  # ends the benchmark here if there is none
         large["ours bfloat16"] = our_step(run_config(LARGE, LARGE_BATCH, "bfloat16", execution))
         large["bfloat16 products"] = layer_products(LARGE, LARGE_BATCH, device, torch.bfloat16)
         for name, bfloat16 in (("official float32", False), ("official bfloat16", True)):
@@ -226,7 +225,13 @@ def peak_memory() -> int:
 
 
 def official_step(
-    path: Path, device: torch.device, threads: int, model: ModelConfig, batch: int, bfloat16: bool
+    path: Path,
+    device: torch.device,
+    threads: int,
+    model: ModelConfig,
+    batch: int,
+    bfloat16: bool,
+    compiled: bool = False,
 ) -> Work:
     """Return a function that does one training step of the published code, as its script does."""
     torch.set_num_threads(threads)
@@ -241,13 +246,14 @@ def official_step(
     ).to(device)
     optimizer = torch.optim.AdamW(flow.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-4)
     pixels = random_pixels(model, batch).to(device)
+    forward = torch.compile(flow) if compiled else flow
 
     def step() -> None:
         images = pixels / 127.5 - 1
         images += 0.1 * torch.randn_like(images)
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            latents, _, logdets = flow(images)
+            latents, _, logdets = forward(images)
             loss = flow.get_loss(latents, logdets)
         loss.backward()
         optimizer.step()
@@ -308,6 +314,8 @@ def layer_shapes(model: ModelConfig) -> list[tuple[int, int]]:
 
 def load(path: Path) -> Any:
     """Import a module from its file."""
+    if not path.exists():
+        sys.exit(f"{path} does not exist: give a clone of the published code")
     spec = importlib.util.spec_from_file_location("published", path)
     assert spec
     assert spec.loader
