@@ -21,7 +21,7 @@ class SamplingTask:
     config: RunConfig  # config of the run
     sampler: SamplerConfig  # setting to draw with
     seed: int = SEED
-    parts: tuple[str, ...] = WHOLE  # of the samples, each with scores of its own
+    parts: tuple[str, ...] = WHOLE  # parts of the samples that are scored separately
 
     @property
     def run_id(self) -> str:

@@ -102,7 +102,7 @@ def last_gain(runs: pd.DataFrame, noise: float | None) -> list[str]:
     return [
         f"The largest budget is better than the one before by {number(before - last)}, and seeds "
         f"alone make {number(float(np.sqrt(2)) * noise)}: the last runs say little about how the "
-        "loss goes on. Add seeds there, or a larger step."
+        "loss continues. Train more seeds at the largest budget, or a still larger budget."
     ]
 
 

@@ -90,7 +90,7 @@ def _find(folder: Path) -> dict[Split, dict[str, Path]]:
 
 
 def _read(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read the bytes of a file of so many dimensions."""
+    """Return the values of an IDX file that must have this number of dimensions."""
     try:
         stored = path.read_bytes()
         content = gzip.decompress(stored) if path.suffix == ".gz" else stored
