@@ -22,6 +22,7 @@ Mask = NDArray[np.bool_]
 Space = Literal["log", "raw"]
 Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non-finite"]
 
+NO_COMPUTE = ("batch", "epochs", "group", "unique_tokens")  # inputs that make no run dearer
 SCOUTS = 16  # starts of the least-squares fit around which the residual scale is settled
 
 
@@ -35,7 +36,8 @@ class Observations:
     noise: float | None = None  # known standard deviation of equal runs, relative in log space
     space: Space = "log"  # residuals of ln(values), with a floor of 0 or more, or of raw values
     weights: Array | None = None  # (n,) how often each row counts; once by default
-    unique_tokens: float = np.inf  # tokens of the training set; beyond them, tokens are repeats
+    unique_tokens: float | Array = np.inf  # tokens of the training set of all rows, or (n,) of
+    # each; tokens beyond them are repeats
 
     def take(self, rows: Mask) -> "Observations":
         """Return the rows where the (n,) mask holds."""
@@ -46,13 +48,16 @@ class Observations:
             values=self.values[chosen],
             clusters=None if self.clusters is None else [self.clusters[row] for row in chosen],
             weights=None if self.weights is None else self.weights[chosen],
+            unique_tokens=self.unique_tokens[chosen]
+            if isinstance(self.unique_tokens, np.ndarray)
+            else self.unique_tokens,
         )
 
     @property
     def compute(self) -> Array:
-        """Product of the inputs, (n,): proportional to the compute."""
-        product: Array = np.prod(np.stack(list(self.inputs.values())), axis=0)
-        return product
+        """What each row cost, (n,), up to a constant factor."""
+        cost: Array = np.exp(log_compute(self.inputs))
+        return cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +78,8 @@ class Fit:
     theta: Array  # (p,) inner parameters
     draws: Array  # (R, p) inner parameters of the bootstrap
     centre: Array  # (k,) mean logarithms of the inputs, repeated tokens at their worth
-    reach: float  # ln of the largest compute in the data (product of the inputs)
-    unique_tokens: float = np.inf  # tokens of the training set; the law counts repeats at less
+    reach: float  # largest `log_compute` of the data
+    unique_tokens: float = np.inf  # of the training set, nan if rows differ; repeats count less
     discrepancy: Discrepancy = NEVER  # error of the form beyond `reach`
 
     @property
@@ -100,7 +105,8 @@ class Fit:
     def predict(self, **inputs: ArrayLike) -> Array:
         """Return the law's values: predict(flops=...) or predict(params=..., tokens=...).
 
-        Tokens are those seen, repeats counted; the law knows what repeats are worth.
+        Tokens are those seen, repeats counted; the law knows what repeats are worth. Points with
+        another training set than the rows give its size, predict(..., unique_tokens=...).
         """
         shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
         value: Array = self.predict_draws(**inputs)[0].reshape(shape)
@@ -108,15 +114,13 @@ class Fit:
 
     def predict_draws(self, **inputs: ArrayLike) -> Array:
         """Return values (1 + R, n) at n points: of the law, then of each draw of the bootstrap."""
-        columns = self._columns(inputs)
-        logs = _logs(self.form, columns, self.unique_tokens) - self.centre[:, None]
+        logs = self.form.columns(self._columns(inputs)) - self.centre[:, None]
         values: Array = self.form.predict(np.concatenate([self.theta[None], self.draws]), logs)
         return values
 
     def distance(self, **inputs: ArrayLike) -> Array:
         """Return ln(compute / largest compute of the data) of each point, 0 within the data."""
-        compute = np.log(list(self._columns(inputs).values())).sum(axis=0)
-        beyond: Array = np.maximum(0.0, compute - self.reach)
+        beyond: Array = np.maximum(0.0, log_compute(self._broadcast(inputs)) - self.reach)
         return beyond
 
     def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
@@ -139,11 +143,18 @@ class Fit:
         return low.reshape(shape), high.reshape(shape)
 
     def _columns(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
-        """Return the inputs of the form, (n,) each."""
-        if set(inputs) != set(self.form.inputs):
+        """Return the inputs of the form, (n,) each, repeated tokens at their worth."""
+        columns = self._broadcast(inputs)
+        unique = columns.pop("unique_tokens", np.array(self.unique_tokens))
+        if set(self.form.inputs) - {"epochs"} != set(columns) - {"epochs"}:
             raise ValueError(f"{self.name} takes {', '.join(self.form.inputs)}")
-        arrays = np.broadcast_arrays(*(np.asarray(inputs[k], float) for k in self.form.inputs))
-        return {name: x.ravel() for name, x in zip(self.form.inputs, arrays, strict=True)}
+        if "tokens" in columns and "epochs" not in columns and np.isnan(unique).any():
+            raise ValueError("the rows differ in unique_tokens: give those of the points too")
+        return _with_repeats(self.form, columns, unique)
+
+    def _broadcast(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
+        arrays = np.broadcast_arrays(*(np.asarray(column, float) for column in inputs.values()))
+        return {name: array.ravel() for name, array in zip(inputs, arrays, strict=True)}
 
 
 def fit(
@@ -172,8 +183,9 @@ def fit(
     """
     logs, values = _checked(form, data)
     weights = np.ones(len(values)) if data.weights is None else np.asarray(data.weights, float)
-    centre = np.average(logs, axis=1, weights=weights)
-    reach = float(np.log([data.inputs[name] for name in form.inputs]).sum(axis=0).max())
+    centre = form.centre(logs, weights)
+    known = {name: data.inputs[name] for name in form.inputs if name in data.inputs}
+    reach = float(log_compute(known).max())
     problem, begin = _problem(form, logs - centre[:, None], values, weights, data.space, starts)
 
     ends, costs = minimise(problem, begin[:SCOUTS], tolerance=1e-6, steps=60)
@@ -203,34 +215,63 @@ def fit(
         draws=drawn,
         centre=centre,
         reach=reach,
-        unique_tokens=data.unique_tokens,
+        unique_tokens=_shared(data.unique_tokens),
     )
 
 
-def _logs(form: Form, inputs: Mapping[str, Array], unique_tokens: float) -> Array:
-    """Return the logarithms (k, n) of a form's inputs, repeated tokens at their worth."""
-    columns = dict(inputs)
-    if "tokens" in columns:
-        columns["tokens"] = effective_tokens(columns["tokens"], unique_tokens)
-    logs: Array = np.log(np.stack([np.asarray(columns[name], float) for name in form.inputs]))
+def log_compute(inputs: Mapping[str, ArrayLike]) -> Array:
+    """Return ln(compute) up to a constant: of FLOPs, else N D, else the product of the inputs.
+
+    Width counts twice in a product, because a layer has as many weights as its width squared.
+    """
+    if "flops" in inputs:
+        names = ["flops"]
+    elif {"params", "tokens"} <= set(inputs):
+        names = ["params", "tokens"]
+    else:
+        names = [name for name in inputs if name not in NO_COMPUTE]
+        names += [name for name in names if name == "width"]
+    logs: Array = np.log([np.asarray(inputs[name], float) for name in names]).sum(axis=0)
     return logs
+
+
+def _with_repeats(
+    form: Form, inputs: Mapping[str, Array], unique_tokens: float | Array
+) -> dict[str, Array]:
+    """Return the inputs with epochs if the form reads them, else with tokens at their worth."""
+    columns = dict(inputs)
+    if "epochs" in form.inputs and "tokens" in columns:
+        columns.setdefault("epochs", columns["tokens"] / unique_tokens)
+    elif "tokens" in columns:
+        columns["tokens"] = effective_tokens(columns["tokens"], unique_tokens)
+    return columns
+
+
+def _shared(unique_tokens: float | Array) -> float:
+    """Return the size of the training set, nan if rows differ."""
+    least = float(np.min(unique_tokens))
+    return least if np.all(unique_tokens == least) else float("nan")
 
 
 def _checked(form: Form, data: Observations) -> tuple[Array, Array]:
     """Return the logarithms of the inputs (k, n) and the values (n,), all of them valid."""
     values = np.asarray(data.values, float)
-    if missing := [name for name in form.inputs if name not in data.inputs]:
+    given = [name for name in form.inputs if name in data.inputs]
+    columns = {name: np.asarray(data.inputs[name], float) for name in given}
+    columns = _with_repeats(form, columns, data.unique_tokens)
+    if missing := [name for name in form.inputs if name not in columns]:
         raise UserError(f"the {form.name} law needs a column of {' and of '.join(missing)}")
-    inputs = np.stack([np.asarray(data.inputs[name], float) for name in form.inputs])
+    inputs = np.stack([columns[name] for name in form.inputs])
     if inputs.shape[1:] != values.shape or not values.size:
         raise UserError("a fit needs inputs and values of one length, at least one row")
-    if not np.all(np.isfinite(inputs) & (inputs > 0)):
-        raise UserError(f"{' and '.join(form.inputs)} must be positive in every row")
+    logged = [name for name in form.inputs if name not in form.raw]
+    if not np.all(np.isfinite(inputs)) or not all(np.all(columns[name] > 0) for name in logged):
+        raise UserError(f"{' and '.join(logged)} must be positive in every row")
     if not np.all(np.isfinite(values)) or (data.space == "log" and values.min() <= 0):
         raise UserError(
             "losses must be finite, and positive in log space; fit negative ones in raw space"
         )
-    return _logs(form, data.inputs, data.unique_tokens), values
+    return form.columns(columns), values
 
 
 def _problem(
@@ -238,10 +279,10 @@ def _problem(
 ) -> tuple[Problem, Array]:
     """Return the least-squares problem of centred logs (k, n), and its starting points."""
     log, floor = space == "log", 0.0 if space == "log" else -np.inf
-    low, high = form.bounds(values, floor)
+    low, high = form.bounds(values, floor, logs)
     targets = np.log(values) if log else values
     problem = Problem(form, logs, targets, weights, np.inf, log, low, high)
-    return problem, form.starts(values, floor, starts)
+    return problem, form.starts(values, floor, starts, logs)
 
 
 def _best(problem: Problem, theta: Array, begin: Array) -> tuple[Array, float]:

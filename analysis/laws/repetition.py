@@ -28,12 +28,13 @@ def unique_tokens(rows: pd.DataFrame) -> float:
     return float(known.max(initial=0.0)) or float("inf")
 
 
-def effective_tokens(tokens: ArrayLike, unique: float) -> Array:
+def effective_tokens(tokens: ArrayLike, unique: ArrayLike) -> Array:
     """Return U + U R* (1 - exp(-R / R*)), with R = D / U - 1 repeats after the first epoch.
 
     Args:
         tokens: Tokens seen, D, of any shape; returned as they are up to the first epoch.
-        unique: Tokens of the training set, U; inf if no image is ever seen twice.
+        unique: Tokens of the training set, U, one number or one for each of `tokens`; inf if no
+            image is ever seen twice.
 
     >>> [round(float(effective_tokens(epochs, 1.0)), 2) for epochs in (0.5, 1, 4, 44)]
     [0.5, 1.0, 3.73, 15.46]
