@@ -8,20 +8,31 @@ from analysis.laws.forms.additive import (
     TIED,
     additive,
 )
+from analysis.laws.forms.curves import BROKEN, SATURATING, SIGMOID
 from analysis.laws.forms.form import EXPONENT, GAMMA, Array, Form, Parameter
-from analysis.laws.forms.function import FunctionForm, form_of
+from analysis.laws.forms.function import FunctionForm
+from analysis.laws.forms.groups import grouped
+from analysis.laws.forms.registry import FORMS, check_form, find_form, shape_forms
+from analysis.laws.forms.tokens import BATCH, REPEATED, REPEATED_EXCESS
 
 FRONTIER_FORMS = (POWER_WITHOUT_FLOOR, POWER)
 SURFACE_FORMS = (TIED, CHINCHILLA, GAMMA_FORM)
 
 __all__ = [
+    "BATCH",
+    "BROKEN",
     "CHINCHILLA",
     "EXPONENT",
+    "FORMS",
     "FRONTIER_FORMS",
     "GAMMA",
     "GAMMA_FORM",
     "POWER",
     "POWER_WITHOUT_FLOOR",
+    "REPEATED",
+    "REPEATED_EXCESS",
+    "SATURATING",
+    "SIGMOID",
     "SURFACE_FORMS",
     "TIED",
     "Array",
@@ -29,5 +40,8 @@ __all__ = [
     "FunctionForm",
     "Parameter",
     "additive",
-    "form_of",
+    "check_form",
+    "find_form",
+    "grouped",
+    "shape_forms",
 ]

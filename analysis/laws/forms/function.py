@@ -1,27 +1,37 @@
 """A form given by a plain function: write the law, name its parameters, and it can be fitted."""
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws.forms.form import Array, Form, Parameter
+from analysis.laws.forms.form import Array, Form
+
+Numbers = NDArray[Any]  # real, or complex where a derivative is taken
+Law = Callable[[SimpleNamespace, SimpleNamespace], Any]
 
 STEP = 1e-30  # of the derivative; a complex step has no rounding error, however small
+
+
+def no_law(x: SimpleNamespace, p: SimpleNamespace) -> Numbers:
+    """Stand for a function that was not given."""
+    raise NotImplementedError("give FunctionForm the function of the law")
 
 
 @dataclass(frozen=True, eq=False)
 class FunctionForm(Form):
     """A form whose derivatives are taken by complex steps (Squire and Trapp 1998).
 
-    The function gets inputs and parameters by name, as in the printed formula. Inputs arrive
-    divided by their geometric mean, which only changes the parameters that have `units`.
+    The function gets inputs and parameters by name, as in `p.E + p.A / x.flops**p.a`. They are
+    arrays, complex ones too, so it uses neither abs nor comparisons, except of `.real`. Inputs
+    arrive divided by their geometric mean, which changes only parameters with `units`; those in
+    `raw` arrive as they are in the table.
     """
 
-    function: Callable[..., Any] = lambda: None
+    function: Law = no_law
 
     def predict(self, theta: Array, logs: Array) -> Array:
         """Return the (S, n) values at inner parameters (S, p) and centred logs (k, n)."""
@@ -36,43 +46,21 @@ class FunctionForm(Form):
         slopes: Array = self._call(np.moveaxis(steps, 2, 0)[..., None], logs, shape).imag / STEP
         return slopes
 
-    def _call(self, theta: NDArray[Any], logs: Array, shape: tuple[int, ...]) -> NDArray[Any]:
+    def _call(self, theta: Numbers, logs: Array, shape: tuple[int, ...]) -> Numbers:
         with np.errstate(all="ignore"):  # the solver steps back from values that are not finite
-            inputs = {
+            x = {
                 name: log if name in self.raw else np.exp(log)
                 for name, log in zip(self.inputs, logs, strict=True)
             }
-            parameters = {
+            p = {
                 name: np.exp(column) if logged else column
                 for name, column, logged in zip(self.parameters, theta, self._logged, strict=True)
             }
-            return np.broadcast_to(self.function(**inputs, **parameters), shape)
+            values = self.function(SimpleNamespace(**x), SimpleNamespace(**p))
+        return np.broadcast_to(values, shape)
 
 
-def form_of(
-    function: Callable[..., Any],
-    name: str,
-    formula: str,
-    parameters: Sequence[Parameter],
-    raw: Sequence[str] = (),
-) -> FunctionForm:
-    """Return the form of a function such as `loss(params, tokens, E, A, a, B, b)`.
-
-    Args:
-        function: The law. Arguments that are no parameters are its inputs, the columns of a
-            table. It works on arrays, of complex numbers too: no abs, and comparisons on `.real`.
-        name: Name of the form.
-        formula: The law as people read it.
-        parameters: Name, role and units of each parameter.
-        raw: Inputs that the function gets as they are in the table, not scaled: those that laws
-            do not take powers of.
-    """
-    names = {parameter.name for parameter in parameters}
-    inputs = tuple(name for name in inspect.signature(function).parameters if name not in names)
-    return FunctionForm(name, formula, inputs, tuple(parameters), tuple(raw), function)
-
-
-def softplus(x: NDArray[Any]) -> NDArray[Any]:
+def softplus(x: Numbers) -> Numbers:
     """Return ln(1 + e^x) of real or complex numbers, without overflow."""
     positive = x.real > 0
     return np.where(positive, x, 0.0) + np.log1p(np.exp(np.where(positive, -x, x)))
