@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from analysis.laws.forms import Array, Form
 
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal noise (Huber 1981)
-CHUNK = 400_000  # values of one Jacobian; larger ones fall out of the cache
+CHUNK = 100_000  # values of one Jacobian; larger ones fall out of the cache
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,24 @@ class Problem:
         weights = self.weights[chosen] if self.weights.ndim == 2 else self.weights
         return replace(self, targets=targets, weights=weights)
 
+    def thin(self, rows: int) -> "Problem":
+        """Return a problem of `rows` of the rows, the same ones every time."""
+        count = self.logs.shape[1]
+        kept = np.sort(np.random.default_rng(0).choice(count, rows, replace=False))
+        return replace(
+            self,
+            logs=self.logs[:, kept],
+            targets=self.targets[..., kept],
+            weights=self.weights[..., kept],
+        )
+
     def at_bound(self, theta: Array) -> NDArray[np.bool_]:
         """Tell which parameters of theta (..., p) lie on a bound."""
         return np.asarray((theta <= self.low) | (theta >= self.high))
 
     def residuals(self, theta: Array) -> Array:
         """Return the (S, n) residuals."""
-        value = self.form.predict(theta, self.logs)
-        if self.log:
-            value = np.log(np.maximum(value, 1e-300))
-        return self.targets - value
+        return self._residuals(self.form.predict(theta, self.logs))
 
     def cost(self, residuals: Array) -> Array:
         """Return the (S,) sums of Huber terms."""
@@ -54,16 +62,38 @@ class Problem:
         terms: Array = np.sum(self.weights * inner * (size - inner / 2), axis=1)
         return terms
 
-    def normal(self, theta: Array, residuals: Array) -> tuple[Array, Array]:
+    def normal(self, theta: Array) -> tuple[Array, Array]:
         """Return the (S, p, p) Gauss-Newton matrices and (S, p) descent directions."""
-        columns = self.form.jacobian(theta, self.logs)
-        if self.log:
-            columns /= np.maximum(self.form.predict(theta, self.logs), 1e-300)[:, None]
-        weights = np.broadcast_to(self.weights, residuals.shape)
-        if np.isfinite(self.delta):
-            weights = weights * np.minimum(1, self.delta / np.maximum(np.abs(residuals), 1e-300))
-        weighted = columns * weights[:, None]
-        return weighted @ columns.swapaxes(1, 2), (weighted @ residuals[:, :, None])[:, :, 0]
+        if len(theta) > 1 and np.all(theta == theta[0]):
+            return self._normal_of_one(theta)
+        value, columns = self.form.linearised(theta, self.logs)
+        residuals = self._residuals(value)
+        root = np.sqrt(self._weights(residuals))
+        columns *= (root / np.maximum(value, 1e-300) if self.log else root)[:, None]
+        return columns @ columns.swapaxes(1, 2), (columns @ (root * residuals)[:, :, None])[..., 0]
+
+    def _normal_of_one(self, theta: Array) -> tuple[Array, Array]:
+        """Do the same where all problems are at one theta, with one Jacobian."""
+        value, columns = self.form.linearised(theta[:1], self.logs)
+        columns = columns[0] / np.maximum(value, 1e-300) if self.log else columns[0]
+        residuals = self._residuals(value)
+        weights = self._weights(residuals)
+        products = (columns[:, None] * columns[None]).reshape(-1, columns.shape[1])
+        matrix = (weights @ products.T).reshape(-1, len(columns), len(columns))
+        descent = (weights * residuals) @ columns.T
+        shape = (len(theta), len(columns))
+        return np.broadcast_to(matrix, (*shape, len(columns))), np.broadcast_to(descent, shape)
+
+    def _residuals(self, value: Array) -> Array:
+        return self.targets - (np.log(np.maximum(value, 1e-300)) if self.log else value)
+
+    def _weights(self, residuals: Array) -> Array:
+        """Return the weights (S, n) of the least-squares problem that Huber's loss is nearby."""
+        if not np.isfinite(self.delta):
+            return np.broadcast_to(
+                self.weights, np.broadcast_shapes(self.weights.shape, residuals.shape)
+            )
+        return self.weights * np.minimum(1, self.delta / np.maximum(np.abs(residuals), 1e-300))
 
 
 def minimise(
@@ -103,8 +133,7 @@ def _descend(problem: Problem, theta: Array, tolerance: float, steps: int) -> tu
         if not len(live):
             break
         if len(moved):
-            part = problem.take(moved)
-            matrix[moved], descent[moved] = part.normal(best[moved], part.residuals(best[moved]))
+            matrix[moved], descent[moved] = problem.take(moved).normal(best[moved])
         step = _step(
             matrix[live], descent[live], damping[live], best[live], problem.low, problem.high
         )
