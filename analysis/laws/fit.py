@@ -55,6 +55,13 @@ class Observations:
             else self.unique_tokens,
         )
 
+    def at(self, rows: NDArray[np.intp]) -> dict[str, Array]:
+        """Return the inputs of rows, given by position, as `Fit.predict` takes them."""
+        inputs = {name: np.asarray(column)[rows] for name, column in self.inputs.items()}
+        if isinstance(self.unique_tokens, np.ndarray):
+            inputs["unique_tokens"] = self.unique_tokens[rows]
+        return inputs
+
     @property
     def compute(self) -> Array:
         """What each row cost, (n,), up to a constant factor."""
@@ -108,7 +115,8 @@ class Fit:
         """Return the law's values: predict(flops=...) or predict(params=..., tokens=...).
 
         Tokens are those seen, repeats counted; the law knows what repeats are worth. Points with
-        another training set than the rows give its size, predict(..., unique_tokens=...).
+        another training set than the rows give its size, predict(..., unique_tokens=...). Inputs
+        that the form does not read change nothing.
         """
         shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
         value: Array = self.predict_draws(**inputs)[0].reshape(shape)
@@ -122,7 +130,9 @@ class Fit:
 
     def distance(self, **inputs: ArrayLike) -> Array:
         """Return ln(compute / largest compute of the data) of each point, 0 within the data."""
-        beyond: Array = np.maximum(0.0, log_compute(self._broadcast(inputs)) - self.reach)
+        columns = self._broadcast(inputs)
+        used = {name: columns[name] for name in self.form.inputs if name in columns}
+        beyond: Array = np.maximum(0.0, log_compute(used) - self.reach)
         return beyond
 
     def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
@@ -147,12 +157,14 @@ class Fit:
     def _columns(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Return the inputs of the form, (n,) each, repeated tokens at their worth."""
         columns = self._broadcast(inputs)
-        unique = columns.pop("unique_tokens", np.array(self.unique_tokens))
-        if set(self.form.inputs) - {"epochs"} != set(columns) - {"epochs"}:
-            raise ValueError(f"{self.name} takes {', '.join(self.form.inputs)}")
-        if "tokens" in columns and "epochs" not in columns and np.isnan(unique).any():
+        unique = columns.get("unique_tokens", np.array(self.unique_tokens))
+        used = {name: columns[name] for name in self.form.inputs if name in columns}
+        if "tokens" in used and "epochs" not in used and np.isnan(unique).any():
             raise ValueError("the rows differ in unique_tokens: give those of the points too")
-        return _with_repeats(self.form, columns, unique)
+        used = _with_repeats(self.form, used, unique)
+        if set(used) != set(self.form.inputs):
+            raise ValueError(f"{self.name} takes {', '.join(self.form.inputs)}")
+        return used
 
     def _broadcast(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
         arrays = np.broadcast_arrays(*(np.asarray(column, float) for column in inputs.values()))

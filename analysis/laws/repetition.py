@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.laws.forms import Array
+from analysis.laws.forms import REPEATED, REPEATED_EXCESS, Array, Form
+from analysis.laws.forms.tokens import worth
 
 WORTH = 15.4  # R*: any number of repeats of a data set is worth at most this many fresh ones
 HARMLESS = 4.0  # epochs up to which repeated images are worth nearly as much as fresh ones
@@ -41,5 +42,22 @@ def effective_tokens(tokens: ArrayLike, unique: ArrayLike) -> Array:
     """
     seen = np.asarray(tokens, dtype=float)
     repeats = np.maximum(seen / unique - 1, 0.0)
-    worth: Array = np.minimum(seen, unique) * (1 - WORTH * np.expm1(-repeats / WORTH))
-    return worth
+    tokens_worth: Array = np.minimum(seen, unique) * worth(repeats, WORTH)
+    return tokens_worth
+
+
+def repeated_forms(tokens: ArrayLike, unique: ArrayLike) -> tuple[Form, ...]:
+    """Return forms that fit what repeats are worth, if rows may determine it.
+
+    They may where training sets differ in size, or are repeated more often than is harmless.
+    Whether they do, roll-outs tell.
+
+    Args:
+        tokens: Tokens seen, (n,).
+        unique: Tokens of the training set, one number or (n,).
+    """
+    seen, size = np.broadcast_arrays(np.asarray(tokens, float), np.asarray(unique, float))
+    repeated = seen > size
+    if np.any(seen > HARMLESS * size) or (repeated.any() and len(np.unique(size)) > 1):
+        return REPEATED, REPEATED_EXCESS
+    return ()

@@ -135,7 +135,7 @@ def predict_rows(
     law: Fit, data: Observations, rows: NDArray[np.intp], axis: str, cutoff: float
 ) -> list[Rollout]:
     """Predict rows, given by position, by a law fitted up to a cutoff of an axis."""
-    inputs = {name: column[rows] for name, column in data.inputs.items()}
+    inputs = data.at(rows)
     value, distance = law.predict(**inputs), law.distance(**inputs)
     low, high = law.band(LEVEL, **inputs)
     return [

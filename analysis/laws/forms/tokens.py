@@ -21,12 +21,12 @@ TERMS = (
 )
 
 
-def worth(excess: Numbers, limit: Numbers) -> Numbers:
+def worth(excess: Numbers, limit: Numbers | float) -> Numbers:
     """Return 1 + R* (1 - exp(-R / R*)), what 1 + R rounds are worth in first ones.
 
     Args:
         excess: R, the rounds after the first one, 0 or more.
-        limit: R*, at most which these are worth.
+        limit: R*, the most that they are ever worth.
     """
     rounds: Numbers = 1 - limit * np.expm1(-excess / limit)
     return rounds

@@ -74,6 +74,18 @@ def noisy():
     return inputs, truth(TIED, inputs) * np.exp(0.01 * np.random.default_rng(3).normal(size=36))
 
 
+def test_a_long_table_is_fitted_to_all_of_its_rows():
+    """Starts descend on some rows; a fit to these alone differs from the law by its noise."""
+    rng = np.random.default_rng(6)
+    inputs = {name: 10 ** rng.uniform(4, 7, 3000) for name in ("params", "tokens")}
+    values = truth(CHINCHILLA, inputs) * np.exp(0.02 * rng.normal(size=3000))
+    squares = fit(CHINCHILLA, Observations(inputs, values), draws=0, delta=np.inf)
+    logs = CHINCHILLA.columns(inputs) - squares.centre[:, None]
+    slopes = CHINCHILLA.jacobian(squares.theta[None], logs)
+    descent = slopes[0] / squares.predict(**inputs) @ squares.residuals
+    assert np.abs(descent).max() < 1e-6
+
+
 def test_row_order_does_not_matter():
     inputs, values = noisy()
     order = np.random.default_rng(1).permutation(36)
