@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.laws.forms import FORMS
 from tarflow import record
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,12 @@ def documented(title):
 )
 def test_every_column_is_documented_in_order_with_its_type(title, schema):
     assert documented(title) == [(f.name, str(f.type), not f.nullable) for f in schema]
+
+
+def test_every_form_of_law_is_documented_with_its_formula():
+    page = (ROOT / "docs" / "laws.md").read_text()
+    rows = re.findall(r"^\| `(.+?)` \| `(.+?)` \| \S.* \| \S.* \|$", page, re.M)
+    assert rows == [(name, form.formula) for name, form in FORMS.items()]
 
 
 def test_links_between_pages_lead_somewhere():

@@ -12,7 +12,7 @@ from analysis.laws.forms.form import Parameter
 from analysis.laws.forms.function import FunctionForm, Numbers, softplus
 
 NEWTON = 60  # steps at most; about six do
-SETTLED = 1e-14  # step of the logit below which it has converged
+SETTLED = 1e-8  # step of the logit after which the next one is exact, because steps square
 
 
 def _saturating(x: SimpleNamespace, p: SimpleNamespace) -> Numbers:
@@ -36,8 +36,9 @@ def _logit(target: Numbers, s: Numbers) -> Numbers:
     """
 
     def step(z: Numbers, target: Numbers, s: Numbers) -> Numbers:
-        w = 1 / (1 + np.exp(-z))
-        return (s * softplus(z) - softplus(-z) - target) / (1 - w + s * w)
+        bend = softplus(z)  # -ln(1 - w)
+        move: Numbers = ((s - 1) * bend + z - target) / (1 + (s - 1) * np.exp(z - bend))
+        return move
 
     z = np.where(target.real < 0, target.real, target.real / s.real)
     for _ in range(NEWTON):

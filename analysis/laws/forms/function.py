@@ -35,18 +35,20 @@ class FunctionForm(Form):
 
     def predict(self, theta: Array, logs: Array) -> Array:
         """Return the (S, n) values at inner parameters (S, p) and centred logs (k, n)."""
-        values: Array = self._call(theta.T[:, :, None], logs, (len(theta), logs.shape[1]))
+        shape = (len(theta), logs.shape[1])
+        values: Array = np.broadcast_to(self._call(list(theta.T[:, :, None]), logs), shape)
         return values
 
     def jacobian(self, theta: Array, logs: Array) -> Array:
         """Return the (S, p, n) derivatives with respect to the inner parameters."""
-        count = theta.shape[1]
-        steps = theta[:, None, :] + 1j * STEP * np.eye(count)
-        shape = (len(theta), count, logs.shape[1])
-        slopes: Array = self._call(np.moveaxis(steps, 2, 0)[..., None], logs, shape).imag / STEP
+        slopes = np.empty((*theta.shape, logs.shape[1]))
+        columns: list[Numbers] = list(theta.T[:, :, None])
+        for j, column in enumerate(columns):  # only one is complex, because real powers are fast
+            stepped = [*columns[:j], column + 1j * STEP, *columns[j + 1 :]]
+            slopes[:, j] = self._call(stepped, logs).imag / STEP
         return slopes
 
-    def _call(self, theta: Numbers, logs: Array, shape: tuple[int, ...]) -> Numbers:
+    def _call(self, theta: list[Numbers], logs: Array) -> Numbers:
         with np.errstate(all="ignore"):  # the solver steps back from values that are not finite
             x = {
                 name: log if name in self.raw else np.exp(log)
@@ -56,11 +58,13 @@ class FunctionForm(Form):
                 name: np.exp(column) if logged else column
                 for name, column, logged in zip(self.parameters, theta, self._logged, strict=True)
             }
-            values = self.function(SimpleNamespace(**x), SimpleNamespace(**p))
-        return np.broadcast_to(values, shape)
+            values: Numbers = self.function(SimpleNamespace(**x), SimpleNamespace(**p))
+        return values
 
 
 def softplus(x: Numbers) -> Numbers:
     """Return ln(1 + e^x) of real or complex numbers, without overflow."""
+    if not np.iscomplexobj(x):
+        return np.logaddexp(0.0, x)
     positive = x.real > 0
     return np.where(positive, x, 0.0) + np.log1p(np.exp(np.where(positive, -x, x)))
