@@ -17,6 +17,7 @@ from analysis.laws.intervals import LEVEL, NORMAL_90, Interval
 CUTOFFS = 4  # windows per axis
 NEAR = 0.2  # values of an axis within 20% of each other are one level
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
+ROUNDING = 1e-9  # errors that tell exact laws apart by nothing but rounding
 STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
 
 Window = tuple[str, float]  # what a fit has seen: an axis and its largest value
@@ -190,7 +191,7 @@ def score(
         near = {
             name
             for name, error in errors.items()
-            if (error - best).mean() <= _standard_error(error - best)
+            if (error - best).mean() <= _standard_error(error - best) + ROUNDING
         }
     simple_first = sorted(forms, key=lambda form: len(form.parameters))
     chosen = next(form for form in simple_first if form.name in near)
