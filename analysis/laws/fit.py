@@ -22,9 +22,9 @@ Mask = NDArray[np.bool_]
 Space = Literal["log", "raw"]
 Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non-finite"]
 
-NO_COMPUTE = ("batch", "epochs", "group", "unique_tokens")  # inputs that make no run dearer
+NO_COMPUTE = ("batch", "epochs", "group", "unique_tokens")  # inputs that do not count as compute
 THINNED = 500  # rows on which the starts of a long table descend
-POLISHED = 3  # optima of these rows that go on with all rows
+POLISHED = 3  # optima of these rows that are refined on all rows
 SCOUTS = 16  # starts of the least-squares fit around which the residual scale is settled
 
 
@@ -302,7 +302,7 @@ def _problem(
 def _best(problem: Problem, theta: Array, begin: Array) -> tuple[Array, float]:
     """Return the best parameters (p,) from theta and all starts, and the share that agrees.
 
-    In a long table, the starts find their optima on some of the rows; the best go on with all.
+    In a long table, all starts descend on some rows, and the best optima are refined on all.
     """
     few = problem.thin(THINNED) if problem.logs.shape[1] > 2 * THINNED else problem
     ends, costs = minimise(few, np.concatenate([theta[None], begin]))

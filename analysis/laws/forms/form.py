@@ -85,8 +85,9 @@ class Form(ABC):
         return centre
 
     def exponent_of(self, coefficient: str) -> str:
-        """Return the name of the first exponent of a coefficient."""
-        return next(u for u in self._detail(coefficient).units.values() if isinstance(u, str))
+        """Return the name of the first exponent of a coefficient; empty if it has none."""
+        units = self._detail(coefficient).units.values()
+        return next((unit for unit in units if isinstance(unit, str)), "")
 
     def role_of(self, parameter: str) -> Role:
         """Return what a parameter is."""

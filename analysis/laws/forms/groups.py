@@ -1,10 +1,10 @@
 """One law for rows of several groups, such as noise levels: exponents shared, floors not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from analysis.laws.forms.form import Array, Form, Parameter
 from tarflow.errors import UserError
@@ -20,6 +20,13 @@ class Grouped(Form):
     """The form of one group."""
     places: tuple[tuple[int, ...], ...] = ()
     """By group, where the parameters of its form stand among those of this one."""
+
+    def columns(self, inputs: Mapping[str, ArrayLike]) -> Array:
+        """Return the logarithms of the inputs (k, n), and the number of the group as it is."""
+        columns = super().columns(inputs)
+        if not np.isin(columns[-1], np.arange(len(self.places))).all():
+            raise UserError(f"{GROUP} must be a whole number from 0 to {len(self.places) - 1}")
+        return columns
 
     def predict(self, theta: Array, logs: Array) -> Array:
         """Return the (S, n) values at inner parameters (S, p) and centred logs (k, n)."""
@@ -37,7 +44,7 @@ class Grouped(Form):
         return slopes
 
     def starts(self, values: Array, floor: float, count: int, logs: Array | None = None) -> Array:
-        """Return (count, p) starting points; what a group has of its own starts at its rows."""
+        """Return (count, p) starting points; those of one group are scaled to its rows."""
         if logs is None:
             logs = np.zeros((len(self.inputs), len(values)))
         out = np.empty((count, len(self.details)))
@@ -79,7 +86,9 @@ def grouped(form: Form, count: int, own: Sequence[str] = ("E",)) -> Grouped:
 
     shared = [detail for detail in form.details if detail.name not in own]
     if torn := [detail.name for detail in shared if {*own} & {*detail.units.values()}]:
-        raise UserError(f"groups with exponents of their own need their own {', '.join(torn)} too")
+        raise UserError(
+            f"groups that do not share an exponent cannot share {', '.join(torn)}: add it to own"
+        )
     details = [
         renamed(detail, group)
         for detail in form.details

@@ -1,4 +1,4 @@
-"""Forms by name: those of the package, and those of a file of one's own."""
+"""Forms by name: those of the package, and custom ones in a file."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -107,6 +107,7 @@ def check_form(form: Form) -> None:
         UserError: If it cannot be evaluated, or if dividing an input by a constant changes the law
             by more than the units of its parameters say.
     """
+    _check_details(form)
     rng = np.random.default_rng(0)
     logs = rng.uniform(-1, 1, (len(form.inputs), 8))
     logged = np.array([name not in form.raw for name in form.inputs])
@@ -128,3 +129,14 @@ def check_form(form: Form) -> None:
                 f"the form {form.name} changes with the unit of {name}: give the units of every "
                 f"parameter that scales with it, or list {name} in raw"
             )
+
+
+def _check_details(form: Form) -> None:
+    for detail in form.details:
+        names = [unit for unit in detail.units.values() if isinstance(unit, str)]
+        strange = [name for name in names if name not in form.parameters]
+        strange += [name for name in detail.units if name not in form.inputs or name in form.raw]
+        if strange:
+            raise UserError(f"the form {form.name}: units of {detail.name} name {strange[0]!r}")
+        if detail.role == "constant" and not (detail.low and detail.high):
+            raise UserError(f"the form {form.name}: give {detail.name} a low and a high above 0")

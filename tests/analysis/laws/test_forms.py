@@ -26,7 +26,7 @@ from analysis.laws.forms import (
 from tarflow.errors import UserError
 
 RNG = np.random.default_rng(0)
-EXAMPLE = Path(__file__).parents[3] / "examples" / "own_law.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "custom_law.py"
 TRUTH = {
     **{"E": 1.42, "A": 30.0, "a": 0.4, "B": 46.0, "b": 0.37, "g": 1.2},
     **{"C": 4.0, "c": 0.3, "F": 90.0, "f": 0.41, "R": 8.0, "P": 4.0},
@@ -147,7 +147,9 @@ def test_groups_share_exponents_and_keep_their_floors():
     at = {"params": 1e6, "tokens": 1e7}
     gap = law.predict(**at, group=2) - law.predict(**at, group=0)
     assert gap == pytest.approx(0.7, abs=0.02)
-    with pytest.raises(UserError, match="their own A"):
+    with pytest.raises(UserError, match="from 0 to 2"):
+        law.predict(**at, group=3)
+    with pytest.raises(UserError, match="cannot share A: add it to own"):
         grouped(CHINCHILLA, 2, ("E", "a"))
 
 
@@ -215,12 +217,21 @@ def test_a_file_that_cannot_be_run_is_one_line(tmp_path):
         find_form(f"{tmp_path / 'mine.py'}:FORM")
 
 
-def test_a_form_whose_units_are_missing_or_wrong_is_refused():
-    details = (Parameter("E", "floor"), Parameter("A", "coefficient"), Parameter("a", "exponent"))
+@pytest.mark.parametrize(
+    ("detail", "message"),
+    [
+        (Parameter("A", "coefficient"), "changes with the unit of flops"),
+        (Parameter("A", "coefficient", {"flops": "b"}), "units of A name 'b'"),
+        (Parameter("A", "coefficient", {"tokens": "a"}), "units of A name 'tokens'"),
+        (Parameter("A", "constant", {"flops": "a"}), "give A a low and a high"),
+    ],
+)
+def test_a_form_whose_parameters_cannot_be_right_is_refused(detail, message):
+    details = (Parameter("E", "floor"), detail, Parameter("a", "exponent"))
     form = FunctionForm(
         "mine", "E + A / C^a", ("flops",), details, function=lambda x, p: p.E + p.A / x.flops**p.a
     )
-    with pytest.raises(UserError, match="mine changes with the unit of flops"):
+    with pytest.raises(UserError, match=message):
         check_form(form)
 
 

@@ -1,6 +1,6 @@
-"""A law of one's own: in ten lines, usable by name, with starts, bounds and intervals.
+"""A custom law in ten lines: usable by name, with starts, bounds and intervals.
 
-    python examples/own_law.py
+    python examples/custom_law.py
 
 Here the value of data depends on the size of the model. Write the law as you read it. Inputs
 arrive divided by their geometric mean, so say which parameters that changes: `units` gives the
