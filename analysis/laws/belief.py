@@ -3,9 +3,9 @@
     ln(loss) = ln(law) + misfit + noise
 
 The law has a weak prior, so that no run at all is enough to start with. The misfit is how far a
-law is off: it changes smoothly with the logarithms of the inputs, so a run tells little about a run
+law is off. It changes smoothly with the logarithms of the inputs, so a run tells little about one
 far away, and several neighbours hardly tell more than one of them. Noise is what differs between
-equal runs. Forms and sizes of the misfit count by how well they explain the runs (their evidence).
+equal runs. Forms and sizes of the misfit count by how well they explain the runs (evidence).
 Sources: Laplace's approximation, MacKay 1992; misfit as a Gaussian process, Kennedy and O'Hagan
 2001. `docs/decisions/027-next-runs.md` states every constant.
 Legend: `n` runs, `m` points, `p` parameters, `k` inputs.
@@ -26,7 +26,7 @@ QUIET = 5.0  # misfit over noise, if the noise between equal runs is not known
 SMOOTH = 2.0  # in ln(input): distance over which the misfit changes
 PRIOR = 256  # starting points of a form whose mean and covariance are its prior
 STARTS = 5  # of a fit
-MOST = 500  # runs that count, the most expensive ones: time grows with the cube
+MOST = 500  # runs that count, spread over all compute: time grows with the cube
 STEEPEST = 60.0  # bound of parameters whose form sets none
 LEAST = 1e-12  # a loss cannot be smaller
 
@@ -66,8 +66,9 @@ def believe(forms: Sequence[Form], data: Observations, points: Mapping[str, Arra
     """
     names = list(points)
     runs = np.log([np.asarray(data.inputs[name], float) for name in names])
-    latest = np.argsort(runs.sum(axis=0))[-MOST:]
-    runs, values = runs[:, latest], np.asarray(data.values, float)[latest]
+    ranks = np.linspace(0, len(data.values) - 1, min(MOST, len(data.values))).astype(int)
+    spread = np.argsort(runs.sum(axis=0))[ranks]
+    runs, values = runs[:, spread], np.asarray(data.values, float)[spread]
     targets = np.log([np.asarray(points[name], float) for name in names])
     logs = np.concatenate([runs, targets], axis=1)
     logs -= (runs if len(values) else targets).mean(axis=1, keepdims=True)
