@@ -160,7 +160,7 @@ def next_runs(
     could.csv --target N=7B,D=2T
 
     Args:
-        table: Runs so far: CSV, Parquet or JSON lines.
+        table: Runs so far; files are read as `fit` reads them.
         loss: Column of losses; they must be positive.
         params: Column of model sizes, in both files.
         tokens: Column of data sizes, in both files.
@@ -180,7 +180,7 @@ def next_runs(
     proposal = propose(
         table, candidates, columns, targets=target, budget=budget, cost=cost, count=count
     )
-    print(in_words(proposal))
+    print("\n".join([in_words(proposal), *proposal.notes]))
     shown = Table("", "row", params, tokens, cost or "FLOPs", "uncertainty before", "after")
     for cells in lines(proposal):
         shown.add_row(*cells)

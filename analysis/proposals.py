@@ -36,6 +36,7 @@ class Proposal:
     runs: tuple[NextRun, ...]
     targets: tuple[Mapping[str, float], ...]
     unit: str  # of the cost
+    notes: tuple[str, ...]  # on rows of either file that are not used
 
 
 def propose(
@@ -71,7 +72,8 @@ def propose(
     inputs = {name: columns[name] for name in INPUTS}
     wanted = [_point(text, inputs) for text in targets]
     trained = read_columns(table, columns, empty=True)
-    priced = read_columns(candidates, inputs | ({"cost": cost} if cost else {})).values
+    offered = read_columns(candidates, inputs | ({"cost": cost} if cost else {}))
+    priced = offered.values
     if len(priced) > MOST:
         raise UserError(f"{candidates} has {len(priced):,} rows: name at most {MOST:,} candidates")
     if not cost:
@@ -88,6 +90,11 @@ def propose(
         runs=tuple(runs),
         targets=tuple(wanted),
         unit=f" ({cost})" if cost else " FLOPs",
+        notes=tuple(
+            f"{path}: {' '.join(read.summary())}"
+            for path, read in ((table, trained), (candidates, offered))
+            if len(read.values) < read.rows
+        ),
     )
 
 

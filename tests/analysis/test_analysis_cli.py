@@ -128,6 +128,19 @@ def test_next_says_what_to_train_and_what_for(table, candidates, tmp_path, capsy
     assert "at N = 1G, D = 20G from" in printed
 
 
+def test_next_accounts_for_every_row_of_both_files(table, candidates, capsys):
+    with table.open("a") as file:
+        file.write("1e5,1e6,diverged\n")
+    with candidates.open("a") as file:
+        file.write("OOM,1e6,1\n")
+    assert (
+        main(["next", str(table), *NEXT, "--candidates", str(candidates), "--budget", "1e20"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert f"{table}: 36 of 37 rows are used. 1 row left out: row 37 (bpd is 'dive" in printed
+    assert f"{candidates}: 5 of 6 rows are used. 1 row left out: row 6 (size is 'OOM')." in printed
+
+
 def test_next_counts_the_cost_it_is_told(table, candidates, capsys):
     """Where all runs cost the same, the largest is worth most."""
     frame = pd.read_csv(candidates)
