@@ -10,7 +10,7 @@ only their inputs are known before. The law fitted to them predicts the test row
 Beside it: random runs, D-optimal runs (most information on the parameters and misfit per cost),
 and all runs, with the same forms and the same fit.
 The test rows are read for the score alone; with --inside they are not read at all, and expensive
-rows of the training table stand in for them. Every choice of this script was made that way.
+rows of the training table stand in for them. Forms and constants were chosen that way.
 """
 
 import argparse
