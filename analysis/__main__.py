@@ -1,4 +1,4 @@
-"""The command line of the analysis: `python -m analysis report / best / fit / compare`."""
+"""The command line of the analysis: `python -m analysis report / best / fit / next / compare`."""
 
 import shlex
 import sys
@@ -137,6 +137,60 @@ def _inputs(params: str, tokens: str, flops: str, x: str) -> dict[str, str]:
     return {"params": params, "tokens": tokens}
 
 
+def next_runs(
+    table: Annotated[Path, Positional],
+    /,
+    loss: str,
+    params: str,
+    tokens: str,
+    candidates: Path,
+    target: UseAppendAction[tuple[str, ...]] = (),
+    budget: float | None = None,
+    cost: str = "",
+    count: int = 3,
+    json: Path | None = None,
+) -> int:
+    """Say which runs to train next, so that a prediction becomes more certain for little cost.
+
+    Each choice lowers the expected uncertainty of the prediction most per unit of cost, given the
+    runs so far and those chosen before it. It counts what each form of law leaves open, that no
+    form is exactly right far from its runs, and the noise of a run. A table with a header and no
+    row gives a first design.
+    Example: python -m analysis next runs.csv --loss bpd --params N --tokens D --candidates
+    could.csv --target N=7B,D=2T
+
+    Args:
+        table: Runs so far; files are read as `fit` reads them.
+        loss: Column of losses; they must be positive.
+        params: Column of model sizes, in both files.
+        tokens: Column of data sizes, in both files.
+        candidates: File of the runs that could be trained, one a row.
+        target: Run to predict, such as N=7B,D=2T; may be repeated.
+        budget: Training FLOPs (6 N D) whose best size is to be predicted, instead of --target.
+        cost: Column of the candidates with their cost, in any unit; by default 6 N D FLOPs.
+        count: Number of runs to choose.
+        json: File to write the answer to.
+    """
+    from rich.table import Table
+
+    from analysis.proposals import in_words, lines, propose, to_plain
+    from tarflow.record import write_json
+
+    columns = {"params": params, "tokens": tokens, "loss": loss}
+    proposal = propose(
+        table, candidates, columns, targets=target, budget=budget, cost=cost, count=count
+    )
+    print("\n".join([in_words(proposal), *proposal.notes]))
+    shown = Table("", "row", params, tokens, cost or "FLOPs", "uncertainty before", "after")
+    for cells in lines(proposal):
+        shown.add_row(*cells)
+    _print(shown)
+    if json:
+        write_json(json, to_plain(proposal))
+        print(f"Wrote {json}.")
+    return 0
+
+
 def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -> int:
     """Compare the runs that two studies share: same data, same label, same seed.
 
@@ -195,6 +249,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "report": report,
     "best": best,
     "fit": fit,
+    "next": next_runs,
     "compare": compare,
 }
 

@@ -69,7 +69,11 @@ class RunTable:
 
 
 def read_columns(
-    path: Path, columns: Mapping[str, str], where: Sequence[str] = (), run: str = ""
+    path: Path,
+    columns: Mapping[str, str],
+    where: Sequence[str] = (),
+    run: str = "",
+    empty: bool = False,
 ) -> RunTable:
     """Read columns of a CSV, Parquet or JSON-lines file as positive numbers.
 
@@ -81,6 +85,7 @@ def read_columns(
         columns: Column of the file by the name it gets here.
         where: Conditions that a row must meet, such as `optimizer=adamw` or `loss>0`.
         run: Column that names the run of a row; empty if every row is a run.
+        empty: Whether a table without a row to use is fine.
 
     Raises:
         UserError: If the file cannot be read, lacks a column, has a number of 0 or less, or has no
@@ -91,8 +96,8 @@ def read_columns(
     for column in named.values():
         _check_column(raw, column, path)
     conditions = [_condition(text, raw, path) for text in where]
-    chosen = raw[[all(test(row) for _, test in conditions) for row in range(len(raw))]]
-    if raw.empty or chosen.empty:
+    chosen = raw.loc[[all(test(row) for _, test in conditions) for row in range(len(raw))]]
+    if chosen.empty and not empty:
         raise UserError(f"{path} has no row" + (f" with {' and '.join(where)}" if where else ""))
     left_out = _unfinished(chosen, {column for column, _ in conditions} | set(named.values()))
     values = pd.DataFrame({name: _numbers(chosen[column]) for name, column in columns.items()})
@@ -106,7 +111,7 @@ def read_columns(
             if _is_empty(cell):
                 left_out.setdefault(row, f"{run} is empty")
     values = values.drop(index=list(left_out))
-    if values.empty:
+    if values.empty and not empty:
         raise UserError(f"{path} has no row to use: {name_rows(left_out)}")
     for name, column in columns.items():
         if low := {row: cell for row, cell in _cells(values[name]) if cell <= 0}:

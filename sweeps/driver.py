@@ -244,6 +244,15 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
     return resolved, []
 
 
+def with_additions(study: Study, out: Path) -> Study:
+    """Return a study with the runs that `--next` has added to the one in its folder."""
+    path = out / "study.yaml"
+    if not path.exists():
+        return study
+    added = (*read_yaml(Study, path).added, *study.added)
+    return replace(study, added=tuple(dict.fromkeys(added)))
+
+
 def declare(study: Study, out: Path) -> None:
     """Write study.yaml.
 

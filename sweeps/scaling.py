@@ -4,10 +4,11 @@ This file may be sent alone to a machine that has the package installed, as `ray
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from tyro.conf import arg
 
 from sweeps import expect
@@ -20,6 +21,7 @@ from sweeps.driver import (
     resolve_or_explain,
     run_command_line,
     study_folder,
+    with_additions,
 )
 from sweeps.plan import Plan, finished, make_plan, study_summary, table
 from sweeps.presets import load
@@ -59,6 +61,9 @@ class Options(StudyOptions):
     """Number of devices to plan with."""
     price: Annotated[float | None, default("the accelerator's list price", "USD")] = None
     """Price of a device-hour."""
+    next: Annotated[int | None, default("none", "K")] = None
+    """Add K runs to a finished study, those that tell most about its best run at 4 times the
+    largest budget for their time. The study keeps them."""
 
 
 def main() -> None:
@@ -85,12 +90,23 @@ class Scaling(Command):
             raise UserError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
         study = chosen_study(options)
         self.out = study_folder(options.out, study)
-        self.study, missing = resolve_or_explain(study, self.out, options.dry_run)
-        self.plan = plan = make_plan(
-            self.study, self.out, options.devices, options.accelerator, options.price
+        study, missing = resolve_or_explain(study, self.out, options.dry_run)
+        self.study = with_additions(study, self.out)
+        plan_of = partial(
+            make_plan,
+            out=self.out,
+            devices=options.devices,
+            accelerator=options.accelerator,
+            price=options.price,
         )
+        chosen: list[RenderableType] = []
+        if options.next is not None:
+            from sweeps.additions import grow  # pandas and SciPy are needed from here on
+
+            self.study, chosen = grow(self.study, self.out, options.next, plan_of)
+        self.plan = plan = plan_of(self.study)
         self.gpus, self.max_hours = plan.gpus, options.max_hours
-        self.lines = [table(plan), *study_summary(self.study, plan)]
+        self.lines = [*chosen, table(plan), *study_summary(self.study, plan)]
         self.trials = options.sampler_trials
         self.trials_left = trials_left(plan, self.trials, self.out)
         self.todo = bool(plan.left or plan.samplings or self.trials_left)

@@ -53,6 +53,18 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Addition:
+    """A run beyond the grid, chosen by `scaling.py --next`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    size: Size
+    budget: float  # training FLOPs
+
+    def __post_init__(self) -> None:
+        configs.check_fields("", self, budget=(self.budget > 0, "it must be positive"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """A named change of a study's base, compared with the other variants."""
 
@@ -84,6 +96,7 @@ class Study:
     replicated: Point | None = None  # trained with more seeds to measure run-to-run noise
     replicates: int = 3  # seeds at the replicated point
     held_out: Point | None = None  # the larger run that the law has to predict
+    added: tuple[Addition, ...] = ()  # runs beyond the grid, chosen by what it left uncertain
     lr_power: float = 0.0  # lr = base.optim.lr * (channels / base.model.channels) ** lr_power
     min_images: int = 1024  # points with fewer images are left out
     max_images: int = 10**12  # points with more images are left out
@@ -114,7 +127,7 @@ class Study:
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names) or "" in names:
             raise ConfigError("every variant needs a different name")
-        for size in self.sizes:
+        for size in (*self.sizes, *(addition.size for addition in self.added)):
             for variant in self.variants or (PLAIN,):
                 apply_variant(
                     replace(self.base, model=sized_model(self.base.model, size)), variant
@@ -183,11 +196,14 @@ def _points(study: Study) -> Iterator[tuple[Point, int]]:
             yield study.replicated, seed
     if study.held_out:
         yield study.held_out, 0
+    for addition in study.added:
+        yield Point(size=addition.size.label, budget=addition.budget), 0
 
 
 def plan_run(study: Study, point: Point, seed: int, variant: Variant = PLAIN) -> PlannedRun:
     """Return the run of a study at a size, a budget and a seed."""
-    size = next(size for size in study.sizes if size.label == point.size)
+    sizes = (*study.sizes, *(addition.size for addition in study.added))
+    size = next(size for size in sizes if size.label == point.size)
     optim = replace(study.base.optim, lr=learning_rate(study, size.channels))
     model = sized_model(study.base.model, size)
     config = apply_variant(replace(study.base, model=model, optim=optim), variant)

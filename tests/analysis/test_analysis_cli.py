@@ -97,3 +97,83 @@ def test_help_is_fast_and_light():
     assert done.returncode == 0, done.stderr
     assert "report" in done.stdout
     assert time.perf_counter() - start < 5  # under one on an idle machine
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """Runs that could be trained, and what an hour of each costs."""
+    path, sizes = tmp_path / "candidates.csv", np.geomspace(1e5, 1e8, 5)
+    frame = pd.DataFrame({"size": sizes, "data": 20 * sizes, "hours": sizes / 1e6})
+    frame.to_csv(path, index=False)
+    return path
+
+
+NEXT = ["--loss", "bpd", "--params", "size", "--tokens", "data"]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 36])
+def test_next_says_what_to_train_and_what_for(table, candidates, tmp_path, capsys, rows):
+    pd.read_csv(table).head(rows).to_csv(table, index=False)
+    out = tmp_path / "next.json"
+    options = ["--candidates", str(candidates), "--count", "2", "--json", str(out)]
+    assert main(["next", str(table), *NEXT, *options, "--target", "N=1B,D=20B"]) == 0
+    plain = json.loads(out.read_text())
+    first, second = plain["runs"]
+    assert plain["rows_used"] == rows
+    assert first["cost"] == pytest.approx(6 * first["params"] * first["tokens"])
+    assert first["uncertainty_before"] > first["uncertainty_after"]
+    assert second["uncertainty_before"] == first["uncertainty_after"]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"Train rows {first['row']}, {second['row']} next: they lower the")
+    assert "at N = 1G, D = 20G from" in printed
+
+
+def test_next_accounts_for_every_row_of_both_files(table, candidates, capsys):
+    with table.open("a") as file:
+        file.write("1e5,1e6,diverged\n")
+    with candidates.open("a") as file:
+        file.write("OOM,1e6,1\n")
+    assert (
+        main(["next", str(table), *NEXT, "--candidates", str(candidates), "--budget", "1e20"]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert f"{table}: 36 of 37 rows are used. 1 row left out: row 37 (bpd is 'dive" in printed
+    assert f"{candidates}: 5 of 6 rows are used. 1 row left out: row 6 (size is 'OOM')." in printed
+
+
+def test_next_counts_the_cost_it_is_told(table, candidates, capsys):
+    """Where all runs cost the same, the largest is worth most."""
+    frame = pd.read_csv(candidates)
+    frame.assign(hours=1.0).to_csv(candidates, index=False)
+    options = ["--candidates", str(candidates), "--budget", "1e24", "--count", "1"]
+    pd.read_csv(table).head(2).to_csv(table, index=False)
+    assert main(["next", str(table), *NEXT, *options, "--cost", "hours"]) == 0
+    assert "N = 100M, D = 2G (row 5)" in capsys.readouterr().out
+
+
+def test_next_refuses_more_candidates_than_memory_holds(table, tmp_path, capsys):
+    many = tmp_path / "many.csv"
+    sizes = np.geomspace(1e5, 1e8, 2001)
+    pd.DataFrame({"size": sizes, "data": sizes}).to_csv(many, index=False)
+    assert main(["next", str(table), *NEXT, "--candidates", str(many), "--budget", "1e24"]) == 2
+    assert "has 2,001 rows: name at most 2,000 candidates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--target N=7B,D=2T, or --budget FLOPS"),
+        (["--target", "N=7B,D=2T", "--budget", "1e24"], "--target N=7B,D=2T, or --budget"),
+        (["--target", "N=7B"], "--target 'N=7B': write it as N=7B,D=2T"),
+        (["--target", "N=7B,D=0"], "--target 'N=7B,D=0': write it as"),
+        (["--budget", "-1"], "--budget is -1: it must be positive"),
+        (["--budget", "1e24", "--count", "0"], "--count is 0"),
+        (["--budget", "1e24", "--cost", "hour"], "did you mean 'hours'?"),
+    ],
+)
+def test_next_mistakes_are_one_line(table, candidates, capsys, options, message):
+    code = main(["next", str(table), *NEXT, "--candidates", str(candidates), *options])
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
