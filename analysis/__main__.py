@@ -20,7 +20,7 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
 
     Args:
         study: Folder of a study.
-        seed: Seed of the bootstrap.
+        seed: Seed of the draws.
     """
     from analysis.report.page import write_report
     from tarflow.storage import locate
@@ -46,7 +46,7 @@ def best(
         study: Folder of a study.
         flops: Budget of the run in training FLOPs; by default 4 times the largest of the study.
         out: File to write; by default best.yaml in the study.
-        seed: Seed of the bootstrap.
+        seed: Seed of the draws.
     """
     from analysis.advice import check_budget, recommend
     from analysis.findings import find
@@ -74,18 +74,25 @@ def fit(
     tokens: str = "",
     flops: str = "",
     x: str = "",
+    input: UseAppendAction[tuple[str, ...]] = (),
     run: str = "",
+    group: str = "",
+    weights: str = "",
+    form: UseAppendAction[tuple[str, ...]] = (),
     where: UseAppendAction[tuple[str, ...]] = (),
     predict: UseAppendAction[tuple[str, ...]] = (),
     budget: float | None = None,
     holdout: float | None = None,
+    delta: float | None = None,
+    draws: int = 1000,
     json: Path | None = None,
     seed: int = 0,
 ) -> int:
     """Find the scaling law of any table of runs, and say what it predicts.
 
     --params with --tokens fits E + A / N^a + B / D^b and similar forms; --flops, or --x for any
-    other column, fits E + A / C^a. The form that predicts the most expensive rows best is chosen.
+    other column, fits E + A / C^a. Predictions are the average of several forms, each weighted by
+    how well it predicts the more expensive rows from the cheaper ones; docs/laws.md lists them.
     CSV with any separator, Parquet and JSON lines are read, and cells such as 7B or 1,000,000.
     Rows that are left out are named; row 1 is the first below the header. Losses must be positive.
     Example: python -m analysis fit runs.csv --loss bpd --params N --tokens D --predict N=7B,D=2T
@@ -97,44 +104,69 @@ def fit(
         tokens: Column of data sizes.
         flops: Column of training FLOPs, for a law of compute alone.
         x: Column of a law of one other input, such as the examples of a learning curve.
+        input: Another input of the forms, such as width=d_model, depth=layers, batch=batch_size or
+            unique_tokens=U; may be repeated.
         run: Column that names the run of each row, if a run has several rows, such as checkpoints.
+        group: Column of groups that share exponents, each with a floor of its own, such as data
+            sets or noise levels.
+        weights: Column that says how often each row counts.
+        form: Form to fit instead of those that suit the columns, by name or as
+            path/to/file.py:NAME; may be repeated.
         where: Condition on the rows, such as optimizer=adamw or 'loss<10'; may be repeated.
         predict: Run to predict, such as N=7B,D=2T (columns of the table); may be repeated. By
             default one with 4 times the largest compute.
         budget: Training FLOPs to find the best size for, counted as 6 N D; by default 4 times the
             largest.
         holdout: Share of the rows to fit, such as 0.8, to predict the more expensive ones.
+        delta: Where Huber's loss turns linear, in ln(loss); 1e-3 is the published choice. By
+            default it follows the residuals.
+        draws: Number of draws behind the intervals.
         json: File to write the answer to.
-        seed: Seed of the bootstrap.
+        seed: Seed of the draws.
     """
     from analysis.answer import ask, in_sentences, to_plain
+    from analysis.laws.forms import find_form
     from analysis.reading import read_columns
+    from analysis.tables import Options
     from tarflow.record import write_json
 
-    inputs = _inputs(params, tokens, flops, x)
-    rows = read_columns(table, inputs | {"loss": loss}, where, run)
-    answer = ask(rows, inputs, predict, budget, holdout, seed)
+    options = Options(tuple(map(find_form, form)), delta, draws, seed)
+    inputs = _inputs(params, tokens, flops, x, input)
+    texts = {name: column for name, column in (("run", run), ("group", group)) if column}
+    numbers = inputs | {"loss": loss} | ({"weights": weights} if weights else {})
+    rows = read_columns(table, numbers, where, texts)
+    asked = inputs | ({"group": group} if group else {})
+    answer = ask(rows, asked, predict, budget, holdout, options)
     print("\n".join(in_sentences(answer)))
     if not answer.law.nothing:
-        _print(_fit_table(answer.law.law, answer.law.scale))
+        _print(_fit_table(answer.law.law.general))
     if json:
         write_json(json, to_plain(answer))
         print(f"Wrote {json}.")
     return 0
 
 
-def _inputs(params: str, tokens: str, flops: str, x: str) -> dict[str, str]:
+def _inputs(
+    params: str, tokens: str, flops: str, x: str, others: tuple[str, ...]
+) -> dict[str, str]:
     """Return the columns that explain the loss, by the name of the input."""
+    known = ("width", "depth", "blocks", "batch", "unique_tokens")
+    more = {name: column for name, _, column in (pair.partition("=") for pair in others)}
+    for name, column in more.items():
+        if name not in known or not column:
+            names = ", ".join(known)
+            raise UserError(f"--input {name}={column}: write NAME=COLUMN; the names are {names}")
     alone = [column for column in (flops, x) if column]
-    if len(alone) > 1 or (alone and (params or tokens)):
+    if len(alone) > 1 or (alone and (params or tokens or more)):
         raise UserError("give --flops alone, --x alone, or --params with --tokens")
     if alone:
         return {"flops": alone[0]}
-    if not (params and tokens):
+    both = {name: column for name, column in (("params", params), ("tokens", tokens)) if column}
+    if len(both) < 2 and not (tokens and more):
         raise UserError(
             "name the inputs: --params COLUMN --tokens COLUMN, --flops COLUMN, or --x COLUMN"
         )
-    return {"params": params, "tokens": tokens}
+    return both | more
 
 
 def next_runs(
@@ -224,14 +256,14 @@ def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -
     return 0
 
 
-def _fit_table(law: Any, scale: float) -> Any:
+def _fit_table(law: Any) -> Any:
     from rich.table import Table
 
     from tarflow import human
 
     shown = Table("parameter", "value", "90% interval", "")
     shown.title = f"{law.name}: {law.formula}"
-    shown.caption = f"{law.status}, {law.rows} rows, residual scale {human.percent(scale)}"
+    shown.caption = f"{law.status}, {law.rows} rows, residual scale {human.percent(law.scale)}"
     for name, value in law.values.items():
         shown.add_row(
             name, human.number(value), human.interval(law.intervals[name]), law.reasons[name]

@@ -60,10 +60,8 @@ def repetition(findings: Findings, config: RunConfig) -> list[str]:
         return []
     trained = float(runs["epochs"].max())
     place = "beyond the" if epochs > trained else "within the"
-    fresh = surface and replace(surface, unique_tokens=np.inf)
-    rivals = [replace(law, unique_tokens=np.inf) for law in findings.rivals]
-    flops = cost.run_flops(config)
-    ideal = allocate(flops, runs, config, fresh, findings.isoflops, rivals=rivals)
+    fresh = surface and surface.with_unique_tokens(np.inf)
+    ideal = allocate(cost.run_flops(config), runs, config, fresh, findings.isoflops)
     return [
         f"It sees the {count(unique)} training images {epochs:.3g} times, {place} {trained:.3g} "
         "epochs that the study trained.",
@@ -100,9 +98,7 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     check_budget(flops)
     best = best_run(runs)
     template = read_config(best)
-    allocation = allocate(
-        flops, runs, template, findings.surface, findings.isoflops, rivals=findings.rivals
-    )
+    allocation = allocate(flops, runs, template, findings.surface, findings.isoflops)
     model = replace(template.model, channels=allocation.channels)
     rate, tuned_by_size = template.optim.lr, runs["lr"].nunique() > 1
     if tuned_by_size:
@@ -115,7 +111,7 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
         config = replace(config, images=config.images + config.batch)
     ratio = cost.run_flops(config) / findings.budgets[-1].flops
     why = {
-        "surface law": f"the {findings.surface.name} law L(N, D)" if findings.surface else "",
+        "surface law": "the surface law L(N, D)",
         "IsoFLOP minima": "the power law through the IsoFLOP minima, because the surface law does "
         "not determine the best size",
         "best run": "the best run of the largest budget, because neither the surface law nor the "

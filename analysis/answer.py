@@ -2,16 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from analysis.laws.fit import Fit
-from analysis.reading import RunTable, name_rows, number
-from analysis.tables import FLOPS, BestSize, HeldOut, Prediction, TableLaw, fit_table, hold_out
+from analysis.laws.design import doubts
+from analysis.laws.fit import Fit, log_compute
+from analysis.laws.intervals import LEVEL
+from analysis.laws.validation import coverage
+from analysis.reading import RunTable, name_rows, number, read_columns
+from analysis.tables import (
+    AUTO,
+    FLOPS,
+    BestSize,
+    HeldOut,
+    Options,
+    Prediction,
+    TableLaw,
+    fit_table,
+    hold_out,
+)
 from tarflow.errors import UserError
 from tarflow.human import count, interval, missing, percent, power
 
+ONE_EXPONENT = ", if size and data have one exponent, which so few rows cannot tell"
 NEXT = 4.0  # times the largest compute of the table
 LETTERS = {"params": "N", "tokens": "D", "flops": "C"}
 
@@ -23,10 +39,44 @@ class Answer:
     table: RunTable
     law: TableLaw
     columns: Mapping[str, str]  # column of the file by input
-    predictions: tuple[tuple[Mapping[str, float], Prediction], ...]  # by point
+    predictions: tuple[tuple[Mapping[str, Any], Prediction], ...]  # by point
     budget: float | None  # training FLOPs; None for a law of one input
     best_size: BestSize | None
     held_out: HeldOut | None
+
+
+def fit(
+    table: str | Path | pd.DataFrame,
+    *,
+    loss: str,
+    where: Sequence[str] = (),
+    options: Options = AUTO,
+    **columns: str,
+) -> TableLaw:
+    """Fit the law of a table of runs, as `python -m analysis fit` does.
+
+    Args:
+        table: The table, or its file.
+        loss: Column to explain.
+        where: Conditions on the rows of a file, such as `optimizer=adamw`.
+        options: How to fit.
+        columns: Column by its part in the law: params and tokens, or flops for any single input;
+            also run, group, weights, width, depth, blocks, batch or unique_tokens.
+
+    Raises:
+        UserError: If the table lacks a column or has too few rows.
+    """
+    texts: dict[str, str] = {}
+    for name in {"run", "group"} & set(columns):
+        texts[name] = columns.pop(name)
+    named = {"loss": loss, **columns}
+    if not isinstance(table, pd.DataFrame):
+        return fit_table(read_columns(Path(table), named, where, texts).values, options)
+    if missing := [column for column in {**named, **texts}.values() if column not in table]:
+        raise UserError(f"the table has no column {missing[0]!r}")
+    values = pd.DataFrame({name: table[column].astype(float) for name, column in named.items()})
+    values = values.assign(**{name: table[column].astype(str) for name, column in texts.items()})
+    return fit_table(values, options)
 
 
 def ask(
@@ -35,7 +85,7 @@ def ask(
     points: Sequence[str] = (),
     budget: float | None = None,
     holdout: float | None = None,
-    seed: int = 0,
+    options: Options = AUTO,
 ) -> Answer:
     """Fit the law of a table and ask it.
 
@@ -46,20 +96,20 @@ def ask(
             compute.
         budget: Training FLOPs to find the best size for; by default 4 times the largest.
         holdout: Share of the rows to fit before the others are predicted.
-        seed: Seed of the bootstrap.
+        options: How to fit.
 
     Raises:
         UserError: If the rows cannot answer, or a point lacks an input.
     """
-    if budget is not None and "flops" in columns:
-        raise UserError("--budget needs --params and --tokens: one input tells no best size")
+    if budget is not None and set(columns) != {"params", "tokens"}:
+        raise UserError("--budget needs --params and --tokens, and no other input")
     if budget is not None and not 0 < budget < np.inf:
         raise UserError(f"--budget is {budget:g}: it must be positive")
     wanted = [_point(text, columns) for text in points]
-    law = fit_table(table.values, seed)
+    law = fit_table(table.values, options)
     fitted = table.values.drop(index=list(law.alone))
     wanted = wanted or [_next(table, columns)]
-    if budget is None and "params" in columns:
+    if budget is None and set(columns) == {"params", "tokens"}:
         budget = NEXT * FLOPS * float((table.values["params"] * table.values["tokens"]).max())
     return Answer(
         table=table,
@@ -68,7 +118,7 @@ def ask(
         predictions=tuple((point, law.predict(**point)) for point in wanted),
         budget=budget,
         best_size=None if budget is None else law.best_size(budget),
-        held_out=None if holdout is None else hold_out(fitted, holdout, seed),
+        held_out=None if holdout is None else hold_out(fitted, holdout, options),
     )
 
 
@@ -81,17 +131,25 @@ def in_sentences(answer: Answer) -> list[str]:
         return [*lines, law.nothing]
     if law.outliers:
         lines.append(f"Far from the law, so they hardly count: {name_rows(law.outliers)}.")
-    lines.append(_choice(law))
+    lines += _choice(law)
     if law.ray:
         lines.append(
             f"Every row has {law.ray}, so nothing tells parameters from tokens: this is a law of "
             f"C = 6 N D, as --flops would fit. Its exponent holds along this line only."
         )
+    if set(answer.columns) == {"params", "tokens"} and not law.ray:
+        lines += _doubts(used)
     lines += [_predicted(answer, point, value) for point, value in answer.predictions]
     lines += _best(answer)
     if answer.held_out:
         lines.append(_held_out(answer.held_out))
     return lines
+
+
+def _doubts(values: pd.DataFrame) -> list[str]:
+    """Return what the rows could not tell even a perfect law."""
+    flops = FLOPS * values["params"] * values["tokens"]
+    return doubts(values.rename(columns={"loss": "bpd"}).assign(flops=flops))
 
 
 def to_plain(answer: Answer) -> dict[str, Any]:
@@ -106,12 +164,15 @@ def to_plain(answer: Answer) -> dict[str, Any]:
         "no_law": law.nothing,
         "residual_scale": law.scale,
         "law": law.law.name,
+        "forms": [asdict(item) for item in law.law.scores],
+        "rollouts": [asdict(item) for item in coverage(law.law.rollouts)],
         "predictions": [
             {"inputs": dict(point)} | asdict(value) for point, value in answer.predictions
         ],
         "best_size": answer.best_size and asdict(answer.best_size),
         "held_out": answer.held_out and asdict(answer.held_out),
-        "fits": [_fit_to_plain(fit) for fit in law.fits],
+        "parameters_of": law.law.general.name,
+        "fits": [_fit_to_plain(fit) for fit in law.law.fits],
     }
 
 
@@ -135,52 +196,81 @@ def _fit_to_plain(law: Fit) -> dict[str, Any]:
     }
 
 
-def _point(text: str, columns: Mapping[str, str]) -> dict[str, float]:
+def _point(text: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Read a run to predict: its inputs by column, letter or name."""
-    names = {alias: name for name in columns for alias in (name, LETTERS[name], columns[name])}
-    point = {}
+    names = {
+        alias: name
+        for name, column in columns.items()
+        for alias in (name, LETTERS.get(name, name), column)
+    }
+    point: dict[str, Any] = {}
     for part in text.split(","):
         key, _, cell = part.partition("=")
+        name = names.get(key.strip(), "")
         value = number(cell)
-        if key.strip() not in names or not 0 < value < np.inf:
+        if name == "group":
+            point[name] = cell.strip()
+        elif not name or not 0 < value < np.inf:
             break
-        point[names[key.strip()]] = value
+        else:
+            point[name] = value
     if point.keys() != columns.keys():
-        example = ",".join(f"{column}=1e9" for column in columns.values())
+        example = ",".join(
+            f"{column}={'NAME' if name == 'group' else '1e9'}" for name, column in columns.items()
+        )
         raise UserError(f"--predict '{text}': write it as {example}")
     return point
 
 
-def _next(table: RunTable, columns: Mapping[str, str]) -> dict[str, float]:
-    """Return the most expensive row, with every input raised to 4 times its compute."""
-    rows = table.values[list(columns)].to_numpy(float)
-    largest = rows[rows.prod(axis=1).argmax()]
-    factor = NEXT ** (1 / len(columns))
-    return dict(zip(columns, (factor * largest).tolist(), strict=True))
+def _next(table: RunTable, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the most expensive row, with size and tokens raised to 4 times its compute."""
+    raised = [name for name in ("params", "tokens", "flops") if name in columns] or list(columns)
+    at = int(table.values[raised].to_numpy(float).prod(axis=1).argmax())
+    factor = NEXT ** (1 / len(raised))
+    row = table.values.iloc[at]
+    return {name: row[name] * factor if name in raised else row[name] for name in columns}
 
 
-def _choice(law: TableLaw) -> str:
-    chosen = next(item for item in law.scores if item.chosen)
-    others = [item for item in law.scores if not item.chosen]
-    start = f"Law: loss = {law.law.formula} ({law.law.name})"
-    if not chosen.windows:
-        return f"{start}, the simplest: too few rows to test forms on more expensive runs."
-    windows = "1 window" if chosen.windows == 1 else f"{chosen.windows} windows"
-    error = f"its error on rows beyond {windows} is {percent(chosen.error)}"
-    if not others:
-        return f"{start}: {error}."
-    beaten = ", ".join(f"{item.form} {percent(item.error)}" for item in others)
-    return f"{start}: no form predicts better by more than chance; {error} ({beaten})."
+def _choice(law: TableLaw) -> list[str]:
+    """Say what the law is, and how it did on rows it had not seen."""
+    scores = sorted(law.law.scores, key=lambda item: -item.weight)
+    windows = len(law.law.trials.windows)
+    if not windows:
+        return [
+            f"Law: {scores[0].form}, the simplest: too few rows to test forms on more expensive "
+            "runs."
+        ]
+    shares = ", ".join(
+        f"{item.form} {percent(item.weight)} (error {percent(item.error)})" for item in scores
+    )
+    own = percent(law.law.rollout_error)
+    lines = [
+        f"Law: the average of the forms, weighted by their errors on the rows beyond {windows} "
+        f"windows of cheaper, smaller or shorter runs: {shares}; the average {own}."
+    ]
+    bands = coverage(law.law.rollouts)[-1]
+    if bands.total:
+        lines.append(
+            f"There, {bands.inside} of {bands.total} more expensive rows lie in their {LEVEL:.0%} "
+            f"intervals (interval score {percent(bands.score)})."
+        )
+    return lines
 
 
-def _predicted(answer: Answer, point: Mapping[str, float], value: Prediction) -> str:
+def _predicted(answer: Answer, point: Mapping[str, Any], value: Prediction) -> str:
     law = answer.law.law
-    at = ", ".join(f"{answer.columns[name]} = {count(x)}" for name, x in point.items())
-    sizes = answer.table.values[list(point)].prod(axis=1)
-    ratio = float(np.prod(list(point.values())) / sizes.max())
-    largest = "compute" if "params" in point else answer.columns["flops"]
+    at = ", ".join(
+        f"{answer.columns[name]} = {x if name == 'group' else count(x)}"
+        for name, x in point.items()
+    )
+    numbers = {name: x for name, x in point.items() if name != "group"}
+    largest = float(np.exp(log_compute(law.data.inputs).max()))
+    if answer.law.ray:
+        numbers = {"flops": FLOPS * numbers["params"] * numbers["tokens"]}
+    ratio = float(np.exp(log_compute(numbers)) / largest)
+    least = "compute" if "flops" not in point else answer.columns["flops"]
     ends = interval((value.low, value.high), _loss)
-    text = f"Prediction at {at} ({ratio:.3g} times the largest {largest}): {_loss(value.value)}, "
+    text = f"Prediction at {at} ({ratio:.3g} times the largest {least}): {_loss(value.value)}, "
     text += f"90% interval {ends}."
     return " ".join(filter(None, [text, law.discrepancy.caution(max(0.0, float(np.log(ratio))))]))
 
@@ -198,13 +288,14 @@ def _best(answer: Answer) -> list[str]:
         f"{count(best.params)} parameters (90% interval {interval(best.params_interval, count)})"
     )
     tokens = f"{count(best.tokens)} tokens ({interval(best.tokens_interval, count)})"
-    return [f"{start}{params}, {tokens}."]
+    only = "" if answer.law.law.untied.form.name != "tied" else ONE_EXPONENT
+    return [f"{start}{params}, {tokens}{only}."]
 
 
 def _held_out(held: HeldOut) -> str:
     return (
-        f"Held out: the {held.rows} most expensive of these rows, predicted by {held.formula} "
-        f"fitted to the others: mean error {percent(held.error)} (repeating the lowest loss: "
+        f"Held out: the {held.rows} most expensive of these rows, predicted by a law of the "
+        f"others: mean error {percent(held.error)} (repeating the lowest loss: "
         f"{percent(held.repeat_error)}); {held.inside} of {held.rows} lie in their 90% intervals."
     )
 

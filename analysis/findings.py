@@ -5,7 +5,7 @@ Legend: `flops` training FLOPs of a run, `params` matrix-product weights, `token
 `bpd` bits per dimension.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,27 +14,15 @@ import pandas as pd
 
 from analysis.correlation import Correlation, correlate
 from analysis.laws.allocation import Allocation, allocate, best_run
-from analysis.laws.extrapolation import Discrepancy
+from analysis.laws.average import Law, fit_law
 from analysis.laws.fit import Fit, Mask, Observations, fit
-from analysis.laws.forms import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS, Form
+from analysis.laws.forms import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS
 from analysis.laws.influence import Influence, influence
 from analysis.laws.intervals import LEVEL, Interval
 from analysis.laws.isoflop import IsoFlop, isoflop
+from analysis.laws.noise import Known
 from analysis.laws.repetition import unique_tokens
-from analysis.laws.validation import (
-    SPARE,
-    STARTS,
-    Baseline,
-    Coverage,
-    Rollout,
-    Score,
-    baselines,
-    coverage,
-    discrepancy,
-    predict_rows,
-    roll_out,
-    score,
-)
+from analysis.laws.validation import Baseline, Coverage, baselines, coverage
 from analysis.rows import (
     Budget,
     LeftOut,
@@ -42,11 +30,13 @@ from analysis.rows import (
     best_of_budgets,
     choose,
     group_budgets,
+    known_noise,
     read_config,
     seed_noise,
 )
 from tarflow.errors import UserError
 
+SIZES = 60  # among which the best one of a budget is searched
 GROWTH = (1, 2, 4, 10, 30, 100)  # budgets of the allocation, times the largest of the study
 
 
@@ -56,7 +46,7 @@ class HeldOut:
 
     run_id: str
     flops: float
-    fit: Fit  # fitted without any run of the largest budget
+    law: Law | Fit  # fitted without any run of the largest budget
     predicted: float  # bits per dimension
     interval: Interval  # 90% band of the prediction
     achieved: float  # bits per dimension, mean over its seeds
@@ -78,13 +68,9 @@ class Findings:
     budgets: tuple[Budget, ...]  # ascending FLOPs
     frontier_points: pd.DataFrame  # run_id, label, flops, params, tokens, bpd: best per budget
     frontier: Fit | None  # L(C) on the frontier points, all budgets
-    surface: Fit | None  # L(N, D), the chosen form, all runs
-    surfaces: tuple[Fit, ...]  # every form that could be fitted, in the order of `scores`
-    rivals: tuple[Fit, ...]  # surface laws that predict as well as the chosen one
-    scores: tuple[Score, ...]  # form choice by roll-outs, one line per form
-    rollouts: tuple[Rollout, ...]  # all forms, all windows, without the largest budget
-    baselines: tuple[Baseline, ...]
-    coverage: tuple[Coverage, ...]  # of the chosen form's bands on the roll-outs
+    surface: Law | None  # L(N, D), an average of forms, all runs
+    baselines: tuple[Baseline, ...]  # on the roll-outs of the surface law
+    coverage: tuple[Coverage, ...]  # of its bands on its roll-outs
     influence: tuple[Influence, ...]  # leave one run out, largest effect first
     held_out: tuple[HeldOut, ...]  # by the frontier law, by the surface law (each if it exists)
     isoflops: tuple[IsoFlop, ...]  # per budget with at least three sizes
@@ -96,7 +82,7 @@ class Findings:
     @property
     def held_out_by_compute(self) -> HeldOut | None:
         """The held-out run as the frontier law predicts it."""
-        return next((item for item in self.held_out if item.fit.of_compute), None)
+        return next((item for item in self.held_out if item.law.of_compute), None)
 
 
 def find(
@@ -104,46 +90,33 @@ def find(
 ) -> Findings:
     """Fit, test and judge the laws of a study.
 
-    The form is chosen without the largest budget, which laws that have not seen it then predict.
-    The laws shown and the allocation are fitted to all runs.
+    The laws shown and the allocation are fitted to all runs; laws fitted without the largest
+    budget predict it.
 
     Args:
         runs: Rows of `tarflow.record.RUNS`.
         evaluations: Rows of `tarflow.record.EVALUATIONS`, or None.
-        seed: Seed of every bootstrap.
-        draws: Number of draws of every bootstrap.
+        seed: Seed of all draws.
+        draws: Number of draws behind every interval.
     """
     rows, left_out = choose(runs)
     rows, budgets = group_budgets(rows)
     finished = runs[runs["status"] == "done"].sort_values("run_id").reset_index(drop=True)
     compared = rows if len(rows) else finished[finished["role"] == "ablation"]
     noise = seed_noise(compared)
-    data = _observations(rows, noise.std / float(compared["bpd"].mean()) if noise else None)
+    data = _observations(rows)
     before = _before_the_largest(rows)
-    earlier = data.take(before)
-    axes = {name: rows[name].to_numpy(float)[before] for name in ("flops", "params", "tokens")}
-    refit = partial(fit, draws=draws, seed=seed)
-
-    forms = _distinct_forms(earlier)
-    rollouts = roll_out(forms, earlier, axes, seed) if forms else ()
-    surfaces = [refit(form, data) for form in forms]
-    scores = score(forms, surfaces, rollouts) if forms else ()
-    form = next((form for form, item in zip(forms, scores, strict=True) if item.chosen), None)
-    own = tuple(rollout for rollout in rollouts if form and rollout.form == form.name)
-    miss, held_out = _hold_out(rows, data, before, form, own, refit)
-
+    surface = _surface(rows, data, draws, seed)
     points = best_of_budgets(rows)
-    surfaces = [replace(law, discrepancy=miss) for law in surfaces]
-    surface = next((law for law in surfaces if law.form is form), None)
-    rivals = tuple(
-        law for law, item in zip(surfaces, scores, strict=True) if item.near and not item.chosen
-    )
+    frontier = _frontier(points, _known(surface, noise, rows, points), draws, seed)
+    if frontier is not None and surface is not None:
+        frontier = replace(frontier, discrepancy=surface.discrepancy)
     minima = [
         isoflop(part, noise.std, noise.freedom) if noise else isoflop(part)
         for _, part in rows.groupby("budget")
     ]
     isoflops = tuple(item for item in minima if item is not None)
-    spend = partial(_allocate, rows, surface=surface, minima=isoflops, rivals=rivals, seed=seed)
+    spend = partial(_allocate, rows, surface=surface, minima=isoflops, seed=seed)
     optima = spend([item.flops for item in isoflops])
     return Findings(
         runs=rows,
@@ -152,16 +125,12 @@ def find(
         left_out=left_out,
         budgets=budgets,
         frontier_points=points,
-        frontier=_frontier(points, data.noise, miss, refit),
+        frontier=frontier,
         surface=surface,
-        surfaces=tuple(surfaces),
-        rivals=rivals,
-        scores=scores,
-        rollouts=rollouts,
-        baselines=baselines(rollouts, earlier, axes) if rollouts else (),
-        coverage=coverage(own) if own else (),
-        influence=influence(surface, data) if surface else (),
-        held_out=held_out,
+        baselines=baselines(surface.trials.windows, data) if surface else (),
+        coverage=coverage(surface.rollouts) if surface else (),
+        influence=influence(surface.heaviest) if surface else (),
+        held_out=_hold_out(rows, data, before, noise, draws=draws, seed=seed),
         isoflops=isoflops,
         optima=tuple(item for item in optima if item.source == "surface law"),
         noise=noise,
@@ -170,8 +139,8 @@ def find(
     )
 
 
-def _observations(rows: pd.DataFrame, noise: float | None) -> Observations:
-    # Branches of one trunk share its training: they are one run to the bootstrap.
+def _observations(rows: pd.DataFrame) -> Observations:
+    # Branches of one trunk share its training, so they share a part of their error.
     trunk = rows["parent_id"] if "parent_id" in rows else pd.Series(None, index=rows.index)
     clusters = [
         str(parent) if isinstance(parent, str) and parent else str(own)
@@ -179,7 +148,12 @@ def _observations(rows: pd.DataFrame, noise: float | None) -> Observations:
     ]
     inputs = {name: rows[name].to_numpy(float) for name in ("params", "tokens")}
     bpd = rows["bpd"].to_numpy(float)
-    return Observations(inputs, bpd, clusters, noise, unique_tokens=unique_tokens(rows))
+    return Observations(inputs, bpd, clusters, unique_tokens=unique_tokens(rows))
+
+
+def _surface(rows: pd.DataFrame, data: Observations, draws: int, seed: int) -> Law | None:
+    axes = {name: rows[name].to_numpy(float) for name in ("flops", "params", "tokens")}
+    return fit_law(data, SURFACE_FORMS, axes, draws=draws, seed=seed) if len(rows) else None
 
 
 def _before_the_largest(rows: pd.DataFrame) -> Mask:
@@ -188,59 +162,66 @@ def _before_the_largest(rows: pd.DataFrame) -> Mask:
     return before if before.any() else np.ones(len(rows), dtype=bool)
 
 
-def _distinct_forms(data: Observations) -> list[Form]:
-    """Return the surface forms whose parameters these rows can tell apart."""
-    forms = [form for form in SURFACE_FORMS if len(data.values) >= len(form.parameters) + SPARE]
-    return [
-        form
-        for form in forms
-        if fit(form, data, starts=STARTS, draws=0).status not in ("rank-deficient", "non-finite")
-    ]
-
-
 def _hold_out(
     rows: pd.DataFrame,
     data: Observations,
     before: Mask,
-    form: Form | None,
-    rollouts: Sequence[Rollout],
-    refit: Callable[[Form, Observations], Fit],
-) -> tuple[Discrepancy, tuple[HeldOut, ...]]:
-    """Predict the largest budget by laws that have not seen it.
-
-    Returns:
-        The discrepancy of the form, which the largest budget may have raised, and the predictions
-        by the frontier law and by the surface law.
-    """
-    miss = discrepancy(rollouts)
+    noise: SeedNoise | None,
+    *,
+    draws: int,
+    seed: int,
+) -> tuple[HeldOut, ...]:
+    """Predict the largest budget by the frontier law and the surface law of the others."""
     if before.all():
-        return miss, ()
-    laws = [_frontier(best_of_budgets(rows[before]), data.noise, miss, refit)]
-    if form is not None:
-        surface = refit(form, data.take(before))
-        laws.append(replace(surface, discrepancy=miss))
-        cutoff = float(rows[before]["flops"].max())
-        last = predict_rows(surface, data, np.flatnonzero(~before), "flops", cutoff)
-        miss = discrepancy((*rollouts, *last))
-    return miss, tuple(_held_out(law, rows, before) for law in laws if law is not None)
+        return ()
+    earlier = rows[before]
+    surface = _surface(earlier, data.take(before), draws, seed)
+    points = best_of_budgets(earlier)
+    frontier = _frontier(points, _known(surface, noise, earlier, points), draws, seed)
+    if frontier is not None and surface is not None:
+        frontier = replace(frontier, discrepancy=surface.discrepancy)
+    return tuple(_held_out(law, rows, before) for law in (frontier, surface) if law is not None)
 
 
-def _frontier(
-    points: pd.DataFrame,
-    noise: float | None,
-    miss: Discrepancy,
-    refit: Callable[[Form, Observations], Fit],
-) -> Fit | None:
+def _known(
+    surface: Law | None, noise: SeedNoise | None, rows: pd.DataFrame, points: pd.DataFrame
+) -> Known:
+    """Return how far the best runs of the budgets lie off a law of compute, as far as is known.
+
+    By noise, which the residuals of the surface law tell, or else the seeds; and because the best
+    size of a grid is not quite the best size.
+    """
+    if surface is not None and surface.known:
+        known = surface.general.residual_noise
+        return replace(known, std=float(np.hypot(known.std, _coarseness(surface, rows, points))))
+    return known_noise(noise, rows)
+
+
+def _coarseness(surface: Law, rows: pd.DataFrame, points: pd.DataFrame) -> float:
+    """Return how unevenly the best runs of the budgets exceed the best sizes (relative)."""
+    sizes = np.log(rows["params"].to_numpy(float))
+    order = np.argsort(sizes)
+    price = np.log((rows["flops"] / rows["tokens"]).to_numpy(float))
+    grid = np.linspace(sizes.min(), sizes.max(), SIZES)
+    per_token = np.exp(np.interp(grid, sizes[order], price[order]))
+    spent = points["flops"].to_numpy(float)[:, None]
+    best = surface.predict(params=np.exp(grid), tokens=spent / per_token).min(axis=1)
+    own = surface.predict(params=points["params"], tokens=points["tokens"])
+    return float(np.std(own / best))
+
+
+def _frontier(points: pd.DataFrame, known: Known, draws: int, seed: int) -> Fit | None:
     """Fit L(C), with a floor if more than three points or a known noise can support it."""
     if len(points) < 3:
         return None
-    form = POWER if len(points) > 3 or noise else POWER_WITHOUT_FLOOR
+    form = POWER if len(points) > 3 or known.freedom else POWER_WITHOUT_FLOOR
     inputs = {"flops": points["flops"].to_numpy(float)}
-    data = Observations(inputs, points["bpd"].to_numpy(float), list(points["run_id"]), noise)
-    return replace(refit(form, data), discrepancy=miss)
+    bpd = points["bpd"].to_numpy(float)
+    data = Observations(inputs, bpd, list(points["run_id"]), known)
+    return fit(form, data, draws=draws, seed=seed)
 
 
-def _held_out(law: Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
+def _held_out(law: Law | Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
     best = best_of_budgets(rows[~before]).iloc[0]
     at = {name: float(best[name]) for name in law.form.inputs}
     predicted, achieved = float(law.predict(**at)), float(best["bpd"])
@@ -264,7 +245,7 @@ def _held_out(law: Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
     return HeldOut(
         run_id=str(best["run_id"]),
         flops=float(best["flops"]),
-        fit=law,
+        law=law,
         predicted=predicted,
         interval=(low, high),
         achieved=achieved,
@@ -280,9 +261,8 @@ def _allocate(
     rows: pd.DataFrame,
     spent: Sequence[float],
     *,
-    surface: Fit | None,
+    surface: Law | None,
     minima: Sequence[IsoFlop],
-    rivals: Sequence[Fit],
     seed: int,
 ) -> tuple[Allocation, ...]:
     """Return the compute-optimal model of each amount of training FLOPs."""
@@ -292,4 +272,4 @@ def _allocate(
         template = read_config(best_run(rows))
     except UserError:  # a table from elsewhere: laws can be fitted, models cannot be built
         return ()
-    return tuple(allocate(flops, rows, template, surface, minima, seed, rivals) for flops in spent)
+    return tuple(allocate(flops, rows, template, surface, minima, seed) for flops in spent)

@@ -48,7 +48,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 class RunTable:
     """The rows of a file that a law can use, and what became of the others."""
 
-    values: pd.DataFrame  # positive numbers by the names asked for, and `run` as text; by row
+    values: pd.DataFrame  # positive numbers by the names asked for, and texts; by row
     rows: int  # rows of the file
     unasked: int  # rows that the conditions exclude
     repeats: int  # rows equal to an earlier one in every cell
@@ -72,7 +72,7 @@ def read_columns(
     path: Path,
     columns: Mapping[str, str],
     where: Sequence[str] = (),
-    run: str = "",
+    texts: Mapping[str, str] | None = None,
     empty: bool = False,
 ) -> RunTable:
     """Read columns of a CSV, Parquet or JSON-lines file as positive numbers.
@@ -84,7 +84,7 @@ def read_columns(
         path: The file; its content tells the format, the separator and the encoding.
         columns: Column of the file by the name it gets here.
         where: Conditions that a row must meet, such as `optimizer=adamw` or `loss>0`.
-        run: Column that names the run of a row; empty if every row is a run.
+        texts: Columns that are read as text, such as the one that names the run of a row.
         empty: Whether a table without a row to use is fine.
 
     Raises:
@@ -92,7 +92,8 @@ def read_columns(
             row left.
     """
     raw = _load(path)
-    named = dict(columns) | ({"run": run} if run else {})
+    texts = texts or {}
+    named = dict(columns) | dict(texts)
     for column in named.values():
         _check_column(raw, column, path)
     conditions = [_condition(text, raw, path) for text in where]
@@ -105,11 +106,11 @@ def read_columns(
         for (row, cell), value in zip(_cells(chosen[column]), values[name], strict=True):
             if not math.isfinite(value):
                 left_out.setdefault(row, f"{column} is {_quoted(cell)}")
-    if run:
-        values["run"] = chosen[run].astype(str)
-        for row, cell in _cells(chosen[run]):
+    for name, column in texts.items():
+        values[name] = chosen[column].astype(str)
+        for row, cell in _cells(chosen[column]):
             if _is_empty(cell):
-                left_out.setdefault(row, f"{run} is empty")
+                left_out.setdefault(row, f"{column} is empty")
     values = values.drop(index=list(left_out))
     if values.empty and not empty:
         raise UserError(f"{path} has no row to use: {name_rows(left_out)}")

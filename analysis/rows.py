@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.validation import levels
 from tarflow.config import RunConfig, from_dict
 from tarflow.errors import UserError
@@ -165,6 +166,13 @@ def seed_noise(rows: pd.DataFrame) -> SeedNoise | None:
     square = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
     members = sum(len(group) for group in groups)
     return SeedNoise(float(np.sqrt(square / (members - len(groups)))), len(groups), members)
+
+
+def known_noise(noise: SeedNoise | None, rows: pd.DataFrame) -> Known:
+    """Return what seeds tell of the noise of a run, relative to the mean BPD of the rows."""
+    if noise is None:
+        return NOTHING_KNOWN
+    return Known(noise.std / float(rows["bpd"].mean()), noise.freedom)
 
 
 def configs_but_seed(runs: pd.DataFrame) -> pd.Series:

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis.findings import Findings
+from analysis.laws.average import Law
 from analysis.laws.design import doubts, sizes_at_the_edge
 from analysis.laws.fit import Fit
 from analysis.laws.repetition import HARMLESS
@@ -92,12 +93,13 @@ def _laws(findings: Findings) -> list[str]:
     return lines
 
 
-def _doubts(law: Fit) -> list[str]:
-    title = f"{law.name} law, {law.formula}"
-    lines = [f"{title}: {law.reasons[name]}." for name, ok in law.identified.items() if not ok]
-    if law.status == "multi-modal":
+def _doubts(law: Law | Fit) -> list[str]:
+    fit = law.general if isinstance(law, Law) else law
+    title = f"{fit.name} law, {fit.formula}"
+    lines = [f"{title}: {fit.reasons[name]}." for name, ok in fit.identified.items() if not ok]
+    if fit.status == "multi-modal":
         lines.append(
-            f"{title}: only {law.agreement:.0%} of the starts reach the best optimum; "
+            f"{title}: only {fit.agreement:.0%} of the starts reach the best optimum; "
             "other parameters fit almost as well."
         )
     return lines
@@ -105,11 +107,12 @@ def _doubts(law: Fit) -> list[str]:
 
 def _tests(findings: Findings) -> list[str]:
     lines = [
-        f"The {item.fit.name} law missed the held-out largest run: {item.verdict}"
+        f"{law_of(item.law)} missed the held-out largest run: {item.verdict}"
         for item in findings.held_out
         if not item.inside
     ]
-    if findings.surface is not None and not findings.rollouts:
+    surface = findings.surface
+    if surface is not None and not surface.rollouts:
         lines.append(
             "Too few runs for roll-outs: the form with the fewest parameters is used, and the "
             "bands do not include the error of the form."
@@ -117,13 +120,17 @@ def _tests(findings: Findings) -> list[str]:
     lines += [
         f"The {item.level:.0%} bands hold only {item.inside} of {item.total} roll-outs."
         for item in findings.coverage
-        if item.band == "with discrepancy" and item.achieved < item.level - SHORT
+        if item.band == "widened" and item.achieved < item.level - SHORT
     ]
     guess = min((item.error for item in findings.baselines), default=float("inf"))
-    chosen = next((item for item in findings.scores if item.chosen), None)
-    if chosen is not None and chosen.error > guess:
+    if surface is not None and surface.rollout_error > guess:
         lines.append("In the roll-outs, the law predicts no better than a guess without a law.")
     return lines
+
+
+def law_of(law: Law | Fit) -> str:
+    """Return what a law is of."""
+    return "The law of compute" if law.of_compute else "The law of size and data"
 
 
 def _sizes(findings: Findings) -> list[str]:

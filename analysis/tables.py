@@ -1,38 +1,34 @@
-"""The law of any table of runs: which form, what it predicts, and how far to believe it.
-
-Three lines ask a file (`read_columns` is in `analysis.reading`):
-
->>> columns = {"params": "N", "tokens": "D", "loss": "loss"}
->>> law = fit_table(read_columns(Path("runs.csv"), columns).values)  # doctest: +SKIP
->>> law.predict(params=7e9, tokens=2e12), law.best_size(flops=1e24)  # doctest: +SKIP
-"""
+"""The law of any table of runs: what it predicts, and how far to believe it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import f as fisher
 
-from analysis.few_rows import widened
-from analysis.laws.allocation import CREDIBLE
-from analysis.laws.fit import Fit, Observations, fit
-from analysis.laws.forms import FRONTIER_FORMS, POWER, SURFACE_FORMS, TIED, Array, Form
-from analysis.laws.intervals import LEVEL, Interval, interval_of
-from analysis.laws.uncertainty import ROBUST_FROM
-from analysis.laws.validation import (
-    SPARE,
-    STARTS,
-    Rollout,
-    Score,
-    discrepancy,
-    roll_out,
-    score,
+from analysis.laws.allocation import CREDIBLE, optimal_params
+from analysis.laws.average import DRAWS, Law, fit_law
+from analysis.laws.fit import Observations, fit
+from analysis.laws.forms import (
+    BATCH,
+    GROUP,
+    POWER,
+    POWER_WITHOUT_FLOOR,
+    SIGMOID,
+    SURFACE_FORMS,
+    TIED,
+    Array,
+    Form,
+    grouped,
+    shape_forms,
 )
+from analysis.laws.intervals import LEVEL, Interval, interval_of
+from analysis.laws.repetition import repeated_forms
+from analysis.laws.uncertainty import ROBUST_FROM
 from tarflow.errors import UserError
 from tarflow.human import percent
 
-WINDOWS = 8  # groups of rows of rising compute; roll-outs predict the groups beyond a window
 RAY = 0.05  # spread of ln(D / N^k) within which size and data cannot be told apart
 FLOPS = 6.0  # training FLOPs per parameter and token (Kaplan et al. 2020)
 SMALL = 0.5  # residuals over the spread of the losses, below which there is a law
@@ -40,6 +36,7 @@ CHANCE = 0.01  # probability that losses without a law pass for one
 SPOILED = 0.05  # probability that a row of a small table is left out by chance
 EXACT = 1e-9  # relative residuals below which a law is exact
 OUTLIER = 5.0  # residual scales from which a row is named
+FEW_STARTS = 24  # of fits without one row
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,8 @@ class BestSize:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The most expensive rows, predicted by a law that was chosen and fitted without them."""
+    """The most expensive rows, predicted by a law that was fitted without them."""
 
-    formula: str
     rows: int  # held out
     error: float  # mean of |predicted / achieved - 1|
     repeat_error: float  # the same of "the lowest loss so far, repeated"
@@ -85,23 +81,38 @@ class Ray:
         return f"D = {self.coefficient:.3g} N{power}"
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a table is fitted."""
+
+    forms: tuple[Form, ...] = ()  # to average; by default all that suit the columns
+    delta: float | None = None  # where Huber's loss turns linear; by the residuals if None
+    draws: int = DRAWS  # behind the intervals
+    seed: int = 0  # of the draws
+
+
+AUTO = Options()
+
+
 @dataclass(frozen=True, eq=False)
 class TableLaw:
-    """The law of a table, of the form that predicts its most expensive rows best."""
+    """The law of a table, an average of forms."""
 
-    law: Fit  # of the chosen form
-    fits: tuple[Fit, ...]  # every form that the rows can tell apart
-    scores: tuple[Score, ...]  # of the same forms
-    data: Observations
+    law: Law
     rows: tuple[int, ...]  # row of the file by position
-    scale: float  # robust standard deviation of the relative residuals
     alone: Mapping[int, str]  # rows left out because each of them alone spoils the law
     ray: Ray | None = None  # set if sizes and tokens vary together: a law of 6 N D was fitted
+    groups: tuple[str, ...] = ()  # names of the groups, each with a floor of its own
+
+    @property
+    def scale(self) -> float:
+        """Robust standard deviation of the relative residuals."""
+        return self.law.general.scale
 
     @property
     def nothing(self) -> str:
         """A sentence if the losses follow no law, otherwise empty."""
-        return _nothing(self.law, self.data, self.scale)
+        return _nothing(self.law, self.scale)
 
     @property
     def outliers(self) -> dict[int, str]:
@@ -114,12 +125,21 @@ class TableLaw:
             if far[at]
         }
 
-    def predict(self, **inputs: float) -> Prediction:
+    def predict(self, *, group: str = "", **inputs: float) -> Prediction:
         """Return the loss of one new run: predict(params=..., tokens=...) or predict(flops=...).
 
+        Args:
+            group: Name of its group, in a table with groups.
+            inputs: Every input of the table.
+
         Raises:
-            UserError: If sizes and tokens vary together in the table, but not at this point.
+            UserError: If sizes and tokens vary together in the table, but not at this point; or
+                if there is no such group.
         """
+        if self.groups:
+            if group not in self.groups:
+                raise UserError(f"group {group!r}: the groups are {', '.join(self.groups)}")
+            inputs[GROUP] = float(self.groups.index(group))
         if self.ray and "flops" not in inputs:
             tokens = self.ray.coefficient * inputs["params"] ** self.ray.exponent
             if abs(np.log(inputs["tokens"] / tokens)) > 4 * RAY:
@@ -131,33 +151,31 @@ class TableLaw:
     def best_size(self, flops: float) -> BestSize | None:
         """Return the best size at a budget; None if the rows do not tell it within a factor of 10.
 
-        The interval covers all forms that predict as well, and widens beyond the roll-outs.
+        The interval pools the forms that let size and data differ, and widens beyond the data.
         """
-        if self.law.of_compute or self.law.status == "rank-deficient" or not len(self.law.draws):
+        if set(self.law.data.inputs) != {"params", "tokens"} or not self.law.known:
             return None
         flops = float(flops)
-        near = {item.form for item in self.scores if item.near} - {self.law.name}
-        rivals = [law for law in self.fits if law.name in near and len(law.draws)]
-        logs = np.concatenate(
-            [_best_sizes(self.law, flops), *(_best_sizes(law, flops)[1:] for law in rivals)]
-        )
-        beyond = max(0.0, float(np.log(flops / FLOPS)) - self.law.reach)
-        logs = logs[0] + (logs - logs[0]) * self.law.discrepancy.widening(beyond)
-        low, high = interval_of(logs[1:])
+        sizes = np.log(optimal_params(self.law.untied, flops, lambda params: FLOPS * params))
+        beyond = max(0.0, float(np.log(flops / FLOPS)) - self.law.general.reach)
+        sizes = sizes[0] + (sizes - sizes[0]) * self.law.discrepancy.widening(beyond)
+        low, high = interval_of(sizes[1:])
         if high - low > np.log(CREDIBLE):
             return None
-        params, ends = float(np.exp(logs[0])), (float(np.exp(low)), float(np.exp(high)))
+        params, ends = float(np.exp(sizes[0])), (float(np.exp(low)), float(np.exp(high)))
         tokens = flops / FLOPS
         return BestSize(flops, params, ends, tokens / params, (tokens / ends[1], tokens / ends[0]))
 
 
-def fit_table(values: pd.DataFrame, seed: int = 0) -> TableLaw:
-    """Fit the law that predicts the most expensive rows best.
+def fit_table(values: pd.DataFrame, options: Options = AUTO) -> TableLaw:
+    """Fit the law of a table.
 
     Args:
-        values: Positive columns `loss` and either `flops`, or `params` and `tokens`; rows with the
-            same `run`, if there is such a column, share their error.
-        seed: Seed of the bootstrap.
+        values: Positive columns `loss` and `flops`, or `loss`, `params` and `tokens`, or any
+            others that the forms read, such as `width`, `batch` or `unique_tokens`. Rows with the
+            same `run` share a part of their error, rows with the same `group` a floor, and each
+            row counts `weights` times; these three columns may be absent.
+        options: How to fit.
 
     Raises:
         UserError: If there are fewer rows than parameters, or all have one size or one length.
@@ -168,7 +186,7 @@ def fit_table(values: pd.DataFrame, seed: int = 0) -> TableLaw:
     (1.7, 1.946)
     """
     ray = None
-    if "flops" not in values:
+    if {"params", "tokens"} <= set(values) and not options.forms and not _others(values):
         ray = _ray(values)
         if ray:
             flops = FLOPS * values["params"] * values["tokens"]
@@ -177,33 +195,61 @@ def fit_table(values: pd.DataFrame, seed: int = 0) -> TableLaw:
     alone = _spoilers(values, data)
     values = values.drop(index=list(alone))
     data = _observations(values)
-    forms = _forms(FRONTIER_FORMS if "flops" in data.inputs else SURFACE_FORMS, data)
+    groups = tuple(sorted(set(values["group"]))) if "group" in values else ()
+    forms = options.forms or suitable_forms(values)
+    if groups:
+        forms = _grouped(forms, len(groups))
+    fewest = min(len(form.parameters) for form in forms)
+    if len(data.values) <= fewest:
+        raise UserError(
+            f"{len(data.values)} rows: a law of {fewest} parameters needs at least {fewest + 1}"
+        )
     with np.errstate(over="ignore", under="ignore"):
-        rollouts = roll_out(forms, data, {"compute": _groups(data)}, seed)
-        plain = [fit(form, data, seed=seed) for form in forms]
-        fits = [widened(law, data, seed) for law in plain]
-    scores = score(forms, fits, rollouts)
-    fits = [replace(law, discrepancy=discrepancy(_of(rollouts, law.form))) for law in fits]
-    chosen = next(at for at, item in enumerate(scores) if item.chosen)
-    return TableLaw(
-        law=fits[chosen],
-        fits=tuple(fits),
-        scores=scores,
-        data=data,
-        rows=tuple(values.index),
-        scale=plain[chosen].scale,
-        alone=alone,
-        ray=ray,
-    )
+        law = fit_law(
+            data,
+            forms,
+            _axes(data),
+            delta=options.delta,
+            draws=options.draws,
+            seed=options.seed,
+        )
+    if law is None:
+        names = " and ".join(form.name for form in forms)
+        raise UserError(f"these rows cannot tell the parameters of {names}: no law can be fitted")
+    return TableLaw(law, tuple(values.index), alone, ray, groups)
 
 
-def hold_out(values: pd.DataFrame, share: float, seed: int = 0) -> HeldOut:
+def suitable_forms(values: pd.DataFrame) -> tuple[Form, ...]:
+    """Return the forms that suit the columns of a table: those that read all of its inputs."""
+    inputs = set(_inputs(values))
+    if inputs == {"flops"}:
+        few = len(values) <= len(POWER.parameters)
+        return (POWER_WITHOUT_FLOOR,) if few else (POWER, SIGMOID)
+    if inputs & {"width", "depth", "blocks"}:
+        return shape_forms(sorted(inputs))
+    if "unique_tokens" in inputs:
+        return (*SURFACE_FORMS, *repeated_forms(values["tokens"], values["unique_tokens"]))
+    return (*SURFACE_FORMS, BATCH) if "batch" in inputs else SURFACE_FORMS
+
+
+def _grouped(forms: Sequence[Form], count: int) -> tuple[Form, ...]:
+    """Return forms with a floor for each group, and with coefficients for each group too."""
+    together = []
+    for form in forms:
+        floor = [name for name in form.parameters if form.role_of(name) == "floor"]
+        scale = [name for name in form.parameters if form.role_of(name) == "coefficient"]
+        if floor:
+            together += [grouped(form, count, own) for own in (floor, [*floor, *scale])]
+    return tuple(together)
+
+
+def hold_out(values: pd.DataFrame, share: float, options: Options = AUTO) -> HeldOut:
     """Fit the cheapest rows, and predict the others.
 
     Args:
         values: As in `fit_table`; rows of one run stay together.
         share: Share of the rows that the law sees, between 0 and 1.
-        seed: Seed of the bootstrap.
+        options: How to fit.
 
     Raises:
         UserError: If nothing is left to fit or to predict.
@@ -216,18 +262,16 @@ def hold_out(values: pd.DataFrame, share: float, seed: int = 0) -> HeldOut:
     if seen.all():
         raise UserError(f"--holdout {share:g} leaves no row more expensive than those it fits")
     try:
-        part = fit_table(values[seen], seed)
+        part = fit_table(values[seen], options)
     except UserError as error:
         raise UserError(f"--holdout {share:g} leaves too little to fit: {error}") from None
-    inputs = values[~seen]
-    names = [name for name in ("flops", "params", "tokens") if name in inputs]
-    points = inputs[names].to_numpy(float).tolist()
-    predicted = [part.predict(**dict(zip(names, point, strict=True))) for point in points]
-    achieved = inputs["loss"].to_numpy(float)
+    unseen = values[~seen]
+    names = [*_inputs(values), *(["group"] if "group" in values else [])]
+    predicted = [part.predict(**row) for row in unseen[names].to_dict("records")]
+    achieved = unseen["loss"].to_numpy(float)
     value = np.array([item.value for item in predicted])
     lowest = float(values["loss"][seen].min())
     return HeldOut(
-        formula=part.law.formula,
         rows=len(achieved),
         error=float(np.mean(np.abs(value / achieved - 1))),
         repeat_error=float(np.mean(np.abs(lowest / achieved - 1))),
@@ -237,12 +281,27 @@ def hold_out(values: pd.DataFrame, share: float, seed: int = 0) -> HeldOut:
     )
 
 
+def _inputs(values: pd.DataFrame) -> list[str]:
+    """Return the columns that explain the loss."""
+    return [str(name) for name in values if name not in ("loss", "run", "group", "weights")]
+
+
+def _others(values: pd.DataFrame) -> bool:
+    """Tell whether anything but params and tokens explains the loss."""
+    return "group" in values or set(_inputs(values)) != {"params", "tokens"}
+
+
 def _observations(values: pd.DataFrame) -> Observations:
-    names = [name for name in ("flops", "params", "tokens") if name in values]
+    inputs = {name: values[name].to_numpy(float) for name in _inputs(values)}
+    unique = inputs.pop("unique_tokens", np.inf)
+    if "group" in values:
+        inputs[GROUP] = np.unique(values["group"], return_inverse=True)[1].astype(float)
     return Observations(
-        {name: values[name].to_numpy(float) for name in names},
+        inputs,
         values["loss"].to_numpy(float),
         list(values["run"]) if "run" in values else None,
+        weights=values["weights"].to_numpy(float) if "weights" in values else None,
+        unique_tokens=unique,
     )
 
 
@@ -260,31 +319,14 @@ def _ray(values: pd.DataFrame) -> Ray | None:
     return Ray(float(np.exp(offset)), float(exponent))
 
 
-def _forms(candidates: Sequence[Form], data: Observations) -> list[Form]:
-    """Return the forms whose parameters the rows can tell apart, at least the simplest."""
-    rows, fewest = len(data.values), min(len(form.parameters) for form in candidates)
-    if rows <= fewest:
-        raise UserError(f"{rows} rows: a law of {fewest} parameters needs at least {fewest + 1}")
-    simplest = next(form for form in candidates if len(form.parameters) == fewest)
-    with np.errstate(over="ignore", under="ignore"):
-        return [
-            form
-            for form in candidates
-            if form is simplest
-            or (
-                rows >= len(form.parameters) + SPARE
-                and fit(form, data, starts=STARTS, draws=0).status
-                not in ("rank-deficient", "non-finite")
-            )
-        ]
-
-
 def _spoilers(values: pd.DataFrame, data: Observations) -> dict[int, str]:
     """Return rows of a small table without which the others agree, and what they spoil.
 
     Huber's loss needs five spare rows. With fewer, each row is left out in turn: an F-test says
     whether the best such table fits better by more than chance (Bonferroni over the rows).
     """
+    if _others(values) and list(data.inputs) != ["flops"]:
+        return {}
     form = POWER if "flops" in data.inputs else TIED
     rows, free = len(values), len(values) - len(form.parameters) - 1
     if not 1 <= free < ROBUST_FROM or data.clusters is not None:
@@ -302,7 +344,9 @@ def _spoilers(values: pd.DataFrame, data: Observations) -> dict[int, str]:
 def _square(form: Form, data: Observations) -> float:
     """Return the least sum of squared residuals of a form."""
     with np.errstate(over="ignore", under="ignore"):
-        return float(np.sum(fit(form, data, delta=np.inf, starts=STARTS, draws=0).residuals ** 2))
+        return float(
+            np.sum(fit(form, data, delta=np.inf, starts=FEW_STARTS, draws=0).residuals ** 2)
+        )
 
 
 def _compute(data: Observations) -> Array:
@@ -314,45 +358,22 @@ def _compute(data: Observations) -> Array:
     return largest
 
 
-def _groups(data: Observations) -> Array:
-    """Return a number per row, (n,), that doubles from one group of equal size to the next.
-
-    Roll-outs cut where values jump. Cutting at quantiles of compute gives windows to any table,
-    however evenly its runs are spaced.
-    """
-    compute = _compute(data)
-    ends = np.quantile(compute, np.arange(1, WINDOWS) / WINDOWS, method="lower")
-    groups: Array = np.exp2(np.searchsorted(ends, compute).astype(np.float64))
-    return groups
+def _axes(data: Observations) -> dict[str, Array]:
+    """Return the columns that roll-outs cut along; rows of one run stay together in compute."""
+    return {"compute": _compute(data)} | {
+        name: data.inputs[name] for name in ("params", "tokens") if name in data.inputs
+    }
 
 
-def _of(rollouts: Sequence[Rollout], form: Form) -> list[Rollout]:
-    return [rollout for rollout in rollouts if rollout.form == form.name]
-
-
-def _best_sizes(law: Fit, flops: float) -> Array:
-    """Return ln(best size) at 6 N D FLOPs, (1 + R,): of the law, then of each of its draws.
-
-    At the optimum a A / N^a = b B / D^b. The outer power of the gamma form does not move it.
-    """
-    theta = dict(zip(law.form.parameters, np.vstack([law.theta, law.draws]).T, strict=True))
-    a, b = theta["a"], theta[law.form.exponent_of("B")]
-    size, tokens = law.centre
-    total = np.log(flops / FLOPS)
-    terms = np.log(a / b) + theta["A"] - theta["B"] + a * size + b * (total - tokens)
-    logs: Array = terms / (a + b)
-    return logs
-
-
-def _nothing(law: Fit, data: Observations, scale: float) -> str:
+def _nothing(law: Law, scale: float) -> str:
     """Say that a constant explains the losses as well as the law; empty if it does not.
 
     An F-test over the rows that are no outliers. Five rows never pass it, so residuals that are
     small beside the losses' spread count as a law without it.
     """
     kept = np.abs(law.residuals) <= OUTLIER * max(scale, EXACT)
-    rows, parameters = int(kept.sum()), len(law.theta)
-    logs = np.log(data.values)[kept]
+    rows, parameters = int(kept.sum()), len(law.values)
+    logs = np.log(law.data.values)[kept]
     left, whole = float(np.sum(law.residuals[kept] ** 2)), float(np.sum((logs - logs.mean()) ** 2))
     free = rows - parameters
     if whole <= rows * EXACT**2:

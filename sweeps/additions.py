@@ -15,7 +15,7 @@ from analysis.laws.fit import Observations
 from analysis.laws.forms import SURFACE_FORMS, Array
 from analysis.laws.next_runs import NextRun, next_runs
 from analysis.laws.repetition import effective_tokens, unique_tokens
-from analysis.rows import choose, group_budgets, read_config, seed_noise
+from analysis.rows import choose, group_budgets, known_noise, read_config, seed_noise
 from analysis.study import read_study
 from sweeps.plan import Plan
 from sweeps.study import Addition, PlannedRun, Size, Study, grid, short
@@ -125,7 +125,7 @@ def _choose(
     data = Observations(
         _inputs(rows["params"].to_numpy(float), rows["tokens"].to_numpy(float), unique),
         rows["bpd"].to_numpy(float),
-        noise=noise.std / float(rows["bpd"].mean()) if noise else None,
+        noise=known_noise(noise, rows),
     )
     budget = NEXT * float(rows["flops"].max())
     middle = np.log(rows["params"]).mean()

@@ -5,7 +5,7 @@ a small model.
 Legend: `R` draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.laws.fit import Fit
+from analysis.laws.average import Law
 from analysis.laws.forms import Array
 from analysis.laws.intervals import LEVEL, NORMAL_90, Interval, interval_of
 from analysis.laws.isoflop import IsoFlop
@@ -87,10 +87,9 @@ def allocate(
     flops: float,
     runs: pd.DataFrame,
     template: RunConfig,
-    surface: Fit | None,
+    surface: Law | None,
     isoflops: Sequence[IsoFlop],
     seed: int = 0,
-    rivals: Sequence[Fit] = (),
 ) -> Allocation:
     """Choose size and images for a budget by the best source the study offers.
 
@@ -105,14 +104,11 @@ def allocate(
         surface: L(N, D), or None.
         isoflops: Minima of the study.
         seed: Seed of the draws.
-        rivals: Laws of other forms that predict as well. Their optima widen the intervals, because
-            the bootstrap of one form does not know how wrong that form is.
     """
     sizes = Sizes(template.model)
-    draws = None if surface is None else _law_draws(surface, flops, sizes)
-    if draws is not None:
-        others = [_law_draws(law, flops, sizes) for law in rivals]
-        draws = np.concatenate([draws, *(other[1:] for other in others if other is not None)])
+    draws = None
+    if surface is not None and surface.known:
+        draws = optimal_params(surface.untied, flops, sizes.flops_per_token)
     source, edge = "surface law", ""
     if draws is None or not _credible(interval_of(draws[1:])):
         source = "IsoFLOP minima"
@@ -171,18 +167,23 @@ def best_run(runs: pd.DataFrame) -> "pd.Series[Any]":
     return best
 
 
-def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
+def optimal_params(law: Law, flops: float, flops_per_token: Callable[[Array], Array]) -> Array:
     """Return the best size at a budget, (1 + R,): of the law, then of each of its draws.
 
-    The search is numeric, because the closed form holds for 6ND only, not for counted FLOPs.
+    The search is numeric, because the closed form holds for one form and 6 N D only.
+
+    Args:
+        law: A law of params and tokens.
+        flops: The budget, in training FLOPs.
+        flops_per_token: Training FLOPs per token by size.
     """
-    middle = law.centre[law.form.inputs.index("params")]
+    middle = float(np.log(law.data.inputs["params"]).mean())
     step = 2 * SPAN / (SIZES - 1)
     # With repeated data, far more compute may call for a model that is larger by as much.
-    beyond = max(0.0, float(np.log(flops / 6)) - law.reach)
+    beyond = max(0.0, float(np.log(flops / 6)) - law.general.reach)
     grid = middle - SPAN + step * np.arange(SIZES + int(beyond / step))
     params = np.exp(grid)
-    value = law.predict_draws(params=params, tokens=flops / sizes.flops_per_token(params))
+    value = law.predict_draws(params=params, tokens=flops / flops_per_token(params))
     best = np.clip(value.argmin(axis=1), 1, len(grid) - 2)
     rows = np.arange(len(value))
     left, mid, right = (value[rows, best + step] for step in (-1, 0, 1))
@@ -190,12 +191,6 @@ def optimal_params(law: Fit, flops: float, sizes: Sizes) -> Array:
     shift = np.where(bend > 0, (left - right) / 2 / np.where(bend > 0, bend, 1.0), 0.0)
     optimum: Array = np.exp(grid[best] + np.clip(shift, -1, 1) * step)
     return optimum
-
-
-def _law_draws(law: Fit, flops: float, sizes: Sizes) -> Array | None:
-    if law.status in ("rank-deficient", "non-finite") or not len(law.draws):
-        return None
-    return optimal_params(law, flops, sizes)
 
 
 def _credible(interval: Interval) -> bool:

@@ -78,7 +78,7 @@ def believe(forms: Sequence[Form], data: Observations, points: Mapping[str, Arra
     for form in forms:
         chosen, start = logs[[names.index(name) for name in form.inputs]], None
         for misfit in MISFITS:
-            noise = data.noise or misfit / QUIET
+            noise = data.noise.std or misfit / QUIET
             part, start = _under(form, chosen, values, misfit**2 * alike, noise, start)
             parts.append(part)
     return _mixture(parts)

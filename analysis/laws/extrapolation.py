@@ -12,17 +12,20 @@ SLACK = float(np.log(1.2))  # in ln(compute): compute within 20% counts as equal
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """The error of a form beyond its runs. Distances are ln(compute / largest compute seen)."""
+    """The error of a law beyond its runs. Distances are ln(compute / largest compute seen)."""
 
-    rate: float  # relative standard deviation that the form misses per unit of distance
+    factor: float  # by which its bands were too narrow in the roll-outs; at least 1
     tested: float  # distance of the farthest roll-out, 0 without roll-outs
 
     def widening(self, distance: Array | float) -> Array:
-        """Return the factor by which intervals widen: 1 as far as roll-outs have tested.
+        """Return the factor by which intervals widen: 1 inside the data, `factor` beyond.
 
-        Beyond, they widen in proportion to the distance, because nothing has been seen there.
+        Farther than roll-outs have tested, they widen in proportion to the distance as well,
+        because nothing has been seen there.
         """
-        factor: Array = np.maximum(1.0, np.asarray(distance, float) / max(self.tested, FAR))
+        away = np.asarray(distance, float)
+        beyond = 1 + (self.factor - 1) * np.minimum(away / FAR, 1.0)
+        factor: Array = beyond * np.maximum(1.0, away / max(self.tested, FAR))
         return factor
 
     def caution(self, distance: float) -> str:
@@ -37,4 +40,4 @@ class Discrepancy:
         return f"At {times}, the interval is a guess: {tested}."
 
 
-NEVER = Discrepancy(rate=0.0, tested=float("inf"))  # parameters and noise only, at any distance
+NEVER = Discrepancy(factor=1.0, tested=float("inf"))  # parameters and noise only, at any distance

@@ -1,8 +1,9 @@
 """Robust fits of the forms in `forms`, with intervals that say when a parameter is unknown.
 
-Legend: `n` rows, `p` parameters, `k` inputs, `R` bootstrap draws.
+Legend: `n` rows, `p` parameters, `k` inputs, `R` draws, `S` problems solved side by side.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.laws.extrapolation import NEVER, Discrepancy
 from analysis.laws.forms import Array, Form
 from analysis.laws.intervals import LEVEL, Interval, interval_ends, interval_of
+from analysis.laws.noise import NOTHING_KNOWN, Known, Noise, draw_noise, tamed
 from analysis.laws.repetition import effective_tokens
 from analysis.laws.solver import Problem, minimise
-from analysis.laws.uncertainty import IDENTIFIED, bootstrap, rank_deficient, reasons, settle_scale
+from analysis.laws.uncertainty import IDENTIFIED, rank_deficient, reasons, settle_scale
 from tarflow.errors import UserError
 
 Mask = NDArray[np.bool_]
@@ -26,6 +28,9 @@ NO_COMPUTE = ("batch", "epochs", "group", "unique_tokens")  # inputs that do not
 THINNED = 500  # rows on which the starts of a long table descend
 POLISHED = 3  # optima of these rows that are refined on all rows
 SCOUTS = 16  # starts of the least-squares fit around which the residual scale is settled
+DRAW_STEPS = 60  # of the solver: a draw needs no more digits than its noise leaves
+SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
+LINEAR_FROM = 1000  # rows from which draws take one linear step: their laws hardly differ
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,8 @@ class Observations:
 
     inputs: Mapping[str, Array]  # (n,) positive values of each input of a form
     values: Array  # (n,) losses, positive in log space
-    clusters: Sequence[str] | None = None  # (n,) rows of one cluster are resampled together
-    noise: float | None = None  # known standard deviation of equal runs, relative in log space
+    clusters: Sequence[str] | None = None  # (n,) rows of one cluster share a part of their error
+    noise: Known = NOTHING_KNOWN  # of equal runs, relative in log space, unless they are rows too
     space: Space = "log"  # residuals of ln(values), with a floor of 0 or more, or of raw values
     weights: Array | None = None  # (n,) how often each row counts; once by default
     unique_tokens: float | Array = np.inf  # tokens of the training set of all rows, or (n,) of
@@ -69,47 +74,27 @@ class Observations:
         return cost
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """A fitted law."""
+class Predictor(ABC):
+    """A law as its users see it: values, and bands in which new runs fall."""
 
-    form: Form
-    status: Status
-    values: Mapping[str, float]  # parameters of the formula by name (E, A, a, ...)
-    intervals: Mapping[str, Interval]  # 90%, by bootstrap
-    reasons: Mapping[str, str]  # "identified", or why a parameter is unknown, as a sentence
-    rows: int
-    scale: float  # robust standard deviation of the residuals; nan if it cannot be known
-    residuals: Array  # (n,) ln(achieved / predicted), or achieved - predicted in raw space
-    agreement: float  # share of starts that ended at the best optimum
-    resampled: str  # what the bootstrap drew: "runs" or "noise"
-    space: Space
-    theta: Array  # (p,) inner parameters
-    draws: Array  # (R, p) inner parameters of the bootstrap
-    centre: Array  # (k,) mean logarithms of the inputs, repeated tokens at their worth
-    reach: float  # largest `log_compute` of the data
-    unique_tokens: float = np.inf  # of the training set, nan if rows differ; repeats count less
-    discrepancy: Discrepancy = NEVER  # error of the form beyond `reach`
+    discrepancy: Discrepancy
 
     @property
-    def name(self) -> str:
-        """The form's name."""
-        return self.form.name
+    @abstractmethod
+    def space(self) -> Space:
+        """Whether residuals are those of the logarithm."""
 
-    @property
-    def formula(self) -> str:
-        """The form's formula."""
-        return self.form.formula
+    @abstractmethod
+    def predict_draws(self, **inputs: ArrayLike) -> Array:
+        """Return values (1 + R, n) at n points: of the law, then of each draw."""
 
-    @property
-    def of_compute(self) -> bool:
-        """Whether this is a law of compute alone, not of size and data."""
-        return self.form.inputs == ("flops",)
+    @abstractmethod
+    def noise_draws(self, **inputs: ArrayLike) -> Array:
+        """Return the standard deviation (R, n) of one run at n points, of each draw."""
 
-    @property
-    def identified(self) -> dict[str, bool]:
-        """Whether these rows determine each parameter."""
-        return {name: reason == IDENTIFIED for name, reason in self.reasons.items()}
+    @abstractmethod
+    def distance(self, **inputs: ArrayLike) -> Array:
+        """Return ln(compute / largest compute of the data) of each point, 0 within the data."""
 
     def predict(self, **inputs: ArrayLike) -> Array:
         """Return the law's values: predict(flops=...) or predict(params=..., tokens=...).
@@ -122,8 +107,78 @@ class Fit:
         value: Array = self.predict_draws(**inputs)[0].reshape(shape)
         return value
 
+    def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
+        """Return the ends of the band in which one new run falls with probability `level`.
+
+        It holds the spread of the draws and the noise of a run, widened beyond the data as the
+        roll-outs call for. If the noise is unknown, the band is unbounded.
+        """
+        shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
+        values, distance = self.predict_draws(**inputs), self.distance(**inputs)
+        if len(values) == 1:
+            return np.full(shape, -np.inf), np.full(shape, np.inf)
+        values = np.log(values) if self.space == "log" else values
+        unit = np.random.default_rng(0).standard_normal((len(values) - 1, 1))
+        ends = np.stack(interval_ends(values[1:] + unit * self.noise_draws(**inputs), level))
+        ends = values[0] + (ends - values[0]) * self.discrepancy.widening(distance)
+        low, high = np.exp(ends) if self.space == "log" else ends
+        return low.reshape(shape), high.reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit(Predictor):
+    """A fitted law of one form."""
+
+    form: Form
+    status: Status
+    values: Mapping[str, float]  # parameters of the formula by name (E, A, a, ...)
+    intervals: Mapping[str, Interval]  # 90%
+    reasons: Mapping[str, str]  # "identified", or why a parameter is unknown, as a sentence
+    scale: float  # robust standard deviation of the residuals; nan if it cannot be known
+    residuals: Array  # (n,) ln(achieved / predicted), or achieved - predicted in raw space
+    agreement: float  # share of starts that ended at the best optimum
+    theta: Array  # (p,) inner parameters
+    draws: Array  # (R, p) inner parameters, each fitted to the law with other errors
+    noise: Noise | None  # the errors; None without draws
+    centre: Array  # (k,) mean logarithms of the inputs, repeated tokens at their worth
+    reach: float  # largest `log_compute` of the data
+    data: Observations
+    problem: Problem  # what theta minimises
+    unique_tokens: float = np.inf  # of the training set, nan if rows differ; repeats count less
+    discrepancy: Discrepancy = NEVER  # how far the form errs beyond `reach`
+
+    @property
+    def name(self) -> str:
+        """The form's name."""
+        return self.form.name
+
+    @property
+    def formula(self) -> str:
+        """The form's formula."""
+        return self.form.formula
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.residuals)
+
+    @property
+    def space(self) -> Space:
+        """Whether residuals are those of the logarithm."""
+        return self.data.space
+
+    @property
+    def of_compute(self) -> bool:
+        """Whether this is a law of compute alone, not of size and data."""
+        return self.form.inputs == ("flops",)
+
+    @property
+    def identified(self) -> dict[str, bool]:
+        """Whether these rows determine each parameter."""
+        return {name: reason == IDENTIFIED for name, reason in self.reasons.items()}
+
     def predict_draws(self, **inputs: ArrayLike) -> Array:
-        """Return values (1 + R, n) at n points: of the law, then of each draw of the bootstrap."""
+        """Return values (1 + R, n) at n points: of the law, then of each draw."""
         logs = self.form.columns(self._columns(inputs)) - self.centre[:, None]
         values: Array = self.form.predict(np.concatenate([self.theta[None], self.draws]), logs)
         return values
@@ -135,24 +190,97 @@ class Fit:
         beyond: Array = np.maximum(0.0, log_compute(used) - self.reach)
         return beyond
 
-    def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
-        """Return the ends of the band in which one new run falls with probability `level`.
+    def noise_draws(self, **inputs: ArrayLike) -> Array:
+        """Return the standard deviation (R, n) of one run at n points, of each draw."""
+        compute = log_compute(self._broadcast(inputs))
+        return np.empty((0, len(compute))) if self.noise is None else self.noise.at(compute)
 
-        It adds up the spread of the parameters, the noise of a run, and the error of the form per
-        unit of extrapolation that the roll-outs showed. Beyond the farthest roll-out it widens in
-        proportion to the distance. If the noise is unknown, the band is unbounded.
+    @property
+    def residual_noise(self) -> Known:
+        """The noise that the residuals show, as it may serve another law of such runs."""
+        spare = max(self.rows - len(self.theta), 0)
+        square = float(np.sum(tamed(self.residuals, spare) ** 2))
+        return Known(float(np.sqrt(square / spare)), spare) if spare else NOTHING_KNOWN
+
+    def refit(
+        self,
+        *,
+        targets: Array | None = None,
+        weights: Array | None = None,
+        begin: Array | None = None,
+        starts: int = 0,
+    ) -> Array:
+        """Return the inner parameters (S, p) for other targets or row weights (S, n).
+
+        Args:
+            targets: Values, or their logs in log space.
+            weights: Multiples of the weights of the rows; 0 leaves a row out.
+            begin: (S, p) where the search starts; by default at theta and around it.
+            starts: Number of other starting points.
         """
-        shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
-        if not len(self.draws) or not np.isfinite(self.scale):
-            return np.full(shape, -np.inf), np.full(shape, np.inf)
-        values, distance = self.predict_draws(**inputs), self.distance(**inputs)
-        values = np.log(values) if self.space == "log" else values
-        spread = np.hypot(self.scale, self.discrepancy.rate * distance)
-        error = np.random.default_rng(0).standard_normal((len(self.draws), 1)) * spread
-        ends = np.stack(interval_ends(values[1:] + error, level))
-        ends = values[0] + (ends - values[0]) * self.discrepancy.widening(distance)
-        low, high = np.exp(ends) if self.space == "log" else ends
-        return low.reshape(shape), high.reshape(shape)
+        problem = self.problem if targets is None else replace(self.problem, targets=targets)
+        if weights is not None:
+            problem = replace(problem, weights=problem.weights * weights)
+        count = max(
+            len(rows) if rows.ndim == 2 else 1 for rows in (problem.targets, problem.weights)
+        )
+        if begin is not None:
+            return minimise(problem, begin, 1e-5, DRAW_STEPS)[0]
+        around = self._around() if self.rows <= SEVERAL_STARTS_TO or starts else self.theta[None]
+        if starts:
+            floor = 0.0 if problem.log else -np.inf
+            more = self.form.starts(self.data.values, floor, starts, problem.logs)
+            around = np.concatenate([around, more])
+        which = np.tile(np.arange(count), len(around))
+        ends, costs = minimise(
+            problem.take(which), np.repeat(around, count, axis=0), 1e-5, DRAW_STEPS
+        )
+        best = costs.reshape(len(around), count).argmin(axis=0)
+        fitted: Array = ends.reshape(len(around), count, -1)[best, np.arange(count)]
+        return fitted
+
+    def draw_noise(self, draws: int, seed: int) -> Noise | None:
+        """Draw the errors of the rows; None if nothing tells the noise."""
+        free = ~self.problem.at_bound(self.theta)
+        return draw_noise(
+            self.residuals,
+            self.problem.slopes(self.theta[None])[0, free],
+            log_compute(self.data.inputs),
+            clusters=_numbered(self.data.clusters, self.rows),
+            weights=_weights(self.data),
+            known=self.data.noise,
+            draws=draws,
+            rng=np.random.default_rng(seed),
+        )
+
+    def with_draws(self, draws: int, seed: int = 0) -> "Fit":
+        """Return the fit with draws of its parameters and the intervals that follow from them."""
+        known = draws and self.status != "non-finite"
+        noise = self.draw_noise(draws, seed) if known else None
+        if noise is None:
+            return self
+        if self.rows >= LINEAR_FROM:
+            drawn = self.theta + self.problem.linear_step(self.theta, noise.errors)
+            drawn = np.clip(drawn, self.problem.low, self.problem.high)
+        else:
+            drawn = self.refit(targets=self.problem.targets - self.residuals + noise.errors)
+        natural = self.form.natural(drawn, self.centre)
+        names = self.form.parameters
+        intervals = {name: interval_of(natural[:, j]) for j, name in enumerate(names)}
+        freedom = self.rows - len(self.theta) + self.data.noise.freedom
+        why = reasons(self.problem, self.theta, drawn, intervals, freedom)
+        return replace(self, draws=drawn, noise=noise, intervals=intervals, reasons=why)
+
+    def first_draws(self, count: int) -> "Fit":
+        """Return the fit with the first of its draws only."""
+        noise = self.noise.take(count) if self.noise else None
+        return replace(self, draws=self.draws[:count], noise=noise)
+
+    def _around(self) -> Array:
+        """Return starting points (3, p) at theta, and with smaller and larger other parameters."""
+        roles = [self.form.role_of(name) for name in self.form.parameters]
+        shrink = np.where([role == "coefficient" for role in roles], 1.0, 0.6)
+        return np.stack([self.theta, self.theta * shrink, self.theta / shrink])
 
     def _columns(self, inputs: Mapping[str, ArrayLike]) -> dict[str, Array]:
         """Return the inputs of the form, (n,) each, repeated tokens at their worth."""
@@ -178,6 +306,7 @@ def fit(
     delta: float | None = None,
     starts: int = 100,
     draws: int = 1000,
+    focus: float = 0.0,
     seed: int = 0,
 ) -> Fit:
     """Fit a form by Huber's loss around a robust scale.
@@ -189,48 +318,56 @@ def fit(
             published choice (Hoffmann et al. 2022), inf is least squares; by default 1.345 times
             the robust scale.
         starts: Number of initial points of the search.
-        draws: Number of bootstrap draws.
-        seed: Seed of the bootstrap.
+        draws: Number of draws behind the intervals.
+        focus: Rows are weighted by their compute to this power: above 0, expensive rows, which
+            are nearest to what a law is asked, count more.
+        seed: Seed of the draws.
 
     Raises:
         UserError: If a column is missing, not finite, or not positive where it must be.
     """
     logs, values = _checked(form, data)
-    weights = np.ones(len(values)) if data.weights is None else np.asarray(data.weights, float)
+    weights = _weights(data)
     centre = form.centre(logs, weights)
     known = {name: data.inputs[name] for name in form.inputs if name in data.inputs}
-    reach = float(log_compute(known).max())
+    compute = log_compute(known)
+    if focus:
+        near = np.exp(focus * (compute - compute.max()))
+        weights = weights * near * (weights.sum() / np.sum(weights * near))
     problem, begin = _problem(form, logs - centre[:, None], values, weights, data.space, starts)
 
     ends, costs = minimise(problem, begin[:SCOUTS], tolerance=1e-6, steps=60)
-    if not np.isfinite(costs.min()):
-        return _not_finite(form, len(values), data.space, centre, reach)
-    problem, theta, scale = settle_scale(problem, ends[costs.argmin()], data.noise, delta)
-    theta, agreement = _best(problem, theta, begin)
-    deficient = rank_deficient(problem, theta)
-
-    clusters = _numbered(data.clusters, len(values))
-    drawn, resampled = bootstrap(problem, theta, scale, clusters, draws, seed)
-    natural, spread = form.natural(theta[None], centre)[0], form.natural(drawn, centre)
-    intervals = {name: interval_of(spread[:, j]) for j, name in enumerate(form.parameters)}
-    return Fit(
+    theta, agreement, scale = np.full(len(form.parameters), np.nan), 0.0, float("nan")
+    status: Status = "non-finite"
+    if np.isfinite(costs.min()):
+        least = data.noise.std
+        problem, theta, scale = settle_scale(problem, ends[costs.argmin()], least, delta)
+        theta, agreement = _best(problem, theta, begin)
+        status = _status(problem, theta, agreement)
+    natural = form.natural(theta[None], centre)[0]
+    unknown = dict.fromkeys(form.parameters, (-np.inf, np.inf))
+    why = "the fit is not finite"
+    point = Fit(
         form=form,
-        status=_status(problem, theta, agreement, deficient),
+        status=status,
         values=dict(zip(form.parameters, natural.tolist(), strict=True)),
-        intervals=intervals,
-        reasons=reasons(problem, theta, drawn, intervals, deficient, float(np.ptp(values))),
-        rows=len(values),
+        intervals=unknown,
+        reasons=dict.fromkeys(form.parameters, why)
+        if status == "non-finite"
+        else reasons(problem, theta, np.empty((0, len(theta))), unknown, 0.0),
         scale=scale,
         residuals=problem.residuals(theta[None])[0],
         agreement=agreement,
-        resampled=resampled,
-        space=data.space,
         theta=theta,
-        draws=drawn,
+        draws=np.empty((0, len(theta))),
+        noise=None,
         centre=centre,
-        reach=reach,
+        reach=float(compute.max()),
+        data=data,
+        problem=problem,
         unique_tokens=_shared(data.unique_tokens),
     )
+    return point.with_draws(draws, seed)
 
 
 def log_compute(inputs: Mapping[str, ArrayLike]) -> Array:
@@ -304,7 +441,7 @@ def _best(problem: Problem, theta: Array, begin: Array) -> tuple[Array, float]:
 
     In a long table, all starts descend on some rows, and the best optima are refined on all.
     """
-    few = problem.thin(THINNED) if problem.logs.shape[1] > 2 * THINNED else problem
+    few = _thinned(problem)
     ends, costs = minimise(few, np.concatenate([theta[None], begin]))
     cost = float(costs.min())
     slack = 1e-4 * cost + 1e-12 * float(few.weights.sum())
@@ -323,6 +460,14 @@ def _distinct(costs: Array, slack: float) -> list[int]:
     return chosen[:POLISHED]
 
 
+def _thinned(problem: Problem) -> Problem:
+    """Return the problem of some of many rows, the same ones every time."""
+    rows = problem.logs.shape[1]
+    if rows <= 2 * THINNED:
+        return problem
+    return problem.rows(np.sort(np.random.default_rng(0).choice(rows, THINNED, replace=False)))
+
+
 def _numbered(clusters: Sequence[str] | None, rows: int) -> NDArray[np.intp]:
     """Return the number of each row's cluster, (n,); every row is its own without clusters."""
     if clusters is None:
@@ -330,30 +475,14 @@ def _numbered(clusters: Sequence[str] | None, rows: int) -> NDArray[np.intp]:
     return np.unique(np.array(clusters), return_inverse=True)[1]
 
 
-def _status(problem: Problem, theta: Array, agreement: float, deficient: bool) -> Status:
-    if deficient:
+def _weights(data: Observations) -> Array:
+    """Return how often each row counts, (n,)."""
+    return np.ones(len(data.values)) if data.weights is None else np.asarray(data.weights, float)
+
+
+def _status(problem: Problem, theta: Array, agreement: float) -> Status:
+    if rank_deficient(problem, theta):
         return "rank-deficient"
     if np.any(problem.at_bound(theta)):
         return "bound-hit"
     return "converged" if agreement >= 0.5 else "multi-modal"
-
-
-def _not_finite(form: Form, rows: int, space: Space, centre: Array, reach: float) -> Fit:
-    p = len(form.parameters)
-    return Fit(
-        form=form,
-        status="non-finite",
-        values=dict.fromkeys(form.parameters, float("nan")),
-        intervals=dict.fromkeys(form.parameters, (-np.inf, np.inf)),
-        reasons=dict.fromkeys(form.parameters, "the fit is not finite"),
-        rows=rows,
-        scale=float("nan"),
-        residuals=np.full(rows, np.nan),
-        agreement=0.0,
-        resampled="noise",
-        space=space,
-        theta=np.full(p, np.nan),
-        draws=np.empty((0, p)),
-        centre=centre,
-        reach=reach,
-    )

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.fit import Fit, Observations, fit
-from analysis.laws.validation import STARTS
+from analysis.laws.fit import Fit, log_compute
 
 
 @dataclass(frozen=True)
@@ -18,27 +17,24 @@ class Influence:
     parameter_change: float  # in units of half its 90% interval
 
 
-def influence(law: Fit, data: Observations) -> tuple[Influence, ...]:
+def influence(law: Fit) -> tuple[Influence, ...]:
     """Refit without each run in turn; the largest change of the prediction comes first.
 
-    Args:
-        law: A law fitted to all rows.
-        data: The rows, with clusters. The prediction compared is that at their largest compute.
+    The prediction compared is that at the largest compute of the rows.
     """
-    at = {name: column[[data.compute.argmax()]] for name, column in data.inputs.items()}
-    clusters, changes = data.clusters or (), []
-    for cluster in dict.fromkeys(clusters):
-        rest = data.take(np.array([name != cluster for name in clusters]))
-        other = fit(law.form, rest, starts=STARTS, draws=0)
-        moves = {name: _move(law, other, name) for name in law.values}
-        most = max(moves, key=lambda name: moves[name])
-        change = float(other.predict(**at)[0] / law.predict(**at)[0] - 1)
-        changes.append(Influence(cluster, change, most, moves[most]))
-    return tuple(sorted(changes, key=lambda item: -abs(item.change)))
-
-
-def _move(law: Fit, other: Fit, name: str) -> float:
-    """Return how far a parameter moves, in units of half its interval; 0 if that is unknown."""
-    low, high = law.intervals[name]
-    half = (high - low) / 2
-    return abs(other.values[name] - law.values[name]) / half if 0 < half < np.inf else 0.0
+    clusters = np.array(law.data.clusters or [str(row) for row in range(law.rows)])
+    names = list(dict.fromkeys(clusters.tolist()))
+    others = law.refit(weights=np.stack([clusters != name for name in names]).astype(float))
+    last = law.problem.logs[:, [int(log_compute(law.data.inputs).argmax())]]
+    value = law.form.predict(law.theta[None], last)[0, 0]
+    changes = law.form.predict(others, last)[:, 0] / value - 1
+    half = np.array([(high - low) / 2 for low, high in law.intervals.values()])
+    shift = np.abs(law.form.natural(others, law.centre) - list(law.values.values()))
+    known = (half > 0) & np.isfinite(half)
+    moves = np.where(known, shift / np.where(known, half, 1.0), 0.0)
+    most = moves.argmax(axis=1)
+    effects = [
+        Influence(name, float(change), law.form.parameters[j], float(move[j]))
+        for name, change, j, move in zip(names, changes, most, moves, strict=True)
+    ]
+    return tuple(sorted(effects, key=lambda item: -abs(item.change)))

@@ -4,6 +4,7 @@ Legend: `S` problems (starts or resamples), `n` rows, `p` parameters, `k` inputs
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +34,13 @@ class Problem:
         weights = self.weights[chosen] if self.weights.ndim == 2 else self.weights
         return replace(self, targets=targets, weights=weights)
 
-    def thin(self, rows: int) -> "Problem":
-        """Return a problem of `rows` of the rows, the same ones every time."""
-        count = self.logs.shape[1]
-        kept = np.sort(np.random.default_rng(0).choice(count, rows, replace=False))
+    def rows(self, chosen: NDArray[Any]) -> "Problem":
+        """Return the problem of some rows only, given by a mask (n,) or by their positions."""
         return replace(
             self,
-            logs=self.logs[:, kept],
-            targets=self.targets[..., kept],
-            weights=self.weights[..., kept],
+            logs=self.logs[:, chosen],
+            targets=self.targets[..., chosen],
+            weights=self.weights[..., chosen],
         )
 
     def at_bound(self, theta: Array) -> NDArray[np.bool_]:
@@ -53,7 +52,9 @@ class Problem:
         return self._residuals(self.form.predict(theta, self.logs))
 
     def cost(self, residuals: Array) -> Array:
-        """Return the (S,) sums of Huber terms."""
+        """Return the (S,) sums of Huber terms; rows without weight may have any residual."""
+        if not np.isfinite(residuals).all():
+            residuals = np.where(self.weights > 0, residuals, 0.0)
         if not np.isfinite(self.delta):
             squares: Array = np.sum(self.weights * residuals * residuals, axis=1) / 2
             return squares
@@ -62,12 +63,28 @@ class Problem:
         terms: Array = np.sum(self.weights * inner * (size - inner / 2), axis=1)
         return terms
 
+    def slopes(self, theta: Array) -> Array:
+        """Return the (S, p, n) derivatives of what the residuals are taken from."""
+        value, columns = self.form.linearised(theta, self.logs)
+        return columns / np.maximum(value, 1e-300)[:, None] if self.log else columns
+
+    def linear_step(self, theta: Array, errors: Array) -> Array:
+        """Return how far theta (p,) moves, (R, p), if errors (R, n) are added to the targets."""
+        columns = self.slopes(theta[None])[0]
+        fixed = self.at_bound(theta)
+        weighted = np.where(fixed[:, None], 0.0, columns) * self.weights
+        matrix = weighted @ columns.T + np.diag(np.where(fixed, 1.0, 0.0))
+        moved: Array = np.linalg.solve(matrix, weighted @ errors.T).T
+        return moved
+
     def normal(self, theta: Array) -> tuple[Array, Array]:
         """Return the (S, p, p) Gauss-Newton matrices and (S, p) descent directions."""
         if len(theta) > 1 and np.all(theta == theta[0]):
             return self._normal_of_one(theta)
         value, columns = self.form.linearised(theta, self.logs)
         residuals = self._residuals(value)
+        if not (np.isfinite(columns).all() and np.isfinite(residuals).all()):
+            residuals, columns = np.nan_to_num(residuals), np.nan_to_num(columns)
         root = np.sqrt(self._weights(residuals))
         columns *= (root / np.maximum(value, 1e-300) if self.log else root)[:, None]
         return columns @ columns.swapaxes(1, 2), (columns @ (root * residuals)[:, :, None])[..., 0]

@@ -1,4 +1,4 @@
-"""How certain a fit is: the scale of its residuals, its bootstrap, and which parameters it knows.
+"""How certain a fit is: the scale of its residuals, and which parameters it knows.
 
 Legend: `n` rows, `p` parameters, `R` draws.
 """
@@ -7,17 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analysis.laws.forms import Array
+from analysis.laws.forms import Array, Parameter
 from analysis.laws.intervals import TAIL, Interval
 from analysis.laws.solver import HUBER, Problem, minimise
 
 ROBUST_FROM = 5  # degrees of freedom below which an outlier cannot be told from a misfit
-CASES_FROM = 6  # runs per parameter from which runs are resampled; with fewer, noise is
-DRAW_STEPS = 60  # of the solver: a draw needs no more digits than its noise leaves
 IDENTIFIED = "identified"  # the reason given for a parameter that the rows determine
-SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 
 
 def robust_scale(residuals: Array, weights: Array, parameters: int) -> float:
@@ -38,7 +34,7 @@ def robust_scale(residuals: Array, weights: Array, parameters: int) -> float:
 
 
 def settle_scale(
-    problem: Problem, theta: Array, noise: float | None, delta: float | None
+    problem: Problem, theta: Array, noise: float, delta: float | None
 ) -> tuple[Problem, Array, float]:
     """Settle the residual scale and Huber's delta around the least-squares fit.
 
@@ -58,9 +54,8 @@ def settle_scale(
     if free < ROBUST_FROM:
         square = float(np.sum(problem.weights * residuals**2))
         scale = float(np.sqrt(square / free)) if free > 0 else float("nan")
-        known = [value for value in (scale, noise) if value is not None and np.isfinite(value)]
-        return problem, theta, max(known, default=float("nan"))
-    scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
+        return problem, theta, max(scale, noise) if free > 0 else noise or scale
+    scale = max(robust_scale(residuals, problem.weights, len(theta)), noise)
     for _ in range(10):
         if delta is not None:
             break
@@ -70,63 +65,15 @@ def settle_scale(
         theta = minimise(problem, theta[None], 1e-7)[0][0]
         residuals = problem.residuals(theta[None])[0]
         before = scale
-        scale = max(robust_scale(residuals, problem.weights, len(theta)), noise or 0.0)
+        scale = max(robust_scale(residuals, problem.weights, len(theta)), noise)
         if abs(scale - before) <= 1e-3 * before:
             break
     return problem, theta, scale
 
 
-def bootstrap(
-    problem: Problem,
-    theta: Array,
-    scale: float,
-    clusters: NDArray[np.intp],
-    draws: int,
-    seed: int,
-) -> tuple[Array, str]:
-    """Refit resampled tables: whole runs if there are many, otherwise noise around the law.
-
-    Args:
-        problem: The problem that was fitted.
-        theta: (p,) its solution.
-        scale: Standard deviation of the residuals; nan if unknown.
-        clusters: (n,) number of the run of each row.
-        draws: Number of draws.
-        seed: Seed of the draws.
-
-    Returns:
-        The parameters of every draw, (R, p), and what was drawn: "runs" or "noise".
-    """
-    rng = np.random.default_rng(seed)
-    total = int(clusters.max()) + 1
-    if total >= CASES_FROM * len(theta):
-        times = rng.multinomial(total, np.full(total, 1 / total), size=draws)
-        resampled = "runs"
-        trial = replace(problem, weights=problem.weights * times[:, clusters])
-    else:
-        resampled = "noise"
-        if not np.isfinite(scale):
-            return np.empty((0, len(theta))), resampled
-        fitted = problem.targets - problem.residuals(theta[None])[0]
-        error = rng.standard_normal((draws, len(fitted))) * scale
-        trial = replace(problem, targets=fitted + error / np.sqrt(problem.weights))
-    if not draws:
-        return np.empty((0, len(theta))), resampled
-    shrink = np.array([1.0 if name in "AB" else 0.6 for name in problem.form.parameters])
-    begin = [theta, theta * shrink, theta / shrink]
-    if len(clusters) > SEVERAL_STARTS_TO:
-        begin = [theta]
-    which = np.tile(np.arange(draws), len(begin))
-    ends, costs = minimise(trial.take(which), np.repeat(begin, draws, axis=0), 1e-5, DRAW_STEPS)
-    best = costs.reshape(len(begin), draws).argmin(axis=0)
-    return ends.reshape(len(begin), draws, -1)[best, np.arange(draws)], resampled
-
-
 def rank_deficient(problem: Problem, theta: Array) -> bool:
     """Tell whether other parameters near theta (p,) give the same fit."""
-    columns = problem.form.jacobian(theta[None], problem.logs)[0] * np.sqrt(problem.weights)
-    if problem.log:
-        columns = columns / problem.form.predict(theta[None], problem.logs)
+    columns = problem.slopes(theta[None])[0] * np.sqrt(problem.weights)
     if columns.shape[1] < len(theta):
         return True
     length = np.linalg.norm(columns, axis=1, keepdims=True)
@@ -140,31 +87,43 @@ def reasons(
     theta: Array,
     drawn: Array,
     intervals: Mapping[str, Interval],
-    deficient: bool,
-    spread: float,
+    freedom: float,
 ) -> dict[str, str]:
     """Say of each parameter why it is unknown, or that it is identified.
 
     Args:
         problem: The problem that was fitted.
         theta: (p,) its solution.
-        drawn: (R, p) bootstrap draws.
+        drawn: (R, p) draws.
         intervals: Interval of each parameter of the formula.
-        deficient: Whether other parameters give the same fit.
-        spread: Range of the losses.
+        freedom: Degrees of freedom with which the noise is known.
     """
+    deficient = rank_deficient(problem, theta)
+    spread = float(np.ptp(np.exp(problem.targets) if problem.log else problem.targets))
     stuck = np.zeros(len(theta), dtype=bool)
     if len(drawn):
         stuck = problem.at_bound(theta) | (problem.at_bound(drawn).mean(axis=0) > TAIL)
-    return {
-        name: doubt(name, intervals[name], deficient, bool(stuck[j]), spread) or IDENTIFIED
-        for j, name in enumerate(problem.form.parameters)
+    why = {
+        detail.name: _doubt(detail, intervals[detail.name], deficient, bool(stuck[j]), spread)
+        or IDENTIFIED
+        for j, detail in enumerate(problem.form.details)
     }
+    if freedom == 1:
+        only = "one row is left to measure the noise"
+        why = {
+            name: f"{name} is not identified by these runs: {only}"
+            if known == IDENTIFIED
+            else known
+            for name, known in why.items()
+        }
+    return why
 
 
-def doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, spread: float) -> str:
+def _doubt(
+    detail: Parameter, interval: Interval, deficient: bool, at_bound: bool, spread: float
+) -> str:
     """Say why a parameter is unknown; empty if it is known."""
-    low, high = interval
+    name, role, (low, high) = detail.name, detail.role, interval
     if deficient:
         return f"{name} is not identified by these runs: other values give the same fit"
     if not np.isfinite(high - low):
@@ -172,9 +131,9 @@ def doubt(name: str, interval: Interval, deficient: bool, at_bound: bool, spread
     span = f"90% interval {low:.3g} to {high:.3g}"
     if at_bound:
         return f"{name} is not identified by these runs: it runs into its bound ({span})"
-    if name == "E" and high - low > 0.5 * spread:
+    if role == "floor" and high - low > 0.5 * spread:
         return f"{name} is not identified by these runs: {span}, over half the range of the losses"
-    limit = 10 if name in "AB" else 2
-    if name != "E" and high > limit * low:
+    limit = 2 if role in ("exponent", "power") else 10
+    if role != "floor" and high > limit * low:
         return f"{name} is not identified by these runs: {span}, wider than a factor of {limit}"
     return ""

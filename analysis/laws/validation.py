@@ -1,6 +1,7 @@
-"""A law is believed only when it predicts: roll-outs, choice of form, baselines, coverage.
+"""A law is believed only when it predicts: roll-outs, weights of forms, baselines, coverage.
 
 A roll-out fits a law to the cheaper (smaller, shorter) runs and predicts the others.
+Legend: `n` rows, `p` parameters, `W` windows, `R` draws.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,32 +11,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.laws.extrapolation import FAR, Discrepancy
-from analysis.laws.fit import Fit, Observations, fit
-from analysis.laws.forms import Array, Form
-from analysis.laws.intervals import LEVEL, NORMAL_90, Interval
+from analysis.laws.fit import Fit, Mask, Observations
+from analysis.laws.forms import GROUP, Array
+from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.uncertainty import rank_deficient
 
-CUTOFFS = 4  # windows per axis
+WINDOWS = 4  # per axis
+FIRST, LAST = 0.5, 0.8  # shares of the rows that the smallest and the largest window see
+FEWEST_WINDOWS = 3  # per axis, of small tables
 NEAR = 0.2  # values of an axis within 20% of each other are one level
+EQUAL = 0.05  # rows within 5% of a cutoff are seen too: budgets round to whole batches
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
-ROUNDING = 1e-9  # errors that tell exact laws apart by nothing but rounding
-STARTS, DRAWS = 24, 100  # of every fit inside a roll-out
+STARTS = 8  # of every fit inside a roll-out, besides those around the fit of all rows
+SHARPNESS = 4.0  # a form with half the error weighs 2^4 times as much
 
-Window = tuple[str, float]  # what a fit has seen: an axis and its largest value
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """What a fit sees of a table: the rows up to a cutoff along an axis."""
+
+    axis: str  # compute, params or tokens
+    cutoff: float
+    seen: Mask  # (n,)
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One run predicted by a law fitted to cheaper (smaller, shorter) runs only."""
+    """One run predicted from cheaper (smaller, shorter) runs only."""
 
-    form: str
-    axis: str  # what the window grows along: flops, params or tokens
+    form: str  # name of a form, or AVERAGE
+    axis: str  # what the window grows along
     cutoff: float  # largest value of the axis the fit has seen
     rows: int  # number of rows the fit has seen
     row: int  # position of the predicted row in the table
     distance: float  # ln(compute of the row / largest compute seen); 0 if not beyond
     predicted: float
-    interval: Interval  # 90% band of parameters and noise, without a discrepancy term
     achieved: float
+    interval: Interval | None = None  # 90% band before it is widened; of the average only
 
     @property
     def error(self) -> float:
@@ -43,8 +55,8 @@ class Rollout:
         return self.predicted / self.achieved - 1
 
     @property
-    def window(self) -> Window:
-        """What the fit has seen; roll-outs of one window share their fit."""
+    def window(self) -> tuple[str, float]:
+        """What the fit has seen."""
         return self.axis, self.cutoff
 
     @property
@@ -53,26 +65,31 @@ class Rollout:
         return float(np.log(self.achieved / self.predicted))
 
     @property
-    def spread(self) -> float:
-        """Relative standard deviation that the 90% band stands for."""
-        low, high = self.interval
-        return float(np.log(high / low) / 2 / NORMAL_90) if 0 < low <= high else float("inf")
+    def miss(self) -> float:
+        """The error in units of the distance to the end of the band on its side."""
+        low, high = self.interval or (-np.inf, np.inf)
+        half = (
+            np.log(high / self.predicted) if self.log_error > 0 else np.log(self.predicted / low)
+        )
+        return float(abs(self.log_error) / max(half, 1e-12))
+
+
+AVERAGE = "average"
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a form did in the roll-outs."""
+    """How well a form did in the roll-outs, and what it weighs in the average."""
 
     form: str
     parameters: int
     rollouts: int
     windows: int
-    error: float  # mean over windows of the mean absolute relative error; nan without windows
-    error_se: float  # its standard error over windows
+    error: float  # mean over windows of the mean absolute log error; nan without windows
+    error_se: float  # its standard error over predicted runs: windows share their runs
+    weight: float
     aicc: float  # shown, not decisive; nan where undefined
     bic: float
-    near: bool  # cannot be told apart from the least error
-    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -86,12 +103,13 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often a band held what it promised on the roll-outs."""
+    """How often a band held what it promised on the roll-outs beyond the compute seen."""
 
-    band: str  # "parameters and noise", or "with discrepancy"
+    band: str  # "parameters and noise", or "widened"
     level: float  # promised
     inside: int
     total: int
+    score: float  # mean interval score in ln(loss) (Gneiting and Raftery 2007); less is better
 
     @property
     def achieved(self) -> float:
@@ -99,60 +117,136 @@ class Coverage:
         return self.inside / self.total if self.total else float("nan")
 
 
-def roll_out(
-    forms: Sequence[Form], data: Observations, axes: Mapping[str, Array], seed: int = 0
-) -> tuple[Rollout, ...]:
-    """Predict every run from windows that grow along each axis; all forms see the same windows.
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """Fits of the same windows by several members of an average."""
+
+    windows: tuple[Window, ...]
+    thetas: tuple[Array, ...]  # by member: inner parameters (W, p)
+    predicted: tuple[Array, ...]  # by member: ln of the predictions of all rows (W, n)
+
+    def errors(self, achieved: Array) -> list[Array]:
+        """Return |log errors| (W, n) of each member, nan where a row was seen."""
+        seen = np.stack([window.seen for window in self.windows])
+        return [np.where(seen, np.nan, np.abs(achieved - values)) for values in self.predicted]
+
+
+def windows_of(axes: Mapping[str, Array], fewest: int) -> tuple[Window, ...]:
+    """Cut a table at quantiles of each axis, so that any table has windows, however it is spaced.
 
     Args:
-        forms: Laws with the same inputs.
-        data: The rows.
-        axes: Columns to cut along, (n,) each: flops, params, tokens.
-        seed: Seed of the bootstrap.
+        axes: Columns to cut along, (n,) each.
+        fewest: Rows that every window must see.
 
     Returns:
-        The predictions; none if every window has too few rows for the largest form.
+        The distinct windows; none of them sees all rows.
     """
-    fewest = max(len(form.parameters) for form in forms) + SPARE
-    rollouts = []
+    cut: dict[bytes, Window] = {}
     for axis, column in axes.items():
-        for cutoff in _cutoffs(column, fewest):
-            seen = column <= cutoff
-            window = data.take(seen)
-            for form in forms:
-                law = fit(form, window, starts=STARTS, draws=DRAWS, seed=seed)
-                if law.status in ("rank-deficient", "non-finite"):
-                    break  # a window that fails one form must not count for the others
-                rollouts += predict_rows(law, data, np.flatnonzero(~seen), axis, cutoff)
-    complete = {
-        window
-        for window in {rollout.window for rollout in rollouts}
-        if {r.form for r in rollouts if r.window == window} == {form.name for form in forms}
-    }
-    return tuple(rollout for rollout in rollouts if rollout.window in complete)
+        rows = len(column)
+        first = max(fewest, int(np.ceil(FIRST * rows)))
+        last = min(max(int(LAST * rows), first + FEWEST_WINDOWS - 1), rows - 1)
+        if first > last:
+            continue
+        for count in np.unique(np.linspace(first, last, WINDOWS).round().astype(int)):
+            end = np.sort(column)[count - 1] * (1 + EQUAL)
+            seen = column <= end
+            if not seen.all():
+                window = Window(axis, float(column[seen].max()), seen)
+                cut.setdefault(seen.tobytes(), window)
+    return tuple(cut.values())
 
 
-def predict_rows(
-    law: Fit, data: Observations, rows: NDArray[np.intp], axis: str, cutoff: float
-) -> list[Rollout]:
-    """Predict rows, given by position, by a law fitted up to a cutoff of an axis."""
-    inputs = data.at(rows)
-    value, distance = law.predict(**inputs), law.distance(**inputs)
-    low, high = law.band(LEVEL, **inputs)
-    return [
-        Rollout(
-            form=law.name,
-            axis=axis,
-            cutoff=float(cutoff),
-            rows=law.rows,
-            row=int(row),
-            distance=float(distance[i]),
-            predicted=float(value[i]),
-            interval=(float(low[i]), float(high[i])),
-            achieved=float(data.values[row]),
-        )
-        for i, row in enumerate(rows)
+def try_out(fits: Sequence[Fit], windows: Sequence[Window]) -> Trials:
+    """Fit every member to every window. Windows that some member cannot fit are left out."""
+    if not windows:
+        return Trials((), (), ())
+    masks = np.stack([window.seen for window in windows]).astype(float)
+    thetas = [law.refit(weights=masks, starts=STARTS) for law in fits]
+    good = [
+        all(_fitted(law, theta[w], window.seen) for law, theta in zip(fits, thetas, strict=True))
+        for w, window in enumerate(windows)
     ]
+    kept = np.flatnonzero(good)
+    thetas = [theta[kept] for theta in thetas]
+    predicted = tuple(
+        np.log(np.maximum(law.form.predict(theta, law.problem.logs), 1e-300))
+        for law, theta in zip(fits, thetas, strict=True)
+    )
+    return Trials(tuple(windows[int(w)] for w in kept), tuple(thetas), predicted)
+
+
+def _fitted(law: Fit, theta: Array, seen: Mask) -> bool:
+    return bool(np.isfinite(theta).all()) and not rank_deficient(law.problem.rows(seen), theta)
+
+
+def weigh(errors: Sequence[Array], parameters: Sequence[int]) -> Array:
+    """Return the weight of each member, (m,), by its mean absolute error in the windows (W, n).
+
+    Without windows, the first member with the fewest parameters has all the weight.
+    """
+    if not errors:
+        alone: Array = np.eye(len(parameters))[int(np.argmin(parameters))]
+        return alone
+    size = np.array([np.nanmean(error, axis=1).mean() for error in errors])
+    relative = np.maximum(size, 1e-12) / max(float(size.min()), 1e-12)
+    raised: Array = relative**-SHARPNESS
+    weights: Array = raised / raised.sum()
+    return weights
+
+
+def score(
+    fits: Sequence[Fit], trials: Trials, weights: Array, data: Observations
+) -> tuple[Score, ...]:
+    """Score the forms. Members of one form share a line, in proportion to their weights."""
+    errors = trials.errors(np.log(data.values)) if trials.windows else []
+    runs = list(data.clusters or map(str, range(len(data.values))))
+    scores = []
+    for form in dict.fromkeys(law.form for law in fits):
+        own = [at for at, law in enumerate(fits) if law.form is form]
+        law, shares = fits[own[0]], weights[own]
+        shares = shares / shares.sum() if shares.sum() else np.full(len(own), 1 / len(own))
+        p, n = len(form.parameters), law.rows
+        free = n - p - 1
+        error, error_se, rollouts = float("nan"), float("nan"), 0
+        if errors:
+            size = sum(share * errors[at] for share, at in zip(shares, own, strict=True))
+            error = float(np.nanmean(size, axis=1).mean())
+            error_se = _standard_error(size, runs)
+            rollouts = int(np.isfinite(size).sum())
+        scores.append(
+            Score(
+                form=form.name,
+                parameters=p,
+                rollouts=rollouts,
+                windows=len(trials.windows),
+                error=error,
+                error_se=error_se,
+                weight=float(weights[own].sum()),
+                aicc=_likelihood(law) + 2 * p * n / free if free > 0 else float("nan"),
+                bic=_likelihood(law) + p * float(np.log(n)),
+            )
+        )
+    return tuple(scores)
+
+
+def _standard_error(errors: Array, runs: Sequence[str]) -> float:
+    """Return the standard error over runs of the mean of errors (W, n).
+
+    Windows are nested, so one run is predicted by several of them: its errors count once.
+    """
+    sums: dict[str, list[float]] = {}
+    for row, run in enumerate(runs):
+        column = errors[:, row]
+        if np.isfinite(column).any():
+            sums.setdefault(run, []).append(float(np.nanmean(column)))
+    means = np.array([np.mean(values) for values in sums.values()])
+    return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else 0.0
+
+
+def _likelihood(law: Fit) -> float:
+    """Return -2 ln likelihood of normal residuals, up to a constant."""
+    return law.rows * float(np.log(max(float(np.mean(law.residuals**2)), 1e-30)))
 
 
 def levels(column: Array) -> list[NDArray[np.intp]]:
@@ -166,131 +260,69 @@ def levels(column: Array) -> list[NDArray[np.intp]]:
     return np.split(order, np.flatnonzero(steps > np.log1p(NEAR)) + 1)
 
 
-def _cutoffs(column: Array, fewest: int) -> list[float]:
-    """Return level ends that leave `fewest` rows or more, thinned evenly, never the last one."""
-    ends = [float(column[group].max()) for group in levels(column)][:-1]
-    ends = [end for end in ends if np.sum(column <= end) >= fewest]
-    if not ends:
-        return []
-    return [ends[i] for i in np.unique(np.linspace(0, len(ends) - 1, CUTOFFS).round().astype(int))]
-
-
-def score(
-    forms: Sequence[Form], fits: Sequence[Fit], rollouts: Sequence[Rollout]
-) -> tuple[Score, ...]:
-    """Score forms by their error in the roll-outs, and choose one.
-
-    The one-standard-error rule decides: a form with fewer parameters wins if its error exceeds the
-    least by no more than the standard error of the paired difference over windows. Without
-    roll-outs the form with the fewest parameters wins.
-    """
-    errors = {form.name: _window_errors(rollouts, form.name) for form in forms}
-    near = {form.name for form in forms}
-    if rollouts:
-        best = errors[min(forms, key=lambda form: float(errors[form.name].mean())).name]
-        near = {
-            name
-            for name, error in errors.items()
-            if (error - best).mean() <= _standard_error(error - best) + ROUNDING
-        }
-    simple_first = sorted(forms, key=lambda form: len(form.parameters))
-    chosen = next(form for form in simple_first if form.name in near)
-    scores = []
-    for form, law in zip(forms, fits, strict=True):
-        p, n = len(form.parameters), law.rows
-        free = n - p - 1
-        scores.append(
-            Score(
-                form=form.name,
-                parameters=p,
-                rollouts=sum(rollout.form == form.name for rollout in rollouts),
-                windows=len(errors[form.name]),
-                error=float(errors[form.name].mean()) if rollouts else float("nan"),
-                error_se=_standard_error(errors[form.name]) if rollouts else float("nan"),
-                aicc=_likelihood(law) + 2 * p * n / free if free > 0 else float("nan"),
-                bic=_likelihood(law) + p * float(np.log(n)),
-                near=form.name in near,
-                chosen=form is chosen,
-            )
-        )
-    return tuple(scores)
-
-
-def _window_errors(rollouts: Sequence[Rollout], form: str) -> Array:
-    """Return the mean absolute relative error of each window, in a fixed order."""
-    windows: dict[Window, list[float]] = {}
-    for rollout in rollouts:
-        if rollout.form == form:
-            windows.setdefault(rollout.window, []).append(abs(rollout.error))
-    return np.array([np.mean(windows[key]) for key in sorted(windows)])
-
-
-def _likelihood(law: Fit) -> float:
-    """Return -2 ln likelihood of normal residuals, up to a constant."""
-    return law.rows * float(np.log(max(float(np.mean(law.residuals**2)), 1e-30)))
-
-
-def _standard_error(values: Array) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-
-
-def baselines(
-    rollouts: Sequence[Rollout], data: Observations, axes: Mapping[str, Array]
-) -> tuple[Baseline, ...]:
-    """Score two guesses without a law on the windows of the roll-outs: last value, log-linear."""
-    errors: dict[str, dict[Window, list[float]]] = {"repeat the last value": {}, "log-linear": {}}
-    logs = np.log(np.stack([np.ones_like(data.values) * np.e, *data.inputs.values()]))
-    targets = {(rollout.window, rollout.row): rollout for rollout in rollouts}  # shared by forms
-    for rollout in targets.values():
-        seen = axes[rollout.axis] <= rollout.cutoff
-        line = np.linalg.lstsq(logs[:, seen].T, np.log(data.values[seen]), rcond=None)[0]
-        guesses = float(data.values[seen].min()), float(np.exp(line @ logs[:, rollout.row]))
-        for windows, guess in zip(errors.values(), guesses, strict=True):
-            windows.setdefault(rollout.window, []).append(abs(guess / rollout.achieved - 1))
-    return tuple(
-        Baseline(
-            name=name,
-            rollouts=len(targets),
-            error=float(np.mean([np.mean(w) for w in windows.values()])) if windows else np.nan,
-        )
-        for name, windows in errors.items()
-    )
+def baselines(windows: Sequence[Window], data: Observations) -> tuple[Baseline, ...]:
+    """Score two guesses without a law on the windows: last value, log-linear."""
+    if not windows:
+        return ()
+    columns = [column for name, column in data.inputs.items() if name != GROUP]
+    logs = np.log(np.stack([np.ones_like(data.values) * np.e, *columns]))
+    achieved = np.log(data.values)
+    errors: dict[str, list[float]] = {"repeat the last value": [], "log-linear": []}
+    for window in windows:
+        seen, unseen = window.seen, ~window.seen
+        line = np.linalg.lstsq(logs[:, seen].T, achieved[seen], rcond=None)[0]
+        guesses = achieved[seen].min(), line @ logs[:, unseen]
+        for sizes, guess in zip(errors.values(), guesses, strict=True):
+            sizes.append(float(np.mean(np.abs(achieved[unseen] - guess))))
+    count = sum(int((~window.seen).sum()) for window in windows)
+    return tuple(Baseline(name, count, float(np.mean(sizes))) for name, sizes in errors.items())
 
 
 def discrepancy(rollouts: Sequence[Rollout]) -> Discrepancy:
-    """Return the error of a form beyond its runs, and how far the roll-outs have tested it.
+    """Return how far the bands of roll-outs must widen to hold 90% of them, and how far they go.
 
-    The rate is chosen so that 90% of the extrapolating roll-outs lie inside their widened 90%
-    band; 0 without such roll-outs.
+    The factor is never below 1: roll-outs of one table are few and related, so a lucky set of
+    them is no reason to promise more than parameters and noise allow.
     """
     beyond = _beyond(rollouts)
-    needed = [
-        np.sqrt(max(0.0, (r.log_error / NORMAL_90) ** 2 - r.spread**2)) / r.distance
-        for r in beyond
-    ]
-    rate = float(np.quantile(needed, LEVEL, method="higher")) if needed else 0.0
-    return Discrepancy(rate, tested=max((r.distance for r in beyond), default=0.0))
+    misses = [rollout.miss for rollout in beyond]
+    factor = float(np.quantile(misses, LEVEL, method="higher")) if misses else 1.0
+    return Discrepancy(max(1.0, factor), max((r.distance for r in beyond), default=0.0))
 
 
 def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
-    """Count the extrapolating roll-outs of one form inside their bands.
+    """Count the roll-outs beyond the compute seen inside their bands.
 
-    For the widened band, each window is judged with the discrepancy of the other windows, as if
-    they had tested every distance.
+    For the widened band, each window is judged with the factor of the other windows.
     """
     beyond = _beyond(rollouts)
-    plain = sum(r.interval[0] <= r.achieved <= r.interval[1] for r in beyond)
-    wide = 0
-    for rollout in beyond:
-        extra = discrepancy([r for r in beyond if r.window != rollout.window])
-        spread = np.hypot(rollout.spread, extra.rate * rollout.distance)
-        wide += bool(abs(rollout.log_error) <= NORMAL_90 * spread)
-    return (
-        Coverage("parameters and noise", LEVEL, plain, len(beyond)),
-        Coverage("with discrepancy", LEVEL, wide, len(beyond)),
+    bands: dict[str, list[tuple[Rollout, float]]] = {"parameters and noise": [], "widened": []}
+    for window in dict.fromkeys(rollout.window for rollout in beyond):
+        factor = discrepancy([rollout for rollout in beyond if rollout.window != window]).factor
+        own = [rollout for rollout in beyond if rollout.window == window]
+        bands["parameters and noise"] += [(rollout, 1.0) for rollout in own]
+        bands["widened"] += [(rollout, factor) for rollout in own]
+    return tuple(
+        Coverage(
+            band=band,
+            level=LEVEL,
+            inside=sum(rollout.miss <= factor for rollout, factor in items),
+            total=len(items),
+            score=float(np.mean([_interval_score(*item) for item in items]) if items else np.nan),
+        )
+        for band, items in bands.items()
     )
 
 
+def _interval_score(rollout: Rollout, factor: float) -> float:
+    """Return the width of the band in ln(loss) plus 2 / (1 - level) times what lies outside."""
+    low, high = np.log(rollout.interval or (np.nan, np.nan)) - np.log(rollout.predicted)
+    outside = max(factor * low - rollout.log_error, rollout.log_error - factor * high, 0.0)
+    return float(factor * (high - low) + 2 / (1 - LEVEL) * outside)
+
+
 def _beyond(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return the roll-outs that extrapolate: an error over a distance near zero has no slope."""
-    return [r for r in rollouts if r.distance >= FAR and np.isfinite(r.spread)]
+    """Return the roll-outs with bands that extrapolate in compute."""
+    return [
+        r for r in rollouts if r.interval and r.distance >= FAR and np.isfinite(r.interval).all()
+    ]

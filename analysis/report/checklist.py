@@ -9,8 +9,10 @@ import pandas as pd
 from analysis.findings import Findings
 from analysis.forecast import Forecast
 from analysis.laws.allocation import Allocation
+from analysis.laws.average import Law
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import WORTH
+from analysis.laws.validation import Baseline
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
 from tarflow.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
@@ -71,41 +73,42 @@ def overhead(outcome: Mapping[str, Any]) -> str:
     return f" The sweep took {seconds(wall)} on {hardware}; {share} of that was outside runs."
 
 
-def model_choice(findings: Findings) -> Table:
-    """List the forms and baselines by their roll-out errors."""
+def forms(law: Law, guesses: Sequence[Baseline]) -> Table:
+    """List the forms by their roll-out errors and weights, then guesses without a law."""
+    windows = len(law.trials.windows)
     return Table(
-        ("form", "parameters", "roll-outs", "error", "standard error", "AICc", "BIC", ""),
-        tuple(
-            (
-                score.form,
-                str(score.parameters),
-                str(score.rollouts),
-                percent(score.error),
-                percent(score.error_se),
-                number(score.aicc),
-                number(score.bic),
-                "chosen" if score.chosen else "",
-            )
-            for score in findings.scores
-        )
-        + tuple(
-            (item.name, MISSING, str(item.rollouts), percent(item.error), "", "", "", "baseline")
-            for item in findings.baselines
+        ("form", "weight", "parameters", "error", "standard error", "AICc", "BIC"),
+        (
+            *(
+                (
+                    score.form,
+                    percent(score.weight),
+                    str(score.parameters),
+                    percent(score.error),
+                    percent(score.error_se),
+                    number(score.aicc),
+                    number(score.bic),
+                )
+                for score in law.scores
+            ),
+            ("the average", "", "", percent(law.rollout_error), "", "", ""),
+            *((f"guess: {g.name}", "", "", percent(g.error), "", "", "") for g in guesses),
         ),
-        "Forms and baselines by roll-out error",
+        f"Forms by their errors on the runs beyond {windows} windows",
     )
 
 
 def coverage(findings: Findings) -> Table:
     """List what the bands promised and how often they held."""
     return Table(
-        ("band", "promised", "achieved", "roll-outs inside"),
+        ("band", "promised", "achieved", "roll-outs inside", "interval score"),
         tuple(
             (
                 item.band,
                 percent(item.level),
                 percent(item.achieved),
                 f"{item.inside} of {item.total}",
+                percent(item.score),
             )
             for item in findings.coverage
         ),
@@ -253,7 +256,8 @@ def _with_interval(
 
 def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table:
     """Answer the questions that a reviewer of a scaling law asks."""
-    fits = [fit for fit in (findings.frontier, findings.surface) if fit]
+    general = findings.surface.general if findings.surface else None
+    fits = [law for law in (findings.frontier, general) if law]
     rows = [
         ("Laws", "; ".join(f"{fit.name}: {fit.formula}" for fit in fits) or "none fitted"),
         ("Objective", "sum of Huber losses of log residuals, 1.345 robust standard deviations"),
@@ -263,8 +267,9 @@ def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table
             "Starts that agree",
             "; ".join(f"{fit.name}: {percent(fit.agreement)}" for fit in fits) or MISSING,
         ),
-        ("Intervals", f"90%, bootstrap, seed {seed}"),
-        ("Choice of form", "lowest roll-out error, one-standard-error rule for fewer parameters"),
+        ("Intervals", f"90%, refits to redrawn noise whose size is itself drawn, seed {seed}"),
+        ("Prediction", "average of the forms, weighted by roll-out error to the power -4"),
+        ("Parameters", "of the most general form that the runs can tell apart"),
         ("Rows used", f"{len(findings.runs)} of {len(table)}; roles grid and branch"),
         (
             "Left out",

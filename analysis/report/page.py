@@ -28,7 +28,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
 
     Args:
         study: A folder with `runs/` or `runs.parquet`.
-        seed: Seed of the bootstrap.
+        seed: Seed of the draws.
 
     Returns:
         The path of the page. With too few runs for a law, the page says so and shows the runs.
@@ -57,7 +57,7 @@ def render(
         table: Every run, failed ones too.
         evaluations: Rows of the evaluations table.
         findings: What the study shows.
-        seed: Seed of the bootstrap.
+        seed: Seed of the draws.
     """
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"

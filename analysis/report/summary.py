@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from analysis.ablation import conclusions
 from analysis.advice import recommend, repetition
 from analysis.findings import Findings
+from analysis.laws.average import Law
 from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.study_warnings import warnings_of
@@ -61,7 +62,7 @@ def summarise(findings: Findings, table: pd.DataFrame, scored: pd.DataFrame) -> 
         facts=_facts(findings, table),
         lede=ABLATION if compared else _lede(findings),
         tiles=tuple(_tiles(findings)),
-        verdicts=tuple((_named(item.fit), item.verdict) for item in findings.held_out),
+        verdicts=tuple((_named(item.law), item.verdict) for item in findings.held_out),
         advice=_advice(findings),
         trainable=bool(len(findings.runs)),
         compared=compared,
@@ -123,7 +124,7 @@ def _lede(findings: Findings) -> Markup:
     )
 
 
-def _leading(findings: Findings) -> Fit | None:
+def _leading(findings: Findings) -> Law | Fit | None:
     """Return the law of compute, or that of size and data if only that one is identified."""
     frontier, surface = findings.frontier, findings.surface
     if frontier and not frontier.identified.get("a", False):
@@ -131,7 +132,7 @@ def _leading(findings: Findings) -> Fit | None:
     return frontier
 
 
-def _surface_lede(fit: Fit) -> Markup:
+def _surface_lede(fit: Law | Fit) -> Markup:
     values = [_value(fit, name) for name in fit.values if name in ("E", "a", "b", "g")]
     return Markup(
         "Bits per dimension follow <b>L(N, D) = {}</b>, with {}, over sizes and data together. "
@@ -139,7 +140,7 @@ def _surface_lede(fit: Fit) -> Markup:
     ).format(typeset(fit.formula), Markup(", ").join(values))
 
 
-def _value(fit: Fit, name: str) -> Markup:
+def _value(fit: Law | Fit, name: str) -> Markup:
     write = bits if name == "E" else number
     if not fit.identified[name]:
         return Markup("{} not identified").format(name)
@@ -165,7 +166,7 @@ def _tiles(findings: Findings) -> list[Tile]:
         )
     if findings.held_out:
         form = fit.form if fit else None
-        run = next((h for h in findings.held_out if h.fit.form == form), findings.held_out[0])
+        run = next((h for h in findings.held_out if h.law.form == form), findings.held_out[0])
         place = "inside" if run.inside else "outside"
         tiles.append(
             Tile(
@@ -212,9 +213,8 @@ def _advice(findings: Findings) -> str:
     return " ".join(filter(None, lines))
 
 
-def _named(fit: Fit) -> str:
-    inputs = "compute" if fit.of_compute else "size and data"
-    return f"Law of {inputs} ({fit.name})"
+def _named(law: Law | Fit) -> str:
+    return "Law of compute" if law.of_compute else "Law of size and data"
 
 
 def _warnings(findings: Findings) -> list[str]:
@@ -227,7 +227,7 @@ def _unknown(findings: Findings) -> list[str]:
     return [f"{_named(fit)}: {reason}" for fit, reason in _doubts(findings)]
 
 
-def _doubts(findings: Findings) -> list[tuple[Fit, str]]:
+def _doubts(findings: Findings) -> list[tuple[Law | Fit, str]]:
     """Return why parameters of the two laws are not identified."""
     return [
         (fit, fit.reasons[name])

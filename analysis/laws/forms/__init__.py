@@ -11,7 +11,7 @@ from analysis.laws.forms.additive import (
 from analysis.laws.forms.curves import BROKEN, SATURATING, SIGMOID
 from analysis.laws.forms.form import EXPONENT, GAMMA, Array, Form, Parameter
 from analysis.laws.forms.function import FunctionForm
-from analysis.laws.forms.groups import grouped
+from analysis.laws.forms.groups import GROUP, grouped
 from analysis.laws.forms.registry import FORMS, check_form, find_form, shape_forms
 from analysis.laws.forms.tokens import BATCH, REPEATED, REPEATED_EXCESS
 
@@ -27,6 +27,7 @@ __all__ = [
     "FRONTIER_FORMS",
     "GAMMA",
     "GAMMA_FORM",
+    "GROUP",
     "POWER",
     "POWER_WITHOUT_FLOOR",
     "REPEATED",

@@ -11,7 +11,9 @@ import plotly.graph_objects as go
 
 from analysis.findings import Findings
 from analysis.laws.allocation import Allocation
+from analysis.laws.average import Law
 from analysis.laws.isoflop import IsoFlop
+from analysis.laws.validation import AVERAGE
 from analysis.report.figures import theme
 from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_axis, marker
 from tarflow.human import bits, count, interval, number, power
@@ -40,10 +42,13 @@ class _Estimate:
 
 
 def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
-    fits = [(fit, f"{fit.name} L(N, D)") for fit in findings.surfaces]
+    forms = findings.surface.fits if findings.surface else ()
+    fits = [(fit, f"{fit.name} L(N, D)") for fit in forms]
     if findings.frontier:
         fits.append((findings.frontier, f"{findings.frontier.name} L(C)"))
-    fits += [(item.fit, f"{item.fit.name}, held out") for item in findings.held_out]
+    for item in findings.held_out:
+        fit = item.law.general if isinstance(item.law, Law) else item.law
+        fits.append((fit, f"{fit.name}, held out"))
     return [
         _Estimate(
             f"{name} · {label}",
@@ -161,13 +166,13 @@ def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
 
 def validation(findings: Findings) -> go.Figure | None:
     """Draw the roll-out error of every form against the distance of the extrapolation."""
-    if not findings.rollouts:
+    rollouts = findings.surface.rollouts if findings.surface else ()
+    if not rollouts:
         return None
-    chosen = {score.form for score in findings.scores if score.chosen}
     shown = figure("times the largest compute seen", "error, %", height=460)
     distances = []
-    for index, form in enumerate(dict.fromkeys(item.form for item in findings.rollouts)):
-        items = [item for item in findings.rollouts if item.form == form]
+    for index, form in enumerate(dict.fromkeys(item.form for item in rollouts)):
+        items = [item for item in rollouts if item.form == form]
         ratios = [float(np.exp(item.distance)) for item in items]
         distances += ratios
         colour = theme.CATEGORIES[index % len(theme.CATEGORIES)]
@@ -177,7 +182,7 @@ def validation(findings: Findings) -> go.Figure | None:
             for item in items
         ]
         errors = [max(100 * abs(item.error), SMALLEST) for item in items]
-        label, fade = (f"{form} (chosen)", {}) if form in chosen else (form, {"opacity": 0.55})
+        label, fade = ("the average", {}) if form == AVERAGE else (form, {"opacity": 0.55})
         look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)]) | fade
         shown.add_trace(theme.points(ratios, errors, text, marker=look, name=label))
     for baseline, dash in zip(findings.baselines, ("dash", "dot"), strict=False):

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from analysis.findings import Findings, HeldOut
 from analysis.laws.allocation import Allocation
+from analysis.laws.average import Law
 from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
@@ -75,7 +76,7 @@ def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
     seen = flops[flops < held_out.flops * 0.999]
     grid = np.geomspace(seen.min(), held_out.flops, 60)
     hover = "%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>"
-    values = held_out.fit.predict(flops=grid)
+    values = held_out.law.predict(flops=grid)
     shown.add_trace(
         theme.line(grid, values, theme.HELD_OUT, "dot", 1.5, hover, name="held-out law")
     )
@@ -146,7 +147,7 @@ def _line(
     return curve.update(name=name, legendgroup=group, showlegend=False)
 
 
-def _optimum(item: Allocation, surface: Fit, colour: str, group: str) -> go.Scatter:
+def _optimum(item: Allocation, surface: Law, colour: str, group: str) -> go.Scatter:
     """Mark the best size by the surface law."""
     value = float(surface.predict(params=[item.params], tokens=[item.tokens])[0])
     text = (

@@ -88,16 +88,19 @@ def allocation(material: Material) -> Section:
 
 def validation(material: Material) -> Section:
     """Show the roll-outs."""
-    findings = material.findings
-    tables = (checklist.model_choice(findings), checklist.coverage(findings))
+    findings, law = material.findings, material.findings.surface
+    tables = (
+        (checklist.forms(law, findings.baselines), checklist.coverage(findings)) if law else ()
+    )
     return Section(
         "validation",
         "Validation: errors on runs not seen",
-        "Every form is fitted to the cheaper runs only and predicts the more expensive ones; each "
-        "mark is one such prediction. A useful law stays below the grey lines, which are guesses "
-        "without a law.",
+        "Every form is fitted to the cheaper, smaller or shorter runs only and predicts the "
+        "others; each mark is one such prediction. The law is the average of the forms: a "
+        "form with half the error weighs 16 times as much. A useful law stays below the grey "
+        "lines, which are guesses without a law.",
         existing(validation=estimate_figures.validation(findings)),
-        tables=tables if findings.rollouts else (),
+        tables=tables,
         empty="No roll-out was possible: too few runs.",
     )
 

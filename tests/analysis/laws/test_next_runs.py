@@ -5,6 +5,7 @@ from analysis.laws.belief import believe
 from analysis.laws.fit import Observations
 from analysis.laws.forms import CHINCHILLA, SURFACE_FORMS, TIED
 from analysis.laws.next_runs import next_runs, observe
+from analysis.laws.noise import Known
 
 SIZES, TOKENS = np.geomspace(1e7, 1e9, 6), np.geomspace(2e8, 2e10, 6)
 GRID = {"params": np.repeat(SIZES, 6), "tokens": np.tile(TOKENS, 6)}
@@ -26,7 +27,9 @@ def planted(rng):
 
 
 def taken(runs, losses):
-    return Observations({name: x[runs] for name, x in GRID.items()}, losses[runs], noise=NOISE)
+    return Observations(
+        {name: x[runs] for name, x in GRID.items()}, losses[runs], noise=Known(NOISE, np.inf)
+    )
 
 
 def miss(runs, losses, truth):
@@ -76,7 +79,7 @@ def test_a_run_is_counted_exactly_when_the_law_is_linear():
     before = believe([CHINCHILLA], taken(every, losses), GRID)
     after = observe(before, 35)
     twice = {name: np.append(x, x[35]) for name, x in GRID.items()}
-    again = Observations(twice, np.append(losses, losses[35]), noise=NOISE)
+    again = Observations(twice, np.append(losses, losses[35]), noise=Known(NOISE, np.inf))
     refit = believe([CHINCHILLA], again, GRID)
     assert np.sqrt(after.covariance[35, 35]) < 0.99 * np.sqrt(before.covariance[35, 35])
     np.testing.assert_allclose(
@@ -97,7 +100,7 @@ def test_copies_of_runs_say_nothing_new_about_a_far_one():
 def test_cheap_neighbours_are_not_worth_their_cost():
     loss = planted(np.random.default_rng(2))
     corner = {"params": np.full(300, 1e7), "tokens": np.geomspace(2e8, 2.2e8, 300)}
-    seen = Observations(corner, loss(**corner), noise=NOISE)
+    seen = Observations(corner, loss(**corner), noise=Known(NOISE, np.inf))
     offered = {name: np.append(x[:1], GRID[name][-1:]) for name, x in corner.items()}
     chosen = next_runs(seen, offered, np.array([1.0, 1000.0]), TARGET, count=1)
     assert chosen[0].candidate == 1

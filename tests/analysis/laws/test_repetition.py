@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.laws.average import fit_law
 from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.fit import Observations, fit
 from analysis.laws.forms import CHINCHILLA, REPEATED
 from analysis.laws.repetition import effective_tokens, repeated_forms, unique_tokens
-from analysis.laws.validation import roll_out
 
 UNIQUE = 2e5  # tokens of the planted training set
 
@@ -56,8 +56,8 @@ def test_every_row_may_have_a_training_set_of_its_own():
     assert law.predict(**at, unique_tokens=1e6) == pytest.approx(1.7 + 60 / worth**0.4, rel=1e-6)
     with pytest.raises(ValueError, match="unique_tokens"):
         law.predict(**at)
-    rollouts = roll_out([CHINCHILLA], data, {"compute": data.compute})
-    assert max(abs(rollout.error) for rollout in rollouts) < 1e-6
+    average = fit_law(data, [CHINCHILLA], {"compute": data.compute}, draws=10)
+    assert max(abs(rollout.error) for rollout in average.rollouts) < 1e-6
 
 
 def test_what_repeats_are_worth_is_found_where_rows_tell():
@@ -100,7 +100,7 @@ def test_intervals_of_repeated_data_hold_the_planted_truth():
             law = fit(
                 CHINCHILLA, Observations(inputs, values, unique_tokens=unique), starts=16, draws=60
             )
-            law = replace(law, discrepancy=Discrepancy(rate=0.0, tested=np.log(4)))
+            law = replace(law, discrepancy=Discrepancy(factor=1.0, tested=np.log(4)))
             low, high = law.band(**far)
             inside[unique] += bool(low <= new <= high)
     assert inside[UNIQUE] >= 17
