@@ -86,6 +86,7 @@ def fit(
     delta: float | None = None,
     draws: int = 1000,
     json: Path | None = None,
+    report: Path | None = None,
     seed: int = 0,
 ) -> int:
     """Find the scaling law of any table of runs, and say what it predicts.
@@ -122,12 +123,14 @@ def fit(
             default it follows the residuals.
         draws: Number of draws behind the intervals.
         json: File to write the answer to.
+        report: HTML page to write the answer to, with figures; it opens offline.
         seed: Seed of the draws.
     """
     from analysis.answer import ask, in_sentences, to_plain
     from analysis.laws.forms import find_form
     from analysis.reading import read_columns
     from analysis.tables import Options
+    from tarflow.human import size
     from tarflow.record import write_json
 
     options = Options(tuple(map(find_form, form)), delta, draws, seed)
@@ -143,6 +146,11 @@ def fit(
     if json:
         write_json(json, to_plain(answer))
         print(f"Wrote {json}.")
+    if report:
+        from analysis.report.answer_page import write_answer
+
+        write_answer(report, answer, table, loss)
+        print(f"Wrote {report}: {size(report.stat().st_size)}.")
     return 0
 
 

@@ -123,12 +123,12 @@ def ask(
 
 
 def in_sentences(answer: Answer) -> list[str]:
-    """Return the answer, a line each: rows, law, predictions, best size, held-out rows."""
+    """Return the answer, a line each: rows, law, conclusions, held-out rows."""
     law = answer.law
     table, used = answer.table, answer.table.values.drop(index=list(law.alone))
     lines = replace(table, values=used, left_out={**table.left_out, **law.alone}).summary()
     if law.nothing:
-        return [*lines, law.nothing]
+        return [*lines, *conclusions(answer)]
     if law.outliers:
         lines.append(f"Far from the law, so they hardly count: {name_rows(law.outliers)}.")
     lines += _choice(law)
@@ -139,8 +139,7 @@ def in_sentences(answer: Answer) -> list[str]:
         )
     if set(answer.columns) == {"params", "tokens"} and not law.ray:
         lines += _doubts(used)
-    lines += [_predicted(answer, point, value) for point, value in answer.predictions]
-    lines += _best(answer)
+    lines += conclusions(answer)
     if answer.held_out:
         lines.append(_held_out(answer.held_out))
     return lines
@@ -150,6 +149,16 @@ def _doubts(values: pd.DataFrame) -> list[str]:
     """Return what the rows could not tell even a perfect law."""
     flops = FLOPS * values["params"] * values["tokens"]
     return doubts(values.rename(columns={"loss": "bpd"}).assign(flops=flops))
+
+
+def conclusions(answer: Answer) -> list[str]:
+    """Return the predictions and the best size, a line each, or that there is no law."""
+    if answer.law.nothing:
+        return [answer.law.nothing]
+    return [
+        *(_predicted(answer, point, value) for point, value in answer.predictions),
+        *_best(answer),
+    ]
 
 
 def to_plain(answer: Answer) -> dict[str, Any]:
@@ -174,6 +183,11 @@ def to_plain(answer: Answer) -> dict[str, Any]:
         "parameters_of": law.law.general.name,
         "fits": [_fit_to_plain(fit) for fit in law.law.fits],
     }
+
+
+def write_loss(value: float) -> str:
+    """Write a loss with four digits."""
+    return "unknown" if missing(value) else f"{value:.4g}"
 
 
 def _fit_to_plain(law: Fit) -> dict[str, Any]:
@@ -224,10 +238,10 @@ def _point(text: str, columns: Mapping[str, str]) -> dict[str, Any]:
 
 def _next(table: RunTable, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the most expensive row, with size and tokens raised to 4 times its compute."""
-    raised = [name for name in ("params", "tokens", "flops") if name in columns] or list(columns)
-    at = int(table.values[raised].to_numpy(float).prod(axis=1).argmax())
+    numbers = {name: table.values[name].to_numpy(float) for name in columns if name != "group"}
+    row = table.values.iloc[int(log_compute(numbers).argmax())]
+    raised = [name for name in ("params", "tokens", "flops") if name in columns] or list(numbers)
     factor = NEXT ** (1 / len(raised))
-    row = table.values.iloc[at]
     return {name: row[name] * factor if name in raised else row[name] for name in columns}
 
 
@@ -244,9 +258,10 @@ def _choice(law: TableLaw) -> list[str]:
         f"{item.form} {percent(item.weight)} (error {percent(item.error)})" for item in scores
     )
     own = percent(law.law.rollout_error)
+    beyond = "1 window" if windows == 1 else f"{windows} windows"
     lines = [
-        f"Law: the average of the forms, weighted by their errors on the rows beyond {windows} "
-        f"windows of cheaper, smaller or shorter runs: {shares}; the average {own}."
+        "Law: the average of the forms, weighted by their errors on the rows beyond "
+        f"{beyond} of cheaper, smaller or shorter runs: {shares}; the average {own}."
     ]
     bands = coverage(law.law.rollouts)[-1]
     if bands.total:
@@ -269,8 +284,10 @@ def _predicted(answer: Answer, point: Mapping[str, Any], value: Prediction) -> s
         numbers = {"flops": FLOPS * numbers["params"] * numbers["tokens"]}
     ratio = float(np.exp(log_compute(numbers)) / largest)
     least = "compute" if "flops" not in point else answer.columns["flops"]
-    ends = interval((value.low, value.high), _loss)
-    text = f"Prediction at {at} ({ratio:.3g} times the largest {least}): {_loss(value.value)}, "
+    ends = interval((value.low, value.high), write_loss)
+    text = (
+        f"Prediction at {at} ({ratio:.3g} times the largest {least}): {write_loss(value.value)}, "
+    )
     text += f"90% interval {ends}."
     return " ".join(filter(None, [text, law.discrepancy.caution(max(0.0, float(np.log(ratio))))]))
 
@@ -298,7 +315,3 @@ def _held_out(held: HeldOut) -> str:
         f"others: mean error {percent(held.error)} (repeating the lowest loss: "
         f"{percent(held.repeat_error)}); {held.inside} of {held.rows} lie in their 90% intervals."
     )
-
-
-def _loss(value: float) -> str:
-    return "unknown" if missing(value) else f"{value:.4g}"

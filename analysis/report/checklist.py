@@ -10,9 +10,10 @@ from analysis.findings import Findings
 from analysis.forecast import Forecast
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
+from analysis.laws.fit import Fit
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import WORTH
-from analysis.laws.validation import Baseline
+from analysis.laws.validation import Baseline, Coverage
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
 from tarflow.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
@@ -98,7 +99,7 @@ def forms(law: Law, guesses: Sequence[Baseline]) -> Table:
     )
 
 
-def coverage(findings: Findings) -> Table:
+def coverage(bands: Sequence[Coverage]) -> Table:
     """List what the bands promised and how often they held."""
     return Table(
         ("band", "promised", "achieved", "roll-outs inside", "interval score"),
@@ -110,9 +111,21 @@ def coverage(findings: Findings) -> Table:
                 f"{item.inside} of {item.total}",
                 percent(item.score),
             )
-            for item in findings.coverage
+            for item in bands
         ),
         "Coverage on the roll-outs",
+    )
+
+
+def parameters(law: Fit) -> Table:
+    """List the parameters of a form."""
+    return Table(
+        ("parameter", "value", "90% interval", ""),
+        tuple(
+            (name, number(value), interval(law.intervals[name]), law.reasons[name])
+            for name, value in law.values.items()
+        ),
+        f"{law.name}: {law.formula}",
     )
 
 

@@ -1,19 +1,14 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
-from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from analysis.findings import Findings, find
-from analysis.report.figures.export import to_json, to_table
 from analysis.report.section import Material, Section
 from analysis.report.sections import ablation, laws, quality, runs
-from analysis.report.summary import summarise, typeset
+from analysis.report.summary import summarise
+from analysis.report.template import csv_uri, fill
 from analysis.study import read_study
 from tarflow import human, record
 
@@ -71,28 +66,19 @@ def render(
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
     )
-    environment = Environment(
-        loader=PackageLoader("analysis.report", "."),
-        autoescape=select_autoescape(["html", "j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "figure_json": lambda figure: Markup(to_json(figure)),
-        "csv": lambda figure: _csv_uri(to_table(figure)),
-        "typeset": typeset,
-    }
-    return environment.get_template("report.html.j2").render(
+    summary = summarise(findings, table, scored)
+    return fill(
+        "report.html.j2",
+        kind="TarFlow scaling study",
         name=study.resolve().name,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        facts=summary.facts,
         study=study,
-        summary=summarise(findings, table, scored),
+        command=f"python -m analysis report {study}",
+        summary=summary,
         sections=sections(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
-        runs_csv=_csv_uri(table.drop(columns=["config", "versions"])),
-        plotly=Markup(get_plotlyjs()),
+        runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
 
@@ -124,11 +110,6 @@ def sections(material: Material) -> list[Section]:
         quality.search(material),
         *end,
     ]
-
-
-def _csv_uri(table: pd.DataFrame) -> str:
-    """Return a table as a link that saves it as CSV, without a server."""
-    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False, float_format="%.8g"))
 
 
 def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:

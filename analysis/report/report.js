@@ -70,7 +70,6 @@ heads.forEach((head, column) => {
   });
 });
 
-const filter = document.getElementById("filter");
 function applyFilter() {
   const words = filter.value.toLowerCase().split(/\s+/);
   let count = 0;
@@ -81,8 +80,12 @@ function applyFilter() {
   }
   document.getElementById("shown").textContent = `${count} of ${body.rows.length} runs`;
 }
-filter.addEventListener("input", applyFilter);
-applyFilter();
+
+const filter = document.getElementById("filter"); // of the page of a study
+if (filter) {
+  filter.addEventListener("input", applyFilter);
+  applyFilter();
+}
 
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 window.addEventListener("beforeprint", () => { document.documentElement.classList.add("print"); drawAll(); });

@@ -95,8 +95,10 @@ def grouped(form: Form, count: int, own: Sequence[str] = ("E",)) -> Grouped:
         for group in range(count if detail.name in own else 1)
     ]
     position = {detail.name: at for at, detail in enumerate(details)}
+    more = [name for name in own if form.role_of(name) != "floor"]
+    alone = f" with own {', '.join(more)}" if more else ""
     return Grouped(
-        name=f"{form.name}, {count} groups",
+        name=f"{form.name}, {count} groups{alone}",
         formula=f"{form.formula}, with {' and '.join(own)} of each group",
         inputs=(*form.inputs, GROUP),
         details=tuple(details),

@@ -1,9 +1,9 @@
 """Figures of the results of the laws: parameters, compute-optimal sizes, prediction errors.
 
-Every number is read from `Findings`; nothing is computed here.
+Every number is read from a law or from `Findings`; nothing is computed here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,10 @@ import plotly.graph_objects as go
 from analysis.findings import Findings
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
+from analysis.laws.fit import Fit
+from analysis.laws.forms.form import Role
 from analysis.laws.isoflop import IsoFlop
-from analysis.laws.validation import AVERAGE
+from analysis.laws.validation import AVERAGE, Baseline
 from analysis.report.figures import theme
 from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_axis, marker
 from tarflow.human import bits, count, interval, number, power
@@ -21,15 +23,26 @@ from tarflow.human import bits, count, interval, number, power
 SMALLEST = 0.01  # percent: smaller errors are drawn here because the axis is logarithmic
 
 
-def exponents(findings: Findings) -> go.Figure | None:
-    """Draw every exponent of every law with its interval; open and grey if not identified."""
-    return _forest(_estimates(findings, ("a", "b", "g")), "exponent", (0.0, 1.0))
+def fits_of(findings: Findings) -> list[tuple[Fit, str]]:
+    """Return the fits of every law of a study with their labels."""
+    forms = findings.surface.fits if findings.surface else ()
+    fits = [(fit, f"{fit.name} L(N, D)") for fit in forms]
+    if findings.frontier:
+        fits.append((findings.frontier, f"{findings.frontier.name} L(C)"))
+    for item in findings.held_out:
+        fit = item.law.general if isinstance(item.law, Law) else item.law
+        fits.append((fit, f"{fit.name}, held out"))
+    return fits
 
 
-def floors(findings: Findings) -> go.Figure | None:
-    """Draw the floor E of every law with its interval."""
-    best = findings.runs["bpd"].min() if len(findings.runs) else 1.0
-    return _forest(_estimates(findings, ("E",)), "floor E, bits per dimension", (0.0, float(best)))
+def exponents(fits: Sequence[tuple[Fit, str]]) -> go.Figure | None:
+    """Draw every exponent of labelled fits with its interval; open and grey if not identified."""
+    return _forest(_estimates(fits, ("exponent", "power")), "exponent", (0.0, 1.0))
+
+
+def floors(fits: Sequence[tuple[Fit, str]], best: float, unit: str) -> go.Figure | None:
+    """Draw the floor E of labelled fits with its interval, from 0 to the best loss."""
+    return _forest(_estimates(fits, ("floor",)), f"floor E, {unit}", (0.0, best))
 
 
 @dataclass(frozen=True)
@@ -41,14 +54,7 @@ class _Estimate:
     hover: str
 
 
-def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
-    forms = findings.surface.fits if findings.surface else ()
-    fits = [(fit, f"{fit.name} L(N, D)") for fit in forms]
-    if findings.frontier:
-        fits.append((findings.frontier, f"{findings.frontier.name} L(C)"))
-    for item in findings.held_out:
-        fit = item.law.general if isinstance(item.law, Law) else item.law
-        fits.append((fit, f"{fit.name}, held out"))
+def _estimates(fits: Sequence[tuple[Fit, str]], roles: Sequence[Role]) -> list[_Estimate]:
     return [
         _Estimate(
             f"{name} · {label}",
@@ -59,8 +65,8 @@ def _estimates(findings: Findings, names: Sequence[str]) -> list[_Estimate]:
             f"{interval(fit.intervals[name])}<br>{fit.reasons[name]}",
         )
         for fit, label in fits
-        for name in names
-        if name in fit.values
+        for name in fit.values
+        if fit.form.role_of(name) in roles
     ]
 
 
@@ -164,9 +170,17 @@ def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
     )
 
 
-def validation(findings: Findings) -> go.Figure | None:
-    """Draw the roll-out error of every form against the distance of the extrapolation."""
-    rollouts = findings.surface.rollouts if findings.surface else ()
+def validation(
+    law: Law | None, guesses: Sequence[Baseline], write: Callable[[float], str] = bits
+) -> go.Figure | None:
+    """Draw the roll-out error of every form against the distance of the extrapolation.
+
+    Args:
+        law: The law; None shows nothing.
+        guesses: Errors without a law on the same roll-outs, drawn as lines.
+        write: How a loss is written.
+    """
+    rollouts = law.rollouts if law else ()
     if not rollouts:
         return None
     shown = figure("times the largest compute seen", "error, %", height=460)
@@ -178,14 +192,14 @@ def validation(findings: Findings) -> go.Figure | None:
         colour = theme.CATEGORIES[index % len(theme.CATEGORIES)]
         text = [
             f"<b>{form}</b> grown along {item.axis}, fitted to {item.rows} runs<br>"
-            f"predicted {bits(item.predicted)}, achieved {bits(item.achieved)}"
+            f"predicted {write(item.predicted)}, achieved {write(item.achieved)}"
             for item in items
         ]
         errors = [max(100 * abs(item.error), SMALLEST) for item in items]
         label, fade = ("the average", {}) if form == AVERAGE else (form, {"opacity": 0.55})
         look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)]) | fade
         shown.add_trace(theme.points(ratios, errors, text, marker=look, name=label))
-    for baseline, dash in zip(findings.baselines, ("dash", "dot"), strict=False):
+    for baseline, dash in zip(guesses, ("dash", "dot"), strict=False):
         ends, height = [min(distances), max(distances)], [100 * baseline.error] * 2
         hover = "%{y:.2f}%<extra>" + baseline.name + "</extra>"
         shown.add_trace(theme.line(ends, height, SOFT, dash, 1.5, hover, name=baseline.name))

@@ -3,6 +3,8 @@
 Every number is read from `Findings`, or is the value of a law on a grid.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,7 +12,7 @@ import plotly.graph_objects as go
 from analysis.findings import Findings, HeldOut
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
-from analysis.laws.fit import Fit
+from analysis.laws.fit import Fit, Predictor
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
 from analysis.report.figures import theme
@@ -61,15 +63,36 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
 
 
 def _frontier_law(shown: go.Figure, fit: Fit, flops: pd.Series) -> None:
-    inside = np.geomspace(flops.min(), flops.max(), 60)
     beyond = np.geomspace(flops.max(), EXTRAPOLATE * flops.max(), 40)
-    low, high = fit.band(flops=beyond)
+    add_band(shown, fit, beyond)
+    add_law(shown, fit, flops, beyond, "%{y:.3f} at %{x:.2e} FLOPs")
+
+
+def add_band(shown: go.Figure, law: Predictor, flops: np.ndarray) -> None:
+    """Draw the band in which new runs fall, if it is known."""
+    low, high = law.band(flops=flops)
     if np.isfinite(low).all():
-        shown.add_trace(theme.band(beyond, low, high, theme.BAND, "90% band"))
+        shown.add_trace(theme.band(flops, low, high, theme.BAND, "90% band"))
+
+
+def add_law(
+    shown: go.Figure, law: Predictor, flops: pd.Series, beyond: np.ndarray, hover: str
+) -> None:
+    """Draw a law of one input, solid within the rows and dashed beyond them.
+
+    Args:
+        shown: Figure to draw on.
+        law: The law.
+        flops: The input of the rows.
+        beyond: Grid beyond the rows.
+        hover: Plotly's template of the hover text.
+    """
+    inside = np.geomspace(flops.min(), flops.max(), 60)
     for grid, dash, name in ((inside, "solid", "law"), (beyond, "dash", "")):
-        hover = "%{y:.3f} at %{x:.2e} FLOPs<extra>law</extra>"
-        law = theme.line(grid, fit.predict(flops=grid), LAW, dash, 2, hover)
-        shown.add_trace(law.update(name=name or "law, extrapolated", showlegend=bool(name)))
+        line = theme.line(
+            grid, law.predict(flops=grid), LAW, dash, 2, f"{hover}<extra>law</extra>"
+        )
+        shown.add_trace(line.update(name=name or "law, extrapolated", showlegend=bool(name)))
 
 
 def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
@@ -202,9 +225,14 @@ def residuals(findings: Findings) -> dict[str, go.Figure]:
         ("params", "parameters", count),
         ("tokens", "training tokens", count),
     ):
-        one = figure(label, "achieved / predicted − 1, %", height=340)
-        one.add_hline(y=0, line={"color": SOFT, "width": 1})
         colour = [colours[params] for params in runs["params"]]
-        one.add_trace(dots(runs, column, "residual", marker=marker(INK, color=colour)))
-        shown[label] = one.update_xaxes(log_axis(runs[column], write, most=4))
+        points = dots(runs, column, "residual", marker=marker(INK, color=colour))
+        shown[label] = residual(points, label, write)
     return shown
+
+
+def residual(points: go.Scatter, label: str, write: Callable[[float], str]) -> go.Figure:
+    """Draw residuals in percent against one input; `write` writes its values."""
+    shown = figure(label, "achieved / predicted − 1, %", height=340)
+    shown.add_hline(y=0, line={"color": SOFT, "width": 1})
+    return shown.add_trace(points).update_xaxes(log_axis(points.x, write, most=4))

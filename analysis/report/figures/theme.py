@@ -81,6 +81,16 @@ def shade(position: int, total: int) -> str:
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 
+def faded(colour: str) -> str:
+    """Return a hex triplet as a colour for a band, nearly transparent.
+
+    >>> faded("#5566b8")
+    'rgba(85, 102, 184, 0.15)'
+    """
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, 0.15)"
+
+
 def shades(values: Iterable[float]) -> dict[float, str]:
     """Return the colour of each different value: its step of the ordered scale."""
     ordered = sorted(set(values))
@@ -110,6 +120,8 @@ def log_axis(
         shown = ticks[(logs >= low - pad) & (logs <= high + pad)]
         if len(shown) <= most:
             break
+    if not len(shown):  # a range this narrow may hold no round number
+        shown = np.array([float(f"{finite[0]:.2g}")])
     return {
         "type": "log",
         "tickangle": 0,

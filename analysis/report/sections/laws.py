@@ -59,14 +59,17 @@ def residuals(material: Material) -> Section:
 
 def exponents(material: Material) -> Section:
     """Show exponents and floors of all forms."""
+    findings = material.findings
+    fits = estimate_figures.fits_of(findings)
+    best = float(findings.runs["bpd"].min()) if len(findings.runs) else 1.0
     return Section(
         "exponents",
         "Exponents and floor, with intervals",
         "The same exponent in different forms: trust it as far as the rows agree. Open grey marks "
         "are not identified by these runs, so their value is arbitrary.",
         existing(
-            exponents=estimate_figures.exponents(material.findings),
-            floor=estimate_figures.floors(material.findings),
+            exponents=estimate_figures.exponents(fits),
+            floor=estimate_figures.floors(fits, best, "bits per dimension"),
         ),
         empty="No law could be fitted: too few runs.",
     )
@@ -90,7 +93,9 @@ def validation(material: Material) -> Section:
     """Show the roll-outs."""
     findings, law = material.findings, material.findings.surface
     tables = (
-        (checklist.forms(law, findings.baselines), checklist.coverage(findings)) if law else ()
+        (checklist.forms(law, findings.baselines), checklist.coverage(findings.coverage))
+        if law
+        else ()
     )
     return Section(
         "validation",
@@ -99,7 +104,7 @@ def validation(material: Material) -> Section:
         "others; each mark is one such prediction. The law is the average of the forms: a "
         "form with half the error weighs 16 times as much. A useful law stays below the grey "
         "lines, which are guesses without a law.",
-        existing(validation=estimate_figures.validation(findings)),
+        existing(validation=estimate_figures.validation(law, findings.baselines)),
         tables=tables,
         empty="No roll-out was possible: too few runs.",
     )

@@ -1,19 +1,14 @@
 """The report as a reader gets it: one file, opened offline in a real browser."""
 
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
+from browser_pages import open_page, undrawn
 from synthetic import plant
 
 from analysis.report.page import write_report
 from analysis.settings import SETTING, best_setting, pareto_front
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="module")
@@ -21,43 +16,6 @@ def study(tmp_path_factory):
     folder = plant(tmp_path_factory.mktemp("digits"), search=6)
     write_report(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is not installed: apt-get install chromium")
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as session:
-        chromium = session.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-def open_page(browser, report: Path, width: int = 1280, scheme: str = "light"):
-    """Open a report; the page collects complaints and network requests."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    page.complaints, page.outside = [], []
-    page.on(
-        "console",
-        lambda message: (
-            page.complaints.append(message.text) if message.type in ("error", "warning") else None
-        ),
-    )
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            page.outside.append(request.url)
-            if request.url.split(":")[0] not in ("file", "data", "blob")
-            else None
-        ),
-    )
-    page.goto(report.as_uri())
-    page.wait_for_selector("html[data-drawn]", timeout=60_000)
-    return page
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +31,9 @@ def page(browser, study):
 def test_every_figure_is_drawn(page):
     for tab in page.locator(".tabs button").all():
         tab.click()
-    figures = page.locator("figure:has(.plot)")
     titles = page.locator("section h2").all_text_contents()
-    assert figures.count() >= 18, titles
-    for figure in figures.all():
-        name = figure.get_attribute("id")
-        drawn = figure.locator(
-            "svg.main-svg .trace path, svg.main-svg .trace rect, svg.main-svg .violin"
-        )
-        assert drawn.count() > 0, f"{name} shows no trace"
+    assert page.locator("figure:has(.plot)").count() >= 18, titles
+    assert undrawn(page) == []
     assert page.locator(".empty").count() == 0
 
 
