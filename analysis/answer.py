@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.design import doubts
-from analysis.laws.fit import Fit, log_compute
+from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
+from analysis.laws.observations import log_compute
 from analysis.laws.validation import coverage
 from analysis.reading import RunTable, name_rows, number, read_columns
 from analysis.tables import (

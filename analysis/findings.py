@@ -15,12 +15,13 @@ import pandas as pd
 from analysis.correlation import Correlation, correlate
 from analysis.laws.allocation import Allocation, allocate, best_run
 from analysis.laws.average import Law, fit_law
-from analysis.laws.fit import Fit, Mask, Observations, fit
+from analysis.laws.fit import Fit, fit
 from analysis.laws.forms import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS
 from analysis.laws.influence import Influence, influence
 from analysis.laws.intervals import LEVEL, Interval
 from analysis.laws.isoflop import IsoFlop, isoflop
 from analysis.laws.noise import Known
+from analysis.laws.observations import Mask, Observations
 from analysis.laws.repetition import unique_tokens
 from analysis.laws.validation import Baseline, Coverage, baselines, coverage
 from analysis.rows import (

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.belief import believe
-from analysis.laws.fit import Observations
 from analysis.laws.forms import SURFACE_FORMS, Array
 from analysis.laws.next_runs import NextRun, next_runs
+from analysis.laws.observations import Observations
 from analysis.reading import RunTable, number, read_columns
 from tarflow.errors import UserError
 from tarflow.human import count as counted

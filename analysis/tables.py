@@ -9,7 +9,7 @@ from scipy.stats import f as fisher
 
 from analysis.laws.allocation import CREDIBLE, optimal_params
 from analysis.laws.average import DRAWS, Law, fit_law
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import (
     BATCH,
     GROUP,
@@ -24,6 +24,7 @@ from analysis.laws.forms import (
     shape_forms,
 )
 from analysis.laws.intervals import LEVEL, Interval, interval_of
+from analysis.laws.observations import Observations
 from analysis.laws.repetition import repeated_forms
 from analysis.laws.uncertainty import ROBUST_FROM
 from tarflow.errors import UserError

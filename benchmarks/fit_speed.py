@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA
+from analysis.laws.observations import Observations
 
 ROWS, MANY, STARTS, REFITS, SAMPLED = 240, 10_000, 200, 4000, 10
 

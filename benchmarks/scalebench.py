@@ -26,9 +26,9 @@ import pandas as pd
 from scalebench_forms import FARSEER, REPEATED, REPEATED_GAMMA, VARYING
 
 from analysis.laws.belief import Belief, believe
-from analysis.laws.fit import Observations
 from analysis.laws.forms import Array, Form
 from analysis.laws.next_runs import WORTHWHILE, observe, reductions
+from analysis.laws.observations import Observations
 
 BUDGETS = (0.01, 0.05, 0.1)  # of the cost of all training rows
 SEEDS = 5

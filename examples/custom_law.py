@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import FunctionForm, Parameter
+from analysis.laws.observations import Observations
 
 
 def loss(x: SimpleNamespace, p: SimpleNamespace) -> Any:

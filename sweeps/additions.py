@@ -11,9 +11,9 @@ from rich.console import RenderableType
 from analysis.advice import NEXT
 from analysis.laws.allocation import SPAN, Sizes, best_run
 from analysis.laws.belief import believe
-from analysis.laws.fit import Observations
 from analysis.laws.forms import SURFACE_FORMS, Array
 from analysis.laws.next_runs import NextRun, next_runs
+from analysis.laws.observations import Observations
 from analysis.laws.repetition import effective_tokens, unique_tokens
 from analysis.rows import choose, group_budgets, known_noise, read_config, seed_noise
 from analysis.study import read_study

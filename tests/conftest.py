@@ -4,8 +4,7 @@ from pathlib import Path
 
 from sweeps.hardware import has_gpu
 
-INTERPRETED = not has_gpu()  # whether Triton's kernels are interpreted, not compiled
-if INTERPRETED:
+if not has_gpu():  # Triton's kernels are interpreted, not compiled
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by torch at the latest
 
 import pytest

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.laws.extrapolation import Discrepancy
-from analysis.laws.fit import Fit, Mask, Observations, Predictor, Space, fit, log_compute
+from analysis.laws.fit import Fit, fit
 from analysis.laws.forms import Array, Form
 from analysis.laws.intervals import Interval, interval_ends
+from analysis.laws.observations import Mask, Observations, Space, log_compute
+from analysis.laws.predictor import Predictor
 from analysis.laws.validation import (
     AVERAGE,
     SPARE,

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from analysis.laws.fit import Observations
 from analysis.laws.forms import Array, Form
+from analysis.laws.observations import Observations
 
 MISFITS = (0.003, 0.01, 0.03)  # relative standard deviations of the misfit; the runs weigh them
 QUIET = 5.0  # misfit over noise, if the noise between equal runs is not known

@@ -3,126 +3,37 @@
 Legend: `n` rows, `p` parameters, `k` inputs, `R` draws, `S` problems solved side by side.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from analysis.laws.extrapolation import NEVER, Discrepancy
 from analysis.laws.forms import Array, Form
-from analysis.laws.intervals import LEVEL, Interval, interval_ends, interval_of
+from analysis.laws.intervals import Interval, interval_of
 from analysis.laws.noise import NOTHING_KNOWN, Known, Noise, draw_noise, tamed
-from analysis.laws.repetition import effective_tokens
+from analysis.laws.observations import (
+    Observations,
+    Space,
+    checked_columns,
+    log_compute,
+    shared_size,
+    with_repeats,
+)
+from analysis.laws.predictor import Predictor
 from analysis.laws.solver import Problem, minimise
 from analysis.laws.uncertainty import IDENTIFIED, rank_deficient, reasons, settle_scale
-from tarflow.errors import UserError
 
-Mask = NDArray[np.bool_]
-Space = Literal["log", "raw"]
 Status = Literal["converged", "bound-hit", "multi-modal", "rank-deficient", "non-finite"]
 
-NO_COMPUTE = ("batch", "epochs", "group", "unique_tokens")  # inputs that do not count as compute
 THINNED = 500  # rows on which the starts of a long table descend
 POLISHED = 3  # optima of these rows that are refined on all rows
 SCOUTS = 16  # starts of the least-squares fit around which the residual scale is settled
 DRAW_STEPS = 60  # of the solver: a draw needs no more digits than its noise leaves
 SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 LINEAR_FROM = 1000  # rows from which draws take one linear step: their laws hardly differ
-
-
-@dataclass(frozen=True)
-class Observations:
-    """Losses to explain and the inputs that explain them, one row per measurement."""
-
-    inputs: Mapping[str, Array]  # (n,) positive values of each input of a form
-    values: Array  # (n,) losses, positive in log space
-    clusters: Sequence[str] | None = None  # (n,) rows of one cluster share a part of their error
-    noise: Known = NOTHING_KNOWN  # of equal runs, relative in log space, unless they are rows too
-    space: Space = "log"  # residuals of ln(values), with a floor of 0 or more, or of raw values
-    weights: Array | None = None  # (n,) how often each row counts; once by default
-    unique_tokens: float | Array = np.inf  # tokens of the training set of all rows, or (n,) of
-    # each; tokens beyond them are repeats
-
-    def take(self, rows: Mask) -> "Observations":
-        """Return the rows where the (n,) mask holds."""
-        chosen = np.flatnonzero(rows).tolist()
-        return replace(
-            self,
-            inputs={name: column[chosen] for name, column in self.inputs.items()},
-            values=self.values[chosen],
-            clusters=None if self.clusters is None else [self.clusters[row] for row in chosen],
-            weights=None if self.weights is None else self.weights[chosen],
-            unique_tokens=self.unique_tokens[chosen]
-            if isinstance(self.unique_tokens, np.ndarray)
-            else self.unique_tokens,
-        )
-
-    def at(self, rows: NDArray[np.intp]) -> dict[str, Array]:
-        """Return the inputs of rows, given by position, as `Fit.predict` takes them."""
-        inputs = {name: np.asarray(column)[rows] for name, column in self.inputs.items()}
-        if isinstance(self.unique_tokens, np.ndarray):
-            inputs["unique_tokens"] = self.unique_tokens[rows]
-        return inputs
-
-    @property
-    def compute(self) -> Array:
-        """What each row cost, (n,), up to a constant factor."""
-        cost: Array = np.exp(log_compute(self.inputs))
-        return cost
-
-
-class Predictor(ABC):
-    """A law as its users see it: values, and bands in which new runs fall."""
-
-    discrepancy: Discrepancy
-
-    @property
-    @abstractmethod
-    def space(self) -> Space:
-        """Whether residuals are those of the logarithm."""
-
-    @abstractmethod
-    def predict_draws(self, **inputs: ArrayLike) -> Array:
-        """Return values (1 + R, n) at n points: of the law, then of each draw."""
-
-    @abstractmethod
-    def noise_draws(self, **inputs: ArrayLike) -> Array:
-        """Return the standard deviation (R, n) of one run at n points, of each draw."""
-
-    @abstractmethod
-    def distance(self, **inputs: ArrayLike) -> Array:
-        """Return ln(compute / largest compute of the data) of each point, 0 within the data."""
-
-    def predict(self, **inputs: ArrayLike) -> Array:
-        """Return the law's values: predict(flops=...) or predict(params=..., tokens=...).
-
-        Tokens are those seen, repeats counted; the law knows what repeats are worth. Points with
-        another training set than the rows give its size, predict(..., unique_tokens=...). Inputs
-        that the form does not read change nothing.
-        """
-        shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
-        value: Array = self.predict_draws(**inputs)[0].reshape(shape)
-        return value
-
-    def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
-        """Return the ends of the band in which one new run falls with probability `level`.
-
-        It holds the spread of the draws and the noise of a run, widened beyond the data as the
-        roll-outs call for. If the noise is unknown, the band is unbounded.
-        """
-        shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
-        values, distance = self.predict_draws(**inputs), self.distance(**inputs)
-        if len(values) == 1:
-            return np.full(shape, -np.inf), np.full(shape, np.inf)
-        values = np.log(values) if self.space == "log" else values
-        unit = np.random.default_rng(0).standard_normal((len(values) - 1, 1))
-        ends = np.stack(interval_ends(values[1:] + unit * self.noise_draws(**inputs), level))
-        ends = values[0] + (ends - values[0]) * self.discrepancy.widening(distance)
-        low, high = np.exp(ends) if self.space == "log" else ends
-        return low.reshape(shape), high.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,8 +157,8 @@ class Fit(Predictor):
             self.residuals,
             self.problem.slopes(self.theta[None])[0, free],
             log_compute(self.data.inputs),
-            clusters=_numbered(self.data.clusters, self.rows),
-            weights=_weights(self.data),
+            clusters=self.data.runs,
+            weights=self.data.counts,
             known=self.data.noise,
             draws=draws,
             rng=np.random.default_rng(seed),
@@ -289,7 +200,7 @@ class Fit(Predictor):
         used = {name: columns[name] for name in self.form.inputs if name in columns}
         if "tokens" in used and "epochs" not in used and np.isnan(unique).any():
             raise ValueError("the rows differ in unique_tokens: give those of the points too")
-        used = _with_repeats(self.form, used, unique)
+        used = with_repeats(self.form, used, unique)
         if set(used) != set(self.form.inputs):
             raise ValueError(f"{self.name} takes {', '.join(self.form.inputs)}")
         return used
@@ -326,8 +237,8 @@ def fit(
     Raises:
         UserError: If a column is missing, not finite, or not positive where it must be.
     """
-    logs, values = _checked(form, data)
-    weights = _weights(data)
+    logs, values = checked_columns(form, data)
+    weights = data.counts
     centre = form.centre(logs, weights)
     known = {name: data.inputs[name] for name in form.inputs if name in data.inputs}
     compute = log_compute(known)
@@ -365,64 +276,9 @@ def fit(
         reach=float(compute.max()),
         data=data,
         problem=problem,
-        unique_tokens=_shared(data.unique_tokens),
+        unique_tokens=shared_size(data.unique_tokens),
     )
     return point.with_draws(draws, seed)
-
-
-def log_compute(inputs: Mapping[str, ArrayLike]) -> Array:
-    """Return ln(compute) up to a constant: of FLOPs, else N D, else the product of the inputs.
-
-    Width counts twice in a product, because a layer has as many weights as its width squared.
-    """
-    if "flops" in inputs:
-        names = ["flops"]
-    elif {"params", "tokens"} <= set(inputs):
-        names = ["params", "tokens"]
-    else:
-        names = [name for name in inputs if name not in NO_COMPUTE]
-        names += [name for name in names if name == "width"]
-    logs: Array = np.log([np.asarray(inputs[name], float) for name in names]).sum(axis=0)
-    return logs
-
-
-def _with_repeats(
-    form: Form, inputs: Mapping[str, Array], unique_tokens: float | Array
-) -> dict[str, Array]:
-    """Return the inputs with epochs if the form reads them, else with tokens at their worth."""
-    columns = dict(inputs)
-    if "epochs" in form.inputs and "tokens" in columns:
-        columns.setdefault("epochs", columns["tokens"] / unique_tokens)
-    elif "tokens" in columns:
-        columns["tokens"] = effective_tokens(columns["tokens"], unique_tokens)
-    return columns
-
-
-def _shared(unique_tokens: float | Array) -> float:
-    """Return the size of the training set, nan if rows differ."""
-    least = float(np.min(unique_tokens))
-    return least if np.all(unique_tokens == least) else float("nan")
-
-
-def _checked(form: Form, data: Observations) -> tuple[Array, Array]:
-    """Return the logarithms of the inputs (k, n) and the values (n,), all of them valid."""
-    values = np.asarray(data.values, float)
-    given = [name for name in form.inputs if name in data.inputs]
-    columns = {name: np.asarray(data.inputs[name], float) for name in given}
-    columns = _with_repeats(form, columns, data.unique_tokens)
-    if missing := [name for name in form.inputs if name not in columns]:
-        raise UserError(f"the {form.name} law needs a column of {' and of '.join(missing)}")
-    inputs = np.stack([columns[name] for name in form.inputs])
-    if inputs.shape[1:] != values.shape or not values.size:
-        raise UserError("a fit needs inputs and values of one length, at least one row")
-    logged = [name for name in form.inputs if name not in form.raw]
-    if not np.all(np.isfinite(inputs)) or not all(np.all(columns[name] > 0) for name in logged):
-        raise UserError(f"{' and '.join(logged)} must be positive in every row")
-    if not np.all(np.isfinite(values)) or (data.space == "log" and values.min() <= 0):
-        raise UserError(
-            "losses must be finite, and positive in log space; fit negative ones in raw space"
-        )
-    return form.columns(columns), values
 
 
 def _problem(
@@ -466,18 +322,6 @@ def _thinned(problem: Problem) -> Problem:
     if rows <= 2 * THINNED:
         return problem
     return problem.rows(np.sort(np.random.default_rng(0).choice(rows, THINNED, replace=False)))
-
-
-def _numbered(clusters: Sequence[str] | None, rows: int) -> NDArray[np.intp]:
-    """Return the number of each row's cluster, (n,); every row is its own without clusters."""
-    if clusters is None:
-        return np.arange(rows)
-    return np.unique(np.array(clusters), return_inverse=True)[1]
-
-
-def _weights(data: Observations) -> Array:
-    """Return how often each row counts, (n,)."""
-    return np.ones(len(data.values)) if data.weights is None else np.asarray(data.weights, float)
 
 
 def _status(problem: Problem, theta: Array, agreement: float) -> Status:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.fit import Fit, log_compute
+from analysis.laws.fit import Fit
+from analysis.laws.observations import log_compute
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.laws.belief import Belief, believe
-from analysis.laws.fit import Observations
 from analysis.laws.forms import SURFACE_FORMS, Array, Form
+from analysis.laws.observations import Observations
 
 WORTHWHILE = 0.1  # of the largest reduction by one run, below which a run is not worth its trouble
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.laws.extrapolation import FAR, Discrepancy
-from analysis.laws.fit import Fit, Mask, Observations
+from analysis.laws.fit import Fit
 from analysis.laws.forms import GROUP, Array
 from analysis.laws.intervals import LEVEL, Interval
+from analysis.laws.observations import Mask, Observations
 from analysis.laws.uncertainty import rank_deficient
 
 WINDOWS = 4  # per axis

@@ -12,8 +12,8 @@ from analysis.findings import find
 from analysis.forecast import forecast
 from analysis.laws.allocation import allocate
 from analysis.laws.average import fit_law
-from analysis.laws.fit import Observations
 from analysis.laws.forms import SURFACE_FORMS
+from analysis.laws.observations import Observations
 from analysis.laws.repetition import effective_tokens
 from analysis.rows import choose
 from analysis.study_warnings import warnings_of

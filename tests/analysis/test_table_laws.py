@@ -8,8 +8,9 @@ import pytest
 
 import analysis
 from analysis.__main__ import main
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import TIED
+from analysis.laws.observations import Observations
 from analysis.tables import fit_table, hold_out
 from tarflow.errors import UserError
 

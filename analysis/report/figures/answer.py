@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
 from analysis.answer import Answer, write_loss
-from analysis.laws.fit import log_compute
 from analysis.laws.forms import Array
+from analysis.laws.observations import log_compute
 from analysis.laws.validation import levels
 from analysis.report.figures import theme
 from analysis.report.figures.laws import add_band, add_law, residual

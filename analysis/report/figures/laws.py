@@ -12,9 +12,10 @@ import plotly.graph_objects as go
 from analysis.findings import Findings, HeldOut
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
-from analysis.laws.fit import Fit, Predictor
+from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
+from analysis.laws.predictor import Predictor
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
 from tarflow.human import bits, count, interval, percent, power

@@ -9,10 +9,10 @@ import pytest
 from analysis.advice import learning_rate
 from analysis.laws.allocation import Sizes, allocate, optimal_params
 from analysis.laws.average import fit_law
-from analysis.laws.fit import Observations
 from analysis.laws.forms import CHINCHILLA, TIED
 from analysis.laws.isoflop import isoflop
 from analysis.laws.noise import NOTHING_KNOWN, Known
+from analysis.laws.observations import Observations
 from tarflow import cost
 from tarflow.config import ModelConfig, RunConfig
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.laws.average import THIN, fit_law
-from analysis.laws.fit import Observations
 from analysis.laws.forms import POWER, SIGMOID, SURFACE_FORMS
+from analysis.laws.observations import Observations
 
 EXPONENTS = {"tied": (0.4, 0.4, 1.0), "chinchilla": (0.3, 0.52, 1.0), "gamma": (0.4, 0.4, 0.7)}
 

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from analysis.laws.extrapolation import Discrepancy
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA, FRONTIER_FORMS, POWER, SURFACE_FORMS, TIED
 from analysis.laws.noise import Known
+from analysis.laws.observations import Observations
 from tarflow.errors import UserError
 
 TABLES = Path(__file__).parent / "scaling"

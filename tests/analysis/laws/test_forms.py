@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import (
     CHINCHILLA,
     FORMS,
@@ -23,6 +23,7 @@ from analysis.laws.forms import (
     grouped,
     shape_forms,
 )
+from analysis.laws.observations import Observations
 from tarflow.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from analysis.laws.belief import believe
-from analysis.laws.fit import Observations
 from analysis.laws.forms import CHINCHILLA, SURFACE_FORMS, TIED
 from analysis.laws.next_runs import next_runs, observe
 from analysis.laws.noise import Known
+from analysis.laws.observations import Observations
 
 SIZES, TOKENS = np.geomspace(1e7, 1e9, 6), np.geomspace(2e8, 2e10, 6)
 GRID = {"params": np.repeat(SIZES, 6), "tokens": np.tile(TOKENS, 6)}

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA, POWER, TIED
 from analysis.laws.noise import NOTHING_KNOWN, Known, draw_noise
+from analysis.laws.observations import Observations
 
 
 def drawn(residuals, *, compute=None, clusters=None, known=NOTHING_KNOWN, draws=4000):

@@ -8,8 +8,9 @@ import pytest
 
 from analysis.laws.average import fit_law
 from analysis.laws.extrapolation import Discrepancy
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA, REPEATED
+from analysis.laws.observations import Observations
 from analysis.laws.repetition import effective_tokens, repeated_forms, unique_tokens
 
 UNIQUE = 2e5  # tokens of the planted training set

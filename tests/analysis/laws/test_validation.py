@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from analysis.laws.average import fit_law
-from analysis.laws.fit import Observations, fit
+from analysis.laws.fit import fit
 from analysis.laws.forms import SURFACE_FORMS, TIED
 from analysis.laws.influence import influence
+from analysis.laws.observations import Observations
 from analysis.laws.validation import (
     AVERAGE,
     Rollout,
