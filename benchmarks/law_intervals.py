@@ -79,7 +79,7 @@ class Design:
     def of_digits(cls) -> "Design":
         """Return the design of the preset."""
         study = load("digits")
-        rows = [_row(run, study.train_images) for run in grid(study)]
+        rows = [row_of(run, study.train_images) for run in grid(study)]
         return cls(pd.DataFrame(rows), study.train_images * study.base.model.tokens)
 
     def truth(self, name: str) -> Truth:
@@ -103,7 +103,8 @@ class Design:
         return self.table.assign(bpd=truth(self.table["params"], tokens) * np.exp(error))
 
 
-def _row(run: PlannedRun, train_images: int) -> dict[str, object]:
+def row_of(run: PlannedRun, train_images: int) -> dict[str, object]:
+    """Return a row of the runs table without its loss."""
     config = with_hash(run.config, "5eed")
     model, tokens = config.model, config.images * config.model.tokens
     return {

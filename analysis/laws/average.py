@@ -38,7 +38,7 @@ CURVE_FOCUS = (0.0, 0.5, 1.0)  # the same for laws of one input
 DRAWS = 1000
 WINDOW_DRAWS = 100  # behind the band of each roll-out
 THIN = 600  # rows of a table from which roll-outs take every second, third, ... one
-FEW = 200  # draws of a form without weight, enough for its intervals
+FEW = 500  # draws of a form whose parameters are shown beside those of the general one
 LIGHT = 0.01  # members that weigh less are left out
 
 
@@ -57,7 +57,7 @@ class Law(Predictor):
     @property
     def general(self) -> Fit:
         """The fit of the form with the most parameters, of those that run into no bound."""
-        return max(self.fits, key=lambda law: (law.status != "bound-hit", len(law.theta)))
+        return _general(self.fits)
 
     @property
     def space(self) -> Space:
@@ -152,8 +152,9 @@ class Law(Predictor):
             return self
         weights = np.array([self._weight_of(law.form) for law in kept])
         weights = weights / weights.sum() if weights.sum() else np.full(len(kept), 1 / len(kept))
-        shares = zip(kept, weights, strict=True)
-        members = tuple(law.first_draws(int(np.ceil(w * len(law.draws)))) for law, w in shares)
+        shares = list(zip(kept, weights.tolist(), strict=True))
+        total = min(len(law.draws) / weight for law, weight in shares if weight)
+        members = tuple(law.first_draws(int(np.ceil(weight * total))) for law, weight in shares)
         return replace(self, members=members, weights=tuple(weights.tolist()))
 
     def with_unique_tokens(self, tokens: float) -> "Law":
@@ -235,19 +236,29 @@ def fit_law(
     weights = np.where(weights >= LIGHT, weights, 0.0)
     weights = weights / weights.sum()
     rollouts = _rollouts(tested, trials, weights, seed)
-    shares = [(law, float(weight)) for law, weight in zip(members, weights, strict=True) if weight]
+    counts = np.ceil(weights * draws).astype(int).tolist()
+    fits = [
+        law.with_draws(draws if law is _general(fits) else max(own, min(FEW, draws)), seed)
+        for law, own in zip(fits, counts[:: len(powers)], strict=True)
+    ]
+    plain = dict(zip(range(0, len(members), len(powers)), fits, strict=True))
     return Law(
-        members=tuple(law.with_draws(int(np.ceil(w * draws)), seed) for law, w in shares),
-        weights=tuple(weight for _, weight in shares),
-        fits=tuple(
-            law.with_draws(draws if any(law.form is m.form for m, _ in shares) else FEW, seed)
-            for law in fits
+        members=tuple(
+            plain[at].first_draws(count) if at in plain else members[at].with_draws(count, seed)
+            for at, count in enumerate(counts)
+            if count
         ),
+        weights=tuple(float(weight) for weight in weights if weight),
+        fits=tuple(fits),
         scores=score(members, trials, weights, sample),
         rollouts=rollouts,
         trials=trials,
         discrepancy=discrepancy(rollouts),
     )
+
+
+def _general(fits: Sequence[Fit]) -> Fit:
+    return max(fits, key=lambda law: (law.status != "bound-hit", len(law.theta)))
 
 
 def _determined(form: Form, data: Observations, strict: bool, delta: float | None) -> Fit | None:

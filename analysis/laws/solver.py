@@ -128,10 +128,11 @@ def minimise(
         Parameters (S, p) and costs (S,); a cost is inf where the start is not finite.
     """
     size = max(1, CHUNK // (theta.shape[1] * problem.logs.shape[1]))
-    parts = [
-        _descend(problem.take(chosen), theta[chosen], tolerance, steps)
-        for chosen in np.split(np.arange(len(theta)), range(size, len(theta), size))
-    ]
+    with np.errstate(over="ignore", under="ignore"):  # steps back from what is not finite
+        parts = [
+            _descend(problem.take(chosen), theta[chosen], tolerance, steps)
+            for chosen in np.split(np.arange(len(theta)), range(size, len(theta), size))
+        ]
     return np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
 
 
