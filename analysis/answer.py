@@ -109,9 +109,9 @@ def ask(
     wanted = [_point(text, columns) for text in points]
     law = fit_table(table.values, options)
     fitted = table.values.drop(index=list(law.alone))
-    wanted = wanted or [_next(table, columns)]
+    wanted = wanted or [_next(fitted, columns)]
     if budget is None and set(columns) == {"params", "tokens"}:
-        budget = NEXT * FLOPS * float((table.values["params"] * table.values["tokens"]).max())
+        budget = NEXT * FLOPS * float((fitted["params"] * fitted["tokens"]).max())
     return Answer(
         table=table,
         law=law,
@@ -237,10 +237,10 @@ def _point(text: str, columns: Mapping[str, str]) -> dict[str, Any]:
     return point
 
 
-def _next(table: RunTable, columns: Mapping[str, str]) -> dict[str, Any]:
+def _next(values: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the most expensive row, with size and tokens raised to 4 times its compute."""
-    numbers = {name: table.values[name].to_numpy(float) for name in columns if name != "group"}
-    row = table.values.iloc[int(log_compute(numbers).argmax())]
+    numbers = {name: values[name].to_numpy(float) for name in columns if name != "group"}
+    row = values.iloc[int(log_compute(numbers).argmax())]
     raised = [name for name in ("params", "tokens", "flops") if name in columns] or list(numbers)
     factor = NEXT ** (1 / len(raised))
     return {name: row[name] * factor if name in raised else row[name] for name in columns}

@@ -108,9 +108,11 @@ def test_losses_without_a_law_are_called_so(tmp_path, capsys):
 
 def test_one_wrong_run_of_a_few_is_named_and_left_out(tmp_path, capsys):
     table = runs(8, noise=0.002, seed=5)
-    table.loc[4, "loss"] = 9.0
+    wrong = (table["params"] * table["tokens"]).idxmax()
+    table.loc[wrong, "loss"] = 9.0
     shown = ask(tmp_path, capsys, table)
-    assert "7 of 8 rows are used. 1 row left out: row 5 (without it, residuals fall" in shown
+    assert f"7 of 8 rows are used. 1 row left out: row {wrong + 1} (without it, resid" in shown
+    assert "(4 times the largest compute)" in shown
     assert fit_table(table).law.values["E"] == pytest.approx(E, rel=0.1)
     assert not fit_table(runs(8, noise=0.002, seed=5)).alone
 
