@@ -114,8 +114,8 @@ def _lede(findings: Findings) -> Markup:
         return _surface_lede(leading)
     if not fit.identified.get("a", False):
         return text + Markup(
-            ". <b>These runs do not identify the exponent</b>: read the law as a description of "
-            "the runs, not as a forecast."
+            ". <b>These runs do not identify the exponent</b>: other exponents fit as well. "
+            "Predictions average what fits, and their intervals say how far to trust them."
         )
     gain, share = 10 ** -fit.values["a"], [10**-end for end in fit.intervals["a"]]
     above = "the excess over the floor" if "E" in fit.values else "bits per dimension"
