@@ -108,8 +108,8 @@ def fit(
         input: Another input of the forms, such as width=d_model, depth=layers, batch=batch_size or
             unique_tokens=U; may be repeated.
         run: Column that names the run of each row, if a run has several rows, such as checkpoints.
-        group: Column of groups that share exponents, each with a floor of its own, such as data
-            sets or noise levels.
+        group: Column of groups that share exponents, each with its own floor, such as data sets or
+            noise levels.
         weights: Column that says how often each row counts.
         form: Form to fit instead of those that suit the columns, by name or as
             path/to/file.py:NAME; may be repeated.

@@ -13,7 +13,7 @@ from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.observations import log_compute
 from analysis.laws.validation import coverage
-from analysis.reading import RunTable, name_rows, number, read_columns
+from analysis.reading import RunTable, name_rows, read_columns, read_point
 from analysis.tables import (
     AUTO,
     FLOPS,
@@ -30,7 +30,6 @@ from tarflow.human import count, interval, missing, percent, power
 
 ONE_EXPONENT = ", if size and data have one exponent, which so few rows cannot tell"
 NEXT = 4.0  # times the largest compute of the table
-LETTERS = {"params": "N", "tokens": "D", "flops": "C"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,23 +212,8 @@ def _fit_to_plain(law: Fit) -> dict[str, Any]:
 
 def _point(text: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Read a run to predict: its inputs by column, letter or name."""
-    names = {
-        alias: name
-        for name, column in columns.items()
-        for alias in (name, LETTERS.get(name, name), column)
-    }
-    point: dict[str, Any] = {}
-    for part in text.split(","):
-        key, _, cell = part.partition("=")
-        name = names.get(key.strip(), "")
-        value = number(cell)
-        if name == "group":
-            point[name] = cell.strip()
-        elif not name or not 0 < value < np.inf:
-            break
-        else:
-            point[name] = value
-    if point.keys() != columns.keys():
+    point = read_point(text, columns)
+    if point is None:
         example = ",".join(
             f"{column}={'NAME' if name == 'group' else '1e9'}" for name, column in columns.items()
         )

@@ -12,14 +12,13 @@ from analysis.laws.belief import believe
 from analysis.laws.forms import SURFACE_FORMS, Array
 from analysis.laws.next_runs import NextRun, next_runs
 from analysis.laws.observations import Observations
-from analysis.reading import RunTable, number, read_columns
+from analysis.reading import LETTERS, RunTable, read_columns, read_point
+from analysis.tables import FLOPS
 from tarflow.errors import UserError
 from tarflow.human import count as counted
 from tarflow.human import names, percent, power
 
 INPUTS = ("params", "tokens")
-LETTERS = {"params": "N", "tokens": "D"}
-FLOPS = 6.0  # training FLOPs per parameter and token (Kaplan et al. 2020)
 TOKENS_PER_PARAMETER = 20.0  # of the best size, while no run says otherwise (Hoffmann et al. 2022)
 MOST = 2000  # candidates: memory grows with the square
 SIZES = 60  # among which the best one of a budget is searched
@@ -155,10 +154,8 @@ def _at(point: Mapping[str, float]) -> str:
 
 def _point(text: str, inputs: Mapping[str, str]) -> dict[str, float]:
     """Read a run to predict, by letters, columns or names."""
-    aliases = {alias: n for n, column in inputs.items() for alias in (n, LETTERS[n], column)}
-    cells = dict(part.partition("=")[::2] for part in text.split(","))
-    point = {aliases.get(key.strip(), ""): number(cell) for key, cell in cells.items()}
-    if point.keys() != inputs.keys() or not all(0 < x < np.inf for x in point.values()):
+    point = read_point(text, inputs)
+    if point is None:
         raise UserError(f"--target '{text}': write it as N=7B,D=2T")
     return {name: point[name] for name in INPUTS}
 

@@ -27,6 +27,7 @@ UNFINISHED = {
     *("crashed", "failed", "killed", "error", "diverged", "oom", "cancelled", "canceled"),
     *("aborted", "preempted", "timeout", "running", "pending"),
 }
+LETTERS = {"params": "N", "tokens": "D", "flops": "C"}  # of inputs, in formulas and points
 NAMED = 5  # rows named for each reason
 CELL = 30  # characters of a cell that a message repeats
 
@@ -159,6 +160,35 @@ def number(cell: object, decimal: str = ".") -> float:
         return float(plain + exponent) * SUFFIXES[suffix]
     except ValueError:  # such as "1.2.3"
         return math.nan
+
+
+def read_point(text: str, columns: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the inputs of a run written as `N=7B,D=2T`; None if one is missing or makes no sense.
+
+    Args:
+        text: Inputs by column, letter or name; a group is a name.
+        columns: Column by the name of the input.
+
+    >>> read_point("N=7B,tokens=2T", {"params": "size", "tokens": "seen"})
+    {'params': 7000000000.0, 'tokens': 2000000000000.0}
+    """
+    names = {
+        alias: name
+        for name, column in columns.items()
+        for alias in (name, LETTERS.get(name, name), column)
+    }
+    point: dict[str, Any] = {}
+    for part in text.split(","):
+        key, _, cell = part.partition("=")
+        name = names.get(key.strip(), "")
+        value = number(cell)
+        if name == "group":
+            point[name] = cell.strip()
+        elif not name or not 0 < value < math.inf:
+            return None
+        else:
+            point[name] = value
+    return point if point.keys() == columns.keys() else None
 
 
 def name_rows(reasons: Mapping[int, str]) -> str:

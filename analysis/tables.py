@@ -103,7 +103,7 @@ class TableLaw:
     rows: tuple[int, ...]  # row of the file by position
     alone: Mapping[int, str]  # rows left out because each of them alone spoils the law
     ray: Ray | None = None  # set if sizes and tokens vary together: a law of 6 N D was fitted
-    groups: tuple[str, ...] = ()  # names of the groups, each with a floor of its own
+    groups: tuple[str, ...] = ()  # names of the groups, each with its own floor
 
     @property
     def scale(self) -> float:

@@ -45,8 +45,8 @@ def test_noise_that_falls_with_compute_is_found():
     rng = np.random.default_rng(2)
     compute = np.linspace(0, 6, 80)
     noise = drawn(0.01 * np.exp(-0.3 * compute) * rng.standard_normal(80), compute=compute)
-    cheap, dear = np.median(noise.at(np.array([0.0, 6.0])), axis=0)
-    assert cheap / dear == pytest.approx(np.exp(0.3 * 6), rel=0.5)
+    cheap, expensive = np.median(noise.at(np.array([0.0, 6.0])), axis=0)
+    assert cheap / expensive == pytest.approx(np.exp(0.3 * 6), rel=0.5)
     assert noise.at(np.array([60.0])) == pytest.approx(noise.at(np.array([6.0])))
 
 
