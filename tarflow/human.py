@@ -9,7 +9,6 @@ _DURATIONS = (  # seconds in a unit, its name, and from how many seconds on it i
     *((1.0, "s", 0.1), (1e-3, "ms", 1e-4), (1e-6, "µs", 0.0)),
 )
 _DEVICE_TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NAMES = 20  # of many names, those written in a line
 MISSING = "–"
 
@@ -106,17 +105,16 @@ def power(value: float | None, digits: int = 2) -> str:
     """Write a large number as a power of ten.
 
     >>> power(1.1e12), power(1e15), power(3.27e11, digits=3), power(float("nan"))
-    ('1.1×10¹²', '10¹⁵', '3.27×10¹¹', '–')
+    ('1.1e12', '1e15', '3.27e11', '–')
     """
     if value is None or missing(value):
         return MISSING
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    ten = "10" + str(int(exponent)).translate(_SUPERSCRIPTS)
     if "." in mantissa:
         mantissa = mantissa.rstrip("0").rstrip(".")
-    return ten if mantissa == "1" else f"{mantissa}×{ten}"
+    return f"{mantissa}e{int(exponent)}"
 
 
 def bits(value: float | None) -> str:
@@ -132,7 +130,7 @@ def number(value: float | None) -> str:
     """Write a number of any other kind with three digits.
 
     >>> number(0.40123), number(0.0042), number(2093.0), number(12345.0), number(3e-7)
-    ('0.401', '0.0042', '2,090', '1.23×10⁴', '3×10⁻⁷')
+    ('0.401', '0.0042', '2,090', '1.23e4', '3e-7')
     """
     if value is None or missing(value):
         return MISSING

@@ -29,6 +29,7 @@ def write_answer(page: Path, answer: Answer, table: Path, loss: str) -> None:
         name=table.name,
         facts=f"{len(answer.law.rows)} rows · {loss} by {inputs}",
         command=f"python -m analysis fit {shlex.quote(str(table))}",
+        data={},
         leading=leading,
         others=[line for line in in_sentences(answer) if line not in leading],
         sections=sections(answer, loss),

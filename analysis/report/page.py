@@ -74,6 +74,7 @@ def render(
         facts=summary.facts,
         study=study,
         command=f"python -m analysis report {study}",
+        data={},
         summary=summary,
         sections=sections(material),
         run_columns=RUN_COLUMNS,

@@ -1,15 +1,9 @@
-"""The contents of a figure: JSON for the page, and a table of exactly what is drawn."""
+"""The contents of a figure as a table of exactly what is drawn."""
 
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-
-
-def to_json(figure: go.Figure) -> str:
-    """Return a figure as JSON that is safe inside a script element."""
-    text: str = figure.to_json()
-    return text.replace("</", "<\\/")
 
 
 def to_table(figure: go.Figure) -> pd.DataFrame:

@@ -5,13 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from scipy.stats import gaussian_kde
 
 from analysis.report.figures import theme
 from analysis.report.figures.theme import AMBER, BLUE, ORANGE, SKY, describe, figure, log_axis
-from tarflow.human import count, number, power
+from tarflow.human import bits, count, number, power
 
 CURVE_POINTS = 300  # per run: more do not show on a screen
-DISTRIBUTION_POINTS = 1000  # per run, evenly spaced in rank
+DISTRIBUTION_POINTS = 200  # per run
+RIDGE = 1.4  # height of a distribution, in distances between two
 
 
 def loss_curves(
@@ -84,7 +86,7 @@ def per_image(runs: pd.DataFrame) -> go.Figure | None:
 
 
 def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -> go.Figure | None:
-    """Draw the distribution of per-image BPD of some runs, one violin each.
+    """Draw the distribution of per-image BPD of some runs, one ridge each, with their means.
 
     Args:
         runs: Rows of the run table in the order to show, the last one on top.
@@ -94,27 +96,57 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
     if known.empty:
         return None
     shown = figure("bits per dimension of one image", "", height=120 + 62 * len(known))
+    heights = []
     for position, (_, run) in enumerate(known.iterrows()):
-        values = np.sort(images[run["run_id"]]["bpd"].dropna())
-        ranks = np.linspace(0, len(values) - 1, min(len(values), DISTRIBUTION_POINTS)).round()
+        values = images[run["run_id"]]["bpd"].dropna().to_numpy(float)
+        at, density = _density(values)
+        name = f"{power(run['flops'])} FLOPs · {count(run['params'])} params"
+        colour = theme.shade(position, len(known))
         shown.add_trace(
-            go.Violin(
-                x=values[ranks.astype(int)].round(4).tolist(),
-                name=f"{power(run['flops'])} · {count(run['params'])}",
-                orientation="h",
-                side="positive",
-                width=1.5,
-                points=False,
-                meanline={"visible": True},
-                line={"color": theme.shade(position, len(known)), "width": 1.5},
-                spanmode="hard",
-                showlegend=False,
-                hoveron="kde",
-                hoverinfo="x+name",
+            go.Scatter(
+                x=at.round(4).tolist(),
+                y=(position + RIDGE * density / density.max()).round(4).tolist(),
+                mode="lines",
+                line={"color": colour, "width": 1.5},
+                fill="toself",
+                fillcolor=theme.faded(colour),
+                name=name,
                 meta=run["run_id"],
+                showlegend=False,
+                hoveron="points",
+                hovertemplate=f"%{{x:.3f}}<extra>{name}</extra>",
             )
         )
-    return shown
+        mean = float(values.mean())
+        hover = f"mean {bits(mean)}<br>{describe(run)}<extra></extra>"
+        shown.add_trace(
+            theme.line(
+                [mean] * 2,
+                [position, position + RIDGE],
+                colour,
+                "dash",
+                1.5,
+                hover,
+                name=f"{name}, mean",
+                meta=run["run_id"],
+                showlegend=False,
+            )
+        )
+        heights.append((position, name))
+    ticks, names = zip(*heights, strict=True)
+    return shown.update_yaxes(
+        tickvals=list(ticks), ticktext=list(names), range=[-0.1, len(known) + 0.5]
+    )
+
+
+def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where to draw a distribution and its density there, with zero at both ends."""
+    spread = float(values.std())
+    if len(values) < 2 or spread == 0:
+        return np.repeat(values[:1], 3), np.array([0.0, 1.0, 0.0])
+    at = np.linspace(values.min(), values.max(), DISTRIBUTION_POINTS)
+    density = gaussian_kde(values)(at)
+    return np.concatenate([at[:1], at, at[-1:]]), np.concatenate([[0.0], density, [0.0]])
 
 
 def cost(runs: pd.DataFrame) -> go.Figure | None:

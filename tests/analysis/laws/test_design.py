@@ -58,7 +58,7 @@ def test_budgets_whose_best_size_is_not_bracketed_are_named():
     budget = runs[runs.index < 4]
     assert design.sizes_at_the_edge([isoflop(budget, 0.0005)]) == []
     (line,) = design.sizes_at_the_edge([isoflop(budget.iloc[1:], 0.0005)])
-    assert "10¹² FLOPs, the smallest size" in line
+    assert "1e12 FLOPs, the smallest size" in line
     assert "at most" in line
 
 

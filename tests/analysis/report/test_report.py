@@ -96,10 +96,10 @@ def test_no_sideways_scrolling(browser, study, width, scheme):
 
 def test_page_is_self_contained(study):
     text = (study / "report.html").read_text()
-    assert len(re.findall(r"plotly\.js v\d", text)) == 1
+    assert len(re.findall(r"plotly\.js \(basic - minified\) v\d", text)) == 1
     assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"?https?:", text)
     assert not re.findall(r"<link[^>]+href=\"?https?:", text)
-    assert len(text) < 8e6
+    assert len(text) < 5e6
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2])

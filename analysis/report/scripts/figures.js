@@ -8,7 +8,8 @@ function colours() {
   return { "#010101": read("--ink"), "#020202": read("--soft"), "#030303": read("--line"), "#040404": read("--paper"), "#050505": read("--law") };
 }
 
-function draw(figure) {
+// Draw a figure; the document then gets the event "figure-drawn", whose target is the figure.
+async function draw(figure) {
   const plot = figure.querySelector(".plot");
   let text = figure.querySelector("script").textContent;
   for (const [placeholder, colour] of Object.entries(colours())) text = text.replaceAll(placeholder, colour);
@@ -17,11 +18,24 @@ function draw(figure) {
     layout.font = { size: 11 };
     layout.margin = { l: 44, r: 8, t: 8, b: 40 };
   }
-  return Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
+  await Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
+  figure.dispatchEvent(new CustomEvent("figure-drawn", { bubbles: true }));
 }
 
-function drawAll() {
-  return Promise.all([...document.querySelectorAll("figure:not([hidden])")].filter((f) => f.querySelector(".plot")).map(draw));
+const drawable = () => [...document.querySelectorAll("figure:not([hidden])")].filter((figure) => figure.querySelector(".plot"));
+const drawAll = () => Promise.all(drawable().map(draw));
+
+// What the reader sees comes first; the rest follows between frames.
+async function drawInOrder() {
+  const inView = (figure) => { const box = figure.getBoundingClientRect(); return box.top < window.innerHeight && box.bottom > 0; };
+  const [first, rest] = [drawable().filter(inView), drawable().filter((figure) => !inView(figure))];
+  await Promise.all(first.map(draw));
+  document.documentElement.dataset.ready = "yes";
+  for (const figure of rest) {
+    await new Promise((next) => setTimeout(next));
+    await draw(figure);
+  }
+  document.documentElement.dataset.drawn = "yes";
 }
 
 for (const list of document.querySelectorAll(".tabs")) {
@@ -44,50 +58,7 @@ for (const button of document.querySelectorAll(".png")) {
     Plotly.downloadImage(plot, { format: "png", scale: 2, width: plot.clientWidth, height: plot.clientHeight, filename: button.dataset.name }));
 }
 
-const body = document.querySelector("#run-table tbody");
-const heads = [...document.querySelectorAll("#run-table th")];
-const key = (row, column) => row.cells[column].dataset.value;
-
-function compare(a, b) {
-  if (a === b) return 0;
-  if (a === "") return 1; // missing values come last
-  if (b === "") return -1;
-  const [x, y] = [Number(a), Number(b)];
-  return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
-}
-
-heads.forEach((head, column) => {
-  head.firstElementChild.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    for (const other of heads) other.setAttribute("aria-sort", "none");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const rows = [...body.rows].sort((a, b) => {
-      const order = compare(key(a, column), key(b, column));
-      const missing = key(a, column) === "" || key(b, column) === "";
-      return down && !missing ? -order : order;
-    });
-    body.append(...rows);
-  });
-});
-
-function applyFilter() {
-  const words = filter.value.toLowerCase().split(/\s+/);
-  let count = 0;
-  for (const row of body.rows) {
-    const text = row.textContent.toLowerCase();
-    row.hidden = !words.every((word) => text.includes(word));
-    count += row.hidden ? 0 : 1;
-  }
-  document.getElementById("shown").textContent = `${count} of ${body.rows.length} runs`;
-}
-
-const filter = document.getElementById("filter"); // of the page of a study
-if (filter) {
-  filter.addEventListener("input", applyFilter);
-  applyFilter();
-}
-
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
 window.addEventListener("beforeprint", () => { document.documentElement.classList.add("print"); drawAll(); });
 window.addEventListener("afterprint", () => { document.documentElement.classList.remove("print"); drawAll(); });
-drawAll().then(() => { document.documentElement.dataset.drawn = "yes"; });
+drawInOrder();

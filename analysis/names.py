@@ -1,0 +1,43 @@
+"""Names of runs that a reader can decode: size, shape and compute, then what else sets them apart.
+
+32 channels · 4x1 · 1.2e12 FLOPs · seed 1
+"""
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from tarflow.human import number, power
+
+APART: dict[str, Callable[[float], str]] = {  # what may set runs of one size and budget apart
+    "noise_std": lambda value: f"noise {number(value)}",
+    "lr": lambda value: f"learning rate {number(value)}",
+    "patch": lambda value: f"patch {value:.0f}",
+    "batch": lambda value: f"batch {value:.0f}",
+    "seed": lambda value: f"seed {value:.0f}",
+}
+
+
+def run_names(runs: pd.DataFrame) -> list[str]:
+    """Return a name of each run; two runs never share one.
+
+    Args:
+        runs: Rows of `tarflow.record.RUNS`.
+    """
+    names = pd.Series([_name(run) for _, run in runs.iterrows()], index=runs.index, dtype=object)
+    for _, group in runs.groupby(names, sort=False):
+        for column, write in APART.items():
+            values = group[column]
+            if values.nunique(dropna=False) > 1:
+                known = values.dropna()
+                names[known.index] += [f" · {write(value)}" for value in known]
+    twice = names.duplicated(keep=False)
+    names[twice] += " · " + runs.loc[twice, "label"].astype(str)
+    twice = names.duplicated(keep=False)
+    names[twice] += " · " + runs.loc[twice, "run_id"].astype(str)
+    return names.tolist()
+
+
+def _name(run: "pd.Series[float]") -> str:
+    shape = f"{run['channels']:.0f} channels · {run['blocks']:.0f}x{run['layers']:.0f}"
+    return f"{shape} · {power(run['flops'])} FLOPs"
