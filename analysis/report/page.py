@@ -1,16 +1,19 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.advice import Recommendation, recommend
 from analysis.findings import Findings, find
-from analysis.report.section import Material, Section
+from analysis.report.section import Chapter, Material
 from analysis.report.sections import ablation, laws, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import read_study
 from tarflow import human, record
+from tarflow.errors import UserError
 
 RUN_COLUMNS = (
     *("run", "id", "role", "status", "params", "images", "epochs"),
@@ -57,6 +60,7 @@ def render(
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
     )
+    advice = _advice(findings)
     material = Material(
         study=study,
         table=table,
@@ -65,52 +69,64 @@ def render(
         reference=record.read_json(study / "reference.json") or {},
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
+        advice=advice,
     )
-    summary = summarise(findings, table, scored)
+    summary = summarise(findings, table, scored, advice)
     return fill(
         "report.html.j2",
         kind="TarFlow scaling study",
         name=study.resolve().name,
         facts=summary.facts,
-        study=study,
-        command=f"python -m analysis report {study}",
+        command=f"python -m analysis report {shlex.quote(material.place)}",
         data={},
         summary=summary,
-        sections=sections(material),
+        first=laws.law(material),
+        best_samples=runs.best_samples(material),
+        chapters=chapters(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
 
-def sections(material: Material) -> list[Section]:
-    """Return every section in reading order. A study without laws begins with what it compares."""
-    ablations = ablation.sections(material)
-    scores = [
+def _advice(findings: Findings) -> Recommendation | None:
+    try:
+        return recommend(findings)
+    except UserError:  # no finished run to start from
+        return None
+
+
+def chapters(material: Material) -> list[Chapter]:
+    """Return every chapter in reading order. A study without laws begins with what it compares."""
+    compared = ablation.sections(material)
+    following = (laws.following(material), laws.allocation(material), laws.isoflop(material))
+    trust = (
+        laws.final(material),
+        laws.held_out(material),
+        laws.validation(material),
+        laws.residuals(material),
+        laws.symbols(material),
+    )
+    samples = (
+        runs.samples(material),
         quality.quality(material),
         quality.disagreement(material),
         *quality.others(material),
-    ]
-    images = runs.images(material)
-    end = [runs.cost(material), runs.reproducibility(material)]
-    if ablations and material.findings.runs.empty:
-        return [*ablations, *scores, runs.curves(material), images, *end]
-    return [
-        laws.law(material),
-        runs.curves(material),
-        laws.isoflop(material),
-        laws.residuals(material),
-        laws.exponents(material),
-        laws.allocation(material),
-        laws.validation(material),
-        laws.final(material),
-        *ablations,
-        *scores,
-        runs.samples(material),
-        images,
         quality.search(material),
-        *end,
+    )
+    trained = (runs.table(), runs.curves(material), runs.images(material))
+    ablated = Chapter("compared", "What did the comparison show?", "Comparison", tuple(compared))
+    shown = [
+        *([ablated] if compared else []),
+        Chapter("next", "What should I train next?", "Next run", following),
+        Chapter("trust", "Can I trust it?", "Trust", trust),
+        Chapter("looks", "What do samples look like?", "Samples", samples),
+        Chapter("trained", "What did the runs do?", "Runs", trained),
+        Chapter("spent", "What did it cost?", "Cost", (runs.cost(material),)),
+        Chapter("made", "How was it made?", "Method", (runs.reproducibility(material),)),
     ]
+    without_laws = compared and material.findings.runs.empty
+    return [item for item in shown if not without_laws or item.key not in ("next", "trust")]
 
 
 def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
@@ -131,7 +147,7 @@ def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
             (human.number, kid.get(run["run_id"], float("nan"))),
             (human.seconds, run["wall_seconds"]),
         )
-        words = [run["label"], run["run_id"], run["role"], run["status"]]
+        words = [run["name"], run["run_id"], run["role"], run["status"]]
         cells: list[tuple[str, float | str]] = [(word, word) for word in words]
         cells += [
             (write(value), "" if human.missing(value) else float(value))
