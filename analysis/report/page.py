@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.budgets import plans
 from analysis.findings import Findings, find
 from analysis.report.section import Material, Section
-from analysis.report.sections import ablation, laws, quality, runs
+from analysis.report.sections import ablation, budget, laws, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import read_study
@@ -62,6 +63,7 @@ def render(
         table=table,
         scored=scored,
         findings=findings,
+        plans=plans(findings, scored),
         reference=record.read_json(study / "reference.json") or {},
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
@@ -74,7 +76,7 @@ def render(
         facts=summary.facts,
         study=study,
         command=f"python -m analysis report {study}",
-        data={},
+        data={"budgets": budget.page_data(material)},
         summary=summary,
         sections=sections(material),
         run_columns=RUN_COLUMNS,
@@ -96,6 +98,7 @@ def sections(material: Material) -> list[Section]:
     if ablations and material.findings.runs.empty:
         return [*ablations, *scores, runs.curves(material), images, *end]
     return [
+        *budget.budget(material),
         laws.law(material),
         runs.curves(material),
         laws.isoflop(material),
