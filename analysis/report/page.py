@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.advice import Recommendation, recommend
+from analysis.budgets import plans
 from analysis.findings import Findings, find
 from analysis.report.section import Chapter, Material
-from analysis.report.sections import ablation, laws, quality, runs
+from analysis.report.sections import ablation, budget, laws, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import read_study
@@ -66,6 +67,7 @@ def render(
         table=table,
         scored=scored,
         findings=findings,
+        plans=plans(findings, scored),
         reference=record.read_json(study / "reference.json") or {},
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
@@ -78,7 +80,7 @@ def render(
         name=study.resolve().name,
         facts=summary.facts,
         command=f"python -m analysis report {shlex.quote(material.place)}",
-        data={},
+        data={"budgets": budget.page_data(material)},
         summary=summary,
         first=laws.law(material),
         best_samples=runs.best_samples(material),
@@ -99,7 +101,12 @@ def _advice(findings: Findings) -> Recommendation | None:
 def chapters(material: Material) -> list[Chapter]:
     """Return every chapter in reading order. A study without laws begins with what it compares."""
     compared = ablation.sections(material)
-    following = (laws.following(material), laws.allocation(material), laws.isoflop(material))
+    following = (
+        *budget.budget(material),
+        laws.following(material),
+        laws.allocation(material),
+        laws.isoflop(material),
+    )
     trust = (
         laws.final(material),
         laws.held_out(material),

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.advice import Recommendation
+from analysis.budgets import Plan
 from analysis.findings import Findings
 
 
@@ -68,6 +69,7 @@ class Material:
     table: pd.DataFrame  # every run, failed ones too
     scored: pd.DataFrame  # runs joined to their sample scores, one row per sampler setting
     findings: Findings
+    plans: tuple[Plan, ...]  # what other budgets would buy; empty without a law
     reference: Mapping[str, Any]  # kid, kid_se of real training images; may be empty
     outcome: Mapping[str, Any]  # wall_seconds, device_seconds, devices of the sweep; or empty
     seed: int
