@@ -86,10 +86,14 @@ class Sizes:
 
     def widths(self, params: float) -> NDArray[np.int_]:
         """Return all widths up to the first one with at least `params` parameters."""
+        return np.arange(1, self._heads(params) + 1) * self.model.head_dim
+
+    def _heads(self, params: float) -> int:
+        """Return a number of heads, less than twice too many, that gives `params` parameters."""
         count = 1
         while cost.params(self.build(count * self.model.head_dim)) < params:
             count *= 2
-        return np.arange(1, count + 1) * self.model.head_dim
+        return count
 
     def build(self, channels: int) -> ModelConfig:
         """Return the model of a width."""
@@ -102,10 +106,12 @@ class Sizes:
 
     def flops_per_token(self, params: Array) -> Array:
         """Return training FLOPs per token at any size, between buildable ones by interpolation."""
-        widths = np.unique(np.geomspace(1, self.widths(params.max())[-1], 60).round().astype(int))
+        widest = self._heads(params.max()) * self.model.head_dim
+        widths = np.unique(np.geomspace(1, widest, 60).round().astype(int))
         # Widths between multiples of the head width cannot be built; their cost is still a number.
         models = [replace(self.model, channels=int(width), head_dim=1) for width in widths]
-        x = np.log([cost.params(model) for model in models])
+        # Draws of few runs reach sizes whose parameters fill no integer of numpy.
+        x = np.log([float(cost.params(model)) for model in models])
         y = np.log([cost.training_flops(model) / model.tokens for model in models])
         return np.exp(np.interp(np.log(params), x, y))
 

@@ -136,7 +136,7 @@ def _time(machine: Machine, config: RunConfig) -> list[str | float | None]:
 
 def _runs(material: Material) -> dict[str, dict[str, str]]:
     """Return name, bits and sample quality of the runs that are nearest to a plan."""
-    runs = material.findings.runs
+    runs = material.table
     kid = one_setting(material.scored).set_index("run_id")["kid"].to_dict()
     near = {plan.nearest for plan in material.plans}
     return {
