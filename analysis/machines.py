@@ -44,11 +44,11 @@ def machines(runs: pd.DataFrame, largest: RunConfig) -> list[Machine]:
         if (slow := one.seconds(largest)) is None
         or ((fast := many.seconds(largest)) is not None and slow > WORTHWHILE * fast)
     ]
-    own = _own(runs)
+    own = own_machine(runs)
     return [*([own] if own else []), *single, *gains]
 
 
-def _own(runs: pd.DataFrame) -> Machine | None:
+def own_machine(runs: pd.DataFrame) -> Machine | None:
     """Return the machine that trained the runs, at the speed that sizes had on it."""
     rates = (runs["flops"] / runs["train_seconds"]).replace([0, np.inf], np.nan)
     speeds = rates.groupby(runs["params"]).median().dropna()

@@ -13,6 +13,7 @@ from analysis.ablation import conclusions
 from analysis.advice import Recommendation, repetition
 from analysis.findings import Findings, HeldOut
 from analysis.laws.intervals import LEVEL
+from analysis.machines import own_machine
 from analysis.study_warnings import warnings_of
 from tarflow.human import bits, count, digits, interval, missing, number, percent, power, seconds
 
@@ -110,9 +111,11 @@ def _lede(findings: Findings, advice: Recommendation | None) -> Markup:
     best = float(findings.runs["bpd"].min())
     ratio = round(item.flops / findings.budgets[-1].flops, 1)
     times = TIMES.get(int(ratio), "") if ratio == int(ratio) else ""
+    own = own_machine(findings.finished)
+    time = own.seconds(advice.config) if own else None
     return Markup(
         "{} the compute should take you from <b>{}</b> to <b>{}</b> bits per dimension "
-        "({}; lower is better): {} channels, {} images."
+        "({}; lower is better): {} channels, {} images{}."
     ).format(
         times or f"{number(ratio)} times",
         bits(best),
@@ -120,6 +123,7 @@ def _lede(findings: Findings, advice: Recommendation | None) -> Markup:
         interval(item.bpd_interval, bits),
         item.channels,
         digits(advice.config.images),
+        f", about {seconds(time)} on {own.name}" if own and time else "",
     )
 
 
