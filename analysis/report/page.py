@@ -9,7 +9,7 @@ from analysis.report.section import Material, Section
 from analysis.report.sections import ablation, laws, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
-from analysis.study import read_study
+from analysis.study import note_of, read_settings, read_study
 from tarflow import human, record
 
 RUN_COLUMNS = (
@@ -72,6 +72,7 @@ def render(
         kind="TarFlow scaling study",
         name=study.resolve().name,
         facts=summary.facts,
+        note=note_of(read_settings(study)),
         study=study,
         command=f"python -m analysis report {study}",
         data={},
