@@ -1,9 +1,11 @@
 """Read the tables and pictures of a study folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from analysis.names import run_names
 from analysis.settings import run_and_setting
@@ -31,6 +33,20 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     runs, evaluations = (read_table(path).to_pandas() for path in tables)
     runs = runs.assign(name=run_names(runs))
     return runs, evaluations.reindex(columns=EVALUATIONS.names)  # older tables lack columns
+
+
+def read_settings(study: Path) -> dict[str, Any]:
+    """Return the contents of study.yaml as plain values; nothing without a readable file."""
+    try:
+        plain = yaml.safe_load((study / "study.yaml").read_text("utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def note_of(settings: Mapping[str, Any]) -> str:
+    """Return the note that a study was given with `--note`, from its settings; may be empty."""
+    return str(settings.get("note") or "")
 
 
 def sample_pictures(study: Path) -> dict[tuple[Any, ...], Path]:

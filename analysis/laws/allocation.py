@@ -53,7 +53,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Frontier:
+class ComputeOptimal:
     """A law of size and data as a law of compute: its lowest loss at each budget."""
 
     law: Law

@@ -12,7 +12,7 @@ from analysis.report.section import Chapter, Material
 from analysis.report.sections import ablation, budget, laws, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
-from analysis.study import read_study
+from analysis.study import note_of, read_settings, read_study
 from tarflow import human, record
 from tarflow.errors import UserError
 
@@ -80,6 +80,7 @@ def render(
         name=study.resolve().name,
         facts=summary.facts,
         command=f"python -m analysis report {shlex.quote(material.place)}",
+        note=note_of(read_settings(study)),
         data={"budgets": budget.page_data(material)},
         summary=summary,
         first=laws.law(material),

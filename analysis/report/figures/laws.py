@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from analysis.advice import Recommendation
 from analysis.findings import Findings, HeldOut
-from analysis.laws.allocation import Allocation, Frontier, Sizes, best_run
+from analysis.laws.allocation import Allocation, ComputeOptimal, Sizes, best_run
 from analysis.laws.average import Law
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
@@ -68,7 +68,7 @@ def runs_against_flops(findings: Findings, advice: Recommendation | None) -> go.
     return shown.update_xaxes(log_axis(reach))
 
 
-def law_of_compute(findings: Findings) -> Predictor | Frontier | None:
+def law_of_compute(findings: Findings) -> Predictor | ComputeOptimal | None:
     """Return the lowest loss by the law of size and data, or else the law of the best runs."""
     runs, surface = findings.runs, findings.surface
     if surface is None or not surface.known:
@@ -77,10 +77,10 @@ def law_of_compute(findings: Findings) -> Predictor | Frontier | None:
         sizes = Sizes(read_config(best_run(runs)).model)
     except UserError:  # a table from elsewhere: models cannot be built
         return findings.frontier
-    return Frontier(surface, sizes, float(runs["params"].min()))
+    return ComputeOptimal(surface, sizes, float(runs["params"].min()))
 
 
-def add_band(shown: go.Figure, law: Predictor | Frontier, flops: np.ndarray) -> None:
+def add_band(shown: go.Figure, law: Predictor | ComputeOptimal, flops: np.ndarray) -> None:
     """Draw the band in which new runs fall, if it is known."""
     low, high = law.band(flops=flops)
     if np.isfinite(low).all():
@@ -89,7 +89,7 @@ def add_band(shown: go.Figure, law: Predictor | Frontier, flops: np.ndarray) -> 
 
 def add_law(
     shown: go.Figure,
-    law: Predictor | Frontier,
+    law: Predictor | ComputeOptimal,
     flops: pd.Series,
     beyond: np.ndarray,
     hover: str,
