@@ -103,7 +103,8 @@ def test_first_screen_answers_in_words(page):
     words = page.locator(".lede").inner_text()
     assert re.match(
         r"Four times the compute should take you from \d\.\d{3} to \d\.\d{3} bits per dimension "
-        r"\(\d\.\d{3} to \d\.\d{3}; lower is better\): \d+ channels, [\d,]+ images, about [\d.]+ (s|min) on the study's machine\.",
+        r"\(\d\.\d{3} to \d\.\d{3}; lower is better\): \d+ channels, [\d,]+ images, "
+        r"about [\d.]+ (s|min) on the study's machine\.",
         words,
     )
     claims = page.locator(".claim").all_text_contents()
