@@ -119,8 +119,12 @@ class Scaling(Command):
         self.lines += missing
 
     def begin(self) -> None:
-        """Write study.yaml."""
+        """Write study.yaml, and forecasts of the runs that --next has added."""
         declare(self.study, self.out)
+        if self.study.added:
+            from sweeps.additions import foretell_additions
+
+            foretell_additions(self.study, self.out, self.plan)
 
     def run(self, context: "BatchContext") -> "Outcome":
         """Carry out the grid, the settings the study asks for, and the search for a better one."""
@@ -156,8 +160,10 @@ class Scaling(Command):
         """Fit the laws, and write report.html and best.yaml."""
         from analysis.advice import recommend  # pandas and Plotly are needed from here on
         from analysis.findings import find
+        from analysis.forecast import foretell, read_ledger
         from analysis.report.page import render
         from analysis.study import read_study
+        from sweeps.additions import settle
         from sweeps.choice import best_checkpoint, verdict, write_best
 
         if outcome:
@@ -168,8 +174,9 @@ class Scaling(Command):
                 "device": outcome.device,
             }
             record.write_json(self.out / "outcome.json", spent)  # for the report
+        settle(self.out)
         runs, evaluations = read_study(self.out)
-        findings = find(runs, evaluations)
+        findings = find(runs, evaluations, forecasts=read_ledger(self.out))
         page = self.out / "report.html"
         record.write_text(page, render(self.out, runs, evaluations, findings, seed=0))
         console.print(f"report: {page}", soft_wrap=True)
@@ -182,6 +189,7 @@ class Scaling(Command):
         if best and (judged := verdict(best, self.out)):
             config, why = replace(config, sampler=judged.sampler), f"{why}\n{judged.words}"
             console.print(judged.words, soft_wrap=True)
+        foretell(findings, config, self.out, "best")
         write_best(config, why, self.out, console)
         return True
 

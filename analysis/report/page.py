@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.findings import Findings, find
+from analysis.forecast import read_ledger
 from analysis.report.section import Material, Section
-from analysis.report.sections import ablation, laws, quality, runs
+from analysis.report.sections import ablation, laws, ledger, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import read_study
@@ -32,7 +33,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
         UserError: If the folder holds no study, or tables of another version.
     """
     table, evaluations = read_study(study)
-    findings = find(table, evaluations, seed=seed)
+    findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
     page = study / "report.html"
     record.write_text(page, render(study, table, evaluations, findings, seed))
     return page
@@ -103,7 +104,7 @@ def sections(material: Material) -> list[Section]:
         laws.exponents(material),
         laws.allocation(material),
         laws.validation(material),
-        laws.final(material),
+        ledger.ledger(material),
         *ablations,
         *scores,
         runs.samples(material),

@@ -221,7 +221,7 @@ def test_rows_are_left_out_with_the_reason():
         "another noise level: only BPD may be compared across noise levels",
         "failed: loss is not finite",
         "one image moves the mean BPD by more than 1%",
-        "role search: laws read grid runs only",
+        "role search: laws read grid and final runs only",
     ]
     assert findings.correlation is None
 
