@@ -28,9 +28,11 @@ from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Study
 from tarflow import human, record
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 
 if TYPE_CHECKING:
+    from analysis.findings import Findings
     from sweeps.batch import BatchContext, Outcome
 
 
@@ -158,13 +160,12 @@ class Scaling(Command):
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Fit the laws, and write report.html and best.yaml."""
-        from analysis.advice import recommend  # pandas and Plotly are needed from here on
-        from analysis.findings import find
+        from analysis.findings import find  # pandas and Plotly are needed from here on
         from analysis.forecast import foretell, read_ledger
         from analysis.report.page import render
         from analysis.study import read_study
         from sweeps.additions import settle
-        from sweeps.choice import best_checkpoint, verdict, write_best
+        from sweeps.choice import write_best
 
         if outcome:
             spent = {
@@ -177,21 +178,29 @@ class Scaling(Command):
         settle(self.out)
         runs, evaluations = read_study(self.out)
         findings = find(runs, evaluations, forecasts=read_ledger(self.out))
+        if len(findings.runs):
+            config, why = self.next_run(findings, console)
+            foretell(findings, config, self.out, "best")
+            findings = replace(findings, forecasts=read_ledger(self.out))
         page = self.out / "report.html"
         record.write_text(page, render(self.out, runs, evaluations, findings, seed=0))
         console.print(f"report: {page}", soft_wrap=True)
-        if not len(findings.runs):
-            return True
+        if len(findings.runs):
+            write_best(config, why, self.out, console)
+        return True
+
+    def next_run(self, findings: "Findings", console: Console) -> tuple[RunConfig, str]:
+        """Return the run to train next with the sampler setting found best, and why."""
+        from analysis.advice import recommend
+        from sweeps.choice import best_checkpoint, verdict
+
         advice = recommend(findings)
         config = replace(advice.config, execution=self.study.base.execution)
-        why = advice.explanation
         best = best_checkpoint(self.out)
         if best and (judged := verdict(best, self.out)):
-            config, why = replace(config, sampler=judged.sampler), f"{why}\n{judged.words}"
             console.print(judged.words, soft_wrap=True)
-        foretell(findings, config, self.out, "best")
-        write_best(config, why, self.out, console)
-        return True
+            return replace(config, sampler=judged.sampler), f"{advice.explanation}\n{judged.words}"
+        return config, advice.explanation
 
 
 def chosen_study(options: Options) -> Study:

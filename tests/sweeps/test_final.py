@@ -1,4 +1,3 @@
-import html
 import json
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
 from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
 from tarflow.forecasts import Forecast, read_forecasts, write_forecast, write_outcome
+from tarflow.human import bits
 from tarflow.model.flow import TarFlow, initialise
 from tarflow.model.weights import save_model
 from tarflow.record import read_json, read_table, write_json
@@ -118,8 +118,9 @@ def test_a_final_run_is_predicted_trained_once_and_compared(study, capsys, monke
     assert "outside the 90% interval" in found.verdict  # the law was planted, the run is real
     assert "0 of 1 forecasts in" in printed
     assert found.verdict in printed
-    page = html.unescape((study / "report.html").read_text())
-    assert found.verdict in page
+    page = (study / "report.html").read_text()
+    assert bits(found.test_predicted) in page
+    assert bits(found.achieved) in page
 
     config = study / "runs" / made.run_id / "config.yaml"
     assert final.final(Options(study=str(study), config=config)) == 0  # by another name

@@ -1,15 +1,17 @@
 """The figure of forecasts: intervals written before training, and what came out."""
 
 from collections.abc import Sequence
+from html import escape
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
 
 from analysis.report.figures import theme
 from tarflow.forecasts import Forecast
-from tarflow.human import bits, interval
 
 ROW, FRAME = 52, 130  # pixels for a forecast, and around them
+HOVER = 60  # characters in a line of hover text
 
 
 def forecasts(ledger: Sequence[Forecast], names: Sequence[str]) -> go.Figure | None:
@@ -44,10 +46,8 @@ def _add_predictions(shown: go.Figure, rows: Sequence[tuple[Forecast, str]]) -> 
         for value, (item, _) in zip(predicted, rows, strict=True)
     ]
     text = [
-        f"<b>{name}</b><br>predicted {bits(item.predicted)}"
-        + (f" ({interval(span, bits)})" if span[0] < span[1] else "")
-        + ("" if item.done else "<br>not trained yet")
-        for (item, name), span in zip(rows, ends, strict=True)
+        _hover(name, item.in_words + " It is not trained yet." * (not item.done))
+        for item, name in rows
     ]
     shown.add_trace(
         theme.points(
@@ -77,15 +77,16 @@ def _add_results(
         theme.points(
             values,
             [len(rows) - place for place in at],
-            [
-                f"<b>{rows[place][1]}</b><br>{name}: {bits(value)}"
-                for place, value in zip(at, values, strict=True)
-            ],
+            [_hover(rows[place][1], rows[place][0].verdict) for place in at],
             marker=marker,
             name=name,
             meta=[rows[place][0].run_id for place in at],
         )
     )
+
+
+def _hover(name: str, words: str) -> str:
+    return "<br>".join([f"<b>{escape(name)}</b>", *map(escape, wrap(words, HOVER))])
 
 
 def _in_lines(name: str) -> str:

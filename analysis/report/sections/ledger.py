@@ -13,11 +13,7 @@ from analysis.report.section import Material, Section, Table, existing
 from tarflow.forecasts import Forecast
 from tarflow.human import MISSING, bits, interval, percent
 
-ORIGINS = {
-    "final": "python sweeps/final.py",
-    "best": "best.yaml",
-    "next": "python sweeps/scaling.py --next",
-}
+ORIGINS = {"final": "final run", "best": "best.yaml", "next": "--next"}
 
 
 def ledger(material: Material) -> Section:
@@ -50,20 +46,20 @@ def ledger(material: Material) -> Section:
 
 def _outcomes(forecasts: Sequence[Forecast], names: Sequence[str]) -> Table:
     return Table(
-        ("run", "predicted", "90% interval", "achieved", "on test images", "what came out"),
+        ("run", "predicted", "90% interval", "achieved", "what came out", "on test images"),
         tuple(
             (
                 name,
                 bits(item.predicted),
                 _interval(item),
                 _with_error(item.achieved, item.achieved_se),
+                _outcome(item),
                 _with_error(item.test_bpd, item.test_se)
                 + (
                     f", expected {bits(item.test_predicted)}"
                     if item.test_predicted is not None
                     else ""
                 ),
-                item.verdict or "not trained yet",
             )
             for item, name in zip(forecasts, names, strict=True)
         ),
@@ -73,7 +69,7 @@ def _outcomes(forecasts: Sequence[Forecast], names: Sequence[str]) -> Table:
 
 def _sources(forecasts: Sequence[Forecast], names: Sequence[str]) -> Table:
     return Table(
-        ("run", "written", "for", "by the law", "fitted to rows", "code", "in words"),
+        ("run", "written", "for", "by the law", "fitted to rows", "code"),
         tuple(
             (
                 name,
@@ -82,12 +78,21 @@ def _sources(forecasts: Sequence[Forecast], names: Sequence[str]) -> Table:
                 item.law or MISSING,
                 item.table_hash or MISSING,
                 item.git or MISSING,
-                item.in_words,
             )
             for item, name in zip(forecasts, names, strict=True)
         ),
         "How each forecast was made",
     )
+
+
+def _outcome(item: Forecast) -> str:
+    if item.predicted is None:
+        return item.in_words
+    if item.error is None:
+        return "scored on test images only" if item.done else "not trained yet"
+    off = f"{percent(abs(item.error))} too {'high' if item.error > 0 else 'low'}"
+    place = {True: "inside", False: "outside", None: "no interval"}[item.inside]
+    return f"{place}, {off}"
 
 
 def _interval(item: Forecast) -> str:
