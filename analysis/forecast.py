@@ -143,7 +143,8 @@ def calibration(study: Path) -> Calibration | None:
     """
     folder = study.resolve().parent
     ended = []
-    for path in sorted(folder.glob("*/forecasts.parquet")):
+    tables = {path.resolve() for path in folder.glob("*/forecasts.parquet")}  # links count once
+    for path in sorted(tables):
         try:
             ended += [item for item in read_ledger(path.parent) if item.inside is not None]
         except UserError:

@@ -40,6 +40,7 @@ def test_calibration_is_that_of_all_studies_in_the_folder(tmp_path):
     assert calibration(tmp_path / "one") is None
     for name, forecast in (("one", INSIDE), ("two", OUTSIDE), ("three", WRITTEN)):
         write_forecast(tmp_path / name, forecast)
+    (tmp_path / "link").symlink_to("one")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "forecasts.parquet").write_text("no table")
     found = calibration(tmp_path / "one")
