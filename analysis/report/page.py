@@ -8,8 +8,9 @@ import pandas as pd
 from analysis.advice import Recommendation, recommend
 from analysis.budgets import plans
 from analysis.findings import Findings, find
+from analysis.forecast import read_ledger
 from analysis.report.section import Chapter, Material
-from analysis.report.sections import ablation, budget, laws, quality, runs
+from analysis.report.sections import ablation, budget, laws, ledger, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import note_of, read_settings, read_study
@@ -36,7 +37,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
         UserError: If the folder holds no study, or tables of another version.
     """
     table, evaluations = read_study(study)
-    findings = find(table, evaluations, seed=seed)
+    findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
     page = study / "report.html"
     record.write_text(page, render(study, table, evaluations, findings, seed))
     return page
@@ -109,7 +110,7 @@ def chapters(material: Material) -> list[Chapter]:
         laws.isoflop(material),
     )
     trust = (
-        laws.final(material),
+        ledger.ledger(material),
         laws.held_out(material),
         laws.validation(material),
         laws.residuals(material),
