@@ -164,7 +164,7 @@ def _stars(shown: go.Figure, ended: list[Forecast]) -> None:
     shown.add_trace(
         theme.points(
             [item.flops for item in ended],
-            [item.achieved for item in ended],
+            np.array([item.achieved for item in ended], float),
             texts,
             marker=marker(theme.AMBER, "star", 17),
             name="forecast, then trained",
