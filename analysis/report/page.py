@@ -1,6 +1,8 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,12 +20,13 @@ RUN_COLUMNS = (
 )
 
 
-def write_report(study: Path, seed: int = 0) -> Path:
+def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
     """Read a study folder, fit its laws, and write its `report.html`.
 
     Args:
         study: A folder with `runs/` or `runs.parquet`.
         seed: Seed of the draws.
+        live: Let the page reload itself, as the study is going on.
 
     Returns:
         The path of the page. With too few runs for a law, the page says so and shows the runs.
@@ -34,7 +37,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
     table, evaluations = read_study(study)
     findings = find(table, evaluations, seed=seed)
     page = study / "report.html"
-    record.write_text(page, render(study, table, evaluations, findings, seed))
+    record.write_text(page, render(study, table, evaluations, findings, seed, live))
     return page
 
 
@@ -44,6 +47,7 @@ def render(
     evaluations: pd.DataFrame,
     findings: Findings,
     seed: int,
+    live: bool = False,
 ) -> str:
     """Return the page as HTML.
 
@@ -53,6 +57,7 @@ def render(
         evaluations: Rows of the evaluations table.
         findings: What the study shows.
         seed: Seed of the draws.
+        live: Let the page reload itself, as the study is going on.
     """
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
@@ -75,12 +80,19 @@ def render(
         study=study,
         command=f"python -m analysis report {study}",
         data={},
+        live=progress_of(study) if live else None,
         summary=summary,
         sections=sections(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
+
+
+def progress_of(study: Path) -> dict[str, Any]:
+    """Return how far a running study is, in words, and when the page was `written` (Unix time)."""
+    progress = record.read_json(study / "progress.json") or {}
+    return {"words": progress.get("counts", ""), "written": round(time.time())}
 
 
 def sections(material: Material) -> list[Section]:
