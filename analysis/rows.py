@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
         The comparable rows, ordered by (flops, params, run_id), and the others with the reason.
     """
     runs = runs.sort_values(["flops", "params", "run_id"], kind="stable").reset_index(drop=True)
-    reasons = pd.Series([_own_reason(row) for _, row in runs.iterrows()], dtype=object)
+    reasons = pd.Series([_own_reason(row) for row in runs.to_dict("records")], dtype=object)
     open_rows = reasons == ""
     # Missing values form one group; the largest group is the study.
     kinds = runs[list(GROUP)].astype(str)
@@ -80,8 +81,8 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
             other = f"{GROUP[column]} ({column} " + kinds[column] + f", not {value})"
             reasons = reasons.mask(differs, other)
     left = tuple(
-        LeftOut(str(row["run_id"]), str(row["label"]), str(reason))
-        for (_, row), reason in zip(runs.iterrows(), reasons, strict=True)
+        LeftOut(str(run_id), str(label), str(reason))
+        for run_id, label, reason in zip(runs["run_id"], runs["label"], reasons, strict=True)
         if reason
     )
     return runs[reasons == ""].reset_index(drop=True), left
@@ -93,13 +94,13 @@ def commonest(kinds: pd.DataFrame) -> tuple[str, ...]:
     return min(key for key, times in counts.items() if times == max(counts.values()))
 
 
-def _own_reason(row: pd.Series) -> str:
+def _own_reason(row: Mapping[Any, Any]) -> str:
     if row["status"] != "done":
         error = row.get("error")
         return f"{row['status']}: {error}" if isinstance(error, str) and error else "failed"
     if row["role"] not in ROLES:
         return f"role {row['role']}: laws read grid runs only"
-    numbers = row[["bpd", "flops", "params", "tokens"]].to_numpy(float)
+    numbers = np.array([row[name] for name in ("bpd", "flops", "params", "tokens")], float)
     if not np.all(np.isfinite(numbers) & (numbers > 0)):
         return "bpd, flops, params or tokens is missing or not positive"
     if _one_image_decides(row):
@@ -110,14 +111,16 @@ def _own_reason(row: pd.Series) -> str:
     return ""
 
 
-def _one_image_decides(row: pd.Series) -> bool:
+def _one_image_decides(row: Mapping[Any, Any]) -> bool:
     """Tell whether leaving out a single image would move the mean by more than 1%.
 
     Runs of earlier releases did not record that change. One image moves their mean by at most one
     standard error; beyond that bound, an isolated maximum decides, which misses many cases.
     """
-    names = ["bpd", "bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"]
-    mean, moved, se, median, p99, largest = row.reindex(names).to_numpy(float)
+    names = ("bpd", "bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max")
+    mean, moved, se, median, p99, largest = (
+        float("nan") if row.get(name) is None else float(row[name]) for name in names
+    )
     if np.isfinite(moved):
         return bool(moved > MOVED * mean)
     if not np.isfinite([se, median, p99, largest]).all() or se <= MOVED * mean:
@@ -177,15 +180,15 @@ def known_noise(noise: SeedNoise | None, rows: pd.DataFrame) -> Known:
 
 def configs_but_seed(runs: pd.DataFrame) -> pd.Series:
     """Return a key per row that is equal for runs that differ in the seed only."""
-    keys = [_key(row) for _, row in runs.iterrows()]
+    keys = [_key(*pair) for pair in zip(runs["config"], runs["run_id"], strict=True)]
     return pd.Series(keys, index=runs.index, dtype=object)
 
 
-def _key(row: pd.Series) -> str:
+def _key(config: object, run_id: object) -> str:
     try:
-        plain = json.loads(str(row["config"]))
+        plain = json.loads(str(config))
     except json.JSONDecodeError:
-        return str(row["run_id"])
+        return str(run_id)
     for name in ("seed", "execution", "sampler"):
         plain.pop(name, None)
     return json.dumps(plain, sort_keys=True)

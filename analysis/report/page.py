@@ -18,6 +18,7 @@ RUN_COLUMNS = (
     *("run", "id", "role", "status", "params", "images", "epochs"),
     *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
 )
+TABLE_ROWS = 1000  # of the run table, those of the most compute; its CSV has all
 
 
 def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
@@ -85,6 +86,7 @@ def render(
         sections=sections(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
+        all_runs=len(table),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
@@ -131,7 +133,7 @@ def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
     kid = scored.groupby("run_id")["kid"].first().to_dict()
     reasons = {item.run_id: item.reason for item in material.findings.left_out}
     rows = []
-    for _, run in material.table.sort_values(["flops", "params"]).iterrows():
+    for _, run in material.table.sort_values(["flops", "params"]).tail(TABLE_ROWS).iterrows():
         note = run["error"] if isinstance(run["error"], str) else ""
         numbers = (
             (human.count, run["params"]),

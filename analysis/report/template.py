@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from analysis.report.figures.export import to_table
 from analysis.report.summary import typeset
 
 # plotly.js with scatter traces only: a quarter of the whole bundle that the package plotly ships.
@@ -37,7 +36,6 @@ def fill(template: str, **values: Any) -> str:
     environment.filters |= {
         "figure_json": _figure_json,
         "json": lambda plain: in_script(json.dumps(plain)),
-        "csv": lambda figure: csv_uri(to_table(figure)),
         "typeset": typeset,
     }
     return environment.get_template(template).render(
@@ -58,4 +56,6 @@ def in_script(text: str) -> Markup:
 
 def csv_uri(table: pd.DataFrame) -> str:
     """Return a table as a link that saves it as CSV, without a server."""
-    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False, float_format="%.8g"))
+    return "data:text/csv;charset=utf-8," + quote(
+        table.to_csv(index=False, float_format="%.8g"), safe=",:;/"
+    )

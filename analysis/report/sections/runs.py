@@ -2,6 +2,7 @@
 
 from analysis.report import checklist
 from analysis.report.figures import runs as run_figures
+from analysis.report.figures.theme import note_thinning, stride
 from analysis.report.section import Material, Section, embedded, existing
 from analysis.study import tables_of_runs
 from tarflow.human import bits, count, power
@@ -9,17 +10,21 @@ from tarflow.human import bits, count, power
 
 def curves(material: Material) -> Section:
     """Show the training loss of all runs."""
-    runs = material.findings.finished
-    curves = tables_of_runs(material.study, runs, "curve.parquet")
+    runs = material.findings.finished.sort_values("flops")
+    drawn = runs.iloc[:: stride(len(runs), run_figures.MOST_CURVES)]
+    curves = tables_of_runs(material.study, drawn, "curve.parquet")
+    figures = existing(
+        FLOPs=run_figures.loss_curves(drawn, curves, "flops"),
+        images=run_figures.loss_curves(drawn, curves, "images"),
+    )
+    for shown in figures.values():
+        note_thinning(shown, len(drawn), len(runs))
     return Section(
         "curves",
         "Loss curves",
-        "Training loss of all runs, in nats per dimension without the Gaussian constant. Runs at "
+        "Training loss of the runs, in nats per dimension without the Gaussian constant. Runs at "
         "different noise levels are on different scales.",
-        existing(
-            FLOPs=run_figures.loss_curves(runs, curves, "flops"),
-            images=run_figures.loss_curves(runs, curves, "images"),
-        ),
+        figures,
         tabs=True,
         empty="No run has written a loss curve yet.",
     )
