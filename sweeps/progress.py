@@ -128,18 +128,15 @@ class Progress:
             started = self.running.pop(name, time.monotonic())
             self.seconds[name] = time.monotonic() - started
             self.rows[name] = row
-            failed = row["status"] == "failed"
-            score = "" if failed else in_words(row, self.objective)
-            line = (
-                f"{task.label} failed: {row['error']}"
-                if failed
-                else f"{task.label} {score}, {human.seconds(self.seconds[name])}"
-            )
+            if row["status"] == "failed":
+                line = f"{task.label} failed: {row['error']}"
+                self.console.print(line, style="red", soft_wrap=True, markup=False)  # has brackets
+            else:
+                score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
+                line = f"{self.counts()} · {task.label} {score}, {spent}"
+                if not self._live:
+                    self.console.print(line, soft_wrap=True, markup=False)
             self.lines.append(line)
-            if failed:  # errors hold brackets
-                self.console.print(line, style="red", soft_wrap=True, markup=False)
-            elif not self._live:
-                self.console.print(f"{self.counts()} · {line}", soft_wrap=True)
 
     @property
     def failed(self) -> list[Mapping[str, Any]]:
@@ -168,7 +165,8 @@ class Progress:
         with self._lock:
             done = [row for row in self.rows.values() if row["status"] == "done"] + self.before
             total = self.total + len(self.before)
-            parts = [f"{len(done)} of {total} done", f"{len(self.running)} running"]
+            things = " sampler settings" if self.objective == "kid" else ""
+            parts = [f"{len(done)} of {total}{things} done", f"{len(self.running)} running"]
             parts += [f"{len(self.failed)} failed"] if self.failed else []
             if done:
                 best = min(done, key=lambda row: float(row[self.objective]))

@@ -61,8 +61,7 @@ def print_new(snapshot: dict[str, Any], seen: int, console: Console) -> None:
     """Print a line for each task that has ended since so many had; of many, only the last."""
     new = min(snapshot["ended"] - seen, len(snapshot["lines"]))
     for line in snapshot["lines"][len(snapshot["lines"]) - new :]:
-        counts = "" if console.is_terminal else f"{snapshot['counts']} · "
-        console.print(f"{counts}{line}", soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def so_far(out: Path) -> str:
