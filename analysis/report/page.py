@@ -1,7 +1,9 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
 import shlex
+import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,14 +23,16 @@ RUN_COLUMNS = (
     *("run", "id", "role", "status", "params", "images", "epochs"),
     *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
 )
+TABLE_ROWS = 1000  # of the run table, those of the most compute; its CSV has all
 
 
-def write_report(study: Path, seed: int = 0) -> Path:
+def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
     """Read a study folder, fit its laws, and write its `report.html`.
 
     Args:
         study: A folder with `runs/` or `runs.parquet`.
         seed: Seed of the draws.
+        live: Let the page reload itself, as the study is going on.
 
     Returns:
         The path of the page. With too few runs for a law, the page says so and shows the runs.
@@ -39,7 +43,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
     table, evaluations = read_study(study)
     findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
     page = study / "report.html"
-    record.write_text(page, render(study, table, evaluations, findings, seed))
+    record.write_text(page, render(study, table, evaluations, findings, seed, live))
     return page
 
 
@@ -49,6 +53,7 @@ def render(
     evaluations: pd.DataFrame,
     findings: Findings,
     seed: int,
+    live: bool = False,
 ) -> str:
     """Return the page as HTML.
 
@@ -58,6 +63,7 @@ def render(
         evaluations: Rows of the evaluations table.
         findings: What the study shows.
         seed: Seed of the draws.
+        live: Let the page reload itself, as the study is going on.
     """
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
@@ -83,12 +89,14 @@ def render(
         command=f"python -m analysis report {shlex.quote(material.place)}",
         note=note_of(read_settings(study)),
         data={"budgets": budget.page_data(material)},
+        live=progress_of(study) if live else None,
         summary=summary,
         first=laws.law(material),
         best_samples=runs.best_samples(material),
         chapters=chapters(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
+        all_runs=len(table),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
@@ -98,6 +106,12 @@ def _advice(findings: Findings) -> Recommendation | None:
         return recommend(findings)
     except UserError:  # no finished run to start from
         return None
+
+
+def progress_of(study: Path) -> dict[str, Any]:
+    """Return how far a running study is, in words, and when the page was `written` (Unix time)."""
+    progress = record.read_json(study / "progress.json") or {}
+    return {"words": progress.get("counts", ""), "written": round(time.time())}
 
 
 def chapters(material: Material) -> list[Chapter]:
@@ -144,7 +158,7 @@ def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
     kid = scored.groupby("run_id")["kid"].first().to_dict()
     reasons = {item.run_id: item.reason for item in material.findings.left_out}
     rows = []
-    for _, run in material.table.sort_values(["flops", "params"]).iterrows():
+    for _, run in material.table.sort_values(["flops", "params"]).tail(TABLE_ROWS).iterrows():
         note = run["error"] if isinstance(run["error"], str) else ""
         numbers = (
             (human.count, run["params"]),
