@@ -23,7 +23,6 @@ RUN_COLUMNS = (
     *("run", "id", "role", "status", "params", "images", "epochs"),
     *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
 )
-TABLE_ROWS = 1000  # of the run table, those of the most compute; its CSV has all
 
 
 def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
@@ -96,7 +95,6 @@ def render(
         chapters=chapters(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
-        all_runs=len(table),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
@@ -137,7 +135,7 @@ def chapters(material: Material) -> list[Chapter]:
         *quality.others(material),
         quality.search(material),
     )
-    trained = (runs.table(), runs.curves(material), runs.images(material))
+    trained = (runs.table(material), runs.curves(material), runs.images(material))
     ablated = Chapter("compared", "What did the comparison show?", "Comparison", tuple(compared))
     shown = [
         *([ablated] if compared else []),
@@ -158,7 +156,7 @@ def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
     kid = scored.groupby("run_id")["kid"].first().to_dict()
     reasons = {item.run_id: item.reason for item in material.findings.left_out}
     rows = []
-    for _, run in material.table.sort_values(["flops", "params"]).tail(TABLE_ROWS).iterrows():
+    for _, run in material.table.sort_values(["flops", "params"]).tail(runs.TABLE_ROWS).iterrows():
         note = run["error"] if isinstance(run["error"], str) else ""
         numbers = (
             (human.count, run["params"]),

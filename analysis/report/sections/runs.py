@@ -8,6 +8,8 @@ from analysis.settings import best_setting, run_and_setting, setting_in_words
 from analysis.study import sample_pictures, tables_of_runs
 from tarflow.human import bits, count, number, power
 
+TABLE_ROWS = 1000  # of the run table
+
 
 def curves(material: Material) -> Section:
     """Show the training loss of all runs."""
@@ -42,12 +44,16 @@ def best_samples(material: Material) -> Picture | None:
     return None
 
 
-def table() -> Section:
-    """Show every run."""
+def table(material: Material) -> Section:
+    """Show every run, or those of the most compute."""
+    total = len(material.table)
+    shown = "Failed ones too."
+    if total > TABLE_ROWS:
+        shown = f"The {TABLE_ROWS:,} runs of the most compute, of {total:,}; the CSV has all."
     return Section(
         "runs",
         "All runs",
-        "Failed ones too. Click a heading to sort. The note says why no law uses a run.",
+        f"{shown} Click a heading to sort. The note says why no law uses a run.",
         {},
         partial="runs.html.j2",
     )
