@@ -36,13 +36,15 @@ def loss_curves(
     shown = figure(label, "training loss, nats per dimension", height=480)
     reach: list[float] = []
     losses: list[float] = []
+    points = 0
     sizes = theme.by_size(known)
     # The legend names at most eight sizes: the others are read off the ordered scale.
     named = {sizes[i][0] for i in np.linspace(0, len(sizes) - 1, min(len(sizes), 8)).astype(int)}
     for size, colour, group in sizes:
         for _, run in group.iterrows():
-            curve = curves[run["run_id"]].dropna(subset=["loss", against])
-            curve = curve.iloc[:: theme.stride(len(curve), most)]
+            whole = curves[run["run_id"]].dropna(subset=["loss", against])
+            curve = whole.iloc[:: theme.stride(len(whole), most)]
+            points += len(whole)
             if curve.empty:
                 continue
             reach += [curve[against].iloc[0], curve[against].iloc[-1]]
@@ -63,6 +65,7 @@ def loss_curves(
             named.discard(size)
     if not losses:
         return None
+    theme.note_thinning(shown, len(losses), points, "points")
     # Losses start far above; the window shows where the runs differ.
     low, high = min(losses), float(np.quantile(losses, 0.97))
     shown.update_yaxes(range=[low - 0.05 * (high - low), high + 0.05 * (high - low)])

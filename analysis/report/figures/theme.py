@@ -83,11 +83,12 @@ def stride(count: int, most: int = MOST) -> int:
     return max(1, -(-count // most))
 
 
-def note_thinning(shown: go.Figure, drawn: int, count: int, what: str = "runs") -> go.Figure:
+def note_thinning(shown: go.Figure, drawn: int, count: int, what: str = "runs") -> None:
     """Let the page say under a figure that it does not draw everything."""
     if drawn < count:
-        shown.update_layout(meta={"note": f"{drawn:,} of {count:,} {what} drawn"})
-    return shown
+        notes = [shown.layout.meta["note"]] if shown.layout.meta else []
+        notes.append(f"{drawn:,} of {count:,} {what} drawn")
+        shown.update_layout(meta={"note": ", ".join(notes)})
 
 
 def thinned(shown: go.Figure, runs: pd.DataFrame, most: int = MOST) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import plant
 
+from analysis.report.figures.runs import loss_curves
 from analysis.report.page import write_report
 from tarflow.record import EVALUATIONS, RUNS
 
@@ -55,3 +56,12 @@ def test_a_long_study_says_what_is_left_out(browser, report):
 def test_the_csv_of_a_long_study_has_every_run(report):
     uri = re.search(r'href="data:text/csv;charset=utf-8,([^"]*)"', report.read_text())[1]
     assert pd.read_csv(io.StringIO(unquote(uri)))["run_id"].nunique() == 18 * COPIES
+
+
+def test_long_loss_curves_are_thinned_and_say_so(tmp_path):
+    runs = pd.read_parquet(plant(tmp_path, limit=2) / "runs.parquet")
+    images = np.arange(1, 1001)
+    curve = pd.DataFrame({"images": images, "flops": 1e6 * images, "loss": 1 + 1 / images})
+    shown = loss_curves(runs, dict.fromkeys(runs["run_id"], curve), "images")
+    assert [len(trace.x) for trace in shown.data] == [250, 250]
+    assert shown.layout.meta == {"note": "500 of 2,000 points drawn"}
