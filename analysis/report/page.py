@@ -5,17 +5,13 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.findings import Findings, find
+from analysis.report import run_data
 from analysis.report.section import Material, Section
-from analysis.report.sections import ablation, laws, quality, runs
+from analysis.report.sections import ablation, laws, quality, runs, samples
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import read_study
-from tarflow import human, record
-
-RUN_COLUMNS = (
-    *("run", "id", "role", "status", "params", "images", "epochs"),
-    *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
-)
+from tarflow import record
 
 
 def write_report(study: Path, seed: int = 0) -> Path:
@@ -67,6 +63,10 @@ def render(
         seed=seed,
     )
     summary = summarise(findings, table, scored)
+    shown = sections(material)
+    pictured = {
+        picture.run for section in shown for picture in (*section.strips, *section.pictures)
+    }
     return fill(
         "report.html.j2",
         kind="TarFlow scaling study",
@@ -74,11 +74,12 @@ def render(
         facts=summary.facts,
         study=study,
         command=f"python -m analysis report {study}",
-        data={},
+        data={"runs": run_data.run_data(material, pictured)},
         summary=summary,
-        sections=sections(material),
-        run_columns=RUN_COLUMNS,
-        runs=_run_rows(material),
+        sections=shown,
+        run_columns=run_data.COLUMNS,
+        runs=run_data.run_rows(material),
+        filters=run_data.filters(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
@@ -106,37 +107,8 @@ def sections(material: Material) -> list[Section]:
         laws.final(material),
         *ablations,
         *scores,
-        runs.samples(material),
+        samples.samples(material),
         images,
         quality.search(material),
         *end,
     ]
-
-
-def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
-    """Return the cells of the run table: the text shown and the value to sort by."""
-    scored = material.scored.dropna(subset=["kid"])
-    kid = scored.groupby("run_id")["kid"].first().to_dict()
-    reasons = {item.run_id: item.reason for item in material.findings.left_out}
-    rows = []
-    for _, run in material.table.sort_values(["flops", "params"]).iterrows():
-        note = run["error"] if isinstance(run["error"], str) else ""
-        numbers = (
-            (human.count, run["params"]),
-            (human.count, run["images"]),
-            (human.number, run["epochs"]),
-            (human.power, run["flops"]),
-            (human.power, run["flops_marginal"]),
-            (human.bits, run["bpd"]),
-            (human.number, kid.get(run["run_id"], float("nan"))),
-            (human.seconds, run["wall_seconds"]),
-        )
-        words = [run["label"], run["run_id"], run["role"], run["status"]]
-        cells: list[tuple[str, float | str]] = [(word, word) for word in words]
-        cells += [
-            (write(value), "" if human.missing(value) else float(value))
-            for write, value in numbers
-        ]
-        note = note or reasons.get(run["run_id"], "")
-        rows.append([*cells, (note, note)])
-    return rows

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.findings import Findings
+from analysis.names import run_names
+from analysis.study import tables_of_runs
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Picture:
     source: str  # data URI
     title: str
     note: str
+    run: str = ""  # id of the run whose samples it shows
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Section:
     columns: int = 2  # figures side by side where there is room
     tabs: bool = False  # one view at a time
     tables: tuple[Table, ...] = ()
+    strips: tuple[Picture, ...] = ()  # wide pictures, one below another
     pictures: tuple[Picture, ...] = ()
     empty: str = ""  # shown when there is nothing to draw
     command: str = ""  # shown with it: the command that fills the section
@@ -58,13 +63,27 @@ class Material:
     outcome: Mapping[str, Any]  # wall_seconds, device_seconds, devices of the sweep; or empty
     seed: int
 
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Readable name of each run by its id."""
+        return dict(zip(self.table["run_id"], run_names(self.table), strict=True))
+
+    @cached_property
+    def curves(self) -> Mapping[str, pd.DataFrame]:
+        """Curve table of each finished run that has one, by its id."""
+        return tables_of_runs(self.study, self.findings.finished, "curve.parquet")
+
 
 def existing(**figures: go.Figure | None) -> dict[str, go.Figure]:
     """Return the figures that are not None, by the name of the view."""
     return {name.replace("_", " "): shown for name, shown in figures.items() if shown is not None}
 
 
-def embedded(path: Path, title: str, note: str) -> Picture:
+def embedded(path: Path, title: str, note: str, run: str = "") -> Picture:
     """Return a PNG file as a picture of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(f"data:image/png;base64,{data}", title, note)
+    return Picture(png_uri(path.read_bytes()), title, note, run)
+
+
+def png_uri(data: bytes) -> str:
+    """Return a PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

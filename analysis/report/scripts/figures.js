@@ -14,6 +14,7 @@ async function draw(figure) {
   let text = figure.querySelector("script").textContent;
   for (const [placeholder, colour] of Object.entries(colours())) text = text.replaceAll(placeholder, colour);
   const { data, layout } = JSON.parse(text);
+  if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // fingers scroll the page
   if (narrow()) {
     layout.font = { size: 11 };
     layout.margin = { l: 44, r: 8, t: 8, b: 40 };
@@ -38,18 +39,27 @@ async function drawInOrder() {
   document.documentElement.dataset.drawn = "yes";
 }
 
-for (const list of document.querySelectorAll(".tabs")) {
+for (const list of document.querySelectorAll('[role="tablist"]')) {
   const tabs = [...list.children];
-  for (const tab of tabs) {
-    tab.addEventListener("click", () => {
-      for (const other of tabs) {
-        const chosen = other === tab;
-        other.setAttribute("aria-selected", chosen);
-        document.getElementById(other.getAttribute("aria-controls")).hidden = !chosen;
-      }
-      draw(document.getElementById(tab.getAttribute("aria-controls")));
-    });
-  }
+  const panel = (tab) => document.getElementById(tab.getAttribute("aria-controls"));
+  const open = (chosen) => {
+    for (const tab of tabs) {
+      tab.setAttribute("aria-selected", tab === chosen);
+      tab.tabIndex = tab === chosen ? 0 : -1;
+      panel(tab).hidden = tab !== chosen;
+    }
+    draw(panel(chosen));
+  };
+  for (const tab of tabs) tab.addEventListener("click", () => open(tab));
+  list.addEventListener("keydown", (event) => {
+    const at = tabs.indexOf(event.target);
+    const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: -1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    const tab = tabs.at(next % tabs.length);
+    open(tab);
+    tab.focus();
+  });
 }
 
 for (const button of document.querySelectorAll(".png")) {

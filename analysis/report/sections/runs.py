@@ -1,16 +1,14 @@
-"""The sections of the runs themselves: loss curves, samples, single images, cost, checklist."""
+"""The sections of the runs themselves: loss curves, single images, cost, checklist."""
 
 from analysis.report import checklist
 from analysis.report.figures import runs as run_figures
-from analysis.report.section import Material, Section, embedded, existing
+from analysis.report.section import Material, Section, existing
 from analysis.study import tables_of_runs
-from tarflow.human import bits, count, power
 
 
 def curves(material: Material) -> Section:
     """Show the training loss of all runs."""
-    runs = material.findings.finished
-    curves = tables_of_runs(material.study, runs, "curve.parquet")
+    runs, curves = material.findings.finished, material.curves
     return Section(
         "curves",
         "Loss curves",
@@ -22,26 +20,6 @@ def curves(material: Material) -> Section:
         ),
         tabs=True,
         empty="No run has written a loss curve yet.",
-    )
-
-
-def samples(material: Material) -> Section:
-    """Show samples of the best run of each size."""
-    pictures = []
-    runs = material.findings.runs if len(material.findings.runs) else material.findings.finished
-    best = runs.sort_values("bpd").drop_duplicates("params").sort_values("params")
-    for _, run in best.iterrows():
-        path = material.study / "runs" / run["run_id"] / "samples.png"
-        if path.exists():
-            note = f"{bits(run['bpd'])} BPD · {power(run['flops'])} FLOPs · {run['run_id']}"
-            pictures.append(embedded(path, f"{count(run['params'])} params", note))
-    return Section(
-        "samples",
-        "Samples of each size",
-        "From the best run of every size, without selection.",
-        {},
-        pictures=tuple(pictures),
-        empty="No run has written samples yet.",
     )
 
 
