@@ -77,5 +77,9 @@
     light(plot);
   });
   for (const event of ["run-chosen", "run-pointed"]) document.addEventListener(event, () => plots.forEach(light));
-  document.addEventListener("runs-filtered", () => plots.forEach(fade));
+  let waiting;
+  document.addEventListener("runs-filtered", () => { // a reader who types does not wait for figures
+    clearTimeout(waiting);
+    waiting = setTimeout(() => plots.forEach(fade), 150);
+  });
 }

@@ -150,11 +150,13 @@ def test_filters_fade_points_and_hide_rows(page, runs):
     assert 0 < len(kept) < len(runs)
     assert runs.loc[kept, "params"].nunique() == 1
     assert page.locator("#shown").inner_text() == f"{len(kept)} of {len(runs)} runs"
+    page.wait_for_selector("#cost .plot[data-faded='yes']")
     assert opacities(page).count("1") == 2 * (runs.loc[kept, "status"] == "done").sum()
     page.locator("#filters [type=reset]").click()
     page.wait_for_selector("#filtered", state="hidden")
     assert page.locator("#run-table tbody tr:visible").count() == len(runs)
     assert "show-size" not in page.url
+    page.wait_for_selector("#cost .plot[data-faded='']")
     assert set(opacities(page)) == {"1"}
 
 
