@@ -231,36 +231,48 @@ def next_runs(
     return 0
 
 
-def compare(a: Annotated[Path, Positional], b: Annotated[Path, Positional], /) -> int:
-    """Compare the runs that two studies share: same data, same label, same seed.
+def compare(
+    a: Annotated[Path, Positional],
+    b: Annotated[Path, Positional],
+    c: Annotated[Path | None, Positional] = None,
+    /,
+    out: Path = Path("compare.html"),
+    seed: int = 0,
+) -> int:
+    """Compare studies of the same images: at equal compute, at equal quality, and run by run.
 
-    Differences are paired image by image, so they are far more precise than two separate errors.
+    Says which study is better and how much compute it saves, with intervals, and writes a page
+    with the laws of all studies, the differences of runs with the same label and seed, and the
+    settings that differ. Those differences are paired image by image, so they are far more precise
+    than two separate errors.
     Example: python -m analysis compare studies/digits studies/digits-wide
 
     Args:
-        a: Folder of a study.
-        b: Folder of another study; a difference is b - a.
+        a: Folder of the study that the others are compared with.
+        b: Folder of another study.
+        c: Folder of a third study.
+        out: HTML page to write; it opens offline.
+        seed: Seed of the draws.
     """
     from rich.table import Table
 
-    from analysis.pairs import paired
-    from tarflow import human
+    from analysis import comparison as studies
+    from analysis.comparison_words import in_sentences
+    from analysis.report.compare_page import write_comparison
+    from analysis.report.sections.compare import pair_tables
+    from tarflow.human import size
     from tarflow.storage import locate
 
-    pairs = paired(locate(a), locate(b))
-    shown = Table("run", "seed", f"BPD {a.name}", f"BPD {b.name}", "difference", "± (paired)")
-    for pair in pairs:
-        shown.add_row(
-            pair.label,
-            str(pair.seed),
-            human.bits(pair.bpd_a),
-            human.bits(pair.bpd_b),
-            f"{pair.difference:+.4f}",
-            human.MISSING if human.missing(pair.error) else f"{pair.error:.4f}",
-        )
-    _print(shown)
-    better = sum(pair.difference < 0 for pair in pairs)
-    print(f"{len(pairs)} runs in both studies; {b} is better in {better}")
+    compared = studies.compare([locate(path) for path in (a, b, c) if path is not None], seed)
+    print("\n".join(in_sentences(compared)))
+    for pairs in pair_tables(compared):
+        shown = Table(*pairs.columns)
+        for cells in pairs.rows:
+            shown.add_row(*cells)
+        _print(shown)
+    page = locate(out)
+    write_comparison(page, compared)
+    print(f"Wrote {page}: {size(page.stat().st_size)}.")
     return 0
 
 

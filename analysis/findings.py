@@ -81,9 +81,9 @@ class Findings:
     correlation: Correlation | None
 
     @property
-    def held_out_by_compute(self) -> HeldOut | None:
-        """The held-out run as the frontier law predicts it."""
-        return next((item for item in self.held_out if item.law.of_compute), None)
+    def held_out_best(self) -> HeldOut | None:
+        """The held-out run as the law of size and data predicts it, or else that of compute."""
+        return self.held_out[-1] if self.held_out else None
 
 
 def find(

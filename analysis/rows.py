@@ -80,7 +80,7 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
             other = f"{GROUP[column]} ({column} " + kinds[column] + f", not {value})"
             reasons = reasons.mask(differs, other)
     left = tuple(
-        LeftOut(str(row["run_id"]), str(row["label"]), str(reason))
+        LeftOut(str(row["run_id"]), str(row.get("name", row["label"])), str(reason))
         for (_, row), reason in zip(runs.iterrows(), reasons, strict=True)
         if reason
     )

@@ -1,10 +1,13 @@
 """Read the tables and pictures of a study folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
+from analysis.names import run_names
 from analysis.settings import run_and_setting
 from tarflow.errors import UserError
 from tarflow.record import EVALUATIONS, gather, read_json, read_table
@@ -12,6 +15,8 @@ from tarflow.record import EVALUATIONS, gather, read_json, read_table
 
 def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the runs and evaluations tables of a study, rebuilt first if a run is newer.
+
+    The column `name` names runs for readers.
 
     Raises:
         UserError: If the folder holds no study, or tables of another version.
@@ -26,7 +31,22 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     elif results and max(results) >= built:
         gather(study)
     runs, evaluations = (read_table(path).to_pandas() for path in tables)
+    runs = runs.assign(name=run_names(runs))
     return runs, evaluations.reindex(columns=EVALUATIONS.names)  # older tables lack columns
+
+
+def read_settings(study: Path) -> dict[str, Any]:
+    """Return the contents of study.yaml as plain values; nothing without a readable file."""
+    try:
+        plain = yaml.safe_load((study / "study.yaml").read_text("utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def note_of(settings: Mapping[str, Any]) -> str:
+    """Return the note that a study was given with `--note`, from its settings; may be empty."""
+    return str(settings.get("note") or "")
 
 
 def sample_pictures(study: Path) -> dict[tuple[Any, ...], Path]:

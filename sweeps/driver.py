@@ -244,13 +244,14 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
     return resolved, []
 
 
-def with_additions(study: Study, out: Path) -> Study:
-    """Return a study with the runs that `--next` has added to the one in its folder."""
+def with_kept(study: Study, out: Path) -> Study:
+    """Return a study with what its folder keeps: the runs of `--next`, and the last note."""
     path = out / "study.yaml"
     if not path.exists():
         return study
-    added = (*read_yaml(Study, path).added, *study.added)
-    return replace(study, added=tuple(dict.fromkeys(added)))
+    kept = read_yaml(Study, path)
+    added = tuple(dict.fromkeys((*kept.added, *study.added)))
+    return replace(study, added=added, note=study.note or kept.note)
 
 
 def declare(study: Study, out: Path) -> None:

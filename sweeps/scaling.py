@@ -21,7 +21,7 @@ from sweeps.driver import (
     resolve_or_explain,
     run_command_line,
     study_folder,
-    with_additions,
+    with_kept,
 )
 from sweeps.plan import Plan, finished, make_plan, study_summary, table
 from sweeps.presets import load
@@ -61,6 +61,8 @@ class Options(StudyOptions):
     """Number of devices to plan with."""
     price: Annotated[float | None, default("the accelerator's list price", "USD")] = None
     """Price of a device-hour."""
+    note: Annotated[str | None, default("the study's", "TEXT")] = None
+    """What the study is for, shown on its page; another text replaces it, '' removes it."""
     next: Annotated[int | None, default("none", "K")] = None
     """Add K runs to a finished study, those that tell most about its best run at 4 times the
     largest budget for their time. The study keeps them."""
@@ -91,7 +93,9 @@ class Scaling(Command):
         study = chosen_study(options)
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
-        self.study = with_additions(study, self.out)
+        self.study = with_kept(study, self.out)
+        if options.note is not None:
+            self.study = replace(self.study, note=" ".join(options.note.split()))
         plan_of = partial(
             make_plan,
             out=self.out,

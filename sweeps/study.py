@@ -86,6 +86,7 @@ class Study:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     name: str  # also the default folder, studies/<name>
+    note: str = ""  # what the study is for, shown on its page; changes no run
     base: RunConfig = field(default_factory=RunConfig)  # what sizes and budgets do not set
     sizes: tuple[Size, ...]
     budgets: tuple[float, ...]  # training FLOPs

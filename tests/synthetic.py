@@ -124,7 +124,7 @@ def plant(
 
 
 def _run(folder: Path, config: c.RunConfig, role: str, law: Law, rng: np.random.Generator) -> None:
-    row = _row(config, role)
+    row = run_row(config, role)
     home = folder / "runs" / row["run_id"]
     if home.exists():
         return
@@ -169,14 +169,15 @@ def _run(folder: Path, config: c.RunConfig, role: str, law: Law, rng: np.random.
 
 
 def _failed(folder: Path, config: c.RunConfig) -> None:
-    row = _row(config, "grid") | {"status": "failed", "error": "loss is not finite in block 3"}
+    row = run_row(config, "grid") | {"status": "failed", "error": "loss is not finite in block 3"}
     home = folder / "runs" / row["run_id"]
     record.write_text(home / "config.yaml", c.to_yaml(config))
     record.write_text(home / "error.txt", str(row["error"]))
     record.write_json(home / "result.json", {"run": row, "evaluations": []})
 
 
-def _row(config: c.RunConfig, role: str) -> dict[str, Any]:
+def run_row(config: c.RunConfig, role: str) -> dict[str, Any]:
+    """Return the row of a run that has not been trained: everything its config tells."""
     model, tokens = config.model, config.images * config.model.tokens
     flops = cost.run_flops(config)
     return {

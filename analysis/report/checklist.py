@@ -131,7 +131,7 @@ def parameters(law: Fit) -> Table:
 
 def influence(findings: Findings) -> Table:
     """List the runs that move the law most when they are left out."""
-    names = dict(zip(findings.finished["run_id"], findings.finished["label"], strict=True))
+    names = dict(zip(findings.finished["run_id"], findings.finished["name"], strict=True))
     return Table(
         ("run left out", "change of the prediction", "parameter that moves most", "by"),
         tuple(
@@ -177,7 +177,7 @@ def front(best: pd.DataFrame) -> Table:
         ("run", "id", "parameters", "BPD", "KID", "±", "sampled with"),
         tuple(
             (
-                row["label"],
+                row["name"],
                 row["run_id"],
                 count(row["params"]),
                 bits(row["bpd"]),

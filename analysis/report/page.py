@@ -1,17 +1,21 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.advice import Recommendation, recommend
+from analysis.budgets import plans
 from analysis.findings import Findings, find
 from analysis.report import run_data
-from analysis.report.section import Material, Section
-from analysis.report.sections import ablation, laws, quality, runs, samples
+from analysis.report.section import Chapter, Material
+from analysis.report.sections import ablation, budget, laws, quality, runs, samples
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
-from analysis.study import read_study
+from analysis.study import note_of, read_settings, read_study
 from tarflow import record
+from tarflow.errors import UserError
 
 
 def write_report(study: Path, seed: int = 0) -> Path:
@@ -53,30 +57,35 @@ def render(
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
     )
+    advice = _advice(findings)
     material = Material(
         study=study,
         table=table,
         scored=scored,
         findings=findings,
+        plans=plans(findings, scored),
         reference=record.read_json(study / "reference.json") or {},
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
+        advice=advice,
     )
-    summary = summarise(findings, table, scored)
-    shown = sections(material)
-    pictured = {
-        picture.run for section in shown for picture in (*section.strips, *section.pictures)
-    }
+    summary = summarise(findings, table, scored, advice)
+    shown = chapters(material)
     return fill(
         "report.html.j2",
         kind="TarFlow scaling study",
         name=study.resolve().name,
         facts=summary.facts,
-        study=study,
-        command=f"python -m analysis report {study}",
-        data={"runs": run_data.run_data(material, pictured)},
+        command=f"python -m analysis report {shlex.quote(material.place)}",
+        note=note_of(read_settings(study)),
+        data={
+            "budgets": budget.page_data(material),
+            "runs": run_data.run_data(material, _with_samples(shown)),
+        },
         summary=summary,
-        sections=shown,
+        first=laws.law(material),
+        best_samples=runs.best_samples(material),
+        chapters=shown,
         run_columns=run_data.COLUMNS,
         runs=run_data.run_rows(material),
         filters=run_data.filters(material),
@@ -84,31 +93,57 @@ def render(
     )
 
 
-def sections(material: Material) -> list[Section]:
-    """Return every section in reading order. A study without laws begins with what it compares."""
-    ablations = ablation.sections(material)
-    scores = [
+def _advice(findings: Findings) -> Recommendation | None:
+    try:
+        return recommend(findings)
+    except UserError:  # no finished run to start from
+        return None
+
+
+def chapters(material: Material) -> list[Chapter]:
+    """Return every chapter in reading order. A study without laws begins with what it compares."""
+    compared = ablation.sections(material)
+    following = (
+        *budget.budget(material),
+        laws.following(material),
+        laws.allocation(material),
+        laws.isoflop(material),
+    )
+    trust = (
+        laws.final(material),
+        laws.held_out(material),
+        laws.validation(material),
+        laws.residuals(material),
+        laws.symbols(material),
+    )
+    looks = (
+        samples.samples(material),
         quality.quality(material),
         quality.disagreement(material),
         *quality.others(material),
-    ]
-    images = runs.images(material)
-    end = [runs.cost(material), runs.reproducibility(material)]
-    if ablations and material.findings.runs.empty:
-        return [*ablations, *scores, runs.curves(material), images, *end]
-    return [
-        laws.law(material),
-        runs.curves(material),
-        laws.isoflop(material),
-        laws.residuals(material),
-        laws.exponents(material),
-        laws.allocation(material),
-        laws.validation(material),
-        laws.final(material),
-        *ablations,
-        *scores,
-        samples.samples(material),
-        images,
         quality.search(material),
-        *end,
+    )
+    trained = (runs.table(), runs.curves(material), runs.images(material))
+    ablated = Chapter("compared", "What did the comparison show?", "Comparison", tuple(compared))
+    shown = [
+        *([ablated] if compared else []),
+        Chapter("next", "What should I train next?", "Next run", following),
+        Chapter("trust", "Can I trust it?", "Trust", trust),
+        Chapter("looks", "What do samples look like?", "Samples", looks),
+        Chapter("trained", "What did the runs do?", "Runs", trained),
+        Chapter("spent", "What did it cost?", "Cost", (runs.cost(material),)),
+        Chapter("made", "How was it made?", "Method", (runs.reproducibility(material),)),
     ]
+    without_laws = compared and material.findings.runs.empty
+    return [item for item in shown if not without_laws or item.key not in ("next", "trust")]
+
+
+def _with_samples(shown: list[Chapter]) -> set[str]:
+    """Return the ids of the runs in the section of samples."""
+    sections = [section for chapter in shown for section in chapter.sections]
+    return {
+        picture.run
+        for section in sections
+        if section.key == "samples"
+        for picture in (*section.strips, *section.pictures)
+    }

@@ -69,7 +69,7 @@ def run_rows(material: Material) -> list[RunRow]:
             (human.number, kid.get(run_id, (float("nan"), 0.0))[0]),
             (human.seconds, run["wall_seconds"]),
         )
-        cells = [(word, word) for word in (material.names[run_id], run["role"], run["status"])]
+        cells = [(word, word) for word in (run["name"], run["role"], run["status"])]
         cells += [
             (write(value), "" if human.missing(value) else float(value))
             for write, value in numbers
@@ -109,7 +109,7 @@ def run_data(material: Material, shown: set[str]) -> list[dict[str, Any]]:
         entry = {
             "id": run_id,
             "label": run["label"],
-            "name": material.names[run_id],
+            "name": run["name"],
             **dict(zip(FILTERS, words, strict=True)),
             "flops": _plain(run["flops"]),
             "bpd": _plain(run["bpd"]),

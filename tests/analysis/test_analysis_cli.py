@@ -76,10 +76,12 @@ def test_best_writes_a_run_that_is_not_done(study, tmp_path, capsys):
 
 def test_compare_pairs_the_same_runs(study, tmp_path, capsys):
     worse = plant(tmp_path / "worse", law=Law(E=1.47))
-    assert main(["compare", str(study), str(worse)]) == 0
+    page = tmp_path / "compare.html"
+    assert main(["compare", str(study), str(worse), "--out", str(page)]) == 0
     shown = capsys.readouterr().out
-    assert "21 runs in both studies" in shown
-    assert shown.count("+0.05") == 21
+    assert "in 21 of the 21 runs that both trained" in shown
+    assert page.stat().st_size > 1e5
+    assert sum("+0.05" in line.split("│")[4] for line in shown.splitlines() if "│" in line) == 21
 
 
 def test_help_is_fast_and_light():

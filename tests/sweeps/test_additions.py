@@ -8,7 +8,7 @@ from synthetic import BUDGETS, CHANNELS, LARGEST, plant, run_config
 
 from sweeps import scaling
 from sweeps.additions import candidates, grow
-from sweeps.driver import declare, with_additions
+from sweeps.driver import declare, with_kept
 from sweeps.plan import make_plan
 from sweeps.presets import load
 from sweeps.study import Addition, Point, Size, Study, Variant, grid, resolve_study
@@ -38,9 +38,9 @@ def test_candidates_lie_in_and_around_the_grid_and_are_new():
 def test_runs_added_before_are_part_of_the_study_whatever_it_is_started_from(study, tmp_path):
     addition = Addition(size=Size(channels=24, blocks=2, layers=1), budget=3e8)
     declare(replace(study, added=(addition,)), tmp_path)
-    again = with_additions(study, tmp_path)
+    again = with_kept(study, tmp_path)
     assert again.added == (addition,)
-    assert with_additions(again, tmp_path) == again
+    assert with_kept(again, tmp_path) == again
     assert [run.label for run in grid(again)][-1] == "c24-b2-l1-3e08-s0"
     plan_of = partial(make_plan, out=tmp_path)
     assert grow(again, tmp_path, 1, plan_of) == (again, [])  # resumes, although it is not done

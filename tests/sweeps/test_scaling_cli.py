@@ -143,6 +143,20 @@ def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     assert read_yaml(type(study), tmp_path / "study.yaml") == more
 
 
+def test_a_note_changes_no_run_and_stays_until_it_is_replaced(tmp_path):
+    def with_note(note):
+        command = scaling.Scaling(scaling.Options(study="tiny", out=tmp_path, note=note))
+        command.begin()
+        ids = [row.run.run_id for row in command.plan.rows]
+        return read_yaml(type(command.study), tmp_path / "study.yaml").note, ids
+
+    text, ids = with_note("First try,\n with 4 cores")
+    assert text == "First try, with 4 cores"
+    assert with_note(None) == (text, ids)
+    assert with_note("Second try") == ("Second try", ids)
+    assert with_note("") == ("", ids)
+
+
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
 def test_another_study_of_the_same_name_is_refused_before_its_plan(
     call, monkeypatch, tmp_path, flags

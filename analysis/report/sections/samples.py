@@ -20,7 +20,7 @@ def samples(material: Material) -> Section:
     best = _best_of_sizes(runs)
     compared = _compared(material, best)
     strips = [
-        Picture(first, material.names[run["run_id"]], _score(run), run["run_id"])
+        Picture(first, run["name"], _score(run), run["run_id"])
         for run in _spread(compared).to_dict("records")
         if (first := first_samples(material.study, run))
     ]
@@ -31,7 +31,7 @@ def samples(material: Material) -> Section:
         {},
         strips=tuple(strips) if len(strips) > 1 else (),
         pictures=tuple(
-            embedded(path, material.names[run["run_id"]], _score(run), run["run_id"])
+            embedded(path, run["name"], _score(run), run["run_id"])
             for run in best.to_dict("records")
             if (path := material.study / "runs" / run["run_id"] / "samples.png").exists()
         ),

@@ -1,0 +1,80 @@
+"""The sections of the page that compares studies."""
+
+from analysis.comparison import Comparison, Contrast, interval_of_pair
+from analysis.comparison_words import signed_difference
+from analysis.laws.intervals import LEVEL
+from analysis.report.figures import compare as figures
+from analysis.report.section import Section, Table
+from tarflow.human import MISSING, bits, interval, percent
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """Return every section in reading order."""
+    return [_laws(comparison), *map(_pairs, comparison.contrasts), _settings(comparison)]
+
+
+def pair_tables(comparison: Comparison) -> list[Table]:
+    """Return a table of the pairs of runs for every study that shares runs with the first."""
+    return [_pair_table(item) for item in comparison.contrasts if len(item.pairs.rows)]
+
+
+def _laws(comparison: Comparison) -> Section:
+    reaches = [item for contrast in comparison.contrasts for item in contrast.savings]
+    return Section(
+        "law",
+        "Which study is better at equal compute?",
+        "Each point is a finished run. A line is the law of a study: its lowest bits at every "
+        f"budget, with the best size; the band is its {percent(LEVEL)} interval. Lower is better. "
+        "A level bar between two laws shows how much compute one saves at equal quality.",
+        {"law": figures.laws(comparison.studies, reaches)},
+    )
+
+
+def _pairs(contrast: Contrast) -> Section:
+    one, two = contrast.first.name, contrast.second.name
+    shown = figures.differences(contrast)
+    tables = () if shown is None else (_pair_table(contrast),)
+    return Section(
+        f"pairs-{two}",
+        f"Run by run: {two} against {one}",
+        f"The same size, budget and seed in both studies, scored on the same images with the same "
+        f"noise draws; below 0, {two} is better. Bars are {percent(LEVEL)} intervals over images: "
+        "they do not hold the noise between two trainings.",
+        {} if shown is None else {"differences": shown},
+        tables=tables,
+        empty="The studies share no run with the same label, seed and split.",
+    )
+
+
+def _pair_table(contrast: Contrast) -> Table:
+    rows = tuple(
+        (
+            row["name"],
+            bits(row["bpd_first"]),
+            bits(row["bpd_second"]),
+            signed_difference(row["difference"]),
+            interval(interval_of_pair(row), signed_difference),
+        )
+        for _, row in contrast.pairs.rows.iterrows()
+    )
+    names = contrast.first.name, contrast.second.name
+    return Table(
+        ("run", *names, "difference", f"{percent(LEVEL)} interval"), rows, "Bits per dimension"
+    )
+
+
+def _settings(comparison: Comparison) -> Section:
+    table = comparison.settings
+    missing = [study.name for study in comparison.studies if not study.settings]
+    rows = tuple(
+        tuple(cell or MISSING for cell in row) for row in table.itertuples(index=False, name=None)
+    )
+    return Section(
+        "settings",
+        "What sets the studies apart?",
+        "The settings of study.yaml that differ."
+        + (f" There is no readable study.yaml of {' and '.join(missing)}." if missing else ""),
+        {},
+        tables=(Table(tuple(table.columns), rows),) if rows else (),
+        empty="" if rows else "No setting differs.",
+    )
