@@ -65,7 +65,10 @@ def render(
     summary = summarise(findings, table, scored)
     shown = sections(material)
     pictured = {
-        picture.run for section in shown for picture in (*section.strips, *section.pictures)
+        picture.run
+        for section in shown
+        if section.key == "samples"
+        for picture in (*section.strips, *section.pictures)
     }
     return fill(
         "report.html.j2",
