@@ -8,9 +8,10 @@ import pandas as pd
 from analysis.advice import Recommendation, recommend
 from analysis.budgets import plans
 from analysis.findings import Findings, find
+from analysis.forecast import read_ledger
 from analysis.report import run_data
 from analysis.report.section import Chapter, Material
-from analysis.report.sections import ablation, budget, laws, quality, runs, samples
+from analysis.report.sections import ablation, budget, laws, ledger, quality, runs, samples
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import note_of, read_settings, read_study
@@ -32,7 +33,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
         UserError: If the folder holds no study, or tables of another version.
     """
     table, evaluations = read_study(study)
-    findings = find(table, evaluations, seed=seed)
+    findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
     page = study / "report.html"
     record.write_text(page, render(study, table, evaluations, findings, seed))
     return page
@@ -110,7 +111,7 @@ def chapters(material: Material) -> list[Chapter]:
         laws.isoflop(material),
     )
     trust = (
-        laws.final(material),
+        ledger.ledger(material),
         laws.held_out(material),
         laws.validation(material),
         laws.residuals(material),

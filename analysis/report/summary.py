@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from analysis.ablation import conclusions
 from analysis.advice import Recommendation, repetition
 from analysis.findings import Findings, HeldOut
+from analysis.forecast import claim
 from analysis.laws.intervals import LEVEL
 from analysis.machines import own_machine
 from analysis.study_warnings import warnings_of
@@ -132,6 +133,8 @@ def _claims(findings: Findings, advice: Recommendation | None) -> list[str]:
     claims = []
     if findings.held_out_best:
         claims.append(_proof(findings.held_out_best))
+    if proof := claim(findings.forecasts):
+        claims.append(proof)
     if item and item.bpd_interval and item.bpd_interval[1] >= findings.runs["bpd"].min():
         claims.append("The interval also allows no gain at all.")
     if item and item.caution:

@@ -20,6 +20,7 @@ from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
 from analysis.rows import read_config
 from tarflow.errors import UserError
+from tarflow.forecasts import Forecast
 from tarflow.human import bits, count, interval, percent, power
 
 BPD = "bits per dimension"
@@ -62,7 +63,7 @@ def runs_against_flops(findings: Findings, advice: Recommendation | None) -> go.
         _held_out(shown, held_out)
     if law:
         _divide(shown, spent.max())
-    _final(shown, findings.finished[findings.finished["role"] == "final"])
+    _stars(shown, [item for item in findings.forecasts if item.achieved is not None])
     if advice:
         _next(shown, advice)
     return shown.update_xaxes(log_axis(reach))
@@ -151,11 +152,25 @@ def _held_out(shown: go.Figure, held_out: HeldOut) -> None:
     )
 
 
-def _final(shown: go.Figure, runs: pd.DataFrame) -> None:
-    """Mark the final runs."""
-    if len(runs):
-        star = dots(runs, "flops", "bpd", marker=marker(theme.AMBER, "star", 17), name="final run")
-        shown.add_trace(star)
+def _stars(shown: go.Figure, ended: list[Forecast]) -> None:
+    """Mark the runs that had a forecast before they were trained."""
+    if not ended:
+        return
+    texts = [
+        f"<b>predicted {bits(item.predicted)}</b> before it was trained<br>"
+        f"achieved {bits(item.achieved)} · {power(item.flops)} FLOPs"
+        for item in ended
+    ]
+    shown.add_trace(
+        theme.points(
+            [item.flops for item in ended],
+            [item.achieved for item in ended],
+            texts,
+            marker=marker(theme.AMBER, "star", 17),
+            name="forecast, then trained",
+            meta=[item.run_id for item in ended],
+        )
+    )
 
 
 def _next(shown: go.Figure, advice: Recommendation) -> None:

@@ -2,7 +2,6 @@
 
 import shlex
 
-from analysis.forecast import read_forecasts
 from analysis.laws.average import Law
 from analysis.laws.intervals import LEVEL
 from analysis.plain import laws_to_plain
@@ -150,19 +149,4 @@ def validation(material: Material) -> Section:
         existing(validation=estimate_figures.validation(law, findings.baselines)),
         tables=tables,
         empty="No roll-out was possible: too few runs.",
-    )
-
-
-def final(material: Material) -> Section:
-    """Show final runs beside their forecasts."""
-    forecasts = read_forecasts(material.study)
-    return Section(
-        "final",
-        "The final run: predicted against achieved",
-        "What the law predicted before the run was trained, and the result on the test split, "
-        "which only final runs read.",
-        {},
-        tables=(checklist.final(forecasts),) if forecasts else (),
-        empty="" if forecasts else "No final run yet. This command trains best.yaml:",
-        command="" if forecasts else f"python sweeps/final.py {shlex.quote(material.place)}",
     )

@@ -42,6 +42,17 @@ def test_every_figure_is_drawn(page):
     assert page.locator(".empty").count() == 0
 
 
+def test_forecasts_stand_beside_what_came_out(page):
+    section = page.locator("#forecasts")
+    words = section.inner_text()
+    assert "The one forecast whose run has ended came out inside its 90% interval." in words
+    assert "1 of 1 forecasts in" in words
+    cells = section.locator("table").first.locator("tbody td").all_text_contents()
+    assert cells[0] == "80 channels · 4x2 · 2.4e13 FLOPs"
+    assert cells[1:5] == ["1.520", "1.500 to 1.540", "1.530 ± 0.010", "inside, 0.65% too low"]
+    assert cells[5] == "1.560 ± 0.010, expected 1.550"
+
+
 def test_samples_are_embedded_pictures(page):
     pictures = page.locator("#samples .gallery img")
     assert pictures.count() == 6  # one per size of the grid
@@ -103,7 +114,8 @@ def test_first_screen_answers_in_words(page):
     words = page.locator(".lede").inner_text()
     assert re.match(
         r"Four times the compute should take you from \d\.\d{3} to \d\.\d{3} bits per dimension "
-        r"\(\d\.\d{3} to \d\.\d{3}; lower is better\): \d+ channels, [\d,]+ images, about [\d.]+ (s|min) on the study's machine\.",
+        r"\(\d\.\d{3} to \d\.\d{3}; lower is better\): \d+ channels, [\d,]+ images, "
+        r"about [\d.]+ (s|min) on the study's machine\.",
         words,
     )
     claims = page.locator(".claim").all_text_contents()
