@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def open_page(browser, report: Path, width: int = 1280, scheme: str = "light"):
+def open_page(browser, report: Path, width: int = 1280, scheme: str = "light", fragment: str = ""):
     """Open a report; the page collects complaints and network requests."""
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.complaints, page.outside = [], []
@@ -22,7 +22,7 @@ def open_page(browser, report: Path, width: int = 1280, scheme: str = "light"):
             else None
         ),
     )
-    page.goto(report.as_uri())
+    page.goto(report.as_uri() + fragment)
     page.wait_for_selector("html[data-drawn]", timeout=60_000)
     return page
 

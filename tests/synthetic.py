@@ -297,6 +297,8 @@ def _evaluations(row: dict[str, Any], role: str, rng: np.random.Generator) -> li
                 "kid": kid + 0.004 * float(rng.standard_normal()),
                 "kid_se": 0.004,
                 "seconds_per_image": 0.01,
+                "redrawn": 0,
+                "lost": 0,
             }
         )
     return rows
@@ -304,15 +306,15 @@ def _evaluations(row: dict[str, Any], role: str, rng: np.random.Generator) -> li
 
 def _samples(path: Path, bpd: float, rng: np.random.Generator) -> None:
     """Draw a grid of printed digits, noisier for a worse model."""
-    side, cells = 28, 4
-    sheet = Image.new("L", (side * cells, side * cells))
+    side, cells, gap = 28, 8, 2
+    sheet = Image.new("L", (cells * (side + gap) + gap, cells * (side + gap) + gap))
     font = ImageFont.load_default(24)
     for cell in range(cells * cells):
         tile = Image.new("L", (side, side))
         ImageDraw.Draw(tile).text((8, -1), str(cell % 10), fill=255, font=font)
-        sheet.paste(
-            tile.rotate(float(rng.normal(0, 12))), (cell % cells * side, cell // cells * side)
-        )
+        row, column = divmod(cell, cells)
+        at = gap + column * (side + gap), gap + row * (side + gap)
+        sheet.paste(tile.rotate(float(rng.normal(0, 12))), at)
     pixels = np.asarray(sheet.filter(ImageFilter.GaussianBlur(0.6)), dtype=float)
     pixels = pixels + rng.normal(0, 120 * max(0.0, bpd - 1.5), pixels.shape)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)

@@ -11,18 +11,14 @@ from analysis.advice import Recommendation, recommend
 from analysis.budgets import plans
 from analysis.findings import Findings, find
 from analysis.forecast import read_ledger
+from analysis.report import run_data
 from analysis.report.section import Chapter, Material
-from analysis.report.sections import ablation, budget, laws, ledger, quality, runs
+from analysis.report.sections import ablation, budget, laws, ledger, quality, runs, samples
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import note_of, read_settings, read_study
-from tarflow import human, record
+from tarflow import record
 from tarflow.errors import UserError
-
-RUN_COLUMNS = (
-    *("run", "id", "role", "status", "params", "images", "epochs"),
-    *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
-)
 
 
 def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
@@ -80,6 +76,7 @@ def render(
         advice=advice,
     )
     summary = summarise(findings, table, scored, advice)
+    shown = chapters(material)
     return fill(
         "report.html.j2",
         kind="TarFlow scaling study",
@@ -87,14 +84,18 @@ def render(
         facts=summary.facts,
         command=f"python -m analysis report {shlex.quote(material.place)}",
         note=note_of(read_settings(study)),
-        data={"budgets": budget.page_data(material)},
+        data={
+            "budgets": budget.page_data(material),
+            "runs": run_data.run_data(material, _with_samples(shown)),
+        },
         live=progress_of(study) if live else None,
         summary=summary,
         first=laws.law(material),
         best_samples=runs.best_samples(material),
-        chapters=chapters(material),
-        run_columns=RUN_COLUMNS,
-        runs=_run_rows(material),
+        chapters=shown,
+        run_columns=run_data.COLUMNS,
+        runs=run_data.run_rows(material),
+        filters=run_data.filters(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
     )
 
@@ -128,8 +129,8 @@ def chapters(material: Material) -> list[Chapter]:
         laws.residuals(material),
         laws.symbols(material),
     )
-    samples = (
-        runs.samples(material),
+    looks = (
+        samples.samples(material),
         quality.quality(material),
         quality.disagreement(material),
         *quality.others(material),
@@ -141,7 +142,7 @@ def chapters(material: Material) -> list[Chapter]:
         *([ablated] if compared else []),
         Chapter("next", "What should I train next?", "Next run", following),
         Chapter("trust", "Can I trust it?", "Trust", trust),
-        Chapter("looks", "What do samples look like?", "Samples", samples),
+        Chapter("looks", "What do samples look like?", "Samples", looks),
         Chapter("trained", "What did the runs do?", "Runs", trained),
         Chapter("spent", "What did it cost?", "Cost", (runs.cost(material),)),
         Chapter("made", "How was it made?", "Method", (runs.reproducibility(material),)),
@@ -150,30 +151,12 @@ def chapters(material: Material) -> list[Chapter]:
     return [item for item in shown if not without_laws or item.key not in ("next", "trust")]
 
 
-def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
-    """Return the cells of the run table: the text shown and the value to sort by."""
-    scored = material.scored.dropna(subset=["kid"])
-    kid = scored.groupby("run_id")["kid"].first().to_dict()
-    reasons = {item.run_id: item.reason for item in material.findings.left_out}
-    rows = []
-    for _, run in material.table.sort_values(["flops", "params"]).tail(runs.TABLE_ROWS).iterrows():
-        note = run["error"] if isinstance(run["error"], str) else ""
-        numbers = (
-            (human.count, run["params"]),
-            (human.count, run["images"]),
-            (human.number, run["epochs"]),
-            (human.power, run["flops"]),
-            (human.power, run["flops_marginal"]),
-            (human.bits, run["bpd"]),
-            (human.number, kid.get(run["run_id"], float("nan"))),
-            (human.seconds, run["wall_seconds"]),
-        )
-        words = [run["name"], run["run_id"], run["role"], run["status"]]
-        cells: list[tuple[str, float | str]] = [(word, word) for word in words]
-        cells += [
-            (write(value), "" if human.missing(value) else float(value))
-            for write, value in numbers
-        ]
-        note = note or reasons.get(run["run_id"], "")
-        rows.append([*cells, (note, note)])
-    return rows
+def _with_samples(shown: list[Chapter]) -> set[str]:
+    """Return the ids of the runs in the section of samples."""
+    sections = [section for chapter in shown for section in chapter.sections]
+    return {
+        picture.run
+        for section in sections
+        if section.key == "samples"
+        for picture in (*section.strips, *section.pictures)
+    }

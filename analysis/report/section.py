@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import plotly.graph_objects as go
 from analysis.advice import Recommendation
 from analysis.budgets import Plan
 from analysis.findings import Findings
+from analysis.report.figures.runs import MOST_CURVES
+from analysis.report.figures.theme import stride
+from analysis.study import tables_of_runs
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Picture:
     source: str  # data URI
     title: str
     note: str
+    run: str = ""  # id of the run whose samples it shows
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Section:
     columns: int = 2  # figures side by side where there is room
     tabs: bool = False  # one view at a time
     tables: tuple[Table, ...] = ()
+    strips: tuple[Picture, ...] = ()  # wide pictures, one below another
     pictures: tuple[Picture, ...] = ()
     empty: str = ""  # shown when there is nothing to draw
     command: str = ""  # for the shell
@@ -82,13 +88,28 @@ class Material:
         near = study.is_relative_to(Path.cwd())
         return str(study.relative_to(Path.cwd())) if near else study.name
 
+    @cached_property
+    def curves(self) -> Mapping[str, pd.DataFrame]:
+        """Curve table of each run that is drawn with one, by its id."""
+        return tables_of_runs(self.study, self.with_curve, "curve.parquet")
+
+    @property
+    def with_curve(self) -> pd.DataFrame:
+        """The finished runs whose curves are read; of many, evenly spaced in compute."""
+        runs = self.findings.finished.sort_values("flops")
+        return runs.iloc[:: stride(len(runs), MOST_CURVES)]
+
 
 def existing(**figures: go.Figure | None) -> dict[str, go.Figure]:
     """Return the figures that are not None, by the name of the view."""
     return {name.replace("_", " "): shown for name, shown in figures.items() if shown is not None}
 
 
-def embedded(path: Path, title: str, note: str) -> Picture:
+def embedded(path: Path, title: str, note: str, run: str = "") -> Picture:
     """Return a PNG file as a picture of the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(f"data:image/png;base64,{data}", title, note)
+    return Picture(png_uri(path.read_bytes()), title, note, run)
+
+
+def png_uri(data: bytes) -> str:
+    """Return a PNG file as a data URI."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

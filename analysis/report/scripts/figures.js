@@ -19,6 +19,7 @@ function contents(figure) {
 async function draw(figure) {
   const plot = figure.querySelector(".plot");
   const { data, layout } = contents(figure);
+  if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // fingers scroll the page
   if (narrow()) {
     layout.font = { size: 11 };
     layout.margin = { l: 44, r: 8, t: 8, b: 40 };
@@ -43,18 +44,27 @@ async function drawInOrder() {
   document.documentElement.dataset.drawn = "yes";
 }
 
-for (const list of document.querySelectorAll(".tabs")) {
+for (const list of document.querySelectorAll('[role="tablist"]')) {
   const tabs = [...list.children];
-  for (const tab of tabs) {
-    tab.addEventListener("click", () => {
-      for (const other of tabs) {
-        const chosen = other === tab;
-        other.setAttribute("aria-selected", chosen);
-        document.getElementById(other.getAttribute("aria-controls")).hidden = !chosen;
-      }
-      draw(document.getElementById(tab.getAttribute("aria-controls")));
-    });
-  }
+  const panel = (tab) => document.getElementById(tab.getAttribute("aria-controls"));
+  const open = (chosen) => {
+    for (const tab of tabs) {
+      tab.setAttribute("aria-selected", tab === chosen);
+      tab.tabIndex = tab === chosen ? 0 : -1;
+      panel(tab).hidden = tab !== chosen;
+    }
+    draw(panel(chosen));
+  };
+  for (const tab of tabs) tab.addEventListener("click", () => open(tab));
+  list.addEventListener("keydown", (event) => {
+    const at = tabs.indexOf(event.target);
+    const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: -1 }[event.key];
+    if (next === undefined) return;
+    event.preventDefault();
+    const tab = tabs.at(next % tabs.length);
+    open(tab);
+    tab.focus();
+  });
 }
 
 // A figure as HTML to paste into another page that has loaded plotly.js.

@@ -185,4 +185,4 @@ def _pictures(
             note = f"{bits(row['bpd'])} BPD · KID {number(row['kid'])}"
             if row["noise_type"] == "gaussian":
                 note = f"{_denoised(row)} · {note}"
-            yield embedded(path, name(row), note)
+            yield embedded(path, name(row), note, row["run_id"])

@@ -139,7 +139,7 @@ def _signature_pictures(
         path = files.get(run_and_setting(row))
         if path:
             note = f"{row['name']} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"
-            pictures.append(embedded(path, title, note))
+            pictures.append(embedded(path, title, note, run_id))
     return tuple(pictures)
 
 

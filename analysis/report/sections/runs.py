@@ -1,24 +1,21 @@
-"""The sections of the runs themselves: loss curves, samples, single images, cost, checklist."""
+"""The sections of the runs themselves: loss curves, single images, cost, checklist."""
 
 from analysis.report import checklist
 from analysis.report.figures import runs as run_figures
-from analysis.report.figures.theme import note_thinning, stride
+from analysis.report.figures.theme import note_thinning
+from analysis.report.run_data import TABLE_ROWS
 from analysis.report.section import Material, Picture, Section, embedded, existing
 from analysis.settings import best_setting, run_and_setting, setting_in_words
 from analysis.study import sample_pictures, tables_of_runs
-from tarflow.human import bits, count, number, power
-
-TABLE_ROWS = 1000  # of the run table
+from tarflow.human import bits, number
 
 
 def curves(material: Material) -> Section:
     """Show the training loss of all runs."""
-    runs = material.findings.finished.sort_values("flops")
-    drawn = runs.iloc[:: stride(len(runs), run_figures.MOST_CURVES)]
-    curves = tables_of_runs(material.study, drawn, "curve.parquet")
+    runs, drawn = material.findings.finished, material.with_curve
     figures = existing(
-        FLOPs=run_figures.loss_curves(drawn, curves, "flops"),
-        images=run_figures.loss_curves(drawn, curves, "images"),
+        FLOPs=run_figures.loss_curves(drawn, material.curves, "flops"),
+        images=run_figures.loss_curves(drawn, material.curves, "images"),
     )
     for shown in figures.values():
         note_thinning(shown, len(drawn), len(runs))
@@ -40,7 +37,7 @@ def best_samples(material: Material) -> Picture | None:
         path = sample_pictures(material.study, [run["run_id"]]).get(run_and_setting(run))
         if path:
             note = f"{setting_in_words(run)} · KID {number(run['kid'])} · {bits(run['bpd'])} bits"
-            return embedded(path, run["name"], note)
+            return embedded(path, run["name"], note, run["run_id"])
     return None
 
 
@@ -53,29 +50,10 @@ def table(material: Material) -> Section:
     return Section(
         "runs",
         "All runs",
-        f"{shown} Click a heading to sort. The note says why no law uses a run.",
+        f"{shown} Click a heading to sort, and a run to see it in every figure. Filters also fade "
+        "the other runs in the figures. The note says why no law uses a run.",
         {},
         partial="runs.html.j2",
-    )
-
-
-def samples(material: Material) -> Section:
-    """Show samples of the best run of each size."""
-    pictures = []
-    runs = material.findings.runs if len(material.findings.runs) else material.findings.finished
-    best = runs.sort_values("bpd").drop_duplicates("params").sort_values("params")
-    for _, run in best.iterrows():
-        path = material.study / "runs" / run["run_id"] / "samples.png"
-        if path.exists():
-            note = f"{bits(run['bpd'])} BPD · {power(run['flops'])} FLOPs · {run['run_id']}"
-            pictures.append(embedded(path, f"{count(run['params'])} params", note))
-    return Section(
-        "samples",
-        "Samples of each size",
-        "From the best run of every size, without selection.",
-        {},
-        pictures=tuple(pictures),
-        empty="No run has written samples yet.",
     )
 
 
