@@ -1,5 +1,6 @@
 """A comparison of studies as one HTML page."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write_comparison(page: Path, comparison: Comparison) -> None:
         kind="Comparison of TarFlow scaling studies",
         name=" · ".join(names),
         facts=f"{len(names)} studies of the same images",
-        command=f"python -m analysis compare {' '.join(names)}",
+        command=f"python -m analysis compare {' '.join(map(shlex.quote, names))}",
         data={},
         leading=[line for contrast in contrasts for line in conclusions(contrast)],
         others=[line for contrast in contrasts for line in details(contrast)],

@@ -54,19 +54,8 @@ def render(
         findings: What the study shows.
         seed: Seed of the draws.
     """
-    scored = findings.finished.merge(
-        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
-    )
-    material = Material(
-        study=study,
-        table=table,
-        scored=scored,
-        findings=findings,
-        reference=record.read_json(study / "reference.json") or {},
-        outcome=record.read_json(study / "outcome.json") or {},
-        seed=seed,
-    )
-    summary = summarise(findings, table, scored)
+    material = material_of(study, table, evaluations, findings, seed)
+    summary = summarise(findings, table, material.scored)
     return fill(
         "report.html.j2",
         kind="TarFlow scaling study",
@@ -81,6 +70,28 @@ def render(
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
+    )
+
+
+def material_of(
+    study: Path,
+    table: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    findings: Findings,
+    seed: int,
+) -> Material:
+    """Return what the sections of a study's page are made from; arguments as of `render`."""
+    scored = findings.finished.merge(
+        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
+    )
+    return Material(
+        study=study,
+        table=table,
+        scored=scored,
+        findings=findings,
+        reference=record.read_json(study / "reference.json") or {},
+        outcome=record.read_json(study / "outcome.json") or {},
+        seed=seed,
     )
 
 
