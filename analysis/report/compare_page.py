@@ -12,7 +12,7 @@ from analysis.report.section import Table
 from analysis.report.sections.compare import sections
 from analysis.report.template import fill
 from analysis.study import note_of
-from tarflow.human import bits, count, power
+from tarflow.human import MISSING, bits, count, power
 from tarflow.record import write_text
 
 
@@ -47,18 +47,20 @@ def write_comparison(page: Path, comparison: Comparison) -> None:
 
 def _studies(comparison: Comparison) -> Table:
     rows = tuple(_study(study) for study in comparison.studies)
-    columns = ("study", "finished runs", "sizes", "budgets", "best bits per dimension")
+    columns = ("study", "finished runs", "sizes", "budgets", "best run", "law at largest budget")
     return Table(columns, rows)
 
 
 def _study(study: Compared) -> tuple[str, ...]:
     runs = study.findings.compared if len(study.findings.compared) else study.findings.finished
+    law = study.frontier
     return (
         study.name,
         str(len(study.findings.finished)),
         _range(count, runs["params"]),
         _range(power, runs["flops"]),
         bits(study.best),
+        bits(float(law.at(law.largest)[0, 0])) if law else MISSING,
     )
 
 

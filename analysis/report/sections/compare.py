@@ -1,7 +1,7 @@
 """The sections of the page that compares studies."""
 
 from analysis.comparison import Comparison, Contrast, interval_of_pair
-from analysis.comparison_words import signed_difference
+from analysis.comparison_words import excludes, signed_difference
 from analysis.laws.intervals import LEVEL
 from analysis.report.figures import compare as figures
 from analysis.report.section import Section, Table
@@ -19,14 +19,15 @@ def pair_tables(comparison: Comparison) -> list[Table]:
 
 
 def _laws(comparison: Comparison) -> Section:
-    reaches = [item for contrast in comparison.contrasts for item in contrast.savings]
+    savings = [item for contrast in comparison.contrasts for item in contrast.savings]
+    clear = [item for item in savings if excludes(item.interval, 1)]
     return Section(
         "law",
         "Which study is better at equal compute?",
         "Each point is a finished run. A line is the law of a study: its lowest bits at every "
         f"budget, with the best size; the band is its {percent(LEVEL)} interval. Lower is better. "
-        "A level bar between two laws shows how much compute one saves at equal quality.",
-        {"law": figures.laws(comparison.studies, reaches)},
+        "A level bar between two laws shows how much compute one clearly saves at equal quality.",
+        {"law": figures.laws(comparison.studies, clear)},
     )
 
 
