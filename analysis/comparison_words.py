@@ -47,8 +47,7 @@ def reservations(comparison: Comparison) -> list[str]:
         one, two = contrast.first, contrast.second
         columns = ("noise_type", "noise_std", "bpd_kind", "classes")
         noise_type, noise, kind, classes = (
-            [set(study.findings.finished[column].dropna()) for study in (one, two)]
-            for column in columns
+            [set(study.runs[column].dropna()) for study in (one, two)] for column in columns
         )
         names = f"{one.name} and {two.name}"
         if noise[0] != noise[1] or noise_type[0] != noise_type[1]:

@@ -52,7 +52,7 @@ def _studies(comparison: Comparison) -> Table:
 
 
 def _study(study: Compared) -> tuple[str, ...]:
-    runs = study.findings.compared if len(study.findings.compared) else study.findings.finished
+    runs = study.runs
     law = study.frontier
     return (
         study.name,

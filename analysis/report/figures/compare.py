@@ -28,7 +28,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
         reaches: What to mark with a line from one law to the other.
     """
     shown = figure(FLOPS, BPD, height=520)
-    runs = [_runs(study) for study in studies]
+    runs = [study.runs for study in studies]
     reach = (min(r["flops"].min() for r in runs), max(r["flops"].max() for r in runs))
     for position, study in enumerate(studies):
         if study.frontier is not None:
@@ -48,11 +48,6 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
     for item in reaches:
         _saved(shown, item)
     return shown.update_xaxes(log_axis(reach))
-
-
-def _runs(study: Compared) -> pd.DataFrame:
-    findings = study.findings
-    return findings.compared if len(findings.compared) else findings.finished
 
 
 def _run_in_words(row: "pd.Series[float]", study: str) -> str:
