@@ -40,16 +40,18 @@ def best(
     """Write the config of the run to train next; its comments give the source of each number.
 
     Size and images follow the laws of the study; everything else follows its best run. The run has
-    not been trained yet. Example: python -m analysis best studies/digits --flops 1e15
+    not been trained yet; what the laws predict for it is noted in forecasts.parquet of the study.
+    Example: python -m analysis best studies/digits --flops 1e15
 
     Args:
         study: Folder of a study.
-        flops: Budget of the run in training FLOPs; by default 4 times the largest of the study.
+        flops: Budget of the run in training FLOPs; by default 4 times the largest trained so far.
         out: File to write; by default best.yaml in the study.
         seed: Seed of the draws.
     """
     from analysis.advice import check_budget, recommend
     from analysis.findings import find
+    from analysis.forecast import foretell, read_ledger
     from analysis.study import read_study
     from tarflow.config import to_yaml
     from tarflow.record import write_text
@@ -57,8 +59,11 @@ def best(
 
     if flops is not None:
         check_budget(flops)  # the laws take seconds to fit
-    advice = recommend(find(*read_study(locate(study)), seed=seed), flops)
-    path = out or locate(study) / "best.yaml"
+    folder = locate(study)
+    findings = find(*read_study(folder), seed=seed, forecasts=read_ledger(folder))
+    advice = recommend(findings, flops)
+    foretell(findings, advice.config, folder, "best")
+    path = out or folder / "best.yaml"
     command = f"Train it: python -m tarflow train {shlex.quote(str(path))}"
     write_text(path, to_yaml(advice.config, f"{advice.explanation}\n{command}"))
     print(advice.explanation)

@@ -82,7 +82,10 @@ def check_budget(flops: float) -> None:
 
 
 def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
-    """Return the config to train with a budget, by default 4 times the largest of the study.
+    """Return the config to train with a budget, by default 4 times the largest trained so far.
+
+    That includes runs outside the study whose forecast has its outcome, such as best.yaml trained
+    by `python -m tarflow train`.
 
     Size and images come from the laws. The learning rate follows the size as it did in the study;
     beyond the sizes of the study, it is that of the nearest one.
@@ -94,7 +97,9 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     runs = findings.runs
     if not len(runs):
         raise UserError("nothing to recommend: no finished grid run in this study")
-    flops = NEXT * float(findings.budgets[-1].flops) if flops is None else flops
+    done = [item for item in findings.forecasts if item.done and item.predicted is not None]
+    if flops is None:
+        flops = NEXT * max(findings.budgets[-1].flops, *(item.flops for item in done), 0.0)
     check_budget(flops)
     best = best_run(runs)
     template = read_config(best)
@@ -106,7 +111,7 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     config = replace(
         template, model=model, images=allocation.images, optim=replace(template.optim, lr=rate)
     )
-    trained = set(findings.finished["run_id"])
+    trained = {*findings.finished["run_id"], *(item.run_id for item in done)}
     while run_id(config) in trained:
         config = replace(config, images=config.images + config.batch)
     ratio = cost.run_flops(config) / findings.budgets[-1].flops

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.laws.design import doubts
-from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.observations import log_compute
 from analysis.laws.validation import coverage
+from analysis.plain import fit_to_plain
 from analysis.reading import RunTable, name_rows, read_columns, read_point
 from analysis.tables import (
     AUTO,
@@ -181,33 +181,13 @@ def to_plain(answer: Answer) -> dict[str, Any]:
         "best_size": answer.best_size and asdict(answer.best_size),
         "held_out": answer.held_out and asdict(answer.held_out),
         "parameters_of": law.law.general.name,
-        "fits": [_fit_to_plain(fit) for fit in law.law.fits],
+        "fits": [fit_to_plain(fit) for fit in law.law.fits],
     }
 
 
 def write_loss(value: float) -> str:
     """Write a loss with four digits."""
     return "unknown" if missing(value) else f"{value:.4g}"
-
-
-def _fit_to_plain(law: Fit) -> dict[str, Any]:
-    return {
-        "name": law.name,
-        "formula": law.formula,
-        "status": law.status,
-        "rows": law.rows,
-        "scale": law.scale,
-        "agreement": law.agreement,
-        "parameters": {
-            name: {
-                "value": value,
-                "interval": list(law.intervals[name]),
-                "identified": law.identified[name],
-                "reason": law.reasons[name],
-            }
-            for name, value in law.values.items()
-        },
-    }
 
 
 def _point(text: str, columns: Mapping[str, str]) -> dict[str, Any]:

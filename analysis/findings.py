@@ -36,6 +36,7 @@ from analysis.rows import (
     seed_noise,
 )
 from tarflow.errors import UserError
+from tarflow.forecasts import Forecast
 
 SIZES = 60  # among which the best one of a budget is searched
 GROWTH = (1, 2, 4, 10, 30, 100)  # budgets of the allocation, times the largest of the study
@@ -79,15 +80,20 @@ class Findings:
     noise: SeedNoise | None
     allocation: tuple[Allocation, ...]  # budgets 1x to 100x the largest
     correlation: Correlation | None
+    forecasts: tuple[Forecast, ...] = ()  # of the study, in the order they were written
 
     @property
-    def held_out_by_compute(self) -> HeldOut | None:
-        """The held-out run as the frontier law predicts it."""
-        return next((item for item in self.held_out if item.law.of_compute), None)
+    def held_out_best(self) -> HeldOut | None:
+        """The held-out run as the law of size and data predicts it, or else that of compute."""
+        return self.held_out[-1] if self.held_out else None
 
 
 def find(
-    runs: pd.DataFrame, evaluations: pd.DataFrame | None, seed: int = 0, draws: int = 1000
+    runs: pd.DataFrame,
+    evaluations: pd.DataFrame | None,
+    seed: int = 0,
+    draws: int = 1000,
+    forecasts: Sequence[Forecast] = (),
 ) -> Findings:
     """Fit, test and judge the laws of a study.
 
@@ -99,6 +105,7 @@ def find(
         evaluations: Rows of `tarflow.record.EVALUATIONS`, or None.
         seed: Seed of all draws.
         draws: Number of draws behind every interval.
+        forecasts: Forecasts of the study.
     """
     rows, left_out = choose(runs)
     rows, budgets = group_budgets(rows)
@@ -137,6 +144,7 @@ def find(
         noise=noise,
         allocation=spend([times * budgets[-1].flops for times in GROWTH] if budgets else []),
         correlation=None if evaluations is None else correlate(compared, evaluations, seed, draws),
+        forecasts=tuple(forecasts),
     )
 
 

@@ -1,141 +1,160 @@
-"""What a law predicts for one run before it is trained, and how that compares afterwards."""
+"""Forecasts of a study: made by its laws before a run is trained, and compared afterwards."""
 
+import hashlib
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ConfigDict
+import numpy as np
+import pandas as pd
 
 from analysis.findings import Findings
-from analysis.laws.allocation import best_run
-from analysis.laws.intervals import LEVEL, NORMAL_90
-from analysis.rows import read_config
-from tarflow import cost
-from tarflow.config import RunConfig, from_dict, to_dict
+from analysis.laws.intervals import LEVEL
+from analysis.rows import difference
+from tarflow import cost, forecasts
+from tarflow.config import RunConfig, to_dict
+from tarflow.errors import UserError
+from tarflow.forecasts import Forecast
 from tarflow.human import bits, interval, percent
-from tarflow.record import read_json
+from tarflow.identity import run_id
+from tarflow.record import environment
+
+READ = ["run_id", "params", "tokens", "flops", "bpd"]  # columns of the rows that name a table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """A prediction written down before the run; the last three fields are filled in after it."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-    run_id: str
-    flops: float
-    law: str  # formula; empty if no law applies to this run
-    predicted: float | None  # bits per dimension
-    low: float | None  # ends of the 90% interval; None if it is unbounded
-    high: float | None
-    in_words: str  # a sentence for people
-    achieved: float | None = None  # bits per dimension
-    achieved_se: float | None = None  # standard error over images
-    verdict: str = ""  # a sentence for people
-
-
-def forecast(findings: Findings, config: RunConfig, run_id: str) -> Forecast:
+def forecast(findings: Findings, config: RunConfig, origin: str) -> Forecast:
     """Predict the bits per dimension of a run by the law L(N, D), or L(C) without one.
 
     Args:
         findings: What the study shows.
-        config: Config of the run.
-        run_id: Id of the run.
+        config: Config of the run, resolved.
+        origin: Why the run is trained: final, best or next.
     """
     flops = cost.run_flops(config)
     law = findings.surface or findings.frontier
-    reason = "too few runs for a law" if law is None else _difference(findings, config)
-    if law is None or reason:
-        words = f"No law of this study predicts this run: {reason}."
-        return Forecast(
-            run_id=run_id, flops=flops, law="", predicted=None, low=None, high=None, in_words=words
-        )
-    at = {
-        "flops": flops,
-        "params": float(cost.params(config.model)),
-        "tokens": float(config.images * config.model.tokens),
-    }
-    inputs = {name: at[name] for name in law.form.inputs}
-    predicted = float(law.predict(**inputs))
-    ends = tuple(float(end) for end in law.band(LEVEL, **inputs))
-    low, high = (end if math.isfinite(end) else None for end in ends)
-    words = f"Predicted by {law.formula}: {bits(predicted)} bits per dimension"
-    if low is not None and high is not None:
-        words += f", {LEVEL:.0%} interval {interval((low, high), bits)}"
-    words += f", {flops / findings.budgets[-1].flops:.3g} times the largest budget of the study."
-    beyond = math.log(flops / float(findings.runs["flops"].max()))
-    words = " ".join(filter(None, [words, law.discrepancy.caution(beyond)]))
+    reason = "too few runs for a law" if law is None else difference(findings.runs, config)
+    predicted, low, high = None, None, None
+    words = f"No law of this study predicts this run: {reason}."
+    if law is not None and not reason:
+        at = {
+            "flops": flops,
+            "params": float(cost.params(config.model)),
+            "tokens": float(config.images * config.model.tokens),
+        }
+        inputs = {name: at[name] for name in law.form.inputs}
+        predicted = float(law.predict(**inputs))
+        ends = tuple(float(end) for end in law.band(LEVEL, **inputs))
+        low, high = (end if math.isfinite(end) else None for end in ends)
+        words = f"Expected {bits(predicted)} bits per dimension on validation images"
+        if low is not None and high is not None:
+            words += f" ({percent(LEVEL)} interval {interval((low, high), bits)})"
+        words += f", at {flops / findings.budgets[-1].flops:.3g} times the largest budget of the "
+        beyond = math.log(flops / float(findings.runs["flops"].max()))
+        words = f"{words}study. {law.discrepancy.caution(beyond)}".rstrip()
     return Forecast(
-        run_id=run_id,
+        time=forecasts.now(),
+        run_id=run_id(config),
+        origin=origin,
+        table_hash=table_hash(findings.runs),
+        git=environment()["git"],
+        config=json.dumps(to_dict(config)),
         flops=flops,
-        law=law.formula,
+        law=law.formula if law is not None and not reason else "",
         predicted=predicted,
         low=low,
         high=high,
+        level=LEVEL,
+        split="validation",
         in_words=words,
     )
 
 
-def read_forecasts(study: Path) -> list[Forecast]:
-    """Return the forecasts of a study, by run id."""
-    files = [read_json(path) for path in sorted((study / "final").glob("*.json"))]
-    return [from_dict(Forecast, plain) for plain in files if plain]
+def foretell(findings: Findings, config: RunConfig, study: Path, origin: str) -> Forecast:
+    """Write down the forecast of a run before it is trained; return the one that stands.
 
-
-def achieved(prediction: Forecast, row: Mapping[str, Any]) -> Forecast:
-    """Compare a forecast with the row of the run.
-
-    The law was fitted to scores on other images than those of the test split. An error that this
-    difference alone may cause is not counted against the law.
+    A run that has a forecast already keeps it. Arguments are those of `forecast`, and the folder
+    of the study.
     """
-    value, error = float(row["bpd"]), float(row["bpd_se"] or 0.0)
-    words = f"Achieved {bits(value)} ± {bits(error)} bits per dimension on {row['split']} images"
-    if prediction.predicted is None:
-        words += "; no law had predicted it."
-    else:
-        off = prediction.predicted / value - 1
-        words += f", predicted {bits(prediction.predicted)}: {percent(abs(off))} too "
-        words += "high" if off > 0 else "low"
-        words += _place(prediction, value, error)
-    return replace(prediction, achieved=value, achieved_se=error, verdict=words)
+    return forecasts.write_forecast(study, forecast(findings, config, origin))
 
 
-def _place(prediction: Forecast, value: float, error: float) -> str:
-    """Say whether a value lies in the interval, or in the wider one that other images allow."""
-    if prediction.low is None or prediction.high is None or prediction.predicted is None:
-        return "; too few runs for an interval."
-    span = f"the {LEVEL:.0%} interval {interval((prediction.low, prediction.high), bits)}"
-    if prediction.low <= value <= prediction.high:
-        return f"; inside {span}."
-    images = NORMAL_90 * math.sqrt(2) * error  # both means carry this error
-    low = prediction.predicted - math.hypot(prediction.predicted - prediction.low, images)
-    high = prediction.predicted + math.hypot(prediction.high - prediction.predicted, images)
-    if low <= value <= high:
-        return f"; outside {span}, but by no more than other images may move it."
-    return f"; outside {span}: the law does not hold here."
+def table_hash(rows: pd.DataFrame) -> str:
+    """Return a hash of the rows that a law reads: of their ids, sizes, data and results."""
+    text = rows[READ].sort_values("run_id").to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _difference(findings: Findings, config: RunConfig) -> str:
-    """Say how a run differs from those the laws were fitted to, apart from size and data."""
-    runs = findings.runs
-    known = set(zip(runs["blocks"], runs["layers"], strict=True))
-    if (config.model.blocks, config.model.layers) not in known:
-        return f"the grid has no {config.model.blocks} blocks of {config.model.layers} layers"
-    grid = _shared_by_grid(read_config(best_run(runs)))
-    for name, value in _shared_by_grid(config).items():
-        if grid[name] != value:
-            return f"{name} is {grid[name]} in the grid, {value} in this run"
-    return ""
+def read_ledger(study: Path) -> tuple[Forecast, ...]:
+    """Return the forecasts of a study in the order in which they were written.
+
+    Raises:
+        UserError: If the table is damaged or has another version.
+    """
+    return tuple(forecasts.read_forecasts(study))
 
 
-def _shared_by_grid(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that all runs of a grid share, by name such as `noise.std`."""
-    plain = to_dict(config)
-    for name in ("channels", "blocks", "layers"):
-        del plain["model"][name]
-    del plain["optim"]["lr"]
-    shared = {name: plain[name] for name in ("batch", "precision")}
-    for part in ("model", "data", "noise", "optim"):
-        shared |= {f"{part}.{name}": value for name, value in plain[part].items()}
-    return shared
+def claim(ledger: Sequence[Forecast]) -> str:
+    """Say in a sentence how forecasts came out; empty if none was written.
+
+    Only those with an interval count.
+    """
+    made = [item for item in ledger if item.low is not None and item.high is not None]
+    ended = [item for item in made if item.inside is not None]
+    if not ended:
+        waiting = sum(not item.done for item in made)
+        if waiting == 1:
+            return "One forecast is written down for a run that has not ended."
+        many = f"{waiting} forecasts are written down for runs that have not ended."
+        return many if waiting else ""
+    inside = sum(bool(item.inside) for item in ended)
+    level = percent(ended[-1].level)
+    if len(ended) == 1:
+        place = "inside" if inside else "outside"
+        return f"The one forecast whose run has ended came out {place} its {level} interval."
+    return (
+        f"Of {len(ended)} forecasts written before training, {inside} came out inside their "
+        f"{level} interval."
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the forecasts of all studies in a folder came out."""
+
+    folder: str  # name
+    ended: int  # forecasts with an interval whose run has ended
+    inside: int
+    error: float  # mean of |predicted / achieved - 1|
+    level: float  # probability of the intervals
+
+    def __str__(self) -> str:
+        return (
+            f"{self.inside} of {self.ended} forecasts in {self.folder}/ inside their "
+            f"{percent(self.level)} interval, {percent(self.error)} off on average"
+        )
+
+
+def calibration(study: Path) -> Calibration | None:
+    """Count how the forecasts of a study and of those beside it came out; None if none has ended.
+
+    Tables that cannot be read do not count.
+    """
+    folder = study.resolve().parent
+    ended = []
+    tables = {path.resolve() for path in folder.glob("*/forecasts.parquet")}  # links count once
+    for path in sorted(tables):
+        try:
+            ended += [item for item in read_ledger(path.parent) if item.inside is not None]
+        except UserError:
+            continue
+    if not ended:
+        return None
+    return Calibration(
+        folder=folder.name,
+        ended=len(ended),
+        inside=sum(bool(item.inside) for item in ended),
+        error=float(np.mean([abs(item.error or 0.0) for item in ended])),
+        level=ended[-1].level,
+    )

@@ -11,11 +11,12 @@ import plotly.graph_objects as go
 
 from analysis.advice import check_budget, recommend
 from analysis.findings import Findings, find
+from analysis.forecast import read_ledger
 from analysis.laws.allocation import allocate, best_run
 from analysis.laws.average import Law
 from analysis.laws.fit import Fit
 from analysis.report.figures.theme import in_scheme
-from analysis.report.page import material_of, sections
+from analysis.report.page import all_sections, material_of
 from analysis.rows import read_config
 from analysis.study import note_of, read_settings, read_study
 from tarflow.config import RunConfig
@@ -57,7 +58,7 @@ class OpenStudy:
     @cached_property
     def findings(self) -> Findings:
         """Everything that the runs show; the laws take seconds to fit."""
-        return find(self.runs, self.evaluations)
+        return find(self.runs, self.evaluations, forecasts=read_ledger(self.path))
 
     @property
     def law(self) -> Law | Fit:
@@ -109,7 +110,7 @@ class OpenStudy:
         material = material_of(self.path, self.runs, self.evaluations, self.findings, seed=0)
         return {
             section.key if len(section.figures) == 1 else f"{section.key}: {view}": drawn
-            for section in sections(material)
+            for section in all_sections(material)
             for view, drawn in section.figures.items()
         }
 

@@ -10,10 +10,11 @@ import pandas as pd
 
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.validation import levels
-from tarflow.config import RunConfig, from_dict
+from tarflow.config import RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
 
-ROLES = ("grid", "branch")  # searched and final runs were chosen by their results
+GRID = ("grid", "branch")
+ROLES = (*GRID, "final")  # searched runs were chosen by their results
 MOVED = 0.01  # share of the mean that one image may move
 TAIL = 10.0  # a maximum this many times as far from the median as the 99th percentile is isolated
 GROUP = {  # columns that must agree within a law, and what to say if they do not
@@ -62,6 +63,8 @@ class SeedNoise:
 def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     """Split a runs table into the rows of one law and the rest.
 
+    A final run counts if it was scored like the grid and differs from it in size and data only.
+
     Args:
         runs: Columns of `tarflow.record.RUNS`.
 
@@ -79,8 +82,11 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
             differs = (reasons == "") & (kinds[column] != value)
             other = f"{GROUP[column]} ({column} " + kinds[column] + f", not {value})"
             reasons = reasons.mask(differs, other)
+    grid = runs[(reasons == "") & runs["role"].isin(GRID)]
+    for place in np.flatnonzero((reasons == "") & (runs["role"] == "final")).tolist():
+        reasons.iloc[place] = _unlike(grid, runs.iloc[place])
     left = tuple(
-        LeftOut(str(row["run_id"]), str(row["label"]), str(reason))
+        LeftOut(str(row["run_id"]), str(row.get("name", row["label"])), str(reason))
         for (_, row), reason in zip(runs.iterrows(), reasons, strict=True)
         if reason
     )
@@ -98,7 +104,9 @@ def _own_reason(row: pd.Series) -> str:
         error = row.get("error")
         return f"{row['status']}: {error}" if isinstance(error, str) and error else "failed"
     if row["role"] not in ROLES:
-        return f"role {row['role']}: laws read grid runs only"
+        return f"role {row['role']}: laws read grid and final runs only"
+    if row["role"] == "final" and row["split"] != "validation":
+        return f"scored on {row['split']} images: laws read scores of validation images"
     numbers = row[["bpd", "flops", "params", "tokens"]].to_numpy(float)
     if not np.all(np.isfinite(numbers) & (numbers > 0)):
         return "bpd, flops, params or tokens is missing or not positive"
@@ -202,3 +210,42 @@ def read_config(row: "pd.Series[Any]") -> RunConfig:
     except json.JSONDecodeError:
         raise UserError(f"run {row['run_id']} has no readable config in the table") from None
     return from_dict(RunConfig, plain, where=f"config of run {row['run_id']}")
+
+
+def difference(grid: pd.DataFrame, config: RunConfig) -> str:
+    """Say how a run differs from those of a grid, apart from size and data; empty if it does not.
+
+    Raises:
+        UserError: If the grid has no readable configs.
+    """
+    known = set(zip(grid["blocks"], grid["layers"], strict=True))
+    if (config.model.blocks, config.model.layers) not in known:
+        return f"the grid has no {config.model.blocks} blocks of {config.model.layers} layers"
+    largest = grid.sort_values(["flops", "bpd", "run_id"], ascending=[False, True, True]).iloc[0]
+    shared = _shared_by_grid(read_config(largest))
+    for name, value in _shared_by_grid(config).items():
+        if shared[name] != value:
+            return f"{name} is {shared[name]} in the grid, {value} in this run"
+    return ""
+
+
+def _shared_by_grid(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that all runs of a grid share, by name such as `noise.std`."""
+    plain = to_dict(config)
+    for name in ("channels", "blocks", "layers"):
+        del plain["model"][name]
+    del plain["optim"]["lr"]
+    shared = {name: plain[name] for name in ("batch", "precision")}
+    for part in ("model", "data", "noise", "optim"):
+        shared |= {f"{part}.{name}": value for name, value in plain[part].items()}
+    return shared
+
+
+def _unlike(grid: pd.DataFrame, final: "pd.Series[Any]") -> str:
+    """Say why a final run is not one more run of a grid; empty if it is."""
+    if grid.empty:
+        return "no grid beside this final run"
+    try:
+        return difference(grid, read_config(final))
+    except UserError as error:
+        return str(error)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from analysis.names import run_names
 from analysis.settings import run_and_setting
 from tarflow.errors import UserError
 from tarflow.record import EVALUATIONS, gather, read_json, read_table
@@ -14,6 +15,8 @@ from tarflow.record import EVALUATIONS, gather, read_json, read_table
 
 def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the runs and evaluations tables of a study, rebuilt first if a run is newer.
+
+    The column `name` names runs for readers.
 
     Raises:
         UserError: If the folder holds no study, or tables of another version.
@@ -28,6 +31,7 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     elif results and max(results) >= built:
         gather(study)
     runs, evaluations = (read_table(path).to_pandas() for path in tables)
+    runs = runs.assign(name=run_names(runs))
     return runs, evaluations.reindex(columns=EVALUATIONS.names)  # older tables lack columns
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from rich.console import RenderableType
 
 from analysis.advice import NEXT
+from analysis.findings import find
+from analysis.forecast import foretell, read_ledger
 from analysis.laws.allocation import SPAN, Sizes, best_run
 from analysis.laws.belief import believe
 from analysis.laws.forms import SURFACE_FORMS, Array
@@ -17,10 +19,11 @@ from analysis.laws.observations import Observations
 from analysis.laws.repetition import effective_tokens, unique_tokens
 from analysis.rows import choose, group_budgets, known_noise, read_config, seed_noise
 from analysis.study import read_study
-from sweeps.plan import Plan
+from sweeps.plan import Plan, finished
 from sweeps.study import Addition, PlannedRun, Size, Study, grid, short
 from tarflow import cost, human
 from tarflow.errors import UserError
+from tarflow.forecasts import write_outcome
 
 SIZES = 60  # among which the best one of the next budget is searched
 
@@ -68,6 +71,31 @@ def grow(
     ]
     additions = (offers[item.candidate][0] for item in chosen)
     return replace(study, added=(*study.added, *additions)), [*lines, ""]
+
+
+def foretell_additions(study: Study, out: Path, plan: Plan) -> None:
+    """Write down what the laws predict for the added runs that have not started.
+
+    Args:
+        study: Resolved study.
+        out: Its folder.
+        plan: Plan of its runs.
+    """
+    own = {run.run_id for run in grid(replace(study, added=()))}
+    ledger = read_ledger(out)
+    known = own | {item.run_id for item in ledger}
+    runs = [row.run for row in plan.rows if row.state == "to do" and row.run.run_id not in known]
+    if runs:
+        findings = find(*read_study(out), forecasts=ledger)
+        for run in runs:
+            foretell(findings, run.config, out, "next")
+
+
+def settle(out: Path) -> None:
+    """Put what runs of a study have achieved beside their forecasts."""
+    for item in read_ledger(out):
+        if not item.done and (row := finished(out, item.run_id)):
+            write_outcome(out, row)
 
 
 def candidates(study: Study) -> list[tuple[Addition, PlannedRun]]:

@@ -178,14 +178,17 @@ class ProgressCallback(NotPickled, tune.Callback):
         self.died(self.task_of(trial.config), error_of(trial))
 
 
-class SamplingCallback(ProgressCallback):
-    """Tells the progress what happens to trials that sample from a finished run."""
+class ScoringCallback(ProgressCallback):
+    """Tells the progress what happens to trials that score a finished run or its samples."""
 
     def ended(self, task: Any, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Return the KID, infinite without finite samples; None if the trial was stopped."""
+        """Return the score, infinite without finite samples; None if the trial was stopped."""
         del task
-        kid = result.get("kid")
-        return None if kid is None else {"status": "done", "kid": kid if kid < WORST else math.inf}
+        name = self.progress.objective
+        score = result.get(name)
+        if score is None:
+            return None
+        return {"status": "done", name: score if score < WORST else math.inf}
 
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """End the batch on a user's mistake; anything else is tried again silently."""

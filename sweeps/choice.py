@@ -22,6 +22,7 @@ from analysis.laws.intervals import NORMAL_90
 from analysis.laws.validation import levels
 from analysis.report import checklist
 from analysis.report.page import write_report
+from analysis.rows import GRID
 from analysis.rows import choose as comparable_rows
 from analysis.settings import SETTING, best_setting, pareto_front, setting_in_words
 from sweeps.space import SEED, SamplingSpace
@@ -56,13 +57,14 @@ def worth_sampling(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_checkpoint(out: Path) -> SamplingSpace | None:
-    """Return the sampling space of the run of lowest BPD at a study's largest budget.
+    """Return the sampling space of the run of lowest BPD at the largest budget of a grid.
 
     None if no run of the grid has finished, or if that run was not sampled.
     """
     results = [record.read_result(folder) for folder in sorted((out / "runs").glob("*"))]
     runs = [result["run"] for result in results if result]
     rows, _ = comparable_rows(pd.DataFrame(runs, columns=record.RUNS.names))
+    rows = rows[rows["role"].isin(GRID)]
     if rows.empty:
         return None
     largest = rows.iloc[levels(rows["flops"].to_numpy(float))[-1].tolist()]
@@ -240,6 +242,7 @@ def front_table(front: pd.DataFrame, best: str) -> Table:
 def write_best(config: RunConfig, why: str, out: Path, console: Console) -> None:
     """Write best.yaml, the run to train next, with the reasons as comments."""
     best = out / "best.yaml"
-    command = f"python -m tarflow train {shlex.quote(str(best))}"
-    record.write_text(best, to_yaml(config, f"{why}\nTrain it: {command}"))
-    console.print(f"train next: {command}", soft_wrap=True)
+    command = f"python sweeps/final.py {shlex.quote(str(out))}"
+    alone = f"python -m tarflow train {shlex.quote(str(best))}"
+    record.write_text(best, to_yaml(config, f"{why}\nTrain it: {command}\nWithout Ray: {alone}"))
+    console.print(f"train next: {command}\nor without Ray: {alone}", soft_wrap=True)

@@ -19,7 +19,7 @@ from sweeps.batch import (
     NotPickled,
     Outcome,
     ProgressCallback,
-    SamplingCallback,
+    ScoringCallback,
     run_batch,
 )
 from sweeps.cluster import check_shared, slots
@@ -87,7 +87,7 @@ def search_settings(
         tune.with_parameters(
             sample_candidate, spaces=by_id, out=str(context.out), home=str(Path.cwd())
         ),
-        lambda progress: SamplingCallback(
+        lambda progress: ScoringCallback(
             lambda config: by_id[config["run_id"]].task(config), context.out, progress
         ),
     )

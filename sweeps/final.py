@@ -1,14 +1,15 @@
-"""Train the final run of a study, read the test split once, and compare with what the law said.
+"""Train the final run of a study, read the test split once, and compare with its forecast.
 
 This file may be sent alone to a machine that has the package installed, as `ray submit` does.
 """
 
+import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -20,13 +21,13 @@ from sweeps.plan import finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load
 from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
-from tarflow.config import RunConfig, from_dict, read_yaml, to_dict
+from tarflow.config import RunConfig, from_dict, read_yaml, round_images
 from tarflow.errors import UserError
+from tarflow.forecasts import Forecast, forecast_of, write_forecast, write_outcome
 from tarflow.storage import expand, locate
 
 if TYPE_CHECKING:
     from analysis.findings import Findings
-    from analysis.forecast import Forecast
     from sweeps.batch import BatchContext, Outcome
 
 THREAD_FLOPS = 1e9  # of a layer's step: with less work, threads cost more than they give
@@ -37,9 +38,11 @@ class Options(CommonOptions):
     """Train the final run of a study and compare it with what the law predicted.
 
     The run is best.yaml of the study, or what the law recommends for --flops, or any --config.
-    The prediction is written down before training starts. The run is then scored on the test
-    split, which nothing else in a study ever reads. The study folder gets final/RUN_ID.json and a
-    report of predicted against achieved.
+    Its forecast is written to forecasts.parquet before training starts, and is never changed. The
+    run is scored on the validation split like the grid, and so is judged where the law was fitted.
+    Then the test split is read, which nothing else in a study does: by this run, and by the best
+    run of the grid, which tells how much the two splits differ. The report shows all forecasts of
+    the study and what came out.
 
     To resume after any interruption, run the same command again.
 
@@ -73,54 +76,70 @@ class Final(Command):
 
     def __init__(self, options: Options) -> None:
         from analysis.findings import find  # pandas and SciPy are needed from here on
-        from analysis.forecast import forecast
+        from analysis.forecast import forecast, read_ledger
         from analysis.study import read_study
 
         self.out = existing_folder(options.study)
         study = resolve_study(load(str(self.out)))
-        findings = cache(lambda: find(*read_study(self.out)))  # takes seconds: mistakes come first
-        config, why = chosen_config(options, self.out, findings)
+        ledger = read_ledger(self.out)
+        findings = cache(lambda: find(*read_study(self.out), forecasts=ledger))  # takes seconds
+        config, why = chosen_config(options, self.out, findings, ledger)
         self.final_run = final_run(study, config)
         run_id = self.final_run.run_id
         row = finished(self.out, run_id)
-        if row and row["split"] != "test":
+        if row and row["role"] != "final":
             raise UserError(
-                f"run {run_id} was trained already, to be compared on the {row['split']} "
-                "split: a final run is a new one, ask for another --flops"
+                f"run {run_id} was trained already, as role {row['role']}: a final run is a new "
+                "one, ask for another --flops"
             )
-        self.file = self.out / "final" / f"{run_id}.json"
-        self.forecast = read_forecast(self.file) or forecast(
-            findings(), self.final_run.config, run_id
+        self.best = best_of_grid(self.out, findings())
+        self.forecast = forecast_of(self.out, run_id) or forecast(
+            findings(), self.final_run.config, "final"
         )
-        self.todo = row is None
+        self.new = row is None
+        self.to_score: list[PlannedRun] = []
+        if self.forecast.test_bpd is None:
+            pair = [self.final_run, *([self.best] if self.best else [])]
+            self.to_score = [run for run in pair if not test_scores(self.out, run)]
+        self.todo = self.new or bool(self.to_score)
         self.gpus = self.final_run.config.execution.workers
         self.plan = make_plan(study, self.out, runs=[self.final_run])
         self.lines = [table(self.plan), *summary(self.plan), *why.splitlines()]
-        self.lines += [self.forecast.in_words, *read_before(findings(), run_id)]
+        self.lines += [self.forecast.in_words, *read_before(ledger, run_id)]
 
     def begin(self) -> None:
-        """Write the prediction down."""
-        record.write_json(self.file, to_dict(self.forecast))
+        """Write the forecast down."""
+        if self.new:
+            write_forecast(self.out, self.forecast)
 
     def run(self, context: "BatchContext") -> "Outcome":
-        """Train the run."""
-        from sweeps.runner import run_all
+        """Train the run, then read the test split."""
+        from sweeps.runner import run_all, score_on_test
 
         cores = context.cluster.cpus // context.cluster.nodes
         expected = {row.run.run_id: row.left for row in self.plan.rows}
-        return run_all([multi_threaded(self.final_run, cores)], expected, context)
+        outcome = run_all([multi_threaded(self.final_run, cores)], expected, context)
+        if not outcome.stopped and finished(self.out, self.final_run.run_id) and self.to_score:
+            outcome += score_on_test(self.to_score, context)
+        return outcome
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
-        """Compare the run with the prediction, and write the report."""
-        from analysis.forecast import achieved
+        """Compare the run with its forecast, and write the report."""
+        from analysis.forecast import calibration
         from analysis.report.page import write_report
 
         del outcome, wall
-        if row := finished(self.out, self.final_run.run_id):
-            compared = achieved(self.forecast, row)
-            record.write_json(self.file, to_dict(compared))
-            console.print(compared.verdict, soft_wrap=True)
+        row = finished(self.out, self.final_run.run_id)
+        if row:
+            test, shift = test_scores(self.out, self.final_run), test_shift(self.out, self.best)
+            if compared := write_outcome(self.out, row, test, shift):
+                console.print(compared.verdict, soft_wrap=True)
+            if overall := calibration(self.out):
+                console.print(str(overall), soft_wrap=True)
         console.print(f"report: {write_report(self.out)}", soft_wrap=True)
+        if row:
+            study = shlex.quote(str(self.out))
+            console.print(f"next budget: python -m analysis best {study}", soft_wrap=True)
         return True
 
 
@@ -142,7 +161,7 @@ def existing_folder(name: str) -> Path:
 
 
 def chosen_config(
-    options: Options, out: Path, findings: Callable[[], "Findings"]
+    options: Options, out: Path, findings: Callable[[], "Findings"], ledger: Sequence[Forecast]
 ) -> tuple[RunConfig, str]:
     """Return the config to train, and why this one.
 
@@ -155,6 +174,8 @@ def chosen_config(
         if options.config:
             raise UserError("give --flops or --config, not both")
         check_budget(options.flops)
+        if config := started_before(out, ledger, options.flops):
+            return config, "the run is the one that this budget has asked for before"
         advice = recommend(findings(), options.flops)
         return advice.config, advice.explanation
     path = locate(options.config or out / "best.yaml")
@@ -163,15 +184,33 @@ def chosen_config(
     return read_yaml(RunConfig, path), f"the run is that of {path}"
 
 
+def started_before(out: Path, ledger: Sequence[Forecast], flops: float) -> RunConfig | None:
+    """Return the config of a run of a budget that was started before, so that it is resumed.
+
+    The laws may have read it since, and may recommend another one now.
+    """
+    started = (
+        from_dict(RunConfig, json.loads(item.config))
+        for item in ledger
+        if item.config and item.origin != "next"
+        if (out / "runs" / item.run_id / "config.yaml").is_file()
+    )
+    for config in started:
+        images = flops / cost.training_flops(config.model)
+        if config.images == round_images(images, config.batch):
+            return config
+    return None
+
+
 def final_run(study: Study, config: RunConfig) -> PlannedRun:
-    """Return the final run: resolved, and scored on the test split.
+    """Return the final run: resolved, and scored on the validation split like the grid.
 
     Raises:
         UserError: If the config does not fit its data.
     """
     model, budget = config.model, cost.run_flops(config)
     size = Size(channels=model.channels, blocks=model.blocks, layers=model.layers)
-    config = replace(config, evaluation=replace(config.evaluation, split="test"))
+    config = replace(config, evaluation=replace(config.evaluation, split="validation"))
     alone = replace(study, base=config, sizes=(size,), replicated=None, held_out=None)
     config = resolve_study(alone).base
     label = f"final-{size.label}-{short(budget)}"
@@ -191,23 +230,41 @@ def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:
     )
 
 
-def read_forecast(file: Path) -> "Forecast | None":
-    """Return the prediction of a run that was started before, or None."""
-    from analysis.forecast import Forecast
+def best_of_grid(out: Path, findings: "Findings") -> PlannedRun | None:
+    """Return the best run of the largest budget of the grid; None if its model is not there."""
+    from analysis.laws.allocation import best_run
+    from analysis.rows import GRID, read_config
 
-    plain = record.read_json(file)
-    return from_dict(Forecast, plain) if plain else None
+    runs = findings.runs[findings.runs["role"].isin(GRID)]
+    if runs.empty:
+        return None
+    row = best_run(runs)
+    if not (out / "runs" / row["run_id"] / "model.safetensors").is_file():
+        return None
+    return PlannedRun(config=read_config(row), label=row["label"], budget=row["flops"])
 
 
-def read_before(findings: "Findings", run_id: str) -> list[str]:
+def test_scores(out: Path, run: PlannedRun) -> dict[str, Any] | None:
+    """Return what a run scored on the test split, or None."""
+    scores: dict[str, Any] | None = record.read_json(out / "runs" / run.run_id / "test.json")
+    return scores
+
+
+def test_shift(out: Path, best: PlannedRun | None) -> float | None:
+    """Return how many more bits the best run of a grid needs on test than on validation images."""
+    row = finished(out, best.run_id) if best else None
+    test = test_scores(out, best) if best else None
+    return float(test["bpd"] - row["bpd"]) if row and test else None
+
+
+def read_before(ledger: Sequence[Forecast], run_id: str) -> list[str]:
     """Return a warning if other runs of the study have read the test split already."""
-    done = findings.finished
-    others = done[(done["split"] == "test") & (done["run_id"] != run_id)]
-    if others.empty:
+    others = sum(item.test_bpd is not None and item.run_id != run_id for item in ledger)
+    if not others:
         return []
     return [
-        f"the test split has been read {len(others)} times in this study: the more often, the "
-        "less it says about images not seen"
+        f"the test split has been read for {others} other final run{'s' * (others > 1)} of this "
+        "study: the more often, the less it says about images not seen"
     ]
 
 

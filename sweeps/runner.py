@@ -8,6 +8,7 @@ Train jobs. A run whose process or machine dies resumes from its last checkpoint
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sweeps.batch import (
     NotPickled,
     Outcome,
     ProgressCallback,
-    SamplingCallback,
+    ScoringCallback,
     StopConditions,
     run_batch,
     run_trials,
@@ -35,7 +36,13 @@ from sweeps.cluster import Cluster, check_shared, slots
 from sweeps.progress import Progress
 from sweeps.sampling import SamplingTask
 from sweeps.study import PlannedRun
-from sweeps.trainable import resources, sample_task, single_threaded, train_planned
+from sweeps.trainable import (
+    resources,
+    sample_task,
+    score_test_images,
+    single_threaded,
+    train_planned,
+)
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
@@ -177,7 +184,32 @@ def sample_all(samplings: Mapping[SamplingTask, float], context: BatchContext) -
         tune.with_parameters(sample_task, tasks=tasks, out=str(context.out), home=str(Path.cwd())),
         needs,
         progress,
-        SamplingCallback(lambda config: tasks[config["index"]], context.out, progress),
+        ScoringCallback(lambda config: tasks[config["index"]], context.out, progress),
+        space={"index": tune.grid_search(list(range(len(tasks))))},
+    )
+
+
+def score_on_test(runs: Sequence[PlannedRun], context: BatchContext) -> Outcome:
+    """Score the test images with finished runs.
+
+    Args:
+        runs: Finished runs.
+        context: What all batches of the command share.
+
+    Raises:
+        UserError: As `run_all`.
+    """
+    tasks = [replace(run, label=f"{run.label} on test images") for run in runs]
+    needs = resources([task.config for task in tasks], context.cluster.gpus)
+    progress = Progress(len(tasks), {}, slots(needs, context.cluster), context.console)
+    return run_batch(
+        context,
+        tune.with_parameters(
+            score_test_images, runs=tasks, out=str(context.out), home=str(Path.cwd())
+        ),
+        needs,
+        progress,
+        ScoringCallback(lambda config: tasks[config["index"]], context.out, progress),
         space={"index": tune.grid_search(list(range(len(tasks))))},
     )
 

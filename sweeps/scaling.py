@@ -28,9 +28,11 @@ from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Study
 from tarflow import human, record
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 
 if TYPE_CHECKING:
+    from analysis.findings import Findings
     from sweeps.batch import BatchContext, Outcome
 
 
@@ -123,8 +125,12 @@ class Scaling(Command):
         self.lines += missing
 
     def begin(self) -> None:
-        """Write study.yaml."""
+        """Write study.yaml, and forecasts of the runs that --next has added."""
         declare(self.study, self.out)
+        if self.study.added:
+            from sweeps.additions import foretell_additions
+
+            foretell_additions(self.study, self.out, self.plan)
 
     def run(self, context: "BatchContext") -> "Outcome":
         """Carry out the grid, the settings the study asks for, and the search for a better one."""
@@ -158,11 +164,12 @@ class Scaling(Command):
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Fit the laws, and write report.html and best.yaml."""
-        from analysis.advice import recommend  # pandas and Plotly are needed from here on
-        from analysis.findings import find
+        from analysis.findings import find  # pandas and Plotly are needed from here on
+        from analysis.forecast import foretell, read_ledger
         from analysis.report.page import render
         from analysis.study import read_study
-        from sweeps.choice import best_checkpoint, verdict, write_best
+        from sweeps.additions import settle
+        from sweeps.choice import write_best
 
         if outcome:
             spent = {
@@ -172,22 +179,32 @@ class Scaling(Command):
                 "device": outcome.device,
             }
             record.write_json(self.out / "outcome.json", spent)  # for the report
+        settle(self.out)
         runs, evaluations = read_study(self.out)
-        findings = find(runs, evaluations)
+        findings = find(runs, evaluations, forecasts=read_ledger(self.out))
+        if len(findings.runs):
+            config, why = self.next_run(findings, console)
+            foretell(findings, config, self.out, "best")
+            findings = replace(findings, forecasts=read_ledger(self.out))
         page = self.out / "report.html"
         record.write_text(page, render(self.out, runs, evaluations, findings, seed=0))
         console.print(f"report: {page}", soft_wrap=True)
-        if not len(findings.runs):
-            return True
+        if len(findings.runs):
+            write_best(config, why, self.out, console)
+        return True
+
+    def next_run(self, findings: "Findings", console: Console) -> tuple[RunConfig, str]:
+        """Return the run to train next with the sampler setting found best, and why."""
+        from analysis.advice import recommend
+        from sweeps.choice import best_checkpoint, verdict
+
         advice = recommend(findings)
         config = replace(advice.config, execution=self.study.base.execution)
-        why = advice.explanation
         best = best_checkpoint(self.out)
         if best and (judged := verdict(best, self.out)):
-            config, why = replace(config, sampler=judged.sampler), f"{why}\n{judged.words}"
             console.print(judged.words, soft_wrap=True)
-        write_best(config, why, self.out, console)
-        return True
+            return replace(config, sampler=judged.sampler), f"{advice.explanation}\n{judged.words}"
+        return config, advice.explanation
 
 
 def chosen_study(options: Options) -> Study:

@@ -163,6 +163,19 @@ def sample(task: SamplingTask, out: str, home: str) -> list[dict[str, Any]]:
         return evaluate_setting(folder, task.sampler, task.seed, task.parts)
 
 
+def score_test_images(
+    config: Mapping[str, Any], runs: Sequence[PlannedRun], out: str, home: str
+) -> None:
+    """Score the test images with the finished run numbered `config["index"]`: a Tune trainable."""
+    from ray import tune
+
+    from tarflow.evaluate.checkpoint_scores import score_on_test
+
+    with workplace(home):
+        scores = score_on_test(locate(out) / "runs" / runs[config["index"]].run_id)
+    tune.report({"bpd": scores["bpd"]})
+
+
 def objectives(space: Space, config: Mapping[str, Any], out: str) -> dict[str, float | None]:
     """Return the objectives of a trial that has ended, by name; None where it failed."""
     values = space.values(config, locate(out)) or []

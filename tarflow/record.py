@@ -25,7 +25,7 @@ from tarflow.errors import UserError
 from tarflow.storage import Remote, writing
 
 SCHEMA_VERSION = "1"
-_METADATA = {"schema_version": SCHEMA_VERSION}
+METADATA = {"schema_version": SCHEMA_VERSION}  # of every table
 
 RUNS = pa.schema(
     [
@@ -72,7 +72,7 @@ RUNS = pa.schema(
         ("bpd_p99", pa.float64()),
         ("bpd_max", pa.float64()),
         ("bpd_leave_one_out", pa.float64()),  # largest change of bpd if one image is left out
-        ("split", pa.string()),  # validation, or test for the final run
+        ("split", pa.string()),  # validation; test for a final run of earlier releases
         ("started", pa.string()),  # ISO 8601, UTC
         ("numerics_version", pa.int32()),
         ("versions", pa.string()),  # packages, JSON
@@ -81,7 +81,7 @@ RUNS = pa.schema(
         ("host", pa.string()),
         ("error", pa.string()),
     ],
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 EVALUATIONS = pa.schema(
@@ -115,7 +115,7 @@ EVALUATIONS = pa.schema(
         ("redrawn", pa.int64()),  # samples that were not finite and were drawn again
         ("lost", pa.int64()),  # samples given up, over all halves
     ],
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 CURVE = pa.schema(
@@ -127,7 +127,7 @@ CURVE = pa.schema(
         ("grad_norm", pa.float64()),
         ("seconds", pa.float64()),  # since the run began, without pauses
     ],
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 IMAGES = pa.schema(
@@ -137,7 +137,7 @@ IMAGES = pa.schema(
         ("bpd", pa.float64()),
         ("loss", pa.float64()),
     ],
-    metadata=_METADATA,
+    metadata=METADATA,
 )
 
 

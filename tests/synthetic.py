@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from analysis.laws.repetition import effective_tokens
 from tarflow import config as c
 from tarflow import cost, identity, record
+from tarflow.forecasts import Forecast, write_forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +107,29 @@ def plant(
         {"wall_seconds": 300.0, "device_seconds": 540.0, "devices": 2, "device": "core"},
     )
     if limit is None:
-        forecast = {
-            "run_id": "f1a1f1a1f1",
-            "flops": 2.4e13,
-            "law": "E + A / N^a + B / D^b",
-            "predicted": 1.52,
-            "low": 1.5,
-            "high": 1.54,
-            "in_words": "Predicted 1.520.",
-            "achieved": 1.53,
-            "achieved_se": 0.01,
-            "verdict": "Achieved 1.530, inside.",
-        }
-        record.write_json(folder / "final" / "f1a1f1a1f1.json", forecast)
+        final = run_config(80, 2.4e13)
+        forecast = Forecast(
+            time="2026-01-02T03:04:05+00:00",
+            run_id=identity.run_id(final),
+            origin="best",
+            table_hash="5eed5eed5e",
+            git="0123456789ab",
+            config=json.dumps(c.to_dict(final)),
+            flops=cost.run_flops(final),
+            law="E + A / N^a + B / D^b",
+            predicted=1.52,
+            low=1.5,
+            high=1.54,
+            level=0.9,
+            split="validation",
+            in_words="Expected 1.520.",
+            achieved=1.53,
+            achieved_se=0.01,
+            test_bpd=1.56,
+            test_se=0.01,
+            shift=0.03,
+        )
+        write_forecast(folder, forecast)
     (folder / "study.yaml").write_text(yaml.safe_dump({"name": "digits", "seed": seed}))
     return folder
 

@@ -7,6 +7,7 @@ import pytest
 
 from analysis.laws.forms import FORMS
 from tarflow import record
+from tarflow.forecasts import FORECASTS
 
 ROOT = Path(__file__).parent.parent
 TABLES = (ROOT / "docs" / "tables.md").read_text()
@@ -24,6 +25,7 @@ def documented(title):
     [
         ("runs.parquet", record.RUNS),
         ("evaluations.parquet", record.EVALUATIONS),
+        ("forecasts.parquet", FORECASTS),
         ("runs/&lt;run_id&gt;/curve.parquet", record.CURVE),
         ("runs/&lt;run_id&gt;/images.parquet", record.IMAGES),
     ],

@@ -25,6 +25,7 @@ DRAWS = 1000  # of a power law through the minima
 CREDIBLE = 10.0  # largest ratio of the ends of an interval of the optimal size that is used
 ROUNDING = 1.01  # ratio within which two sizes are equal
 SPAN = float(np.log(1e4))  # in ln(params): sizes searched around those of the runs
+FRONTIER_SIZES = 60  # among which the lowest loss of a budget is searched: it hardly depends on it
 SIZES = 300  # sizes among which the best one is searched, within SPAN
 
 
@@ -52,6 +53,32 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
+class ComputeOptimal:
+    """A law of size and data as a law of compute: its lowest loss at each budget."""
+
+    law: Law
+    sizes: "Sizes"
+    smallest: float  # parameters: no smaller model counts, because none was trained
+
+    def predict(self, *, flops: Array) -> Array:
+        """Return the lowest loss of each budget of training FLOPs, (n,)."""
+        return self.law.predict(**self.inputs(flops))
+
+    def band(self, *, flops: Array) -> tuple[Array, Array]:
+        """Return the ends of the 90% band of one new run of the best size, (n,) each."""
+        return self.law.band(LEVEL, **self.inputs(flops))
+
+    def inputs(self, flops: Array) -> dict[str, Array]:
+        """Return params and tokens of the best size of each budget, (n,) each."""
+        flops = np.asarray(flops, float)
+        largest = self.law.data.inputs["params"].max() * (flops.max() / flops.min())
+        params = np.geomspace(self.smallest, largest, FRONTIER_SIZES)[:, None]
+        tokens = flops / self.sizes.flops_per_token(params)
+        best = self.law.predict(params=params, tokens=tokens).argmin(axis=0)
+        return {"params": params[best, 0], "tokens": tokens[best, np.arange(len(flops))]}
+
+
+@dataclass(frozen=True, eq=False)
 class Sizes:
     """The models that can be built: one model at every multiple of its head width."""
 
@@ -59,10 +86,14 @@ class Sizes:
 
     def widths(self, params: float) -> NDArray[np.int_]:
         """Return all widths up to the first one with at least `params` parameters."""
+        return np.arange(1, self._heads(params) + 1) * self.model.head_dim
+
+    def _heads(self, params: float) -> int:
+        """Return a number of heads, less than twice too many, that gives `params` parameters."""
         count = 1
         while cost.params(self.build(count * self.model.head_dim)) < params:
             count *= 2
-        return np.arange(1, count + 1) * self.model.head_dim
+        return count
 
     def build(self, channels: int) -> ModelConfig:
         """Return the model of a width."""
@@ -75,10 +106,12 @@ class Sizes:
 
     def flops_per_token(self, params: Array) -> Array:
         """Return training FLOPs per token at any size, between buildable ones by interpolation."""
-        widths = np.unique(np.geomspace(1, self.widths(params.max())[-1], 60).round().astype(int))
+        widest = self._heads(params.max()) * self.model.head_dim
+        widths = np.unique(np.geomspace(1, widest, 60).round().astype(int))
         # Widths between multiples of the head width cannot be built; their cost is still a number.
         models = [replace(self.model, channels=int(width), head_dim=1) for width in widths]
-        x = np.log([cost.params(model) for model in models])
+        # Draws of few runs reach sizes whose parameters fill no integer of numpy.
+        x = np.log([float(cost.params(model)) for model in models])
         y = np.log([cost.training_flops(model) / model.tokens for model in models])
         return np.exp(np.interp(np.log(params), x, y))
 

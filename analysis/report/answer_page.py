@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from analysis.answer import Answer, conclusions, in_sentences
+from analysis.report.section import Chapter
 from analysis.report.sections.answer import sections
 from analysis.report.template import fill
 from tarflow.record import write_text
@@ -32,6 +33,6 @@ def write_answer(page: Path, answer: Answer, table: Path, loss: str) -> None:
         data={},
         leading=leading,
         others=[line for line in in_sentences(answer) if line not in leading],
-        sections=sections(answer, loss),
+        chapters=[Chapter("", "", "", tuple(sections(answer, loss)))],
     )
     write_text(page, html)

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from analysis.findings import Findings
-from analysis.forecast import Forecast
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
 from analysis.laws.fit import Fit
@@ -131,7 +130,7 @@ def parameters(law: Fit) -> Table:
 
 def influence(findings: Findings) -> Table:
     """List the runs that move the law most when they are left out."""
-    names = dict(zip(findings.finished["run_id"], findings.finished["label"], strict=True))
+    names = dict(zip(findings.finished["run_id"], findings.finished["name"], strict=True))
     return Table(
         ("run left out", "change of the prediction", "parameter that moves most", "by"),
         tuple(
@@ -147,26 +146,6 @@ def influence(findings: Findings) -> Table:
     )
 
 
-def final(forecasts: Sequence[Forecast]) -> Table:
-    """List final runs with their forecasts."""
-    return Table(
-        ("run", "FLOPs", "predicted BPD", "90% interval", "achieved BPD", "verdict"),
-        tuple(
-            (
-                item.run_id,
-                power(item.flops),
-                bits(item.predicted),
-                MISSING
-                if item.low is None or item.high is None
-                else interval((item.low, item.high), bits),
-                f"{bits(item.achieved)} ± {bits(item.achieved_se)}",
-                item.verdict or item.in_words,
-            )
-            for item in forecasts
-        ),
-    )
-
-
 def front(best: pd.DataFrame) -> Table:
     """List the Pareto front of a search.
 
@@ -177,7 +156,7 @@ def front(best: pd.DataFrame) -> Table:
         ("run", "id", "parameters", "BPD", "KID", "±", "sampled with"),
         tuple(
             (
-                row["label"],
+                row["name"],
                 row["run_id"],
                 count(row["params"]),
                 bits(row["bpd"]),
@@ -283,7 +262,7 @@ def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table
         ("Intervals", f"90%, refits to redrawn noise whose size is itself drawn, seed {seed}"),
         ("Prediction", "average of the forms, weighted by roll-out error to the power -4"),
         ("Parameters", "of the most general form that the runs can tell apart"),
-        ("Rows used", f"{len(findings.runs)} of {len(table)}; roles grid and branch"),
+        ("Rows used", f"{len(findings.runs)} of {len(table)}; roles grid, branch and final"),
         (
             "Left out",
             "; ".join(f"{item.label}: {item.reason}" for item in findings.left_out) or "none",

@@ -1,16 +1,21 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.advice import Recommendation, recommend
+from analysis.budgets import plans
 from analysis.findings import Findings, find
-from analysis.report.section import Material, Section
-from analysis.report.sections import ablation, laws, quality, runs
+from analysis.forecast import read_ledger
+from analysis.report.section import Chapter, Material, Section
+from analysis.report.sections import ablation, budget, laws, ledger, quality, runs
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
 from analysis.study import note_of, read_settings, read_study
 from tarflow import human, record
+from tarflow.errors import UserError
 
 RUN_COLUMNS = (
     *("run", "id", "role", "status", "params", "images", "epochs"),
@@ -32,7 +37,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
         UserError: If the folder holds no study, or tables of another version.
     """
     table, evaluations = read_study(study)
-    findings = find(table, evaluations, seed=seed)
+    findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
     page = study / "report.html"
     record.write_text(page, render(study, table, evaluations, findings, seed))
     return page
@@ -55,18 +60,19 @@ def render(
         seed: Seed of the draws.
     """
     material = material_of(study, table, evaluations, findings, seed)
-    summary = summarise(findings, table, material.scored)
+    summary = summarise(findings, table, material.scored, material.advice)
     return fill(
         "report.html.j2",
         kind="TarFlow scaling study",
         name=study.resolve().name,
         facts=summary.facts,
+        command=f"python -m analysis report {shlex.quote(material.place)}",
         note=note_of(read_settings(study)),
-        study=study,
-        command=f"python -m analysis report {study}",
-        data={},
+        data={"budgets": budget.page_data(material)},
         summary=summary,
-        sections=sections(material),
+        first=laws.law(material),
+        best_samples=runs.best_samples(material),
+        chapters=chapters(material),
         run_columns=RUN_COLUMNS,
         runs=_run_rows(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
@@ -89,40 +95,62 @@ def material_of(
         table=table,
         scored=scored,
         findings=findings,
+        plans=plans(findings, scored),
         reference=record.read_json(study / "reference.json") or {},
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
+        advice=_advice(findings),
     )
 
 
-def sections(material: Material) -> list[Section]:
-    """Return every section in reading order. A study without laws begins with what it compares."""
-    ablations = ablation.sections(material)
-    scores = [
+def _advice(findings: Findings) -> Recommendation | None:
+    try:
+        return recommend(findings)
+    except UserError:  # no finished run to start from
+        return None
+
+
+def chapters(material: Material) -> list[Chapter]:
+    """Return every chapter in reading order. A study without laws begins with what it compares."""
+    compared = ablation.sections(material)
+    following = (
+        *budget.budget(material),
+        laws.following(material),
+        laws.allocation(material),
+        laws.isoflop(material),
+    )
+    trust = (
+        ledger.ledger(material),
+        laws.held_out(material),
+        laws.validation(material),
+        laws.residuals(material),
+        laws.symbols(material),
+    )
+    samples = (
+        runs.samples(material),
         quality.quality(material),
         quality.disagreement(material),
         *quality.others(material),
-    ]
-    images = runs.images(material)
-    end = [runs.cost(material), runs.reproducibility(material)]
-    if ablations and material.findings.runs.empty:
-        return [*ablations, *scores, runs.curves(material), images, *end]
-    return [
-        laws.law(material),
-        runs.curves(material),
-        laws.isoflop(material),
-        laws.residuals(material),
-        laws.exponents(material),
-        laws.allocation(material),
-        laws.validation(material),
-        laws.final(material),
-        *ablations,
-        *scores,
-        runs.samples(material),
-        images,
         quality.search(material),
-        *end,
+    )
+    trained = (runs.table(), runs.curves(material), runs.images(material))
+    ablated = Chapter("compared", "What did the comparison show?", "Comparison", tuple(compared))
+    shown = [
+        *([ablated] if compared else []),
+        Chapter("next", "What should I train next?", "Next run", following),
+        Chapter("trust", "Can I trust it?", "Trust", trust),
+        Chapter("looks", "What do samples look like?", "Samples", samples),
+        Chapter("trained", "What did the runs do?", "Runs", trained),
+        Chapter("spent", "What did it cost?", "Cost", (runs.cost(material),)),
+        Chapter("made", "How was it made?", "Method", (runs.reproducibility(material),)),
     ]
+    without_laws = compared and material.findings.runs.empty
+    return [item for item in shown if not without_laws or item.key not in ("next", "trust")]
+
+
+def all_sections(material: Material) -> list[Section]:
+    """Return the first screen's section and those of every chapter, in reading order."""
+    return [laws.law(material), *(s for item in chapters(material) for s in item.sections)]
 
 
 def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
@@ -143,7 +171,7 @@ def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
             (human.number, kid.get(run["run_id"], float("nan"))),
             (human.seconds, run["wall_seconds"]),
         )
-        words = [run["label"], run["run_id"], run["role"], run["status"]]
+        words = [run["name"], run["run_id"], run["role"], run["status"]]
         cells: list[tuple[str, float | str]] = [(word, word) for word in words]
         cells += [
             (write(value), "" if human.missing(value) else float(value))

@@ -51,7 +51,7 @@ def _beside(metric: str, rows: pd.DataFrame, known: pd.DataFrame) -> Table | Non
         for _, item in same.iterrows()
     ]
     ours = (
-        best["label"],
+        best["name"],
         "this study",
         write(best[metric]),
         _protocol(metric, best),

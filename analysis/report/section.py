@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from analysis.advice import Recommendation
+from analysis.budgets import Plan
 from analysis.findings import Findings
 
 
@@ -38,12 +40,25 @@ class Section:
     title: str
     aid: str  # how to read it, in one or two sentences
     figures: Mapping[str, go.Figure]  # by the name of the view
+    points: tuple[str, ...] = ()  # sentences of a list
     columns: int = 2  # figures side by side where there is room
     tabs: bool = False  # one view at a time
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
     empty: str = ""  # shown when there is nothing to draw
-    command: str = ""  # shown with it: the command that fills the section
+    command: str = ""  # for the shell
+    partial: str = ""  # template with what else it shows
+    links: tuple[tuple[str, str, str], ...] = ()  # text, file name and data URI of downloads
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The sections that answer one question of the reader."""
+
+    key: str  # anchor
+    title: str
+    short: str  # in the navigation of a phone
+    sections: tuple[Section, ...]
 
 
 @dataclass(frozen=True)
@@ -54,9 +69,18 @@ class Material:
     table: pd.DataFrame  # every run, failed ones too
     scored: pd.DataFrame  # runs joined to their sample scores, one row per sampler setting
     findings: Findings
+    plans: tuple[Plan, ...]  # what other budgets would buy; empty without a law
     reference: Mapping[str, Any]  # kid, kid_se of real training images; may be empty
     outcome: Mapping[str, Any]  # wall_seconds, device_seconds, devices of the sweep; or empty
     seed: int
+    advice: Recommendation | None  # the run to train next
+
+    @property
+    def place(self) -> str:
+        """The folder as a reader types it; a page never holds a path of the machine."""
+        study = self.study.resolve()
+        near = study.is_relative_to(Path.cwd())
+        return str(study.relative_to(Path.cwd())) if near else study.name
 
 
 def existing(**figures: go.Figure | None) -> dict[str, go.Figure]:

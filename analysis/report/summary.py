@@ -1,4 +1,4 @@
-"""The words at the top of the report: the result, how certain it is, and what to do next.
+"""The first screen of the report: the answer in words, how far to trust it, and what it cost.
 
 Every number is read from `Findings`; nothing is estimated here.
 """
@@ -10,19 +10,24 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from analysis.ablation import conclusions
-from analysis.advice import recommend, repetition
-from analysis.findings import Findings
-from analysis.laws.average import Law
-from analysis.laws.fit import Fit
+from analysis.advice import Recommendation, repetition
+from analysis.findings import Findings, HeldOut
+from analysis.forecast import claim
 from analysis.laws.intervals import LEVEL
+from analysis.machines import own_machine
 from analysis.study_warnings import warnings_of
-from tarflow.errors import UserError
-from tarflow.human import bits, count, interval, number, percent, power
+from tarflow.human import bits, count, digits, interval, missing, number, percent, power, seconds
 
 ABLATION = Markup(
     "<b>An ablation: choices side by side at equal training FLOPs, without a law.</b> Differences "
     "count where intervals do not overlap; the lowest of many is partly luck."
 )
+TOO_FEW = Markup(
+    "<b>Too few runs for a law.</b> A law of compute needs finished runs at three budgets or "
+    "more; the runs so far are shown below."
+)
+TIMES = {2: "Twice", 3: "Three times", 4: "Four times", 5: "Five times", 10: "Ten times"}
+SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 10: "a tenth"}
 
 
 @dataclass(frozen=True)
@@ -36,37 +41,37 @@ class Tile:
 
 @dataclass(frozen=True)
 class Summary:
-    """The text at the top of the page."""
+    """The words of the first screen, and what the chapters repeat of it."""
 
     facts: str  # one line under the title
     lede: Markup
+    claims: tuple[str, ...]  # how far to trust the answer, and what limits it
     tiles: tuple[Tile, ...]
-    verdicts: tuple[tuple[str, str], ...]  # each law, and how well it predicted the held-out run
-    advice: str  # what to train next
-    trainable: bool  # whether such a run exists
     compared: tuple[str, ...]  # conclusions of an ablation; empty in a study with laws
-    unknown: tuple[str, ...]  # parameters that the runs do not identify
     warnings: tuple[str, ...]
 
 
-def summarise(findings: Findings, table: pd.DataFrame, scored: pd.DataFrame) -> Summary:
+def summarise(
+    findings: Findings,
+    table: pd.DataFrame,
+    scored: pd.DataFrame,
+    advice: Recommendation | None,
+) -> Summary:
     """Put findings into words.
 
     Args:
         findings: What the study shows.
         table: Every run, failed ones too.
         scored: Finished runs joined to their sample scores.
+        advice: The run to train next, or None.
     """
     compared = () if len(findings.runs) else tuple(conclusions(findings.finished, scored))
     return Summary(
         facts=_facts(findings, table),
-        lede=ABLATION if compared else _lede(findings),
-        tiles=tuple(_tiles(findings)),
-        verdicts=tuple((_named(item.law), item.verdict) for item in findings.held_out),
-        advice=_advice(findings),
-        trainable=bool(len(findings.runs)),
+        lede=ABLATION if compared else _lede(findings, advice),
+        claims=tuple(_claims(findings, advice)),
+        tiles=tuple(_tiles(findings, table, advice)),
         compared=compared,
-        unknown=tuple(_unknown(findings)),
         warnings=tuple(_warnings(findings)),
     )
 
@@ -97,140 +102,116 @@ def _several(number: int, word: str) -> str:
     return f"{number} {word}" + "s" * (number != 1)
 
 
-def _lede(findings: Findings) -> Markup:
-    fit = findings.frontier
-    if fit is None:
-        return Markup(
-            "<b>Too few runs for a law.</b> A law of compute needs finished runs at three budgets "
-            "or more; the runs so far are shown below."
-        )
-    text = Markup("On the frontier, bits per dimension follow <b>L(C) = {}</b>").format(
-        typeset(fit.formula)
-    )
-    values = [_value(fit, name) for name in fit.values if name in ("E", "a")]
-    text += Markup(", with {}").format(Markup(" and ").join(values))
-    leading = _leading(findings)
-    if leading is not None and leading is not fit:
-        return _surface_lede(leading)
-    if not fit.identified.get("a", False):
-        return text + Markup(
-            ". <b>These runs do not identify the exponent</b>: other exponents fit as well. "
-            "Predictions average what fits, and their intervals say how far to trust them."
-        )
-    gain, share = 10 ** -fit.values["a"], [10**-end for end in fit.intervals["a"]]
-    above = "the excess over the floor" if "E" in fit.values else "bits per dimension"
-    return text + Markup(". Ten times the compute leaves {} of {} (90% interval {}).").format(
-        percent(gain), above, interval((share[1], share[0]), percent)
-    )
-
-
-def _leading(findings: Findings) -> Law | Fit | None:
-    """Return the law of compute, or that of size and data if only that one is identified."""
-    frontier, surface = findings.frontier, findings.surface
-    if frontier and not frontier.identified.get("a", False):
-        return surface if surface and surface.identified.get("a", False) else frontier
-    return frontier
-
-
-def _surface_lede(fit: Law | Fit) -> Markup:
-    values = [_value(fit, name) for name in fit.values if name in ("E", "a", "b", "g")]
+def _lede(findings: Findings, advice: Recommendation | None) -> Markup:
+    """Say what more compute buys, in numbers that can be checked."""
+    item = advice.allocation if advice else None
+    if advice is None or item is None or item.bpd is None or item.bpd_interval is None:
+        return TOO_FEW
+    if any(missing(end) for end in item.bpd_interval):
+        return TOO_FEW
+    best = float(findings.runs["bpd"].min())
+    ratio = round(item.flops / findings.budgets[-1].flops, 1)
+    times = TIMES.get(int(ratio), "") if ratio == int(ratio) else ""
+    own = own_machine(findings.finished)
+    time = own.seconds(advice.config) if own else None
     return Markup(
-        "Bits per dimension follow <b>L(N, D) = {}</b>, with {}, over sizes and data together. "
-        "The best runs of the budgets alone are too few to identify an exponent of compute."
-    ).format(typeset(fit.formula), Markup(", ").join(values))
-
-
-def _value(fit: Law | Fit, name: str) -> Markup:
-    write = bits if name == "E" else number
-    if not fit.identified[name]:
-        return Markup("{} not identified").format(name)
-    return Markup("{} = {} ({})").format(
-        name, write(fit.values[name]), interval(fit.intervals[name], write)
+        "{} the compute should take you from <b>{}</b> to <b>{}</b> bits per dimension "
+        "({}; lower is better): {} channels, {} images{}."
+    ).format(
+        times or f"{number(ratio)} times",
+        bits(best),
+        bits(item.bpd),
+        interval(item.bpd_interval, bits),
+        item.channels,
+        digits(advice.config.images),
+        f", about {seconds(time)} on {own.name}" if own and time else "",
     )
 
 
-def _tiles(findings: Findings) -> list[Tile]:
+def _claims(findings: Findings, advice: Recommendation | None) -> list[str]:
+    item = advice.allocation if advice else None
+    claims = []
+    if findings.held_out_best:
+        claims.append(_proof(findings.held_out_best))
+    if proof := claim(findings.forecasts):
+        claims.append(proof)
+    if item and item.bpd_interval and item.bpd_interval[1] >= findings.runs["bpd"].min():
+        claims.append("The interval also allows no gain at all.")
+    if item and item.caution:
+        claims.append(item.caution)
+    if item and item.edge:
+        claims.append(f"The best size is a bound: {item.edge}.")
+    return claims
+
+
+def _proof(run: HeldOut) -> str:
+    """Say how well the law predicted the largest run before it had seen it."""
+    ratio = round(run.ratio, 1)
+    share = SHARES.get(int(ratio)) if ratio == int(ratio) else None
+    seen = f"{share} of its compute" if share else f"{number(run.ratio)} times less compute"
+    error = percent(abs(run.error))
+    if any(missing(end) for end in run.interval):
+        return f"Fitted to runs with {seen} or less, the law predicted the largest run to {error}."
+    if run.inside:
+        return (
+            f"Fitted to runs with {seen} or less, the law predicted the largest run to {error}, "
+            f"inside its {percent(LEVEL)} interval."
+        )
+    return (
+        f"Fitted to runs with {seen} or less, the law missed the largest run by {error}: "
+        f"predicted {bits(run.predicted)} ({interval(run.interval, bits)}), achieved "
+        f"{bits(run.achieved)}. Do not trust predictions beyond the runs."
+    )
+
+
+def _tiles(findings: Findings, table: pd.DataFrame, advice: Recommendation | None) -> list[Tile]:
     tiles = []
     if len(findings.finished):
         best = findings.finished.nsmallest(1, "bpd").iloc[0]
-        tiles.append(Tile("Best run, bits per dimension", bits(best["bpd"]), best["label"]))
-    fit = _leading(findings)
-    if fit:
-        known = fit.identified["a"]
+        tiles.append(Tile("Best run, bits per dimension", bits(best["bpd"]), best["name"]))
+    item = advice.allocation if advice else None
+    if item and item.bpd is not None:
+        note = f"{interval(item.bpd_interval, bits)} · {power(item.flops)} FLOPs"
+        tiles.append(Tile("Predicted for the next run", bits(item.bpd), note))
+    if run := findings.held_out_best:
         tiles.append(
             Tile(
-                "Compute exponent" if fit is findings.frontier else "Exponent of size and data",
-                number(fit.values["a"]) if known else "unknown",
-                f"90% interval {interval(fit.intervals['a'])}" if known else fit.reasons["a"],
-            )
-        )
-    if findings.held_out:
-        form = fit.form if fit else None
-        run = next((h for h in findings.held_out if h.law.form == form), findings.held_out[0])
-        place = "inside" if run.inside else "outside"
-        tiles.append(
-            Tile(
-                "Held-out run, predicted",
+                "Largest run, predicted from the others",
                 bits(run.predicted),
-                f"achieved {bits(run.achieved)} ({percent(run.error, signed=True)}), {place} "
-                f"the {percent(LEVEL)} band {interval(run.interval, bits)}; "
-                f"{run.ratio:.2g}× the compute of the fitted runs",
+                f"achieved {bits(run.achieved)} ({percent(run.error, signed=True)})",
             )
         )
-    achieved = [item for item in findings.coverage if item.total]
-    if achieved:
-        last = achieved[-1]
-        tiles.append(
-            Tile(
-                "Coverage of the bands",
-                percent(last.achieved),
-                f"promised {percent(last.level)}: {last.inside} of {last.total} roll-outs inside",
-            )
-        )
+    if len(table):
+        spent = f"{power(table['flops_marginal'].sum())} training FLOPs"
+        time = seconds(table["device_seconds"].sum())
+        tiles.append(Tile("Cost of the study, device time", time, spent))
     return tiles
 
 
-def _advice(findings: Findings) -> str:
-    try:
-        advice = recommend(findings)
-    except UserError as error:
-        return f"{str(error)[0].upper()}{str(error)[1:]}."
+def next_in_words(findings: Findings, advice: Recommendation) -> str:
+    """Say which run to train next and why this one."""
     item, model = advice.allocation, advice.config.model
-    ratio = item.flops / findings.budgets[-1].flops
     text = (
-        f"At {power(item.flops)} FLOPs, {ratio:.2g}× the largest budget: channels "
-        f"{model.channels}, blocks {model.blocks}, layers {model.layers} "
-        f"({count(item.model_params)} params) on {count(advice.config.images)} images. "
-        f"The size is that of the {item.source}."
+        f"{power(item.flops)} FLOPs, {number(item.flops / findings.budgets[-1].flops)} times the "
+        f"largest budget: {model.channels} channels, {model.blocks} blocks of "
+        f"{_several(model.layers, 'layer')} ({count(item.model_params)} parameters), "
+        f"{digits(advice.config.images)} images. The size is that of the {item.source}."
     )
-    if item.bpd is not None:
-        text += (
-            f" Predicted {bits(item.bpd)} bits per dimension, 90% interval "
-            f"{interval(item.bpd_interval, bits)}."
-        )
     edge = f"At the edge: {item.edge}." if item.edge else ""
     lines = [text, item.caution, edge, *repetition(findings, advice.config)]
     return " ".join(filter(None, lines))
 
 
-def _named(law: Law | Fit) -> str:
-    return "Law of compute" if law.of_compute else "Law of size and data"
-
-
 def _warnings(findings: Findings) -> list[str]:
-    """Return the warnings that the rest of the summary does not give already."""
-    given = [reason for _, reason in _doubts(findings)]
+    """Return the warnings, without the parameters that are not identified."""
+    given = _unidentified(findings)
     return [line for line in warnings_of(findings) if not any(reason in line for reason in given)]
 
 
-def _unknown(findings: Findings) -> list[str]:
-    return [f"{_named(fit)}: {reason}" for fit, reason in _doubts(findings)]
-
-
-def _doubts(findings: Findings) -> list[tuple[Law | Fit, str]]:
+def _unidentified(findings: Findings) -> list[str]:
     """Return why parameters of the two laws are not identified."""
     return [
-        (fit, fit.reasons[name])
+        fit.reasons[name]
         for fit in (findings.frontier, findings.surface)
         if fit
         for name, known in fit.identified.items()

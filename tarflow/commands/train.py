@@ -15,7 +15,9 @@ from tarflow.storage import locate
 def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
     """Train the run that a YAML file describes, then score and sample the result.
 
-    To resume after an interruption, run the same command again.
+    To resume after an interruption, run the same command again. If forecasts.parquet beside the
+    config has a forecast of this run, as it has for best.yaml of a study, the expected value is
+    printed first, and what came out is written beside it.
     Example: python -m tarflow train studies/digits/best.yaml
 
     Several workers on one machine share the run and leave the same folder:
@@ -28,11 +30,12 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from rich.console import Console
 
     from tarflow import distributed
+    from tarflow.forecasts import forecast_of, write_outcome
     from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    chosen = resolve_config(read_yaml(RunConfig, locate(config)))
+    chosen, study = resolve_config(read_yaml(RunConfig, locate(config))), locate(config).parent
     folder = locate(out) if out else Path("runs") / run_id(chosen)
 
     def report(progress: dict[str, Any]) -> None:
@@ -48,6 +51,8 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     log.addHandler(handler)
     try:
         with distributed.process_group():
+            if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
+                console.print(forecast.in_words, soft_wrap=True)
             row = run(chosen, folder, role="final", report=report)
     except Preempted:
         console.print("told to end: the state is saved; run the same command again to resume")
@@ -62,4 +67,6 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
             f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} bits per dimension "
             f"({row['bpd_kind']}, {row['split']} images)"
         )
+        if compared := write_outcome(study, row):
+            print(compared.verdict)
     return 0

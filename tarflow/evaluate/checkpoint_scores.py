@@ -52,6 +52,24 @@ def evaluate_setting(
     return _read_or_compute(path, compute)
 
 
+def score_on_test(folder: Path) -> dict[str, Any]:
+    """Score the test images once with a finished run, and keep the scores in its test.json.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The columns of `runs.parquet` on likelihood, of the test split.
+    """
+
+    def compute() -> dict[str, Any]:
+        flow, config = load_model(folder / "model.safetensors")
+        config = replace(config, evaluation=replace(config.evaluation, split="test"))
+        return held_out_likelihood(flow.to(choose_device(config.execution)), config).columns()
+
+    return _read_or_compute(folder / "test.json", compute)
+
+
 def evaluate_checkpoint(
     checkpoint: Path, flow: TarFlow, config: RunConfig, extractor: Extractor | None, seed: int
 ) -> dict[str, Any]:

@@ -161,6 +161,51 @@ def test_the_recommendation_is_a_run_not_yet_trained(study):
     assert identity.run_id(recommend(trained).config) != identity.run_id(advice.config)
 
 
+def final_run(study, **changes):
+    """The row of the recommended run, as a final run of the planted law."""
+    config = recommend(study).config
+    own = run(config.model.channels, cost.run_flops(config), role="final", split="validation")
+    own |= {"run_id": identity.run_id(config), "config": json.dumps(c.to_dict(config))}
+    return own | changes
+
+
+def test_after_a_final_run_laws_read_it_and_the_next_budget_is_recommended(study):
+    final = final_run(study)
+    after = find(table(final), None, draws=50)
+    assert final["run_id"] in set(after.runs["run_id"])
+    assert cost.run_flops(recommend(after).config) == pytest.approx(4 * final["flops"], rel=0.01)
+    # It alone is the largest budget, so the laws of the others are judged by it.
+    assert {item.run_id for item in after.held_out} == {final["run_id"]}
+    assert [item.ratio for item in after.held_out] == pytest.approx([4, 4], rel=0.01)
+    assert all(item.inside for item in after.held_out)
+    assert len(after.isoflops) == len(study.isoflops)
+
+
+def test_final_runs_that_are_no_part_of_the_grid_are_left_out(study):
+    noisy = json.loads(final_run(study)["config"])
+    noisy["noise"]["std"] = 0.7
+    rows = [
+        final_run(study, split="test", run_id="a"),
+        final_run(study, config=json.dumps(noisy), run_id="b"),
+    ]
+    chosen, left_out = choose(table(*rows))
+    assert set(chosen["role"]) == {"grid"}
+    assert {item.run_id: item.reason for item in left_out} == {
+        "a": "scored on test images: laws read scores of validation images",
+        "b": "noise.std is 0.1 in the grid, 0.7 in this run",
+    }
+    alone, _ = choose(pd.DataFrame([final_run(study)]))
+    assert alone.empty  # a search, for example, has no grid and no law
+
+
+def test_a_run_trained_outside_the_study_is_not_recommended_again(study):
+    advice = recommend(study)
+    written = forecast(study, advice.config, "best")
+    assert recommend(replace(study, forecasts=(written,))).config == advice.config
+    done = replace(study, forecasts=(replace(written, achieved=1.5),))
+    assert cost.run_flops(recommend(done).config) == pytest.approx(4 * written.flops, rel=0.01)
+
+
 def test_repeated_data_call_for_larger_models_and_more_images():
     findings = find(repeated(2e5), None, draws=50)
     advice = recommend(findings, 2e14)
@@ -221,7 +266,7 @@ def test_rows_are_left_out_with_the_reason():
         "another noise level: only BPD may be compared across noise levels",
         "failed: loss is not finite",
         "one image moves the mean BPD by more than 1%",
-        "role search: laws read grid runs only",
+        "role search: laws read grid and final runs only",
     ]
     assert findings.correlation is None
 

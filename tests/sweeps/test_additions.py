@@ -14,6 +14,7 @@ from sweeps.presets import load
 from sweeps.study import Addition, Point, Size, Study, Variant, grid, resolve_study
 from tarflow.config import read_yaml
 from tarflow.errors import UserError
+from tarflow.forecasts import forecast_of, read_forecasts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -77,7 +78,11 @@ def test_a_finished_study_grows_to_the_number_asked_for(tmp_path):
 def test_added_runs_are_trained_once_and_read_by_the_laws(call, study, tmp_path):
     out, file = tmp_path / "out", write_study(tmp_path, wee("wee"))
     command = (file, "--out", out, "--yes")
-    assert call(scaling, *command)[0] == 0
+    code, printed = call(scaling, *command)
+    assert code == 0
+    assert f"train next: python sweeps/final.py {out}\n" in printed.out
+    (best,) = read_forecasts(out)
+    assert (best.origin, best.done) == ("best", False)
     code, printed = call(scaling, *command, "--next", "1", "--dry-run")
     assert code == 0
     assert "1 more run, chosen to lower the uncertainty" in printed.out
@@ -87,6 +92,10 @@ def test_added_runs_are_trained_once_and_read_by_the_laws(call, study, tmp_path)
     run = grid(replace(study, added=(addition,)))[-1]
     assert rows(out)[run.run_id]["role"] == "grid"
     assert rows(out)[run.run_id]["status"] == "done"
+    added = forecast_of(out, run.run_id)
+    assert (added.origin, added.achieved) == ("next", rows(out)[run.run_id]["bpd"])
+    assert added.time <= rows(out)[run.run_id]["started"]
+    assert read_forecasts(out)[0] == best
     shutil.rmtree(out / "runs" / run.run_id)  # as if it had been interrupted
     assert call(scaling, *command)[0] == 0
     assert run.run_id in rows(out)

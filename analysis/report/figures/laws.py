@@ -9,33 +9,44 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analysis.advice import Recommendation
 from analysis.findings import Findings, HeldOut
-from analysis.laws.allocation import Allocation
+from analysis.laws.allocation import Allocation, ComputeOptimal, Sizes, best_run
 from analysis.laws.average import Law
-from analysis.laws.fit import Fit
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.predictor import Predictor
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
+from analysis.rows import read_config
+from tarflow.errors import UserError
+from tarflow.forecasts import Forecast
 from tarflow.human import bits, count, interval, percent, power
 
 BPD = "bits per dimension"
 FLOPS = "training FLOPs"
-EXTRAPOLATE = 10.0  # times the largest budget: how far the frontier law is drawn
+EXTRAPOLATE = 10.0  # times the largest budget: how far the law is drawn
+DIVIDE = 1.15  # times the largest FLOPs of a run: where fitted and predicted are divided
 
 
-def runs_against_flops(findings: Findings) -> go.Figure | None:
-    """Draw all runs, the frontier, its law with the extrapolation band, and the held-out run."""
+def runs_against_flops(findings: Findings, advice: Recommendation | None) -> go.Figure | None:
+    """Draw all runs and the law, what it predicts beyond them, and how final runs came out.
+
+    Args:
+        findings: What the study shows.
+        advice: The run to train next, or None.
+    """
     runs = findings.runs if len(findings.runs) else findings.finished
     if runs.empty:
         return None
-    shown = figure(FLOPS, BPD, height=520)
-    reach = [runs["flops"].min(), runs["flops"].max()]
-    if findings.frontier:
+    shown = figure(FLOPS, BPD, height=500)
+    law, spent = law_of_compute(findings), runs["flops"]
+    reach = [spent.min(), spent.max()]
+    if law:
         reach[1] *= EXTRAPOLATE
-        _frontier_law(shown, findings.frontier, runs["flops"])
-    held_out = findings.held_out_by_compute
+        beyond = np.geomspace(spent.max(), reach[1], 40)
+        add_band(shown, law, beyond)
+        add_law(shown, law, spent, beyond, "%{y:.3f} bits")
     for params, colour, group in theme.by_size(runs.sort_values("flops")):
         shown.add_trace(
             dots(
@@ -48,28 +59,29 @@ def runs_against_flops(findings: Findings) -> go.Figure | None:
                 name=f"{count(params)} params",
             )
         )
-    if len(findings.frontier_points) > 1:
-        shown.add_trace(
-            dots(
-                findings.frontier_points.merge(runs, how="left"),
-                "flops",
-                "bpd",
-                marker=theme.ring(INK, "circle-open", 16, 1.5),
-                name="frontier",
-            )
-        )
-    if held_out:
-        _held_out(shown, held_out, findings.frontier_points["flops"])
+    if held_out := findings.held_out_best:
+        _held_out(shown, held_out)
+    if law:
+        _divide(shown, spent.max())
+    _stars(shown, [item for item in findings.forecasts if item.achieved is not None])
+    if advice:
+        _next(shown, advice)
     return shown.update_xaxes(log_axis(reach))
 
 
-def _frontier_law(shown: go.Figure, fit: Fit, flops: pd.Series) -> None:
-    beyond = np.geomspace(flops.max(), EXTRAPOLATE * flops.max(), 40)
-    add_band(shown, fit, beyond)
-    add_law(shown, fit, flops, beyond, "%{y:.3f} at %{x:.2e} FLOPs")
+def law_of_compute(findings: Findings) -> Predictor | ComputeOptimal | None:
+    """Return the lowest loss by the law of size and data, or else the law of the best runs."""
+    runs, surface = findings.runs, findings.surface
+    if surface is None or not surface.known:
+        return findings.frontier
+    try:
+        sizes = Sizes(read_config(best_run(runs)).model)
+    except UserError:  # a table from elsewhere: models cannot be built
+        return findings.frontier
+    return ComputeOptimal(surface, sizes, float(runs["params"].min()))
 
 
-def add_band(shown: go.Figure, law: Predictor, flops: np.ndarray) -> None:
+def add_band(shown: go.Figure, law: Predictor | ComputeOptimal, flops: np.ndarray) -> None:
     """Draw the band in which new runs fall, if it is known."""
     low, high = law.band(flops=flops)
     if np.isfinite(low).all():
@@ -77,7 +89,11 @@ def add_band(shown: go.Figure, law: Predictor, flops: np.ndarray) -> None:
 
 
 def add_law(
-    shown: go.Figure, law: Predictor, flops: pd.Series, beyond: np.ndarray, hover: str
+    shown: go.Figure,
+    law: Predictor | ComputeOptimal,
+    flops: pd.Series,
+    beyond: np.ndarray,
+    hover: str,
 ) -> None:
     """Draw a law of one input, solid within the rows and dashed beyond them.
 
@@ -91,22 +107,37 @@ def add_law(
     inside = np.geomspace(flops.min(), flops.max(), 60)
     for grid, dash, name in ((inside, "solid", "law"), (beyond, "dash", "")):
         line = theme.line(
-            grid, law.predict(flops=grid), LAW, dash, 2, f"{hover}<extra>law</extra>"
+            grid, law.predict(flops=grid), LAW, dash, 2.5, f"{hover}<extra>law</extra>"
         )
         shown.add_trace(line.update(name=name or "law, extrapolated", showlegend=bool(name)))
 
 
-def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
-    seen = flops[flops < held_out.flops * 0.999]
-    grid = np.geomspace(seen.min(), held_out.flops, 60)
-    hover = "%{y:.3f} at %{x:.2e} FLOPs<extra>held-out law</extra>"
-    values = held_out.law.predict(flops=grid)
-    shown.add_trace(
-        theme.line(grid, values, theme.HELD_OUT, "dot", 1.5, hover, name="held-out law")
+def _divide(shown: go.Figure, flops: float) -> None:
+    """Draw the line between the runs that were fitted and what is predicted from them."""
+    at = flops * DIVIDE
+    shown.add_shape(
+        type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line={"color": SOFT, "dash": "dot"}
     )
+    for side, text in (("right", "fitted to these runs"), ("left", "predicted")):
+        shown.add_annotation(
+            x=np.log10(at),
+            y=1,
+            yref="paper",
+            yanchor="top",
+            xanchor=side,
+            xshift=-6 if side == "right" else 6,
+            text=text,
+            showarrow=False,
+            font={"color": SOFT, "size": 12},
+        )
+
+
+def _held_out(shown: go.Figure, held_out: HeldOut) -> None:
+    """Mark what was predicted for the largest run by a law that had not seen its budget."""
     text = (
-        f"<b>predicted {bits(held_out.predicted)}</b><br>{percent(LEVEL)} band "
-        f"{interval(held_out.interval, bits)}<br>achieved {bits(held_out.achieved)}"
+        f"<b>predicted {bits(held_out.predicted)}</b> without the runs of this budget<br>"
+        f"{percent(LEVEL)} interval {interval(held_out.interval, bits)}<br>"
+        f"achieved {bits(held_out.achieved)}"
     )
     shown.add_trace(
         theme.points(
@@ -114,9 +145,52 @@ def _held_out(shown: go.Figure, held_out: HeldOut, flops: pd.Series) -> None:
             [held_out.predicted],
             [text],
             error_y=theme.around([held_out.predicted], [held_out.interval], theme.HELD_OUT),
-            marker=theme.ring(theme.HELD_OUT, "diamond-open", 11, 2),
-            name="prediction",
+            marker=theme.ring(theme.HELD_OUT, "diamond-open", 12, 2),
+            name="predicted unseen",
             meta=[held_out.run_id],
+        )
+    )
+
+
+def _stars(shown: go.Figure, ended: list[Forecast]) -> None:
+    """Mark the runs that had a forecast before they were trained."""
+    if not ended:
+        return
+    texts = [
+        f"<b>predicted {bits(item.predicted)}</b> before it was trained<br>"
+        f"achieved {bits(item.achieved)} · {power(item.flops)} FLOPs"
+        for item in ended
+    ]
+    shown.add_trace(
+        theme.points(
+            [item.flops for item in ended],
+            [item.achieved for item in ended],
+            texts,
+            marker=marker(theme.AMBER, "star", 17),
+            name="forecast, then trained",
+            meta=[item.run_id for item in ended],
+        )
+    )
+
+
+def _next(shown: go.Figure, advice: Recommendation) -> None:
+    """Mark the run to train next."""
+    item = advice.allocation
+    if item.bpd is None or item.bpd_interval is None:
+        return
+    text = (
+        f"<b>train next: {bits(item.bpd)} bits predicted</b><br>{percent(LEVEL)} interval "
+        f"{interval(item.bpd_interval, bits)}<br>{item.channels} channels · "
+        f"{count(item.images)} images · {power(item.flops)} FLOPs"
+    )
+    shown.add_trace(
+        theme.points(
+            [item.flops],
+            [item.bpd],
+            [text],
+            error_y=theme.around([item.bpd], [item.bpd_interval], INK),
+            marker=theme.ring(INK, "star-open", 15, 2),
+            name="train next",
         )
     )
 

@@ -160,10 +160,10 @@ def log_axis(
 
 
 def describe(run: pd.Series) -> str:
-    """Return the hover text of a run: label, id, result and config."""
+    """Return the hover text of a run: name, id, result and config."""
     error = f" ± {run['bpd_se']:.3f}" if pd.notna(run.get("bpd_se")) else ""
     return (
-        f"<b>{run['label'] or run['run_id']}</b>  {run['run_id']}<br>"
+        f"<b>{run['name']}</b>  {run['run_id']}<br>"
         f"{bits(run['bpd'])}{error} bits per dimension<br>"
         f"{count(run['params'])} params · {count(run['images'])} images"
         f" · {power(run['flops'])} FLOPs<br>"

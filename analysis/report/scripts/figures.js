@@ -8,12 +8,17 @@ function colours() {
   return { "#010101": read("--ink"), "#020202": read("--soft"), "#030303": read("--line"), "#040404": read("--paper"), "#050505": read("--law") };
 }
 
+// The data and layout of a figure, in the colours of the current scheme.
+function contents(figure) {
+  let text = figure.querySelector("script").textContent;
+  for (const [placeholder, colour] of Object.entries(colours())) text = text.replaceAll(placeholder, colour);
+  return JSON.parse(text);
+}
+
 // Draw a figure; the document then gets the event "figure-drawn", whose target is the figure.
 async function draw(figure) {
   const plot = figure.querySelector(".plot");
-  let text = figure.querySelector("script").textContent;
-  for (const [placeholder, colour] of Object.entries(colours())) text = text.replaceAll(placeholder, colour);
-  const { data, layout } = JSON.parse(text);
+  const { data, layout } = contents(figure);
   if (narrow()) {
     layout.font = { size: 11 };
     layout.margin = { l: 44, r: 8, t: 8, b: 40 };
@@ -52,10 +57,29 @@ for (const list of document.querySelectorAll(".tabs")) {
   }
 }
 
-for (const button of document.querySelectorAll(".png")) {
-  const plot = button.closest("figure").querySelector(".plot");
-  button.addEventListener("click", () =>
-    Plotly.downloadImage(plot, { format: "png", scale: 2, width: plot.clientWidth, height: plot.clientHeight, filename: button.dataset.name }));
+// A figure as HTML to paste into another page that has loaded plotly.js.
+function fragment(figure, name) {
+  const { data, layout } = contents(figure);
+  const text = (plain) => JSON.stringify(plain).replaceAll("</", "<\\/");
+  return `<div id="${name}" style="height: ${layout.height}px"></div>\n<script>Plotly.newPlot("${name}", ${text(data)}, ${text(layout)}, { responsive: true });</scr` + "ipt>\n";
+}
+
+function save(file, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
+  link.download = file;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+for (const button of document.querySelectorAll(".save")) {
+  const figure = button.closest("figure");
+  const { format, name } = button.dataset;
+  button.addEventListener("click", () => {
+    const plot = figure.querySelector(".plot");
+    if (format === "html") save(`${name}.html`, fragment(figure, name));
+    else Plotly.downloadImage(plot, { format, scale: format === "png" ? 2 : 1, width: plot.clientWidth, height: plot.clientHeight, filename: name });
+  });
 }
 
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);

@@ -1,29 +1,65 @@
 """The sections of the laws: fits, minima, roll-outs, and how a budget is best spent."""
 
-from analysis.forecast import read_forecasts
+import shlex
+
+from analysis.laws.average import Law
 from analysis.laws.intervals import LEVEL
+from analysis.plain import laws_to_plain
 from analysis.report import checklist
 from analysis.report.figures import estimates as estimate_figures
 from analysis.report.figures import laws as law_figures
 from analysis.report.section import Material, Section, existing
+from analysis.report.summary import next_in_words
+from analysis.report.template import json_uri
+from analysis.study_warnings import law_of
 from tarflow.human import percent
 
 
 def law(material: Material) -> Section:
     """Show the runs and the law of compute."""
     findings = material.findings
-    aid = "Each point is a finished run, each line one model size."
-    if findings.frontier:
-        aid += " The law is fitted to the ringed runs, the best of each budget."
-    if findings.held_out_by_compute:
-        aid += " The dotted law is fitted without the largest budget; the diamond is its "
-        aid += f"prediction there, with the {percent(LEVEL)} band."
+    aid = "Each point is a finished run, each line one model size; lower is better."
+    if findings.surface or findings.frontier:
+        aid += " The thick line is the law at the best size of every budget."
+    if findings.held_out_best:
+        aid += " The diamond is what a law without the runs of the largest budget predicts there, "
+        aid += f"with its {percent(LEVEL)} interval."
     return Section(
         "law",
-        "Loss against compute",
+        "What does compute buy?",
         aid,
-        existing(law=law_figures.runs_against_flops(findings)),
+        existing(law=law_figures.runs_against_flops(findings, material.advice)),
         empty="No run has finished yet.",
+    )
+
+
+def following(material: Material) -> Section:
+    """Say which run to train next, and how."""
+    findings, advice = material.findings, material.advice
+    folder = shlex.quote(material.place)
+    return Section(
+        "best",
+        "The run to train next",
+        next_in_words(findings, advice) if advice else "",
+        {},
+        empty="" if advice else "Nothing to recommend yet: no run of the grid has finished.",
+        command=f"python sweeps/final.py {folder}\n"
+        f"python -m tarflow train {folder}/best.yaml  # the same run, without Ray"
+        if advice
+        else "",
+    )
+
+
+def held_out(material: Material) -> Section:
+    """Say how laws without the largest budget predicted it."""
+    findings = material.findings
+    return Section(
+        "held-out",
+        "The largest budget, predicted from the others",
+        "",
+        {},
+        empty="" if findings.held_out else "No law could be fitted without the largest budget.",
+        points=tuple(f"{law_of(item.law)}: {item.verdict}" for item in findings.held_out),
     )
 
 
@@ -57,20 +93,26 @@ def residuals(material: Material) -> Section:
     )
 
 
-def exponents(material: Material) -> Section:
-    """Show exponents and floors of all forms."""
+def symbols(material: Material) -> Section:
+    """Show the laws as formulas, with exponents and floors of all forms."""
     findings = material.findings
+    laws = [law for law in (findings.surface, findings.frontier) if law]
     fits = estimate_figures.fits_of(findings)
     best = float(findings.runs["bpd"].min()) if len(findings.runs) else 1.0
     return Section(
-        "exponents",
-        "Exponents and floor, with intervals",
+        "symbols",
+        "The laws in symbols: exponents and floor",
         "The same exponent in different forms: trust it as far as the rows agree. Open grey marks "
-        "are not identified by these runs, so their value is arbitrary.",
+        "are not identified by these runs, so their value is arbitrary; predictions average what "
+        "fits, and their intervals say how far to trust them.",
         existing(
             exponents=estimate_figures.exponents(fits),
             floor=estimate_figures.floors(fits, best, "bits per dimension"),
         ),
+        tables=tuple(
+            checklist.parameters(law.general if isinstance(law, Law) else law) for law in laws
+        ),
+        links=(("Laws as JSON", "laws.json", json_uri(laws_to_plain(findings))),) if laws else (),
         empty="No law could be fitted: too few runs.",
     )
 
@@ -107,19 +149,4 @@ def validation(material: Material) -> Section:
         existing(validation=estimate_figures.validation(law, findings.baselines)),
         tables=tables,
         empty="No roll-out was possible: too few runs.",
-    )
-
-
-def final(material: Material) -> Section:
-    """Show final runs beside their forecasts."""
-    forecasts = read_forecasts(material.study)
-    return Section(
-        "final",
-        "The final run: predicted against achieved",
-        "What the law predicted before the run was trained, and the result on the test split, "
-        "which only final runs read.",
-        {},
-        tables=(checklist.final(forecasts),) if forecasts else (),
-        empty="" if forecasts else "No final run yet. This command trains best.yaml:",
-        command="" if forecasts else f"python sweeps/final.py {material.study}",
     )

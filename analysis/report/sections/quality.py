@@ -1,5 +1,6 @@
 """The sections of sample quality: against likelihood, against published numbers, in a search."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def _differences(runs: pd.DataFrame) -> str:
     best = runs.sort_values("kid").iloc[0]
     near = len(as_low(runs, best))
     return (
-        f" Lowest KID: {best['label']}; {near or 'no'} other run{'s' * (near != 1)} may be as low."
+        f" Lowest KID: {best['name']}; {near or 'no'} other run{'s' * (near != 1)} may be as low."
     )
 
 
@@ -109,7 +110,7 @@ def _signature_table(shown: list[Signature], rows: dict[str, pd.Series]) -> Tabl
         ("run", "signature", "BPD", "rank by BPD", "KID", "rank by KID"),
         tuple(
             (
-                str(rows[item.run_id]["label"]),
+                str(rows[item.run_id]["name"]),
                 item.kind,
                 bits(rows[item.run_id]["bpd"]),
                 f"{item.bpd_rank:g} ({interval(item.bpd_ranks)})",
@@ -131,7 +132,7 @@ def _signature_pictures(
         row = rows[run_id]
         path = files.get(run_and_setting(row))
         if path:
-            note = f"{row['label']} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"
+            note = f"{row['name']} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"
             pictures.append(embedded(path, title, note))
     return tuple(pictures)
 
@@ -175,5 +176,8 @@ def search(material: Material) -> Section:
         ),
         tables=(checklist.front(front),) if len(front) else (),
         empty="This study has no search yet. This command runs one:",
-        command=f"python sweeps/search.py {material.study.name} --out {material.study}",
+        command=""
+        if len(searched)
+        else f"python sweeps/search.py {shlex.quote(material.study.name)} "
+        f"--out {shlex.quote(material.place)}",
     )

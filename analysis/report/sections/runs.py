@@ -2,9 +2,10 @@
 
 from analysis.report import checklist
 from analysis.report.figures import runs as run_figures
-from analysis.report.section import Material, Section, embedded, existing
-from analysis.study import tables_of_runs
-from tarflow.human import bits, count, power
+from analysis.report.section import Material, Picture, Section, embedded, existing
+from analysis.settings import best_setting, run_and_setting, setting_in_words
+from analysis.study import sample_pictures, tables_of_runs
+from tarflow.human import bits, count, number, power
 
 
 def curves(material: Material) -> Section:
@@ -22,6 +23,29 @@ def curves(material: Material) -> Section:
         ),
         tabs=True,
         empty="No run has written a loss curve yet.",
+    )
+
+
+def best_samples(material: Material) -> Picture | None:
+    """Return the samples of lowest KID, each run drawn at its best setting."""
+    best = best_setting(material.scored).sort_values("kid")
+    files = sample_pictures(material.study)
+    for _, run in best.iterrows():
+        path = files.get(run_and_setting(run))
+        if path:
+            note = f"{setting_in_words(run)} · KID {number(run['kid'])} · {bits(run['bpd'])} bits"
+            return embedded(path, run["name"], note)
+    return None
+
+
+def table() -> Section:
+    """Show every run."""
+    return Section(
+        "runs",
+        "All runs",
+        "Failed ones too. Click a heading to sort. The note says why no law uses a run.",
+        {},
+        partial="runs.html.j2",
     )
 
 
@@ -68,7 +92,7 @@ def cost(material: Material) -> Section:
     """Show what the runs cost."""
     return Section(
         "cost",
-        "What it cost",
+        "Time and FLOPs by kind of run",
         "FLOPs are counted by formula; times are those of the runs themselves. The table adds up "
         "what was spent."
         + checklist.saving(material.table)
@@ -83,7 +107,7 @@ def reproducibility(material: Material) -> Section:
     """Answer the questions of a reviewer."""
     return Section(
         "checklist",
-        "Reproducibility",
+        "Everything a reviewer asks",
         "What you need to know to judge or repeat this study.",
         {},
         tables=(checklist.reproducibility(material.findings, material.table, material.seed),),

@@ -11,7 +11,7 @@ from analysis.settings import SETTING
 def words(kid):
     columns = dict.fromkeys(SETTING, 0.0) | {
         "feature_extractor": "e", "half": "all", "kid_se": 0.2, "n": 500, "n_reference": 500,
-        "reference": "digits/validation", "label": "run", "params": 1e4, "images": 1e3,
+        "reference": "digits/validation", "name": "run", "params": 1e4, "images": 1e3,
         "tokens": 1e4, "flops": 1e9, "noise_type": "gaussian", "noise_std": 0.1, "seed": 0,
         "blocks": 2, "layers": 1, "channels": 8, "patch": 4, "lr": 0.01, "batch": 16,
         "bpd_kind": "bound", "role": "grid",

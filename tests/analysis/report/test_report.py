@@ -1,13 +1,18 @@
 """The report as a reader gets it: one file, opened offline in a real browser."""
 
+import json
 import re
+from io import BytesIO
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from browser_pages import open_page, undrawn
+from pypdf import PdfReader
 from synthetic import plant
 
 from analysis.report.page import write_report
+from analysis.report.template import PLOTLY
 from analysis.settings import SETTING, best_setting, pareto_front
 
 
@@ -31,10 +36,21 @@ def page(browser, study):
 def test_every_figure_is_drawn(page):
     for tab in page.locator(".tabs button").all():
         tab.click()
-    titles = page.locator("section h2").all_text_contents()
+    titles = page.locator("section h3").all_text_contents()
     assert page.locator("figure:has(.plot)").count() >= 18, titles
     assert undrawn(page) == []
     assert page.locator(".empty").count() == 0
+
+
+def test_forecasts_stand_beside_what_came_out(page):
+    section = page.locator("#forecasts")
+    words = section.inner_text()
+    assert "The one forecast whose run has ended came out inside its 90% interval." in words
+    assert "1 of 1 forecasts in" in words
+    cells = section.locator("table").first.locator("tbody td").all_text_contents()
+    assert cells[0] == "80 channels · 4x2 · 2.4e13 FLOPs"
+    assert cells[1:5] == ["1.520", "1.500 to 1.540", "1.530 ± 0.010", "inside, 0.65% too low"]
+    assert cells[5] == "1.560 ± 0.010, expected 1.550"
 
 
 def test_samples_are_embedded_pictures(page):
@@ -64,6 +80,7 @@ def test_run_table_sorts_and_filters(page):
 def test_csv_holds_what_is_drawn(page, study, tmp_path):
     with page.expect_download() as download:
         page.locator("#law a[download]").click()
+    assert download.value.suggested_filename == "digits0-law-law.csv"
     path = tmp_path / "law.csv"
     download.value.save_as(path)
     drawn = pd.read_csv(path)
@@ -82,8 +99,7 @@ def test_hover_names_the_run(page):
     point = page.locator("#law .scatterlayer .trace .points path").first.bounding_box()
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     text = page.locator("#law .hoverlayer").text_content()
-    assert re.search(r"c\d+-b4-l2", text), text
-    assert "channels" in text
+    assert re.search(r"\d+ channels · 4x2 · 1.5e11 FLOPs", text), text
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
@@ -92,6 +108,69 @@ def test_no_sideways_scrolling(browser, study, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not page.complaints + page.outside
     page.close()
+
+
+def test_first_screen_answers_in_words(page):
+    words = page.locator(".lede").inner_text()
+    assert re.match(
+        r"Four times the compute should take you from \d\.\d{3} to \d\.\d{3} bits per dimension "
+        r"\(\d\.\d{3} to \d\.\d{3}; lower is better\): \d+ channels, [\d,]+ images, "
+        r"about [\d.]+ (s|min) on the study's machine\.",
+        words,
+    )
+    claims = page.locator(".claim").all_text_contents()
+    assert claims[0].startswith("Fitted to runs with a quarter of its compute or less, the law ")
+    top = page.locator(".lede, .claim, .best, #law svg.main-svg").evaluate_all(
+        "all => Math.max(...all.map(one => one.getBoundingClientRect().top + window.scrollY))"
+    )
+    assert top < 900  # all of it on the first screen
+
+
+def test_figures_are_saved_in_every_format(page, tmp_path):
+    def saved(format):
+        with page.expect_download() as download:
+            page.locator(f"#law .save[data-format={format}]").click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        return path.read_bytes()
+
+    assert saved("png").startswith(b"\x89PNG")
+    assert saved("svg").startswith(b"<svg")
+    fragment = saved("html").decode()
+    assert fragment.startswith('<div id="digits0-law-law" style="height: 500px"></div>')
+    pasted = page.context.browser.new_page()
+    pasted.set_content(f"<script>{PLOTLY.read_text()}</script>{fragment}")
+    assert pasted.locator("svg.main-svg .trace").count() >= 6
+    assert "#010101" not in fragment  # colours are those of the page
+    pasted.close()
+
+
+def test_laws_are_saved_as_json(page, tmp_path):
+    with page.expect_download() as download:
+        page.locator("#symbols > p a[download]").click()
+    path = tmp_path / "laws.json"
+    download.value.save_as(path)
+    laws = json.loads(path.read_text())
+    names = [fit["name"] for fit in laws["law_of_size_and_data"]["fits"]]
+    assert "chinchilla" in names
+    assert laws["best_sizes"][0]["bpd"] > 0
+
+
+def test_page_prints_without_holes(page):
+    """The first page holds answer and law; no page is nearly empty."""
+    page.emulate_media(media="print")
+    sheets = PdfReader(BytesIO(page.pdf(format="A4")))
+    texts = [sheet.extract_text() for sheet in sheets.pages]
+    assert "times the compute" in texts[0]
+    assert "bits per dimension" in texts[0]
+    assert len(texts) < 25
+    page.emulate_media(media="screen")
+
+
+def test_page_holds_no_path_of_the_machine(study):
+    text = (study / "report.html").read_text()
+    assert str(study.parent) not in text
+    assert str(Path.home()) + "/" not in text
 
 
 def test_page_is_self_contained(study):

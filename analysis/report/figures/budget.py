@@ -1,0 +1,57 @@
+"""The figure beside the budget slider: predicted bits per dimension against the budget."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from analysis.budgets import Plan
+from analysis.findings import Findings
+from analysis.report.figures import theme
+from analysis.report.figures.laws import BPD, FLOPS
+
+CHOSEN = "this budget"  # name of the trace that scripts/slider.js moves
+HOVER = "%{y:.3f} at %{x:.2e} FLOPs<extra>predicted</extra>"
+ZONE = "rgba(128, 128, 128, 0.13)"
+
+
+def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figure:
+    """Draw what the law predicts for every budget, the best run of each, and a chosen budget.
+
+    Args:
+        findings: What the study shows, with a law of size and data.
+        plans: Plans by the law, cheapest first.
+        start: Index of the plan to mark as chosen.
+    """
+    shown = theme.figure(FLOPS, BPD, height=340)
+    items = [plan.recommendation.allocation for plan in plans]
+    flops = np.array([plan.flops for plan in plans])
+    values = np.array([item.bpd for item in items], dtype=float)
+    low, high = np.array([item.bpd_interval for item in items], dtype=float).T
+    if np.isfinite(high - low).all():
+        shown.add_trace(theme.band(flops, low, high, theme.BAND, "90% band of a new run"))
+    tested = sum(plan.tested for plan in plans)
+    for part, dash, name in (
+        (slice(tested), "solid", "predicted"),
+        (slice(max(tested - 1, 0), None), "dash", "predicted, not tested"),
+    ):
+        if len(flops[part]) > 1:
+            line = theme.line(flops[part], values[part], theme.LAW, dash, 2, HOVER)
+            shown.add_trace(line.update(name=name))
+    if tested < len(plans):
+        edge = plans[max(tested - 1, 0)].flops
+        shown.add_vrect(edge, flops[-1], fillcolor=ZONE, line_width=0, layer="below")
+    best = findings.frontier_points.merge(findings.runs, how="left")
+    shown.add_trace(
+        theme.dots(best, "flops", "bpd", marker=theme.marker(theme.INK), name="best run")
+    )
+    shown.add_trace(
+        theme.points(
+            [flops[start]],
+            [values[start]],
+            [CHOSEN],
+            marker=theme.ring(theme.HELD_OUT, "circle-open", 16, 3),
+            name=CHOSEN,
+        )
+    )
+    return shown.update_xaxes(theme.log_axis(flops))
