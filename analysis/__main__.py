@@ -12,7 +12,7 @@ from tyro.conf import Positional, UseAppendAction
 from tarflow.errors import UserError, exit_code_of
 
 
-def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
+def report(study: Annotated[Path, Positional], /, seed: int = 0, live: bool = False) -> int:
     """Fit the laws of a study and write its report.html.
 
     The page needs no network and no server: open it in a browser or send it by mail.
@@ -21,11 +21,13 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0) -> int:
     Args:
         study: Folder of a study.
         seed: Seed of the draws.
+        live: Let the page reload itself until it is written again without this flag, as
+            sweeps/scaling.py has it written while a study runs.
     """
     from analysis.report.page import write_report
     from tarflow.storage import locate
 
-    page = write_report(locate(study), seed)
+    page = write_report(locate(study), seed, live)
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
     return 0
 

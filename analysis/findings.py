@@ -135,7 +135,7 @@ def find(
         frontier_points=points,
         frontier=frontier,
         surface=surface,
-        baselines=baselines(surface.trials.windows, data) if surface else (),
+        baselines=baselines(surface.trials.windows, surface.sample) if surface else (),
         coverage=coverage(surface.rollouts) if surface else (),
         influence=influence(surface.heaviest) if surface else (),
         held_out=_hold_out(rows, data, before, noise, draws=draws, seed=seed),

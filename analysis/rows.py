@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
         The comparable rows, ordered by (flops, params, run_id), and the others with the reason.
     """
     runs = runs.sort_values(["flops", "params", "run_id"], kind="stable").reset_index(drop=True)
-    reasons = pd.Series([_own_reason(row) for _, row in runs.iterrows()], dtype=object)
+    reasons = pd.Series([_own_reason(row) for row in runs.to_dict("records")], dtype=object)
     open_rows = reasons == ""
     # Missing values form one group; the largest group is the study.
     kinds = runs[list(GROUP)].astype(str)
@@ -85,9 +86,10 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     grid = runs[(reasons == "") & runs["role"].isin(GRID)]
     for place in np.flatnonzero((reasons == "") & (runs["role"] == "final")).tolist():
         reasons.iloc[place] = _unlike(grid, runs.iloc[place])
+    names = runs["name"] if "name" in runs else runs["label"]
     left = tuple(
-        LeftOut(str(row["run_id"]), str(row.get("name", row["label"])), str(reason))
-        for (_, row), reason in zip(runs.iterrows(), reasons, strict=True)
+        LeftOut(str(run_id), str(name), str(reason))
+        for run_id, name, reason in zip(runs["run_id"], names, reasons, strict=True)
         if reason
     )
     return runs[reasons == ""].reset_index(drop=True), left
@@ -99,7 +101,7 @@ def commonest(kinds: pd.DataFrame) -> tuple[str, ...]:
     return min(key for key, times in counts.items() if times == max(counts.values()))
 
 
-def _own_reason(row: pd.Series) -> str:
+def _own_reason(row: Mapping[Any, Any]) -> str:
     if row["status"] != "done":
         error = row.get("error")
         return f"{row['status']}: {error}" if isinstance(error, str) and error else "failed"
@@ -107,7 +109,7 @@ def _own_reason(row: pd.Series) -> str:
         return f"role {row['role']}: laws read grid and final runs only"
     if row["role"] == "final" and row["split"] != "validation":
         return f"scored on {row['split']} images: laws read scores of validation images"
-    numbers = row[["bpd", "flops", "params", "tokens"]].to_numpy(float)
+    numbers = np.array([row[name] for name in ("bpd", "flops", "params", "tokens")], float)
     if not np.all(np.isfinite(numbers) & (numbers > 0)):
         return "bpd, flops, params or tokens is missing or not positive"
     if _one_image_decides(row):
@@ -118,14 +120,16 @@ def _own_reason(row: pd.Series) -> str:
     return ""
 
 
-def _one_image_decides(row: pd.Series) -> bool:
+def _one_image_decides(row: Mapping[Any, Any]) -> bool:
     """Tell whether leaving out a single image would move the mean by more than 1%.
 
     Runs of earlier releases did not record that change. One image moves their mean by at most one
     standard error; beyond that bound, an isolated maximum decides, which misses many cases.
     """
-    names = ["bpd", "bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"]
-    mean, moved, se, median, p99, largest = row.reindex(names).to_numpy(float)
+    names = ("bpd", "bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max")
+    mean, moved, se, median, p99, largest = (
+        float("nan") if row.get(name) is None else float(row[name]) for name in names
+    )
     if np.isfinite(moved):
         return bool(moved > MOVED * mean)
     if not np.isfinite([se, median, p99, largest]).all() or se <= MOVED * mean:
@@ -185,15 +189,15 @@ def known_noise(noise: SeedNoise | None, rows: pd.DataFrame) -> Known:
 
 def configs_but_seed(runs: pd.DataFrame) -> pd.Series:
     """Return a key per row that is equal for runs that differ in the seed only."""
-    keys = [_key(row) for _, row in runs.iterrows()]
+    keys = [_key(*pair) for pair in zip(runs["config"], runs["run_id"], strict=True)]
     return pd.Series(keys, index=runs.index, dtype=object)
 
 
-def _key(row: pd.Series) -> str:
+def _key(config: object, run_id: object) -> str:
     try:
-        plain = json.loads(str(row["config"]))
+        plain = json.loads(str(config))
     except json.JSONDecodeError:
-        return str(row["run_id"])
+        return str(run_id)
     for name in ("seed", "execution", "sampler"):
         plain.pop(name, None)
     return json.dumps(plain, sort_keys=True)

@@ -1,6 +1,6 @@
 """Read the tables and pictures of a study folder."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,18 @@ def note_of(settings: Mapping[str, Any]) -> str:
     return str(settings.get("note") or "")
 
 
-def sample_pictures(study: Path) -> dict[tuple[Any, ...], Path]:
-    """Return the pictures of samples by `settings.run_and_setting`."""
-    rows = [
-        (row, picture)
-        for picture in study.glob("runs/*/samples.png")
-        for row in (read_json(picture.with_name("result.json")) or {}).get("evaluations", [])
-    ]
-    rows += [
-        (row, picture)
-        for picture in study.glob("runs/*/evaluations/*.png")
-        for row in read_json(picture.with_suffix(".json")) or []
-    ]
+def sample_pictures(study: Path, runs: Iterable[str]) -> dict[tuple[Any, ...], Path]:
+    """Return the pictures of samples of some runs, by `settings.run_and_setting`."""
+    rows = []
+    for folder in (study / "runs" / run_id for run_id in runs):
+        if (picture := folder / "samples.png").exists():
+            result = read_json(folder / "result.json") or {}
+            rows += [(row, picture) for row in result.get("evaluations", [])]
+        rows += [
+            (row, picture)
+            for picture in folder.glob("evaluations/*.png")
+            for row in read_json(picture.with_suffix(".json")) or []
+        ]
     return {run_and_setting(row): picture for row, picture in rows}
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from sweeps.batch import BatchContext
 from sweeps.cluster import join
 from sweeps.lease import lease
+from sweeps.live import LivePage
 from sweeps.presets import load
 from sweeps.runner import run_all
 from sweeps.study import PlannedRun, grid, resolve_study
@@ -44,7 +45,7 @@ def main() -> int:
         with join() as cluster:
             begun = time.time()
             expected = {run.run_id: 1.0 for run in runs}
-            context = BatchContext(out, cluster, study_lease, Console(quiet=True))
+            context = BatchContext(out, cluster, study_lease, Console(quiet=True), LivePage(out))
             outcome = run_all(runs, expected, context)
             ended = time.time()
         begins = sorted(path.stat().st_mtime for path in out.glob("runs/*/config.yaml"))

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from sweeps.cluster import Cluster
 from sweeps.lease import Lease
+from sweeps.live import LivePage, publishing
 from sweeps.progress import Progress
 from sweeps.space import WORST
 from sweeps.study import PlannedRun
@@ -36,6 +37,7 @@ class BatchContext:
     cluster: Cluster
     lease: Lease  # of the folder
     console: Console
+    page: LivePage
     seed: int = 0  # of a search's suggestions
     deadline: float | None = None  # on the monotonic clock; what has not ended then is stopped
 
@@ -307,7 +309,7 @@ def run_batch(
         UserError: If a worker found a user's mistake.
     """
     stop = StopConditions(progress, context)
-    with progress:
+    with progress, publishing(progress, context.page):
         if progress.total:
             run_trials(trainable, needs, stop, callback, **trials)
     on_gpus = "gpu" in needs

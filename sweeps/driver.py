@@ -99,14 +99,14 @@ class Command(ABC):
 
 
 def run_command_line(
-    kind: type[AnyOptions], name: str, command: Callable[[AnyOptions], Command]
+    kind: type[AnyOptions], name: str, carry_out: Callable[[AnyOptions], int]
 ) -> NoReturn:
     """Run a command line; a user's mistake ends with one line and exit code 2.
 
     Args:
         kind: Options of the command; their docstring is its help text.
         name: What the user types.
-        command: Plans what the options ask for.
+        carry_out: Does what the options ask for, and returns the exit code.
     """
     text = inspect.cleandoc(kind.__doc__ or "")
     if issubclass(kind, StudyOptions):
@@ -118,7 +118,7 @@ def run_command_line(
         flags = (tyro.conf.FlagCreatePairsOff,)
         options = tyro.cli(kind, prog=name, description=text, config=flags)
         check_flags(**vars(options))
-        return drive(options, command(options))
+        return carry_out(options)
 
     sys.exit(exit_code_of(act))
 
@@ -132,8 +132,7 @@ def drive(options: Options, command: Command) -> int:
     Raises:
         UserError: For a user's mistake.
     """
-    width = None if sys.stdout.isatty() else 120
-    console = Console(width=width, highlight=False, markup=False, emoji=False)  # names as they are
+    console = console_for_people()
     for line in command.lines:
         console.print(line, soft_wrap=isinstance(line, str))
     if options.dry_run:
@@ -143,6 +142,12 @@ def drive(options: Options, command: Command) -> int:
     if expensive and not options.yes and sys.stdin.isatty() and not confirmed():
         return 0
     return execute(command, console)
+
+
+def console_for_people() -> Console:
+    """Return standard output, where names are printed as they are."""
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def confirmed() -> bool:
@@ -165,10 +170,11 @@ def execute(command: Command, console: Console) -> int:
             os.environ["HOME"] = str(home_folder())  # Ray has to write there
             from sweeps import cluster  # Ray is needed from here on
             from sweeps.batch import BatchContext
+            from sweeps.live import LivePage
 
-            with cluster.join(command.gpus) as joined:
+            with cluster.join(command.gpus) as joined, LivePage(command.out) as page:
                 outcome = command.run(
-                    BatchContext(command.out, joined, own, console, command.seed, deadline)
+                    BatchContext(command.out, joined, own, console, page, command.seed, deadline)
                 )
         record.gather(command.out)
         has_results = command.report(outcome, time.monotonic() - started, console)

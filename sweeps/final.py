@@ -59,7 +59,7 @@ class Options(CommonOptions):
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    run_command_line(Options, "python sweeps/final.py", Final)
+    run_command_line(Options, "python sweeps/final.py", final)
 
 
 def final(options: Options) -> int:

@@ -36,19 +36,19 @@ class Lease:
             UserError: If another driver owns it.
         """
         with _locked(self.path):
-            owner = _read(self.path)
-            if owner and _alive(owner):
+            owner = read_owner(self.path)
+            if alive(owner):
                 raise self._in_use(owner)
             self._write()
         if isinstance(self.path, Remote):  # no lock there: of two writers, the last one wins
             time.sleep(SETTLE_SECONDS)
-            if not self._is_ours(owner := _read(self.path)):
+            if not self._is_ours(owner := read_owner(self.path)):
                 raise self._in_use(owner)
 
     def beat(self) -> None:
         """Renew the heartbeat, unless another driver owns the folder by now."""
         with _locked(self.path):
-            owner = _read(self.path)
+            owner = read_owner(self.path)
             self.lost = self.lost or (bool(owner) and not self._is_ours(owner))
             if not self.lost:
                 self._write()
@@ -56,7 +56,7 @@ class Lease:
     def release(self) -> None:
         """Give the folder up."""
         with _locked(self.path):
-            if self._is_ours(_read(self.path)):
+            if self._is_ours(read_owner(self.path)):
                 self.path.write_text("")
 
     def _write(self) -> None:
@@ -117,7 +117,8 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_owner(path: Path) -> dict[str, Any]:
+    """Return host, pid, since and beat (Unix times) of the last owner; empty if it released it."""
     try:
         owner: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -125,8 +126,9 @@ def _read(path: Path) -> dict[str, Any]:
     return owner
 
 
-def _alive(owner: dict[str, Any]) -> bool:
-    if time.time() - owner["beat"] > STALE_SECONDS:
+def alive(owner: dict[str, Any]) -> bool:
+    """Tell whether an owner still works, as far as this host can tell."""
+    if not owner or time.time() - owner["beat"] > STALE_SECONDS:
         return False
     if owner["host"] != socket.gethostname():
         return True

@@ -1,4 +1,7 @@
-"""Live progress of many runs: one quiet table in a terminal, plain lines elsewhere."""
+"""Live progress of many runs: one quiet table in a terminal, plain lines elsewhere.
+
+A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on other machines.
+"""
 
 import threading
 import time
@@ -9,10 +12,13 @@ from typing import Any, Protocol
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+
+LINES = 20  # of the tasks that ended last, kept for watchers
 
 
 class Task(Protocol):
@@ -69,12 +75,14 @@ class Progress:
         """
         self.total, self.expected = total, dict(expected)
         self.slots, self.console = slots, console
+        self.began = time.time()
         self.objective, self.before = objective, list(done)
         self.tasks: dict[str, Task] = {}  # started here
         self.running: dict[str, float] = {}  # start of each, on the monotonic clock
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
         self.seconds: dict[str, float] = {}  # of those that ended here
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
+        self.lines: list[str] = []  # one for each of those that ended here
         self.mistake: UserError | None = None  # a user's mistake that only a worker could find
         self._lock = threading.RLock()
         self._live: Live | None = None
@@ -121,18 +129,14 @@ class Progress:
             self.seconds[name] = time.monotonic() - started
             self.rows[name] = row
             if row["status"] == "failed":
-                self.console.print(
-                    f"{task.label} failed: {row['error']}",
-                    style="red",
-                    soft_wrap=True,
-                    markup=False,  # errors hold brackets
-                )
-            elif not self._live:
-                self.console.print(
-                    f"{self.counts()} · {task.label} {in_words(row, self.objective)}, "
-                    f"{human.seconds(self.seconds[name])}",
-                    soft_wrap=True,
-                )
+                line = f"{task.label} failed: {row['error']}"
+                self.console.print(line, style="red", soft_wrap=True, markup=False)  # has brackets
+            else:
+                score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
+                line = f"{self.counts()} · {task.label} {score}, {spent}"
+                if not self._live:
+                    self.console.print(line, soft_wrap=True, markup=False)
+            self.lines.append(line)
 
     @property
     def failed(self) -> list[Mapping[str, Any]]:
@@ -161,7 +165,8 @@ class Progress:
         with self._lock:
             done = [row for row in self.rows.values() if row["status"] == "done"] + self.before
             total = self.total + len(self.before)
-            parts = [f"{len(done)} of {total} done", f"{len(self.running)} running"]
+            things = " sampler settings" if self.objective == "kid" else ""
+            parts = [f"{len(done)} of {total}{things} done", f"{len(self.running)} running"]
             parts += [f"{len(self.failed)} failed"] if self.failed else []
             if done:
                 best = min(done, key=lambda row: float(row[self.objective]))
@@ -171,12 +176,37 @@ class Progress:
             return " · ".join(parts)
 
     def render(self) -> Group:
-        """Return what a terminal shows: the counts, and a line per running task."""
+        """Return what a terminal shows."""
+        return as_table(self.snapshot())
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the progress as plain data, for `as_table` and for other processes.
+
+        Returns:
+            `began` and `written` (Unix times), `counts` (a line), `running` (label, share and loss
+            of each running task), `ended` (number of tasks), `lines` (of those that ended last).
+        """
         with self._lock:
-            table = Table(box=None, pad_edge=False, show_header=False)
+            running = []
             for name in self.running:
                 task, latest = self.tasks[name], self.latest.get(name)
                 share = latest["images"] / task.config.images if latest else 0.0
-                loss = f"loss {latest['loss']:.4f}" if latest else "starting"
-                table.add_row(f"  {task.label}", f"{share:4.0%}", loss)
-            return Group(self.counts(), table)
+                loss = float(latest["loss"]) if latest else None
+                running.append({"label": task.label, "share": share, "loss": loss})
+            return {
+                "began": self.began,
+                "written": time.time(),
+                "counts": self.counts(),
+                "running": running,
+                "ended": len(self.lines),
+                "lines": self.lines[-LINES:],
+            }
+
+
+def as_table(snapshot: Mapping[str, Any]) -> Group:
+    """Return the counts of a snapshot, and a line per running task."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for task in snapshot["running"]:
+        loss = "starting" if task["loss"] is None else f"loss {task['loss']:.4f}"
+        table.add_row(Text(f"  {task['label']}"), f"{task['share']:4.0%}", loss)
+    return Group(Text(snapshot["counts"]), table)

@@ -33,6 +33,7 @@ from sweeps.branches import (
     with_branch_points,
 )
 from sweeps.cluster import Cluster, check_shared, slots
+from sweeps.live import publishing
 from sweeps.progress import Progress
 from sweeps.sampling import SamplingTask
 from sweeps.study import PlannedRun
@@ -82,7 +83,7 @@ def run_all(
     seconds = {run.run_id: expected[run.run_id] for run in todo}
     progress = Progress(len(todo), seconds, count, context.console, done)
     stop = StopConditions(progress, context)
-    with progress:
+    with progress, publishing(progress, context.page):
         if small:
             run_trials(
                 tune.with_parameters(

@@ -15,6 +15,7 @@ from sweeps import expect
 from sweeps.driver import (
     Command,
     StudyOptions,
+    console_for_people,
     declare,
     default,
     drive,
@@ -68,19 +69,26 @@ class Options(StudyOptions):
     next: Annotated[int | None, default("none", "K")] = None
     """Add K runs to a finished study, those that tell most about its best run at 4 times the
     largest budget for their time. The study keeps them."""
+    watch: bool = False
+    """Show the progress of a study that another process drives, perhaps on another machine."""
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    run_command_line(Options, "python sweeps/scaling.py", Scaling)
+    run_command_line(Options, "python sweeps/scaling.py", scale)
 
 
 def scale(options: Options) -> int:
-    """Plan, confirm, run and report a study; return the exit code.
+    """Plan, confirm, run and report a study, or watch another process do so; return the exit code.
 
     Raises:
         UserError: For a user's mistake.
     """
+    if options.watch:
+        from sweeps.final import existing_folder
+        from sweeps.watch import watch
+
+        return watch(existing_folder(str(options.out or options.study)), console_for_people())
     return drive(options, Scaling(options))
 
 

@@ -68,7 +68,7 @@ class Options(StudyOptions):
 
 def main() -> None:
     """Run the command line; a user's mistake ends with one line and exit code 2."""
-    run_command_line(Options, "python sweeps/search.py", Search)
+    run_command_line(Options, "python sweeps/search.py", search)
 
 
 def search(options: Options) -> int:

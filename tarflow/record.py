@@ -208,7 +208,7 @@ def read_table(path: Path) -> pa.Table:
         UserError: If the file is missing, is not Parquet, or has another version.
     """
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from None
     stored = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()

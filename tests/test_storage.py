@@ -18,6 +18,7 @@ from pyarrow import fs
 from small_studies import rows, wee, write_study
 from training_runs import LONG, SHORT, assert_same, family
 
+from analysis.forecast import calibration
 from sweeps import journal, lease, scaling
 from sweeps.presets import load
 from sweeps.space import TrainingSpace
@@ -25,6 +26,7 @@ from sweeps.study import grid, resolve_study
 from tarflow import record, storage
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.forecasts import read_forecasts, write_outcome
 from tarflow.model.weights import load_model, save_model
 from tarflow.storage import Remote, cache_folder, locate
 from tarflow.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
@@ -125,6 +127,16 @@ def test_what_a_run_leaves_comes_back(bucket, random_flow):
     assert (facts["images"], tensors["x"].tolist()) == (128, [128, 128, 128])
     remove_checkpoints(folder / "state")
     assert load_checkpoint(folder / "state") is None
+
+
+def test_forecasts_on_the_store_are_found_and_counted(bucket):
+    earlier = {"run_id": "a", "flops": 1e9, "law": "E", "predicted": 2.0, "low": 1.9, "high": 2.1}
+    earlier |= {"in_words": "Predicted 2.", "achieved": None, "achieved_se": None}
+    record.write_json(bucket / "study" / "final" / "a.json", earlier)
+    row = {"run_id": "a", "bpd": 2.05, "bpd_se": 0.1, "split": "validation"}
+    found = write_outcome(bucket / "study", row)
+    assert read_forecasts(bucket / "study") == [found]
+    assert str(calibration(bucket / "study")).startswith("1 of 1 forecasts in bucket-")
 
 
 def test_a_branch_finds_its_trunk_on_the_store(bucket, tmp_path):

@@ -51,6 +51,7 @@ class Law(Predictor):
     fits: tuple[Fit, ...]  # every form, without weights of the rows
     scores: tuple[Score, ...]  # of the same forms
     rollouts: tuple[Rollout, ...]  # of each form and of the average
+    sample: Observations  # the rows of the roll-outs: of a long table every second, third, ...
     trials: Trials
     discrepancy: Discrepancy
 
@@ -252,6 +253,7 @@ def fit_law(
         fits=tuple(fits),
         scores=score(members, trials, weights, sample),
         rollouts=rollouts,
+        sample=sample,
         trials=trials,
         discrepancy=discrepancy(rollouts),
     )

@@ -1,7 +1,9 @@
 """The report of a study: one HTML page that opens offline and calls no server."""
 
 import shlex
+import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,12 +25,13 @@ RUN_COLUMNS = (
 )
 
 
-def write_report(study: Path, seed: int = 0) -> Path:
+def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
     """Read a study folder, fit its laws, and write its `report.html`.
 
     Args:
         study: A folder with `runs/` or `runs.parquet`.
         seed: Seed of the draws.
+        live: Let the page reload itself, as the study is going on.
 
     Returns:
         The path of the page. With too few runs for a law, the page says so and shows the runs.
@@ -39,7 +42,7 @@ def write_report(study: Path, seed: int = 0) -> Path:
     table, evaluations = read_study(study)
     findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
     page = study / "report.html"
-    record.write_text(page, render(study, table, evaluations, findings, seed))
+    record.write_text(page, render(study, table, evaluations, findings, seed, live))
     return page
 
 
@@ -49,6 +52,7 @@ def render(
     evaluations: pd.DataFrame,
     findings: Findings,
     seed: int,
+    live: bool = False,
 ) -> str:
     """Return the page as HTML.
 
@@ -58,6 +62,7 @@ def render(
         evaluations: Rows of the evaluations table.
         findings: What the study shows.
         seed: Seed of the draws.
+        live: Let the page reload itself, as the study is going on.
     """
     material = material_of(study, table, evaluations, findings, seed)
     summary = summarise(findings, table, material.scored, material.advice)
@@ -69,6 +74,7 @@ def render(
         command=f"python -m analysis report {shlex.quote(material.place)}",
         note=note_of(read_settings(study)),
         data={"budgets": budget.page_data(material)},
+        live=progress_of(study) if live else None,
         summary=summary,
         first=laws.law(material),
         best_samples=runs.best_samples(material),
@@ -110,6 +116,12 @@ def _advice(findings: Findings) -> Recommendation | None:
         return None
 
 
+def progress_of(study: Path) -> dict[str, Any]:
+    """Return how far a running study is, in words, and when the page was `written` (Unix time)."""
+    progress = record.read_json(study / "progress.json") or {}
+    return {"words": progress.get("counts", ""), "written": round(time.time())}
+
+
 def chapters(material: Material) -> list[Chapter]:
     """Return every chapter in reading order. A study without laws begins with what it compares."""
     compared = ablation.sections(material)
@@ -133,7 +145,7 @@ def chapters(material: Material) -> list[Chapter]:
         *quality.others(material),
         quality.search(material),
     )
-    trained = (runs.table(), runs.curves(material), runs.images(material))
+    trained = (runs.table(material), runs.curves(material), runs.images(material))
     ablated = Chapter("compared", "What did the comparison show?", "Comparison", tuple(compared))
     shown = [
         *([ablated] if compared else []),
@@ -159,7 +171,7 @@ def _run_rows(material: Material) -> list[list[tuple[str, float | str]]]:
     kid = scored.groupby("run_id")["kid"].first().to_dict()
     reasons = {item.run_id: item.reason for item in material.findings.left_out}
     rows = []
-    for _, run in material.table.sort_values(["flops", "params"]).iterrows():
+    for _, run in material.table.sort_values(["flops", "params"]).tail(runs.TABLE_ROWS).iterrows():
         note = run["error"] if isinstance(run["error"], str) else ""
         numbers = (
             (human.count, run["params"]),

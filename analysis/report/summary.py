@@ -160,7 +160,7 @@ def _proof(run: HeldOut) -> str:
     return (
         f"Fitted to runs with {seen} or less, the law missed the largest run by {error}: "
         f"predicted {bits(run.predicted)} ({interval(run.interval, bits)}), achieved "
-        f"{bits(run.achieved)}. Do not trust predictions beyond the runs."
+        f"{bits(run.achieved)}. Expect larger errors beyond the runs than intervals say."
     )
 
 

@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from pydantic_core import to_json
 
-from analysis.report.figures.export import to_table
 from analysis.report.summary import typeset
 from tarflow.human import names
 
@@ -40,7 +39,6 @@ def fill(template: str, **values: Any) -> str:
     environment.filters |= {
         "figure_json": _figure_json,
         "json": lambda plain: in_script(to_json(plain, inf_nan_mode="null").decode()),
-        "csv": lambda figure: csv_uri(to_table(figure)),
         "file_name": file_name,
         "in_words": in_words,
         "typeset": typeset,
@@ -91,4 +89,6 @@ def json_uri(plain: Any) -> str:
 
 def csv_uri(table: pd.DataFrame) -> str:
     """Return a table as a link that saves it as CSV, without a server."""
-    return "data:text/csv;charset=utf-8," + quote(table.to_csv(index=False, float_format="%.8g"))
+    return "data:text/csv;charset=utf-8," + quote(
+        table.to_csv(index=False, float_format="%.8g"), safe=",:;/"
+    )

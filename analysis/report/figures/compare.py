@@ -36,7 +36,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
     for position, (study, rows) in enumerate(zip(studies, runs, strict=True)):
         shown.add_trace(
             dots(
-                rows,
+                theme.thinned(shown, rows),
                 "flops",
                 "bpd",
                 partial(_run_in_words, study=study.name),
@@ -101,7 +101,7 @@ def differences(contrast: Contrast) -> go.Figure | None:
         return None
     shown = figure(FLOPS, f"{contrast.second.name} − {contrast.first.name}, {BPD}", height=420)
     shown.add_hline(y=0, line={"color": SOFT, "width": 1})
-    sizes = theme.by_size(rows.sort_values(["flops", "seed"]))
+    sizes = theme.by_size(theme.thinned(shown, rows.sort_values(["flops", "seed"])))
     for position, (params, colour, group) in enumerate(sizes):
         symbol = theme.SYMBOLS[position % len(theme.SYMBOLS)]
         trace = dots(

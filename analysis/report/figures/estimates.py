@@ -21,6 +21,7 @@ from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_a
 from tarflow.human import bits, count, interval, number, power
 
 SMALLEST = 0.01  # percent: smaller errors are drawn here because the axis is logarithmic
+MOST_ROLLOUTS = 300  # of one form
 
 
 def fits_of(findings: Findings) -> list[tuple[Fit, str]]:
@@ -184,9 +185,11 @@ def validation(
     if not rollouts:
         return None
     shown = figure("times the largest compute seen", "error, %", height=460)
-    distances = []
+    distances, drawn = [], 0
     for index, form in enumerate(dict.fromkeys(item.form for item in rollouts)):
         items = [item for item in rollouts if item.form == form]
+        items = items[:: theme.stride(len(items), MOST_ROLLOUTS)]
+        drawn += len(items)
         ratios = [float(np.exp(item.distance)) for item in items]
         distances += ratios
         colour = theme.CATEGORIES[index % len(theme.CATEGORIES)]
@@ -199,6 +202,7 @@ def validation(
         label, fade = ("the average", {}) if form == AVERAGE else (form, {"opacity": 0.55})
         look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)]) | fade
         shown.add_trace(theme.points(ratios, errors, text, marker=look, name=label))
+    theme.note_thinning(shown, drawn, len(rollouts), "predictions")
     for baseline, dash in zip(guesses, ("dash", "dot"), strict=False):
         ends, height = [min(distances), max(distances)], [100 * baseline.error] * 2
         hover = "%{y:.2f}%<extra>" + baseline.name + "</extra>"

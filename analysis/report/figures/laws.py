@@ -47,7 +47,8 @@ def runs_against_flops(findings: Findings, advice: Recommendation | None) -> go.
         beyond = np.geomspace(spent.max(), reach[1], 40)
         add_band(shown, law, beyond)
         add_law(shown, law, spent, beyond, "%{y:.3f} bits")
-    for params, colour, group in theme.by_size(runs.sort_values("flops")):
+    drawn = theme.thinned(shown, runs.sort_values("flops"))
+    for params, colour, group in theme.by_size(drawn):
         shown.add_trace(
             dots(
                 group,
@@ -164,7 +165,7 @@ def _stars(shown: go.Figure, ended: list[Forecast]) -> None:
     shown.add_trace(
         theme.points(
             [item.flops for item in ended],
-            [item.achieved for item in ended],
+            np.array([item.achieved for item in ended], float),
             texts,
             marker=marker(theme.AMBER, "star", 17),
             name="forecast, then trained",
@@ -204,12 +205,13 @@ def isoflop(findings: Findings) -> go.Figure | None:
         return None
     shown = figure("parameters", BPD, height=480)
     colours = theme.shades(iso.flops for iso in findings.isoflops)
+    drawn = set(theme.thinned(shown, findings.runs)["run_id"])
     for iso in findings.isoflops:
         runs = findings.runs[findings.runs["run_id"].isin(iso.run_ids)].sort_values("params")
         colour, group = colours[iso.flops], power(iso.flops)
         shown.add_trace(
             dots(
-                runs,
+                runs[runs["run_id"].isin(drawn)],
                 "params",
                 "bpd",
                 marker=marker(colour),
@@ -294,15 +296,17 @@ def residuals(findings: Findings) -> dict[str, go.Figure]:
         return {}
     runs = findings.runs.assign(residual=100 * np.expm1(findings.surface.residuals))
     colours = theme.shades(runs["params"])
+    drawn = runs.iloc[:: theme.stride(len(runs))]
     shown = {}
     for column, label, write in (
         ("flops", FLOPS, power),
         ("params", "parameters", count),
         ("tokens", "training tokens", count),
     ):
-        colour = [colours[params] for params in runs["params"]]
-        points = dots(runs, column, "residual", marker=marker(INK, color=colour))
+        colour = [colours[params] for params in drawn["params"]]
+        points = dots(drawn, column, "residual", marker=marker(INK, color=colour))
         shown[label] = residual(points, label, write)
+        theme.note_thinning(shown[label], len(drawn), len(runs))
     return shown
 
 

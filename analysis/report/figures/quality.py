@@ -12,6 +12,8 @@ from analysis.report.figures.theme import AMBER, INK, ORANGE, SOFT, describe, do
 from analysis.settings import best_setting, pareto_front, setting_in_words
 from tarflow.human import bits, count, number
 
+MOST_LINES = 200  # runs of parallel coordinates
+
 
 def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | None:
     """Draw KID against BPD with standard errors.
@@ -26,7 +28,7 @@ def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | N
         return None
     extractor = known["feature_extractor"].iloc[0]
     shown = figure("bits per dimension", f"KID ({extractor})", height=460)
-    for params, colour, group in theme.by_size(known):
+    for params, colour, group in theme.by_size(theme.thinned(shown, known)):
         errors = _standard_error(group, colour)
         runs = dots(group, "bpd", "kid", _described, marker=marker(colour), error_y=errors)
         shown.add_trace(runs.update(name=count(params)))
@@ -84,7 +86,10 @@ def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
         return None
     heights = pd.DataFrame({column: _unit(best[column], column == "lr") for column, _ in axes})
     shown = figure("", "", height=420)
-    for position in range(len(best)):
+    every = theme.stride(len(best), MOST_LINES)
+    lines = range((len(best) - 1) % every, len(best), every)  # the last one is the best
+    theme.note_thinning(shown, len(lines), len(best))
+    for position in lines:
         run = best.iloc[position]
         shown.add_trace(
             go.Scatter(

@@ -11,7 +11,9 @@ from analysis.report.figures import theme
 from analysis.report.figures.theme import AMBER, BLUE, ORANGE, SKY, describe, figure, log_axis
 from tarflow.human import bits, count, number, power
 
+MOST_CURVES = 200  # of one figure
 CURVE_POINTS = 300  # per run: more do not show on a screen
+ALL_CURVE_POINTS = 20_000  # of all runs together
 DISTRIBUTION_POINTS = 200  # per run
 RIDGE = 1.4  # height of a distribution, in distances between two
 
@@ -29,6 +31,7 @@ def loss_curves(
     known = runs[runs["run_id"].isin(list(curves))].sort_values("flops")
     if known.empty:
         return None
+    most = min(CURVE_POINTS, ALL_CURVE_POINTS // len(known))
     label = {"flops": "training FLOPs", "images": "training images seen"}[against]
     shown = figure(label, "training loss, nats per dimension", height=480)
     reach: list[float] = []
@@ -39,7 +42,7 @@ def loss_curves(
     for size, colour, group in sizes:
         for _, run in group.iterrows():
             curve = curves[run["run_id"]].dropna(subset=["loss", against])
-            curve = curve.iloc[:: -(-len(curve) // CURVE_POINTS) or 1]
+            curve = curve.iloc[:: theme.stride(len(curve), most)]
             if curve.empty:
                 continue
             reach += [curve[against].iloc[0], curve[against].iloc[-1]]
@@ -73,6 +76,7 @@ def per_image(runs: pd.DataFrame) -> go.Figure | None:
     if known.empty:
         return None
     shown = figure("training FLOPs", "bits per dimension of one image", height=420)
+    known = theme.thinned(shown, known, theme.MOST // 4)
     for column, name, colour, symbol in (
         ("bpd_max", "largest", SKY, "triangle-up"),
         ("bpd_p99", "99th percentile", AMBER, "square"),
@@ -155,6 +159,7 @@ def cost(runs: pd.DataFrame) -> go.Figure | None:
     if known.empty:
         return None
     shown = figure("training FLOPs", "seconds", height=360)
+    known = theme.thinned(shown, known, theme.MOST // 2)
     for column, name, colour, symbol in (
         ("train_seconds", "training", BLUE, "circle"),
         ("evaluate_seconds", "likelihood, samples and their scores", ORANGE, "diamond"),

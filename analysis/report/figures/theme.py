@@ -34,6 +34,8 @@ _RAMP = ("#5566b8", "#2d8fa6", "#55b185", "#e0a526")  # ordered, lightness rises
 RAMP = [[index / 3, colour] for index, colour in enumerate(_RAMP)]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 
+MOST = 1000  # runs in a figure: more marks hide one another, and each carries a text
+
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _AXIS = {
     "gridcolor": GRID,
@@ -98,6 +100,29 @@ def in_scheme(drawn: go.Figure, scheme: str = "light") -> go.Figure:
     paper = SCHEMES[scheme][PLACEHOLDERS.index(PAPER)]
     shown: go.Figure = plotly.io.from_json(text)
     return shown.update_layout(paper_bgcolor=paper, plot_bgcolor=paper)
+
+
+def stride(count: int, most: int = MOST) -> int:
+    """Return the step that draws at most `most` of so many things.
+
+    >>> stride(20), stride(1_000), stride(1_001)
+    (1, 1, 2)
+    """
+    return max(1, -(-count // most))
+
+
+def note_thinning(shown: go.Figure, drawn: int, count: int, what: str = "runs") -> go.Figure:
+    """Let the page say under a figure that it does not draw everything."""
+    if drawn < count:
+        shown.update_layout(meta={"note": f"{drawn:,} of {count:,} {what} drawn"})
+    return shown
+
+
+def thinned(shown: go.Figure, runs: pd.DataFrame, most: int = MOST) -> pd.DataFrame:
+    """Return the runs to draw, of many every second, third, ... one; the figure says so."""
+    drawn = runs.iloc[:: stride(len(runs), most)]
+    note_thinning(shown, len(drawn), len(runs))
+    return drawn
 
 
 def shade(position: int, total: int) -> str:

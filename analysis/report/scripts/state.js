@@ -24,5 +24,6 @@ function remember(key, value) {
 }
 
 const opened = readAddress();
-if (opened && pageState.size) document.getElementById(opened)?.scrollIntoView();
+const reloaded = performance.getEntriesByType("navigation")[0]?.type === "reload"; // the browser scrolls to where it was
+if (opened && pageState.size && !reloaded) document.getElementById(opened)?.scrollIntoView();
 window.addEventListener("hashchange", () => writeAddress(readAddress())); // links to sections drop the state

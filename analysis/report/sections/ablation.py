@@ -173,7 +173,7 @@ def _pictures(
     material: Material, sampled: pd.DataFrame, name: Callable[[pd.Series], str]
 ) -> Iterator[Picture]:
     """Yield samples of one seed of each choice and setting, all from the same noise."""
-    files = sample_pictures(material.study)
+    files = sample_pictures(material.study, sampled["run_id"].unique())
     first = sampled[sampled["seed"] == sampled["seed"].min()]
     first = first.drop_duplicates(["title", *SETTING])
     first = first.assign(level=noise_level(first)).sort_values(

@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.differences import as_low, told_apart
 from analysis.report import checklist
 from analysis.report.figures import quality as quality_figures
+from analysis.report.figures.theme import stride
 from analysis.report.published import published
 from analysis.report.section import Material, Picture, Section, Table, embedded, existing
 from analysis.settings import (
@@ -24,6 +25,7 @@ from analysis.signatures import GOOD, POOR, Signature, signatures
 from analysis.study import sample_pictures, tables_of_runs
 from tarflow.human import bits, interval, number
 
+COMPARED = 500  # runs among which failure signatures are sought
 MOST = 3  # runs shown of either failure signature
 LOWEST = (("bpd", "lowest BPD"), ("kid", "lowest KID"))
 
@@ -78,13 +80,16 @@ def _distance_of_real_images(runs: pd.DataFrame, reference: Mapping[str, Any]) -
 
 def disagreement(material: Material) -> Section:
     """Show the runs that rank high in likelihood and low in samples, and the reverse."""
-    runs = one_setting(material.scored)
+    scored = one_setting(material.scored)
+    runs = scored.iloc[:: stride(len(scored), COMPARED)]
     images = tables_of_runs(material.study, runs, "images.parquet")
     noise = material.findings.noise
     every = signatures(runs, images, noise.std if noise else 0.0, material.seed)
     every = every if told_apart(runs) else ()
     shown = [item for kind in (GOOD, POOR) for item in [s for s in every if s.kind == kind][:MOST]]
-    aid = f"Of {len(runs)} runs sampled alike, {len(every) or 'none'} "
+    aid = f"Of {len(runs):,} runs sampled alike"
+    aid += f" (one in {stride(len(scored), COMPARED)} of all)" if len(runs) < len(scored) else ""
+    aid += f", {len(every) or 'none'} "
     aid += "has" if len(every) == 1 else "have"
     aid += " a rank by BPD and a rank by KID whose 90% intervals do not overlap."
     if shown:
@@ -127,8 +132,9 @@ def _signature_pictures(
 ) -> tuple[Picture, ...]:
     """Return the samples of these runs, then of the lowest runs by either score."""
     titles = {item.run_id: item.kind for item in shown}
-    files, pictures = sample_pictures(study), []
-    for run_id, title in (titles | best | titles).items():
+    chosen: dict[str, str] = titles | best | titles
+    files, pictures = sample_pictures(study, chosen), []
+    for run_id, title in chosen.items():
         row = rows[run_id]
         path = files.get(run_and_setting(row))
         if path:

@@ -2,25 +2,32 @@
 
 from analysis.report import checklist
 from analysis.report.figures import runs as run_figures
+from analysis.report.figures.theme import note_thinning, stride
 from analysis.report.section import Material, Picture, Section, embedded, existing
 from analysis.settings import best_setting, run_and_setting, setting_in_words
 from analysis.study import sample_pictures, tables_of_runs
 from tarflow.human import bits, count, number, power
 
+TABLE_ROWS = 1000  # of the run table
+
 
 def curves(material: Material) -> Section:
     """Show the training loss of all runs."""
-    runs = material.findings.finished
-    curves = tables_of_runs(material.study, runs, "curve.parquet")
+    runs = material.findings.finished.sort_values("flops")
+    drawn = runs.iloc[:: stride(len(runs), run_figures.MOST_CURVES)]
+    curves = tables_of_runs(material.study, drawn, "curve.parquet")
+    figures = existing(
+        FLOPs=run_figures.loss_curves(drawn, curves, "flops"),
+        images=run_figures.loss_curves(drawn, curves, "images"),
+    )
+    for shown in figures.values():
+        note_thinning(shown, len(drawn), len(runs))
     return Section(
         "curves",
         "Loss curves",
-        "Training loss of all runs, in nats per dimension without the Gaussian constant. Runs at "
+        "Training loss of the runs, in nats per dimension without the Gaussian constant. Runs at "
         "different noise levels are on different scales.",
-        existing(
-            FLOPs=run_figures.loss_curves(runs, curves, "flops"),
-            images=run_figures.loss_curves(runs, curves, "images"),
-        ),
+        figures,
         tabs=True,
         empty="No run has written a loss curve yet.",
     )
@@ -29,21 +36,24 @@ def curves(material: Material) -> Section:
 def best_samples(material: Material) -> Picture | None:
     """Return the samples of lowest KID, each run drawn at its best setting."""
     best = best_setting(material.scored).sort_values("kid")
-    files = sample_pictures(material.study)
     for _, run in best.iterrows():
-        path = files.get(run_and_setting(run))
+        path = sample_pictures(material.study, [run["run_id"]]).get(run_and_setting(run))
         if path:
             note = f"{setting_in_words(run)} · KID {number(run['kid'])} · {bits(run['bpd'])} bits"
             return embedded(path, run["name"], note)
     return None
 
 
-def table() -> Section:
-    """Show every run."""
+def table(material: Material) -> Section:
+    """Show every run, or those of the most compute."""
+    total = len(material.table)
+    shown = "Failed ones too."
+    if total > TABLE_ROWS:
+        shown = f"The {TABLE_ROWS:,} runs of the most compute, of {total:,}; the CSV has all."
     return Section(
         "runs",
         "All runs",
-        "Failed ones too. Click a heading to sort. The note says why no law uses a run.",
+        f"{shown} Click a heading to sort. The note says why no law uses a run.",
         {},
         partial="runs.html.j2",
     )
