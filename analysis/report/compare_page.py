@@ -8,8 +8,8 @@ import pandas as pd
 
 from analysis.comparison import Compared, Comparison
 from analysis.comparison_words import conclusions, details, reservations
-from analysis.report.section import Chapter, Table
-from analysis.report.sections.compare import sections
+from analysis.report.section import Table
+from analysis.report.sections.compare import chapters
 from analysis.report.template import fill
 from analysis.study import note_of
 from tarflow.human import MISSING, bits, count, power
@@ -40,7 +40,7 @@ def write_comparison(page: Path, comparison: Comparison) -> None:
         reservations=reservations(comparison),
         studies=_studies(comparison),
         notes={study.name: note_of(study.settings) for study in comparison.studies},
-        chapters=[Chapter("", "", "", tuple(sections(comparison)))],
+        chapters=chapters(comparison),
     )
     write_text(page, html)
 
