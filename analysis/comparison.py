@@ -1,7 +1,7 @@
 """Compare studies of the same images: at equal compute, at equal quality, and run by run.
 
 Bits are bits per dimension; lower is better. The first study is the one others are compared with.
-Legend: `n` pairs of runs, `R` draws.
+Legend: `R` draws of a law.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,12 @@ class Compared:
     settings: Mapping[str, Any]  # study.yaml; empty if there is none
     findings: Findings
     frontier: Frontier | None  # lowest bits of every budget; None with too few runs
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The finished runs that laws read or an ablation compares; without those, all."""
+        findings = self.findings
+        return findings.compared if len(findings.compared) else findings.finished
 
     @property
     def best(self) -> float:

@@ -11,16 +11,25 @@ BITS = "bits per dimension"
 
 
 def conclusions(contrast: Contrast) -> list[str]:
-    """Return the answer to "which study is better?", by the laws and run by run."""
-    lines = [_at_equal_compute(contrast.equal, contrast)] if contrast.equal else []
-    lines += [reach_in_words(item) for item in contrast.savings]
-    return lines + ([_run_by_run(contrast)] if len(contrast.pairs.rows) else [])
+    """Return which study is better, by the laws and run by run; what is clear comes first."""
+    lines = []
+    if contrast.equal:
+        clear = excludes(contrast.equal.interval, 0)
+        lines.append((clear, _at_equal_compute(contrast.equal, contrast)))
+    lines += [(excludes(i.interval, 1), reach_in_words(i)) for i in contrast.savings]
+    if len(contrast.pairs.rows):
+        lines.append((excludes(contrast.pairs.interval, 0), _run_by_run(contrast)))
+    return [line for _, line in sorted(lines, key=lambda pair: not pair[0])]
 
 
 def details(contrast: Contrast) -> list[str]:
-    """Return the other way round, and cautions."""
-    lines = [reach_in_words(item) for item in contrast.reaches if item not in contrast.savings]
-    return lines + [item.caution for item in contrast.reaches if item.caution]
+    """Return how much compute the reach the other way round takes."""
+    return [reach_in_words(item) for item in contrast.reaches if item not in contrast.savings]
+
+
+def excludes(ends: Interval, value: float) -> bool:
+    """Tell whether a value lies outside an interval."""
+    return not ends[0] <= value <= ends[1]
 
 
 def in_sentences(comparison: Comparison) -> list[str]:
@@ -38,8 +47,7 @@ def reservations(comparison: Comparison) -> list[str]:
         one, two = contrast.first, contrast.second
         columns = ("noise_type", "noise_std", "bpd_kind", "classes")
         noise_type, noise, kind, classes = (
-            [set(study.findings.finished[column].dropna()) for study in (one, two)]
-            for column in columns
+            [set(study.runs[column].dropna()) for study in (one, two)] for column in columns
         )
         names = f"{one.name} and {two.name}"
         if noise[0] != noise[1] or noise_type[0] != noise_type[1]:
@@ -68,7 +76,7 @@ def reservations(comparison: Comparison) -> list[str]:
 def _at_equal_compute(equal: EqualCompute, contrast: Contrast) -> str:
     one, two = contrast.first.name, contrast.second.name
     at, (low, high) = f"{power(equal.flops)} FLOPs", equal.interval
-    if low <= 0 <= high and not missing(high - low):
+    if not excludes(equal.interval, 0) and not missing(high - low):
         ends = interval(equal.interval, signed_difference)
         return (
             f"At equal compute, {at}, these runs do not tell {two} from {one}: their difference "
@@ -88,9 +96,10 @@ def reach_in_words(reach: Reach) -> str:
     goal = f"{_possessive(reach.reached)} best ({at})"
     low, high = reach.interval
     if reach.ratio == np.inf:
+        least = min(reach.limit, low) if low > 0 else reach.limit
         return (
             f"The cheapest budget of {reach.reaching} reaches {goal}: it needs at least "
-            f"{times(min(reach.limit, low) if low > 0 else reach.limit)} less compute."
+            f"{times(least)} less compute."
         )
     if reach.ratio == 0:
         bound = f": it takes at least {times(1 / high)} more compute" if 0 < high < 1 else ""
@@ -98,19 +107,20 @@ def reach_in_words(reach: Reach) -> str:
             f"By its law, {reach.reaching} does not reach {goal} with {BEYOND:g} times its "
             f"largest budget{bound}."
         )
-    if missing(low) or low < 0:
-        known = " (too few runs for an interval)"
-        return f"{reach.reaching} reaches {goal} with {_more_or_less(reach.ratio)}{known}."
-    if low >= 1 or high <= 1:
-        return (
-            f"{reach.reaching} reaches {goal} with {_more_or_less(reach.ratio)} "
-            f"({_ends(reach.interval)})."
-        )
+    caution = f" {reach.caution}" if reach.caution else ""
+    return f"{reach.reaching} reaches {goal} with {_compute(reach)}.{caution}"
+
+
+def _compute(reach: Reach) -> str:
+    """Return how much less or more compute a study needs, with the interval."""
+    low, high = reach.interval
+    if missing(low):
+        return f"{_more_or_less(reach.ratio)} (too few runs for an interval)"
+    if excludes(reach.interval, 1):
+        return f"{_more_or_less(reach.ratio)} ({_ends(reach.interval)})"
     less = f"{times(high)} less" if np.isfinite(high) else "any amount less"
     more = f"{times(1 / low)} more" if low else "any amount more"
-    return (
-        f"{reach.reaching} reaches {goal} with about the same compute: between {more} and {less}."
-    )
+    return f"about the same compute: between {more} and {less}"
 
 
 def _possessive(name: str) -> str:
@@ -168,7 +178,7 @@ def _run_by_run(contrast: Contrast) -> str:
     low, high = contrast.pairs.interval
     if len(rows) == 1:
         return f"{same}{better} is better by {gap} in the one run that both trained."
-    if low <= 0 <= high:
+    if not excludes((low, high), 0):
         ends = interval((low, high), signed_difference)
         return (
             f"{same}the {trained} do not tell {names[0]} from {names[1]}: on average they differ "

@@ -1,5 +1,6 @@
 """A comparison of studies as one HTML page."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import pandas as pd
 
 from analysis.comparison import Compared, Comparison
 from analysis.comparison_words import conclusions, details, reservations
-from analysis.report.section import Chapter, Table
-from analysis.report.sections.compare import sections
+from analysis.report.section import Table
+from analysis.report.sections.compare import chapters
 from analysis.report.template import fill
 from analysis.study import note_of
-from tarflow.human import bits, count, power
+from tarflow.human import MISSING, bits, count, power
 from tarflow.record import write_text
 
 
@@ -32,32 +33,34 @@ def write_comparison(page: Path, comparison: Comparison) -> None:
         kind="Comparison of TarFlow scaling studies",
         name=" · ".join(names),
         facts=f"{len(names)} studies of the same images",
-        command=f"python -m analysis compare {' '.join(names)}",
+        command=f"python -m analysis compare {' '.join(map(shlex.quote, names))}",
         data={},
         leading=[line for contrast in contrasts for line in conclusions(contrast)],
         others=[line for contrast in contrasts for line in details(contrast)],
         reservations=reservations(comparison),
         studies=_studies(comparison),
         notes={study.name: note_of(study.settings) for study in comparison.studies},
-        chapters=[Chapter("", "", "", tuple(sections(comparison)))],
+        chapters=chapters(comparison),
     )
     write_text(page, html)
 
 
 def _studies(comparison: Comparison) -> Table:
     rows = tuple(_study(study) for study in comparison.studies)
-    columns = ("study", "finished runs", "sizes", "budgets", "best bits per dimension")
+    columns = ("study", "finished runs", "sizes", "budgets", "best run", "law at largest budget")
     return Table(columns, rows)
 
 
 def _study(study: Compared) -> tuple[str, ...]:
-    runs = study.findings.compared if len(study.findings.compared) else study.findings.finished
+    runs = study.runs
+    law = study.frontier
     return (
         study.name,
         str(len(study.findings.finished)),
         _range(count, runs["params"]),
         _range(power, runs["flops"]),
         bits(study.best),
+        bits(float(law.at(law.largest)[0, 0])) if law else MISSING,
     )
 
 

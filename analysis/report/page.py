@@ -12,7 +12,7 @@ from analysis.budgets import plans
 from analysis.findings import Findings, find
 from analysis.forecast import read_ledger
 from analysis.report import run_data
-from analysis.report.section import Chapter, Material
+from analysis.report.section import Chapter, Material, Section
 from analysis.report.sections import ablation, budget, laws, ledger, quality, runs, samples
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
@@ -60,22 +60,8 @@ def render(
         seed: Seed of the draws.
         live: Let the page reload itself, as the study is going on.
     """
-    scored = findings.finished.merge(
-        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
-    )
-    advice = _advice(findings)
-    material = Material(
-        study=study,
-        table=table,
-        scored=scored,
-        findings=findings,
-        plans=plans(findings, scored),
-        reference=record.read_json(study / "reference.json") or {},
-        outcome=record.read_json(study / "outcome.json") or {},
-        seed=seed,
-        advice=advice,
-    )
-    summary = summarise(findings, table, scored, advice)
+    material = material_of(study, table, evaluations, findings, seed)
+    summary = summarise(findings, table, material.scored, material.advice)
     shown = chapters(material)
     return fill(
         "report.html.j2",
@@ -97,6 +83,30 @@ def render(
         runs=run_data.run_rows(material),
         filters=run_data.filters(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),
+    )
+
+
+def material_of(
+    study: Path,
+    table: pd.DataFrame,
+    evaluations: pd.DataFrame,
+    findings: Findings,
+    seed: int,
+) -> Material:
+    """Return what the sections of a study's page are made from; arguments as of `render`."""
+    scored = findings.finished.merge(
+        evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
+    )
+    return Material(
+        study=study,
+        table=table,
+        scored=scored,
+        findings=findings,
+        plans=plans(findings, scored),
+        reference=record.read_json(study / "reference.json") or {},
+        outcome=record.read_json(study / "outcome.json") or {},
+        seed=seed,
+        advice=_advice(findings),
     )
 
 
@@ -149,6 +159,11 @@ def chapters(material: Material) -> list[Chapter]:
     ]
     without_laws = compared and material.findings.runs.empty
     return [item for item in shown if not without_laws or item.key not in ("next", "trust")]
+
+
+def all_sections(material: Material) -> list[Section]:
+    """Return the first screen's section and those of every chapter, in reading order."""
+    return [laws.law(material), *(s for item in chapters(material) for s in item.sections)]
 
 
 def _with_samples(shown: list[Chapter]) -> set[str]:

@@ -16,7 +16,8 @@ from analysis.findings import find
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    return plant(tmp_path_factory.mktemp("one") / "digits")
+    """A study with a search, whose runs vary the noise and have no partner elsewhere."""
+    return plant(tmp_path_factory.mktemp("one") / "digits", search=3)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_pairs_share_images_and_know_their_differences(first, second):
     lines = in_sentences(comparison)
     assert lines[0].startswith("digits is better than digits-old by 0.0")
     assert "digits is better than digits-old in 21 of the 21 runs" in "".join(lines)
+    assert "different noise" not in "".join(lines)
 
 
 def test_settings_that_differ_are_listed_by_name(first, tmp_path):

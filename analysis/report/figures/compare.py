@@ -28,7 +28,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
         reaches: What to mark with a line from one law to the other.
     """
     shown = figure(FLOPS, BPD, height=520)
-    runs = [_runs(study) for study in studies]
+    runs = [study.runs for study in studies]
     reach = (min(r["flops"].min() for r in runs), max(r["flops"].max() for r in runs))
     for position, study in enumerate(studies):
         if study.frontier is not None:
@@ -36,7 +36,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
     for position, (study, rows) in enumerate(zip(studies, runs, strict=True)):
         shown.add_trace(
             dots(
-                rows,
+                theme.thinned(shown, rows),
                 "flops",
                 "bpd",
                 partial(_run_in_words, study=study.name),
@@ -48,11 +48,6 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
     for item in reaches:
         _saved(shown, item)
     return shown.update_xaxes(log_axis(reach))
-
-
-def _runs(study: Compared) -> pd.DataFrame:
-    findings = study.findings
-    return findings.compared if len(findings.compared) else findings.finished
 
 
 def _run_in_words(row: "pd.Series[float]", study: str) -> str:
@@ -106,7 +101,7 @@ def differences(contrast: Contrast) -> go.Figure | None:
         return None
     shown = figure(FLOPS, f"{contrast.second.name} − {contrast.first.name}, {BPD}", height=420)
     shown.add_hline(y=0, line={"color": SOFT, "width": 1})
-    sizes = theme.by_size(rows.sort_values(["flops", "seed"]))
+    sizes = theme.by_size(theme.thinned(shown, rows.sort_values(["flops", "seed"])))
     for position, (params, colour, group) in enumerate(sizes):
         symbol = theme.SYMBOLS[position % len(theme.SYMBOLS)]
         trace = dots(

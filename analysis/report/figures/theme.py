@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import plotly.io
 from numpy.typing import ArrayLike
 
+from tarflow.errors import UserError
 from tarflow.human import bits, count, number, power
 
 # Placeholders: report.js replaces them with the colours of the current scheme.
 INK, SOFT, GRID, PAPER, LAW = "#010101", "#020202", "#030303", "#040404", "#050505"
+
+PLACEHOLDERS = (INK, SOFT, GRID, PAPER, LAW)
+SCHEMES = {  # their colours outside a page, those of report.css
+    "light": ("#1c2126", "#66707a", "#e3e6e9", "#ffffff", "#0072b2"),
+    "dark": ("#e4e7ea", "#9aa4ad", "#2d343a", "#14181b", "#56b4e9"),
+}
 
 # Okabe and Ito 2008: distinguishable for colour-blind readers, on light and dark backgrounds.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -72,6 +80,26 @@ def figure(x: str, y: str, height: int = 440) -> go.Figure:
     """Return an empty figure with named axes."""
     empty = go.Figure(layout={"template": TEMPLATE, "height": height})
     return empty.update_xaxes(title_text=x).update_yaxes(title_text=y)
+
+
+def in_scheme(drawn: go.Figure, scheme: str = "light") -> go.Figure:
+    """Return a figure in the colours of a scheme on its own paper, to show outside a page.
+
+    Args:
+        drawn: A figure with placeholder colours.
+        scheme: light or dark.
+
+    Raises:
+        UserError: If there is no such scheme.
+    """
+    if scheme not in SCHEMES:
+        raise UserError(f"there is no colour scheme '{scheme}': choose {' or '.join(SCHEMES)}")
+    text = str(drawn.to_json())
+    for placeholder, colour in zip(PLACEHOLDERS, SCHEMES[scheme], strict=True):
+        text = text.replace(placeholder, colour)
+    paper = SCHEMES[scheme][PLACEHOLDERS.index(PAPER)]
+    shown: go.Figure = plotly.io.from_json(text)
+    return shown.update_layout(paper_bgcolor=paper, plot_bgcolor=paper)
 
 
 def stride(count: int, most: int = MOST) -> int:

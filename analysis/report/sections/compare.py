@@ -1,16 +1,20 @@
 """The sections of the page that compares studies."""
 
 from analysis.comparison import Comparison, Contrast, interval_of_pair
-from analysis.comparison_words import signed_difference
+from analysis.comparison_words import excludes, signed_difference
 from analysis.laws.intervals import LEVEL
 from analysis.report.figures import compare as figures
-from analysis.report.section import Section, Table
+from analysis.report.section import Chapter, Section, Table
 from tarflow.human import MISSING, bits, interval, percent
 
 
-def sections(comparison: Comparison) -> list[Section]:
-    """Return every section in reading order."""
-    return [_laws(comparison), *map(_pairs, comparison.contrasts), _settings(comparison)]
+def chapters(comparison: Comparison) -> list[Chapter]:
+    """Return every chapter in reading order."""
+    better = (_laws(comparison), *map(_pairs, comparison.contrasts))
+    return [
+        Chapter("better", "Which study is better?", "Better", better),
+        Chapter("apart", "What sets the studies apart?", "Settings", (_settings(comparison),)),
+    ]
 
 
 def pair_tables(comparison: Comparison) -> list[Table]:
@@ -19,14 +23,15 @@ def pair_tables(comparison: Comparison) -> list[Table]:
 
 
 def _laws(comparison: Comparison) -> Section:
-    reaches = [item for contrast in comparison.contrasts for item in contrast.savings]
+    savings = [item for contrast in comparison.contrasts for item in contrast.savings]
+    clear = [item for item in savings if excludes(item.interval, 1)]
     return Section(
         "law",
-        "Which study is better at equal compute?",
+        "Loss against compute",
         "Each point is a finished run. A line is the law of a study: its lowest bits at every "
         f"budget, with the best size; the band is its {percent(LEVEL)} interval. Lower is better. "
-        "A level bar between two laws shows how much compute one saves at equal quality.",
-        {"law": figures.laws(comparison.studies, reaches)},
+        "A level bar between two laws shows how much compute one clearly saves at equal quality.",
+        {"law": figures.laws(comparison.studies, clear)},
     )
 
 
@@ -71,8 +76,8 @@ def _settings(comparison: Comparison) -> Section:
     )
     return Section(
         "settings",
-        "What sets the studies apart?",
-        "The settings of study.yaml that differ."
+        "Settings that differ",
+        "Those of study.yaml."
         + (f" There is no readable study.yaml of {' and '.join(missing)}." if missing else ""),
         {},
         tables=(Table(tuple(table.columns), rows),) if rows else (),

@@ -13,6 +13,7 @@ from synthetic import plant
 
 from analysis.report.figures.runs import loss_curves
 from analysis.report.page import write_report
+from analysis.study import read_study
 from tarflow.record import EVALUATIONS, RUNS
 
 COPIES = 67  # of 18 runs
@@ -59,7 +60,7 @@ def test_the_csv_of_a_long_study_has_every_run(report):
 
 
 def test_long_loss_curves_are_thinned_and_say_so(tmp_path):
-    runs = pd.read_parquet(plant(tmp_path, limit=2) / "runs.parquet")
+    runs, _ = read_study(plant(tmp_path, limit=2))
     images = np.arange(1, 1001)
     curve = pd.DataFrame({"images": images, "flops": 1e6 * images, "loss": 1 + 1 / images})
     shown = loss_curves(runs, dict.fromkeys(runs["run_id"], curve), "images")
