@@ -69,7 +69,7 @@ def own_machine(runs: pd.DataFrame) -> Machine | None:
 
 
 def _accelerators(name: str, devices: int) -> Machine:
-    device = cost.ACCELERATORS[name]
+    device, price = cost.ACCELERATORS[name], cost.price_of(name)
     cluster = smallest_cluster(device, devices)
 
     def seconds(config: RunConfig) -> float | None:
@@ -79,7 +79,7 @@ def _accelerators(name: str, devices: int) -> Machine:
 
     basis = (
         "Training time predicted from the data sheet of the device by a model that was checked on "
-        f"an H100 only; list price ${device.price:g} per device and hour."
+        f"an H100 only; price ${price.hourly:g} per device and hour, {price.basis}."
     )
     label = name if devices == 1 else f"{devices} x {name}"
-    return Machine(label, devices * device.price, seconds, basis)
+    return Machine(label, devices * price.hourly, seconds, basis)

@@ -101,7 +101,7 @@ def compare(name: str, config: RunConfig, rounds: int) -> float:
 
 def predict(config: RunConfig, alone: float, link: float, latency: float) -> float:
     """Predict the seconds of a step of two workers from those of one worker alone."""
-    device = Accelerator({"float32": 1e9, "bfloat16": 1e9}, 1e12, 0.0, 1e9, link)
+    device = Accelerator({"float32": 1e9, "bfloat16": 1e9}, 1e12, 1e9, link)
     mfu = cost.training_flops(config.model) * config.batch / 2 / alone / 1e9
     cluster = Cluster(device=device, per_node=2, link_latency=latency)
     return step_time(config, cluster, mfu).seconds

@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,25 @@ from ray import tune
 from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console
 
 from sweeps.cluster import Cluster
+from sweeps.failures import commonest, transient
 from sweeps.lease import Lease
+from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
 from sweeps.progress import Progress
 from sweeps.space import WORST
 from sweeps.study import PlannedRun
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
 
 RETRIES = 2  # of a run whose process dies again and again at the same image
-FIRST_FAILURES = 4  # failures before any success that mean a sick machine: stop
+AVOIDED = "avoided"  # key of a trial's config: node ids of machines that it must not use
+FAILURES = 4  # in a row that mean that the rest would fail as well: stop
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class BatchContext:
     console: Console
     page: LivePage
     seed: int = 0  # of a search's suggestions
-    deadline: float | None = None  # on the monotonic clock; what has not ended then is stopped
+    limits: Limits = NO_LIMITS
+    used: float = 0.0  # device-seconds that earlier batches of the command have used
 
 
 @dataclass(frozen=True)
@@ -48,19 +54,23 @@ class Outcome:
 
     rows: tuple[Mapping[str, Any], ...]  # of the tasks that ended here, done or failed
     left: int  # number of tasks that did not end
+    missing: tuple[str, ...]  # names of those of them that are known
     stopped: str  # why the rest was not carried out; empty if everything was
     device_seconds: float  # spent here on training and evaluation
     devices: float  # of the cluster
     device: str  # what runs occupy: core or GPU
+    occupied: float  # seconds times devices of all tasks, failed ones and their starts included
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
             rows=self.rows + other.rows,
             left=self.left + other.left,
+            missing=self.missing + other.missing,
             stopped=self.stopped or other.stopped,
             device_seconds=self.device_seconds + other.device_seconds,
             devices=self.devices,
             device=self.device,
+            occupied=self.occupied + other.occupied,
         )
 
     @property
@@ -77,11 +87,21 @@ class NotPickled:
 
 
 class StopConditions(NotPickled, tune.Stopper):
-    """Stops a batch: a user's mistake, a lost lease, the deadline, or a sick machine."""
+    """Stops a batch: a user's mistake, a lost lease, a limit, or failures in a row."""
 
-    def __init__(self, progress: Progress, context: BatchContext) -> None:
-        self.progress, self.context = progress, context
+    def __init__(
+        self, progress: Progress, context: BatchContext, devices: Callable[[RunConfig], float]
+    ) -> None:
+        """Watch over a batch.
+
+        Args:
+            progress: Its progress.
+            context: What all batches of the command share.
+            devices: Returns the devices that a task of a config occupies.
+        """
+        self.progress, self.context, self.devices = progress, context, devices
         self.reason = ""
+        self.too_tight = ""  # the option whose limit the last task that may not start would pass
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stop a single run: that would leave a hole in the study."""
@@ -90,23 +110,56 @@ class StopConditions(NotPickled, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Tell whether to stop, and remember why."""
-        failed, deadline = len(self.progress.failed), self.context.deadline
+        rows, limits = list(self.progress.rows.values()), self.context.limits
         if self.progress.mistake:
             self.reason = str(self.progress.mistake)
         elif self.context.lease.lost:
             self.reason = "another driver has taken the folder over"
-        elif deadline is not None and time.monotonic() > deadline:
-            self.reason = "the time of --max-hours is used up"
-        elif failed == len(self.progress.rows) >= FIRST_FAILURES:
-            self.reason = f"the first {failed} runs all failed"
+        elif option := limits.passed(time.time(), self.context.used + self.occupied()):
+            self.reason = f"{option} is used up"
+        elif len(rows) >= FAILURES and (errors := last_errors(rows)):
+            which = "first" if len(errors) == len(rows) else "last"
+            self.reason = f"the {which} {len(errors)} runs all failed, {commonest(errors)}"
         return bool(self.reason)
 
-    def outcome(self, device_seconds: float, on_gpus: bool) -> Outcome:
+    def occupied(self) -> float:
+        """Return the device-seconds that the tasks of this batch have used so far."""
+        progress = self.progress
+        seconds = {**progress.seconds, **progress.seconds_since_start()}
+        return sum(
+            passed * self.devices(progress.tasks[name].config)
+            for name, passed in seconds.items()
+            if name in progress.tasks
+        )
+
+    def allows(self, devices: float, name: str = "") -> bool:
+        """Tell whether a task may start: it and what runs should end within the limits.
+
+        Args:
+            devices: Devices that the task occupies.
+            name: Name of the task; empty if it is not known in advance.
+        """
+        progress, limits = self.progress, self.context.limits
+        seconds = progress.cautious_seconds(name)
+        running = sum(
+            max(progress.cautious_seconds(task) - passed, 0.0)
+            * self.devices(progress.tasks[task].config)
+            for task, passed in progress.seconds_since_start().items()
+        )
+        used = self.context.used + self.occupied() + running + seconds * devices
+        option = limits.passed(time.time() + seconds, used)
+        self.too_tight = option or self.too_tight
+        return not option
+
+    def outcome(
+        self, device_seconds: float, on_gpus: bool, missing: tuple[str, ...] = ()
+    ) -> Outcome:
         """Return how the batch went, at its end.
 
         Args:
             device_seconds: Seconds spent, times the devices that were occupied.
             on_gpus: Whether these devices are GPUs; otherwise they are cores.
+            missing: Names of the tasks that did not end, if they are known.
 
         Raises:
             UserError: The mistake that a worker found.
@@ -117,7 +170,25 @@ class StopConditions(NotPickled, tune.Stopper):
         rows = tuple(progress.rows.values())
         devices, device = (cluster.gpus, "GPU") if on_gpus else (cluster.cpus, "core")
         left = progress.total - len(rows)
-        return Outcome(rows, left, self.reason, device_seconds, devices, device)
+        stopped = self.reason
+        if left and not stopped and self.too_tight:
+            stopped = f"{WOULD_PASS} {self.too_tight}"
+        return Outcome(
+            rows, left, missing, stopped, device_seconds, devices, device, self.occupied()
+        )
+
+
+def last_errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the errors of all runs so far, or of the last few; empty unless all of these failed.
+
+    After the first success, only errors count for which the machines are to blame.
+    """
+    errors = [row["error"] for row in rows if row["status"] == "failed"]
+    if len(errors) == len(rows):
+        return errors
+    last = rows[-FAILURES:]
+    failed = all(row["status"] == "failed" and transient(row["error"]) for row in last)
+    return errors[-FAILURES:] if failed else []
 
 
 class ProgressCallback(NotPickled, tune.Callback):
@@ -153,7 +224,10 @@ class ProgressCallback(NotPickled, tune.Callback):
     def on_trial_result(  # type: ignore[override]
         self, *, trial: Trial, result: dict[str, Any], **_: Any
     ) -> None:
-        """Note how far the run has come."""
+        """Note where the run has started, or how far it has come."""
+        if "node" in result:
+            run_id = self.task_of(trial.config).run_id
+            self.progress.machines.started(run_id, result["node"], result["hostname"])
         if "images" in result:
             self.progress.report(self.task_of(trial.config), result)
 
@@ -166,14 +240,18 @@ class ProgressCallback(NotPickled, tune.Callback):
     def on_trial_recover(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Say that the run resumes; only deaths without progress in between count as retries."""
         task = self.task_of(trial.config)
-        if isinstance(mistake := cause_of(error_of(trial)), UserError):
-            self.progress.mistake = mistake
+        cause = cause_of(error_of(trial))
+        if isinstance(cause, UserError):
+            self.progress.mistake = cause
             return
         images = self.progress.latest.get(task.run_id, {}).get("images", 0)
         if images > self.reached.get(task.run_id, 0):
             trial.run_metadata.num_failures = 1
         self.reached[task.run_id] = images
-        self.progress.note(f"{task.label}: its process died; resuming from its last checkpoint")
+        self.progress.lost(task, cause)
+        if avoided := self.progress.machines.avoided(task.run_id):
+            needs: Any = trial.placement_group_factory
+            trial.update_resources(placement(needs.required_resources, avoided))
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Record the failure; a user's mistake ends the batch."""
@@ -220,7 +298,8 @@ def record_death(run: PlannedRun, out: Path, error: Exception, progress: Progres
         progress.mistake = cause
         return
     cause.add_note(str(error))
-    row = record_failure(run.config, out / "runs" / run.run_id, run.role, run.label, cause)
+    folder, host = out / "runs" / run.run_id, progress.machines.name_of(run.run_id)
+    row = record_failure(run.config, folder, run.role, run.label, cause, host)
     progress.end(run, row)
 
 
@@ -245,15 +324,47 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
+class HealthyMachines(NotPickled, SearchGenerator):
+    """Makes the trials that a searcher suggests, each with the sick machines that it avoids."""
+
+    def __init__(self, search: Searcher, progress: Progress) -> None:
+        super().__init__(ConcurrencyLimiter(search, max_concurrent=progress.slots))
+        self.progress = progress
+
+    def next_trial(self) -> Trial | None:
+        """Return the next trial; None if there is none now."""
+        trial: Trial | None = super().next_trial()  # type: ignore[no-untyped-call]
+        if trial and (sick := self.progress.machines.avoided()):
+            trial.config[AVOIDED] = sick  # makes its resources
+        return trial
+
+
+def placement(needs: Mapping[str, float], avoided: Sequence[str]) -> tune.PlacementGroupFactory:
+    """Return the resources of a trial, on other machines if one of those has them.
+
+    Args:
+        needs: Amounts by Ray's names ("CPU", "GPU").
+        avoided: Node ids of machines to avoid.
+    """
+    able = {
+        node["NodeID"]
+        for node in (ray.nodes() if avoided else ())  # type: ignore[no-untyped-call]
+        if node["Alive"]
+        and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items())
+    }
+    if able <= set(avoided):
+        return tune.PlacementGroupFactory([dict(needs)])
+    others = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+    return tune.PlacementGroupFactory([dict(needs)], bundle_label_selector=[others])
+
+
 def run_trials(
     trainable: Callable[[dict[str, Any]], None],
     needs: Mapping[str, float],
     stop: StopConditions,
     callback: tune.Callback,
-    *,
-    search: Searcher | None = None,
-    space: Mapping[str, Any] | None = None,
-    samples: int = 1,
+    search: Searcher,
+    samples: int,
 ) -> None:
     """Carry out Tune trials side by side, quietly. Ray's own files are thrown away.
 
@@ -262,18 +373,18 @@ def run_trials(
         needs: Resources of one trial.
         stop: Stop conditions of the batch; its progress knows the number of trials at a time.
         callback: Observes the trials.
-        search: Suggests configs; without it, `space` is walked through in order.
-        space: Tune's search space.
-        samples: Number of trials, or of repeats of the whole space.
+        search: Suggests configs.
+        samples: Most trials.
     """
+    amounts = {name.upper(): amount for name, amount in needs.items()}
     with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
-            tune.with_resources(trainable, dict(needs)),
-            param_space=dict(space or {}),
+            tune.with_resources(
+                trainable, lambda config: placement(amounts, config.get(AVOIDED, ()))
+            ),
             tune_config=tune.TuneConfig(
-                search_alg=search,
+                search_alg=HealthyMachines(search, stop.progress),
                 num_samples=samples,
-                max_concurrent_trials=stop.progress.slots,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -293,7 +404,8 @@ def run_batch(
     needs: Mapping[str, float],
     progress: Progress,
     callback: tune.Callback,
-    **trials: Any,
+    search: Callable[[StopConditions], Searcher],
+    samples: int,
 ) -> Outcome:
     """Carry out a batch of trials and return how it went.
 
@@ -303,15 +415,20 @@ def run_batch(
         needs: Resources of one trial.
         progress: Progress of the batch, not started yet.
         callback: Observes the trials.
-        trials: Where configs come from; see `run_trials`.
+        search: Makes the searcher of `run_trials`.
+        samples: Most trials.
 
     Raises:
         UserError: If a worker found a user's mistake.
     """
-    stop = StopConditions(progress, context)
+    devices = occupied(needs)
+    stop = StopConditions(progress, context, lambda _: devices)
     with progress, publishing(progress, context.page):
         if progress.total:
-            run_trials(trainable, needs, stop, callback, **trials)
-    on_gpus = "gpu" in needs
-    occupied = needs["gpu" if on_gpus else "cpu"]
-    return stop.outcome(occupied * sum(progress.seconds.values()), on_gpus)
+            run_trials(trainable, needs, stop, callback, search(stop), samples)
+    return stop.outcome(devices * sum(progress.seconds.values()), "gpu" in needs)
+
+
+def occupied(needs: Mapping[str, float]) -> float:
+    """Return the number of GPUs, or else of cores, that a trial occupies."""
+    return needs.get("gpu", needs["cpu"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeps.study import PlannedRun
+from tarflow.config import RunConfig
 from tarflow.record import read_json
 from tarflow.train.checkpoint import checkpoint_name, remove_checkpoints, saved_images
 from tarflow.train.schedule import shared_images
@@ -73,9 +74,9 @@ def with_branch_points(
     return [replace(run, branch_points=frozenset(waiting.get(run.run_id, ()))) for run in runs]
 
 
-def checkpoint_saved(run: PlannedRun, images: int, out: Path) -> bool:
+def checkpoint_saved(config: RunConfig, images: int, out: Path) -> bool:
     """Tell whether the shared checkpoint of a run's family after these images is on disk."""
-    return images in saved_images(trunk_folder(run.config, out))
+    return images in saved_images(trunk_folder(config, out))
 
 
 def remove_trunks(runs: Iterable[PlannedRun], done: Collection[str], out: Path) -> None:

@@ -19,7 +19,9 @@ import tyro
 from rich.console import Console, RenderableType
 from tyro.conf import arg
 
+from sweeps.failures import by_machine, transient
 from sweeps.lease import lease
+from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.plan import Plan
 from sweeps.presets import IMPORTS, PRESETS, description, how_to_import
 from sweeps.study import Study, resolve_precision, resolve_study
@@ -74,7 +76,16 @@ class Command(ABC):
     todo: bool = True  # whether anything is left to run
     extra_seconds: float = 0.0  # expected wall time beyond that of the plan
     seed: int = 0  # of a search's suggestions
-    max_hours: float | None = None  # stops what has not ended after this time
+    limits: Limits = NO_LIMITS
+
+    @property
+    def expected(self) -> dict[str, float]:
+        """Seconds that the command should take, and device-seconds that its runs occupy."""
+        plan = self.plan
+        return {
+            "wall_seconds": plan.wall_seconds + self.extra_seconds,
+            "device_seconds": 3600 * plan.device_hours + self.extra_seconds * plan.devices,
+        }
 
     @abstractmethod
     def begin(self) -> None:
@@ -145,9 +156,16 @@ def drive(options: Options, command: Command) -> int:
 
 
 def console_for_people() -> Console:
-    """Return standard output, where names are printed as they are."""
-    width = None if sys.stdout.isatty() else 120
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    """Return standard output, where names are printed as they are.
+
+    A terminal without a size, as `ray submit` makes one for a log, is no terminal: nobody sees it
+    repainted.
+    """
+    terminal = sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    width = None if terminal else 120
+    return Console(
+        width=width, force_terminal=terminal, highlight=False, markup=False, emoji=False
+    )
 
 
 def confirmed() -> bool:
@@ -162,7 +180,6 @@ def execute(command: Command, console: Console) -> int:
         The exit code: 0, or 1 if some runs failed or did not end.
     """
     started = time.monotonic()
-    deadline = None if command.max_hours is None else started + 3600 * command.max_hours
     outcome = None
     with lease(command.out) as own:
         command.begin()
@@ -174,38 +191,66 @@ def execute(command: Command, console: Console) -> int:
 
             with cluster.join(command.gpus) as joined, LivePage(command.out) as page:
                 outcome = command.run(
-                    BatchContext(command.out, joined, own, console, page, command.seed, deadline)
+                    BatchContext(
+                        command.out, joined, own, console, page, command.seed, command.limits
+                    )
                 )
         record.gather(command.out)
         has_results = command.report(outcome, time.monotonic() - started, console)
     if outcome is None:
-        console.print("every run is done already")
-        return 0
-    close(outcome, time.monotonic() - started, command.out, console)
+        given_up = command.plan.given_up
+        if not given_up:
+            console.print("every run is done already")
+        return 1 if given_up else 0
+    close(outcome, time.monotonic() - started, command, console)
     return 1 if outcome.left or outcome.failed or not has_results else 0
 
 
-def close(outcome: "Outcome", wall: float, out: Path, console: Console) -> None:
-    """Print how a batch went: the time, and what is not done and why.
+def close(outcome: "Outcome", wall: float, command: Command, console: Console) -> None:
+    """Print how a command went: what was expected and spent, and what is not done and why.
 
     Args:
         outcome: How it went.
         wall: Seconds in all.
-        out: Folder of the study.
+        command: The command, which knows what was expected.
         console: Where to print.
     """
     overhead = 1 - outcome.device_seconds / (wall * outcome.devices)
     devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
     console.print(f"{human.seconds(wall)} in all; overhead {human.percent(overhead)} of {devices}")
+    for line in expected_and_spent(outcome, wall, command):
+        console.print(line, soft_wrap=True)
     if outcome.stopped:
-        console.print(f"stopped early: {outcome.stopped}", style="red")
+        console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     for row in outcome.failed:
-        file = out / "runs" / row["run_id"].split("/")[0] / "error.txt"
+        file = command.out / "runs" / row["run_id"].split("/")[0] / "error.txt"
         message = f"failed: {row['label']}: {row['error']} ({file})"
-        console.print(message, style="red")
+        console.print(message, style="red", soft_wrap=True)
+    for line in by_machine(outcome.failed):
+        console.print(line, style="red", soft_wrap=True)
     if count := outcome.left + len(outcome.failed):
         runs = f"{count} run{'s' * (count != 1)}"
-        console.print(f"{runs} not done; run the same command again to retry")
+        names = f": {human.names(outcome.missing)}" if outcome.missing else ""
+        again = "run the same command again to resume"
+        if outcome.stopped.startswith(WOULD_PASS):
+            again += ", with another limit"
+        if outcome.failed and all(not transient(row["error"]) for row in outcome.failed):
+            again += ", with --retry failed to try again what failed"
+        console.print(f"{runs} not done{names}; {again}", soft_wrap=True)
+
+
+def expected_and_spent(outcome: "Outcome", wall: float, command: Command) -> list[str]:
+    """Return lines with the time, device time and money of a command, expected and spent."""
+    expected, price = command.expected, command.plan.price.hourly
+    rows = {
+        "expected": (expected["wall_seconds"], expected["device_seconds"]),
+        "spent": (wall, outcome.occupied),
+    }
+    return [
+        f"{name + ':':10}{human.seconds(seconds)}, {human.device_time(use, outcome.device)}"
+        + (f", {human.money(use / 3600 * price)}" if price else "")
+        for name, (seconds, use) in rows.items()
+    ]
 
 
 def study_folder(out: Path | None, study: Study) -> Path:

@@ -20,6 +20,7 @@ from sweeps.batch import (
     Outcome,
     ProgressCallback,
     ScoringCallback,
+    occupied,
     run_batch,
 )
 from sweeps.cluster import check_shared, slots
@@ -129,8 +130,10 @@ def _search(
             needs,
             progress,
             callback(progress),
-            search=RoundRobinSearcher(searches, progress),
-            samples=WITH_CRASHES * progress.total,
+            lambda stop: RoundRobinSearcher(
+                searches, progress, lambda: stop.allows(occupied(needs))
+            ),
+            WITH_CRASHES * progress.total,
         )
     finally:
         for space, study in studies:
@@ -200,18 +203,32 @@ class RoundRobinSearcher(NotPickled, Searcher):
     The last suggestions may have to wait for running trials, since these may crash.
     """
 
-    def __init__(self, searches: Sequence[Suggester], progress: Progress) -> None:
-        """Take the searches, and the progress that counts their trials."""
+    def __init__(
+        self,
+        searches: Sequence[Suggester],
+        progress: Progress,
+        allowed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Ask these searches.
+
+        Args:
+            searches: Searches that lack trials.
+            progress: Counts the trials.
+            allowed: Tells whether another trial keeps within the limits.
+        """
         super().__init__()
-        self.searches, self.progress = deque(searches), progress
+        self.searches, self.progress, self.allowed = deque(searches), progress, allowed
         self.asked: dict[str, Suggester] = {}
 
     def suggest(self, trial_id: str) -> Any:
         """Ask the next search that lacks trials.
 
         Returns:
-            Parameters; None as long as a running trial may crash; FINISHED after the last.
+            Parameters; None as long as a running trial may crash; FINISHED after the last, or if
+            another one would pass a limit.
         """
+        if not self.allowed():
+            return None if self.asked else Searcher.FINISHED
         for _ in range(len(self.searches)):
             search = self.searches[0]
             self.searches.rotate(-1)

@@ -121,6 +121,7 @@ def publishing(progress: Progress, page: LivePage) -> Iterator[None]:
         told = False
         while True:
             publish()
+            progress.remind()
             if progress.before or progress.rows:
                 page.update((progress.began, len(progress.rows)))
             if page.problem and not told:

@@ -1,21 +1,24 @@
 """The price of a study before launch: runs, FLOPs, memory, seconds, money, and what is done."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
 from sweeps import expect, hardware
 from sweeps.branches import StartPoint, start_points
 from sweeps.expect import Job, Rate, Seconds, timetable
+from sweeps.failures import transient
 from sweeps.sampling import SamplingTask, to_sample
-from sweeps.study import PlannedRun, Study, grid, left_out
+from sweeps.study import PlannedRun, Study, grid, left_out, short
 from tarflow import cost, human, record
 from tarflow.errors import UserError
 
+FAILS_AGAIN = "failed for good"  # state of a run that only another try by the user may save
 STARTING_SECONDS = 12.0  # Ray, imports and the report of a whole study
 
 
@@ -24,7 +27,7 @@ class PlanRow:
     """One run of the plan."""
 
     run: PlannedRun
-    state: str  # done, partly, failed or to do
+    state: str  # done, partly, failed, `FAILS_AGAIN` or to do
     seconds: Seconds  # of the whole run
     left: float  # seconds still to spend
     epochs: float
@@ -54,10 +57,11 @@ class Plan:
     rows: tuple[PlanRow, ...]  # longest expected first
     rate: Rate
     devices: int  # devices that the runs are spread over
-    price: float  # US dollars per device-hour; 0 has no price
+    price: cost.Price  # of a device; 0 if it is not known
     corrected_by: int  # finished runs that corrected the expectation
     spread: float  # relative error of one run's expected seconds
     samplings: Mapping[SamplingTask, float] = field(default_factory=dict)  # missing, with seconds
+    retry: bool = True  # whether to carry out again what fails for good
 
     @property
     def flops(self) -> float:
@@ -72,13 +76,13 @@ class Plan:
     @property
     def device_hours(self) -> float:
         """Device-hours still to spend."""
-        runs = sum(row.device_seconds for row in self.rows)
+        runs = sum(row.device_seconds for row in self.left)
         return (runs + sum(self.samplings.values())) / self.rate.runs_per_device / 3600
 
     @property
     def money(self) -> float:
         """US dollars still to spend."""
-        return self.device_hours * self.price
+        return self.device_hours * self.price.hourly
 
     @property
     def wall_seconds(self) -> float:
@@ -106,8 +110,14 @@ class Plan:
 
     @property
     def left(self) -> tuple[PlanRow, ...]:
-        """Rows of the runs that are not done."""
-        return tuple(row for row in self.rows if row.state != "done")
+        """Rows of the runs that are to be carried out."""
+        over = {"done"} if self.retry else {"done", FAILS_AGAIN}
+        return tuple(row for row in self.rows if row.state not in over)
+
+    @property
+    def given_up(self) -> int:
+        """Number of runs that have failed and are not tried again."""
+        return 0 if self.retry else sum(row.state == FAILS_AGAIN for row in self.rows)
 
 
 def make_plan(
@@ -126,7 +136,8 @@ def make_plan(
         devices: Devices to spread runs over; by default this machine's GPUs, or else its cores.
             For a named accelerator the default is 8, or as many as a run asks for.
         accelerator: Name in `cost.ACCELERATORS`; by default the study's, or else this machine.
-        price: US dollars per device-hour; by default the list price of the named accelerator.
+        price: US dollars per device-hour; by default the user's for the device, or else the list
+            price of the named accelerator.
         runs: Runs to price; by default the grid of the study.
 
     Raises:
@@ -145,7 +156,6 @@ def make_plan(
         if device
         else expect.core_rate()
     )
-    listed = cost.ACCELERATORS[named].price if named else 0.0
     largest = max((run.config.execution.workers for run in runs), default=1)
     names = sorted(path.name for path in (out / "runs").glob("*"))
     done = {name: row for name in names if (row := finished(out, name))}
@@ -169,11 +179,22 @@ def make_plan(
         rows=tuple(sorted(rows, key=lambda row: -row.seconds.total)),
         rate=rate,
         devices=devices or (max(8, largest) if named else len(local) or hardware.cores()),
-        price=listed if price is None else price,
+        price=price_of(price, named, device or cost.CORE),
         corrected_by=len(done),
         spread=correction.spread,
         samplings={task: sampling_seconds(task, rate) * correction.evaluate for task in tasks},
     )
+
+
+def price_of(asked: float | None, named: str, device: str) -> cost.Price:
+    """Return the price of a device: as asked, or the user's, or that of a named accelerator.
+
+    This machine costs nothing unless the user says otherwise.
+    """
+    if asked is not None:
+        return cost.Price(asked, "--price")
+    own = cost.own_prices().get(device, 0.0)
+    return cost.price_of(named) if named else cost.Price(own, "your price")
 
 
 def sampling_seconds(task: SamplingTask, rate: Rate) -> float:
@@ -191,7 +212,10 @@ def state(out: Path, run: PlannedRun, start: StartPoint) -> str:
     """Return the state of a run that is not done."""
     if start.images > start.inherited:
         return "partly"
-    return "failed" if record.read_result(out / "runs" / run.run_id) else "to do"
+    result = record.read_result(out / "runs" / run.run_id)
+    if result is None:
+        return "to do"
+    return "failed" if transient(result["run"]["error"]) else FAILS_AGAIN
 
 
 def wall_seconds(rows: Sequence[PlanRow], devices: int) -> float:
@@ -215,26 +239,53 @@ def wall_seconds(rows: Sequence[PlanRow], devices: int) -> float:
 
 
 def table(plan: Plan) -> Table:
-    """Return every run of a plan as a table for the terminal."""
-    columns = ("run", "id", "params", "images", "epochs", "FLOPs", "memory", "expected", "state")
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(columns):
-        shown.add_column(name, justify="left" if index in (0, 1, 8) else "right", no_wrap=True)
+    """Return the runs of a plan for a terminal of 80 columns, one line for those that are alike.
+
+    Runs are alike if only their seeds differ, and as much is left to do.
+    """
+    gpus, priced = bool(plan.rate.accelerator), plan.price.hourly > 0
+    columns = ["run", "FLOPs", "runs", "params", "images", "epochs", "time each"]
+    columns += ["memory"] * gpus + ["price each"] * priced + ["state"]
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name in columns:
+        side: Literal["left", "right"] = "left" if name in ("run", "state") else "right"
+        shown.add_column(name, justify=side, no_wrap=name != "state")
+    alike: dict[tuple[str, str], list[PlanRow]] = {}
     for row in plan.rows:
-        config = row.run.config
-        memory = human.size(cost.memory(config, plan.memory).total)
+        alike.setdefault((without_seed(row.run.label), in_words(row, plan)), []).append(row)
+    for (name, words), rows in alike.items():
+        row, config = rows[0], rows[0].run.config
+        hours = row.expected * config.execution.workers / plan.rate.runs_per_device / 3600
         shown.add_row(
-            row.run.label,
-            row.run.run_id,
+            name.removesuffix(f"-{short(row.run.budget)}"),
+            human.power(row.run.budget, 3),
+            str(len(rows)),
             human.count(cost.params(config.model)),
             human.count(config.images),
             f"{row.epochs:.3g}",
-            f"{cost.run_flops(config):.2g}",
-            memory + " sharded" * cost.sharded(config, plan.memory),
             human.seconds(row.expected),
-            row.state + ", branch" * (row.start.inherited > 0),
+            *[human.size(cost.memory(config, plan.memory).total)] * gpus,
+            *[human.money(hours * plan.price.hourly)] * priced,
+            words,
         )
     return shown
+
+
+def without_seed(label: str) -> str:
+    """Return the label of a run without its seed.
+
+    >>> without_seed("c64-b4-l2-3e11-s10")
+    'c64-b4-l2-3e11'
+    """
+    return re.sub(r"-s\d+$", "", label)
+
+
+def in_words(row: PlanRow, plan: Plan) -> str:
+    """Say whether a run is done, and how it is carried out."""
+    notes = [row.state]
+    notes += ["branch"] * (row.start.inherited > 0)
+    notes += ["sharded"] * cost.sharded(row.run.config, plan.memory)
+    return ", ".join(notes)
 
 
 def study_summary(study: Study, plan: Plan) -> list[str]:
@@ -250,11 +301,11 @@ def study_summary(study: Study, plan: Plan) -> list[str]:
 def summary(plan: Plan) -> list[str]:
     """Return a few lines on what the runs of a plan cost."""
     device = plan.rate.accelerator or "core"
-    count, done = len(plan.rows), len(plan.rows) - len(plan.left)
+    count, done = len(plan.rows), sum(row.state == "done" for row in plan.rows)
     lines = [
         f"{count} run{'s' * (count != 1)} ({done} done), {plan.flops:.2g} training FLOPs; to do: "
         f"{human.device_time(3600 * plan.device_hours, device)}"
-        + (f", about {human.money(plan.money)} at ${plan.price:g} an hour" if plan.price else "")
+        + money_in_words(plan)
         + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s",
         f"seconds from a {plan.rate.source}"
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
@@ -274,8 +325,20 @@ def summary(plan: Plan) -> list[str]:
             f"of that, {len(plan.samplings)} more ways to sample from finished runs: "
             f"{human.seconds(seconds)}",
         )
+    if plan.given_up:
+        runs = f"{plan.given_up} run{'s' * (plan.given_up != 1)}"
+        lines.append(f"{runs} failed for good; --retry failed carries them out again")
     lines += sorted({row.run.config.precision_warning for row in plan.rows} - {""})
     return lines + (memory_warnings(plan) if plan.rate.accelerator else [])
+
+
+def money_in_words(plan: Plan) -> str:
+    """Say what costs what is left to do; empty without a price."""
+    if not plan.price.hourly:
+        return ""
+    dollars = f"about {human.money(plan.money)}".replace("about <", "<")
+    basis = plan.price.basis
+    return f", {dollars} at ${plan.price.hourly:g} an hour ({basis})"
 
 
 def memory_warnings(plan: Plan) -> list[str]:

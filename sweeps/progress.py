@@ -3,6 +3,7 @@
 A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on other machines.
 """
 
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.failures import Machines
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 
 LINES = 20  # of the tasks that ended last, kept for watchers
+QUIET_SECONDS = 60.0  # without a line, after which a log gets one
 
 
 class Task(Protocol):
@@ -80,9 +83,12 @@ class Progress:
         self.tasks: dict[str, Task] = {}  # started here
         self.running: dict[str, float] = {}  # start of each, on the monotonic clock
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
-        self.seconds: dict[str, float] = {}  # of those that ended here
+        self.seconds: dict[str, float] = {}  # of those that ended here, starts included
+        self.worked: dict[str, float] = {}  # the same without the start of the process
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
         self.lines: list[str] = []  # one for each of those that ended here
+        self.machines = Machines()
+        self.printed = time.monotonic()  # when the last line was
         self.mistake: UserError | None = None  # a user's mistake that only a worker could find
         self._lock = threading.RLock()
         self._live: Live | None = None
@@ -114,7 +120,27 @@ class Progress:
     def note(self, text: str) -> None:
         """Print something that the user should know."""
         with self._lock:
-            self.console.print(text, style="yellow", soft_wrap=True, markup=False)
+            self._print(text, "yellow")
+
+    def remind(self) -> None:
+        """Print the counts to a log that has been quiet for a while."""
+        with self._lock:
+            if not self._live and time.monotonic() - self.printed >= QUIET_SECONDS:
+                self._print(self.counts())
+
+    def _print(self, line: str, style: str = "") -> None:
+        self.printed = time.monotonic()
+        self.console.print(line, style=style, soft_wrap=True, markup=False)  # it may have brackets
+
+    def lost(self, task: Task, error: Exception) -> None:
+        """Note that a task is to start again because of an error, which counts for its machine."""
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        self.note(f"{task.label}: {reason}; resuming from its last checkpoint")
+        self._count_failure(task, reason)
+
+    def _count_failure(self, task: Task, error: str) -> None:
+        if news := self.machines.failed(task.run_id, error):
+            self.note(news)
 
     def report(self, task: Task, latest: Mapping[str, Any]) -> None:
         """Note how far a task has come: {"images", "loss", "seconds"}."""
@@ -127,15 +153,18 @@ class Progress:
             name = task.run_id
             started = self.running.pop(name, time.monotonic())
             self.seconds[name] = time.monotonic() - started
+            self.worked[name] = min(row.get("wall_seconds") or math.inf, self.seconds[name])
             self.rows[name] = row
             if row["status"] == "failed":
                 line = f"{task.label} failed: {row['error']}"
-                self.console.print(line, style="red", soft_wrap=True, markup=False)  # has brackets
+                self._print(line, "red")
+                self._count_failure(task, row["error"])
             else:
+                self.machines.ended_well(name)
                 score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
                 line = f"{self.counts()} · {task.label} {score}, {spent}"
                 if not self._live:
-                    self.console.print(line, soft_wrap=True, markup=False)
+                    self._print(line)
             self.lines.append(line)
 
     @property
@@ -143,21 +172,47 @@ class Progress:
         """Rows of the tasks that failed here."""
         return [row for row in self.rows.values() if row["status"] == "failed"]
 
+    def expected_seconds(self, name: str = "") -> float:
+        """Return the expected seconds of a task, at the pace of those that have ended here.
+
+        A task not known in advance takes as long as the others did on average.
+        """
+        with self._lock:
+            ended = sum(self.expected.get(done, 0.0) for done in self.worked)
+            spent = sum(self.worked.values())
+            if name in self.expected:
+                return self.expected[name] * (spent / ended if ended else 1.0)
+            return spent / max(1, len(self.worked))
+
+    def cautious_seconds(self, name: str = "") -> float:
+        """Return the expected seconds of a task as a limit should take them.
+
+        Runs that have ended count by their expected seconds against its own: a few short ones that
+        were quick do not make a long one quick.
+        """
+        with self._lock:
+            usual, first = self.expected_seconds(name), self.expected.get(name, 0.0)
+            ended = sum(self.expected.get(done, 0.0) for done in self.worked) + first
+            ratio = (sum(self.worked.values()) + first) / ended if ended else 1.0
+            return max(usual, first * ratio)
+
+    def seconds_since_start(self) -> dict[str, float]:
+        """Return how long each running task has been running, in seconds."""
+        with self._lock:
+            now = time.monotonic()
+            return {name: now - started for name, started in self.running.items()}
+
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
         with self._lock:
-            ended = sum(self.expected.get(name, 0.0) for name in self.seconds)
-            pace = sum(self.seconds.values()) / ended if ended else 1.0
-            usual = sum(self.seconds.values()) / max(1, len(self.seconds)) / pace
-            now = time.monotonic()
             left = [
-                max(self.expected.get(name, usual) * pace - (now - started), 0.0)
-                for name, started in self.running.items()
+                max(self.expected_seconds(name) - passed, 0.0)
+                for name, passed in self.seconds_since_start().items()
             ]
             begun = self.rows.keys() | self.running.keys()
-            known = [seconds for name, seconds in self.expected.items() if name not in begun]
+            known = [self.expected_seconds(name) for name in self.expected if name not in begun]
             unknown = self.total - len(begun) - len(known)
-            work = sum(left) + pace * (sum(known) + usual * unknown)
+            work = sum(left) + sum(known) + self.expected_seconds() * unknown
             return max([work / self.slots, *left])
 
     def counts(self) -> str:

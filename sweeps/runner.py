@@ -34,7 +34,7 @@ from sweeps.branches import (
 )
 from sweeps.cluster import Cluster, check_shared, slots
 from sweeps.live import publishing
-from sweeps.progress import Progress
+from sweeps.progress import Progress, Task
 from sweeps.sampling import SamplingTask
 from sweeps.study import PlannedRun
 from sweeps.trainable import (
@@ -82,7 +82,8 @@ def run_all(
     check_shared(out, cluster)
     seconds = {run.run_id: expected[run.run_id] for run in todo}
     progress = Progress(len(todo), seconds, count, context.console, done)
-    stop = StopConditions(progress, context)
+    on_gpus = cluster.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
+    stop = StopConditions(progress, context, lambda config: _devices(config, needs, on_gpus))
     with progress, publishing(progress, context.page):
         if small:
             run_trials(
@@ -92,73 +93,77 @@ def run_all(
                 needs,
                 stop,
                 ProgressCallback(lambda config: small[config["index"]], out, progress),
-                search=RunQueue(small, starts, out, progress),
-                samples=len(small),
+                RunQueue(small, stop, starts),
+                len(small),
             )
         if large:
             from sweeps.large import run_large  # imports torch, which the driver rarely needs
         for run in large:
-            if not stop.stop_all():
+            if not stop.stop_all() and stop.allows(stop.devices(run.config), run.run_id):
                 run_large(run, context, stop)
     ended = {name: row for name, row in progress.rows.items() if row["status"] == "done"}
     remove_trunks(runs, done_ids | ended.keys(), out)
-    on_gpus = cluster.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
     spent = sum(
-        min(row["wall_seconds"], progress.seconds[name])
-        * _devices(progress.tasks[name].config, needs, on_gpus)
-        for name, row in ended.items()
+        progress.worked[name] * _devices(progress.tasks[name].config, needs, on_gpus)
+        for name in ended
     )
-    return stop.outcome(spent, on_gpus)
+    missing = tuple(run.label for run in todo if run.run_id not in progress.rows)
+    return stop.outcome(spent, on_gpus, missing)
 
 
 class RunQueue(NotPickled, Searcher):
-    """Hands out runs in order, a branch once its trunk has saved its checkpoint or has ended."""
+    """Hands out tasks in order, those that a limit allows.
+
+    A branch waits until its trunk has saved its checkpoint or has ended.
+    """
 
     def __init__(
         self,
-        runs: Sequence[PlannedRun],
-        starts: Mapping[str, StartPoint],
-        out: Path,
-        progress: Progress,
+        tasks: Sequence[Task],
+        stop: StopConditions,
+        starts: Mapping[str, StartPoint] | None = None,
     ) -> None:
-        """Queue the runs of a batch.
+        """Queue the tasks of a batch.
 
         Args:
-            runs: Runs in the order in which they should start.
+            tasks: Runs or sampler settings, in the order in which they should start.
+            stop: Stop conditions of the batch.
             starts: Start of each run by run id; says which runs have to wait.
-            out: Folder of the study.
-            progress: Progress of the batch.
         """
         super().__init__()
-        self.left = list(enumerate(runs))
-        self.starts, self.out, self.progress = starts, out, progress
+        self.left = list(enumerate(tasks))
+        self.stop, self.starts = stop, starts or {}
+        self.started: set[str] = set()  # trials that have not ended
         self.looked: dict[str, float] = {}  # when the checkpoint of each run was last looked for
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the first run that need not wait; None if all have to."""
-        del trial_id
-        for index, run in self.left:
-            if self.ready(run):
-                self.left.remove((index, run))
+    def suggest(self, trial_id: str) -> Any:
+        """Return the first task that may start; None if all wait, FINISHED if none ever may."""
+        for index, task in self.left:
+            if self.ready(task) and self.stop.allows(self.stop.devices(task.config), task.run_id):
+                self.left.remove((index, task))
+                self.started.add(trial_id)
                 return {"index": index}
-        return None
+        return None if self.started else Searcher.FINISHED
 
-    def ready(self, run: PlannedRun) -> bool:
-        """Tell whether a run need not wait any longer."""
-        start, now = self.starts[run.run_id], time.monotonic()
-        if not start.after or start.after in self.progress.rows:
+    def ready(self, run: Task) -> bool:
+        """Tell whether a run need not wait any longer for its trunk."""
+        start, now = self.starts.get(run.run_id, StartPoint()), time.monotonic()
+        progress = self.stop.progress
+        if not start.after or start.after in progress.rows:
             return True
-        reached = self.progress.latest.get(start.after, {}).get("images", 0)
+        reached = progress.latest.get(start.after, {}).get("images", 0)
         looked = self.looked.get(run.run_id, -LOOK_SECONDS)
         if reached < start.images or now - looked < LOOK_SECONDS:
             return False
         self.looked[run.run_id] = now
-        return checkpoint_saved(run, start.images, self.out)
+        return checkpoint_saved(run.config, start.images, self.stop.context.out)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Do nothing: the order does not depend on results."""
+        """Note the end, whatever the result."""
+        del result, error
+        self.started.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study's folder has it all."""
@@ -186,7 +191,8 @@ def sample_all(samplings: Mapping[SamplingTask, float], context: BatchContext) -
         needs,
         progress,
         ScoringCallback(lambda config: tasks[config["index"]], context.out, progress),
-        space={"index": tune.grid_search(list(range(len(tasks))))},
+        lambda stop: RunQueue(tasks, stop),
+        len(tasks),
     )
 
 
@@ -211,7 +217,8 @@ def score_on_test(runs: Sequence[PlannedRun], context: BatchContext) -> Outcome:
         needs,
         progress,
         ScoringCallback(lambda config: tasks[config["index"]], context.out, progress),
-        space={"index": tune.grid_search(list(range(len(tasks))))},
+        lambda stop: RunQueue(tasks, stop),
+        len(tasks),
     )
 
 

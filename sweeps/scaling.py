@@ -3,10 +3,11 @@
 This file may be sent alone to a machine that has the package installed, as `ray submit` does.
 """
 
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console, RenderableType
 from tyro.conf import arg
@@ -24,6 +25,7 @@ from sweeps.driver import (
     study_folder,
     with_kept,
 )
+from sweeps.limits import limits_from
 from sweeps.plan import Plan, finished, make_plan, study_summary, table
 from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES
@@ -55,7 +57,17 @@ class Options(StudyOptions):
     seeds: Annotated[int | None, default("the study's", "N")] = None
     """Runs per point, with seeds 0, 1, ..."""
     max_hours: Annotated[float | None, default("no limit", "H")] = None
-    """Stop after this time; run the same command again to resume."""
+    """Start nothing that should end later than this from now on."""
+    until: Annotated[str | None, default("no limit", "TIME")] = None
+    """Start nothing that should end after 18:30, or 2026-11-27T06:00 (local time)."""
+    max_device_hours: Annotated[
+        float | None, arg(aliases=["--max-gpu-hours"]), default("no limit", "H")
+    ] = None
+    """Start nothing that would occupy devices longer in all: GPUs, or cores without them."""
+    max_cost: Annotated[float | None, default("no limit", "USD")] = None
+    """Start nothing that would cost more in all: device-hours times their price."""
+    retry: Annotated[Literal["failed"] | None, default("none", "failed")] = None
+    """Carry out again also the runs that failed by themselves, such as by diverging."""
     features: Annotated[str | None, default("the study's", "NAME")] = None
     """Feature extractor of KID."""
     accelerator: Annotated[str | None, default("the study's, or this machine", "NAME")] = None
@@ -96,8 +108,6 @@ class Scaling(Command):
     """The grid of a study, the sampler settings it asks for, and its report."""
 
     def __init__(self, options: Options) -> None:
-        if options.max_hours is not None and options.max_hours <= 0:
-            raise UserError(f"max-hours is {options.max_hours:g}: it must be positive")
         if options.sampler_trials < 0:
             raise UserError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
         study = chosen_study(options)
@@ -118,8 +128,16 @@ class Scaling(Command):
             from sweeps.additions import grow  # pandas and SciPy are needed from here on
 
             self.study, chosen = grow(self.study, self.out, options.next, plan_of)
-        self.plan = plan = plan_of(self.study)
-        self.gpus, self.max_hours = plan.gpus, options.max_hours
+        plan = replace(plan_of(self.study), retry=options.retry == "failed")
+        self.plan, self.gpus = plan, plan.gpus
+        self.limits = limits_from(
+            time.time(),
+            plan.price.hourly,
+            max_hours=options.max_hours,
+            until=options.until,
+            max_device_hours=options.max_device_hours,
+            max_cost=options.max_cost,
+        )
         self.lines = [*chosen, table(plan), *study_summary(self.study, plan)]
         self.trials = options.sampler_trials
         self.trials_left = trials_left(plan, self.trials, self.out)
@@ -145,7 +163,9 @@ class Scaling(Command):
         from sweeps.runner import run_all, sample_all
 
         expected = {row.run.run_id: row.left for row in self.plan.rows}
-        outcome = run_all([row.run for row in self.plan.rows], expected, context)
+        runs = [row.run for row in self.plan.rows if row.state == "done" or row in self.plan.left]
+        outcome = run_all(runs, expected, context)
+        context = replace(context, used=outcome.occupied)
         samplings = {
             task: seconds
             for task, seconds in self.plan.samplings.items()
@@ -153,6 +173,7 @@ class Scaling(Command):
         }
         if samplings and not outcome.stopped:
             outcome += sample_all(samplings, context)
+            context = replace(context, used=outcome.occupied)
         if self.trials_left and not outcome.stopped:
             outcome = self.search(outcome, context)
         return outcome
@@ -185,6 +206,11 @@ class Scaling(Command):
                 "device_seconds": outcome.device_seconds,
                 "devices": outcome.devices,
                 "device": outcome.device,
+                "occupied": outcome.occupied,
+                "price": self.plan.price.hourly,
+                "expected": self.expected,
+                "stopped": outcome.stopped,
+                "missing": list(outcome.missing),
             }
             record.write_json(self.out / "outcome.json", spent)  # for the report
         settle(self.out)

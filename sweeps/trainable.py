@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.expect import runs_per_device
+from sweeps.failures import transient
 from sweeps.sampling import SamplingTask
 from sweeps.space import SamplingSpace, Space, TrainingSpace
 from sweeps.study import PlannedRun
 from tarflow import record
 from tarflow.config import RunConfig
-from tarflow.errors import UserError
+from tarflow.errors import StepOutOfMemory, UserError
 from tarflow.storage import locate
 from tarflow.train.preemption import Preempted
 from tarflow.train.trunk import trunk_of
@@ -57,32 +58,52 @@ def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, A
 
 
 def execute_and_record(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, Any]:
-    """Carry out one single-worker run; a failure becomes its row.
+    """Carry out one single-worker run; a failure that would come again becomes its row.
+
+    A run that runs out of memory is tried once more with half the micro-batch.
 
     Raises:
         UserError: For a user's mistake, which the other runs share.
         Preempted: If the process has to end.
+        Exception: If the machine is to blame; another process may succeed.
     """
     from tarflow.run import record_failure
 
     try:
-        return execute(run, out, home, report)
+        try:
+            return execute(run, out, home, report)
+        except StepOutOfMemory as error:
+            if error.micro_batch == 1:
+                raise
+            half = (error.micro_batch + 1) // 2
+        gc.collect()  # what the failed attempt has left in memory
+        return execute(with_micro_batch(run, half), out, home, report)
     except (UserError, Preempted):
         raise
     except Exception as error:
+        if transient(f"{type(error).__name__}: {error}"):
+            raise
         folder = locate(out) / "runs" / run.run_id
         return record_failure(run.config, folder, run.role, run.label, error)
 
 
+def with_micro_batch(run: PlannedRun, images: int) -> PlannedRun:
+    """Return a run that trains on this many images per pass, which changes only rounding."""
+    execution = replace(run.config.execution, micro_batch=images)
+    return replace(run, config=replace(run.config, execution=execution))
+
+
 @contextlib.contextmanager
 def reporting() -> Iterator[Report]:
-    """Yield a way to report to Tune without waiting for it.
+    """Yield a way to report to Tune without waiting for it, and report this machine.
 
     Tune never answers a process that is about to end, so a thread does the waiting.
     """
+    import ray
     from ray import tune
 
     reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reports.put({"node": ray.get_runtime_context().get_node_id()})
 
     def forward() -> None:
         while progress := reports.get():

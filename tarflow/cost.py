@@ -7,9 +7,13 @@ Legend: `T` tokens per image, `D` values per token, `C` channels.
 """
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
+from tarflow import strict_yaml
 from tarflow.config import ModelConfig, RunConfig
+from tarflow.errors import ConfigError
 
 
 def outputs_per_token(model: ModelConfig) -> int:
@@ -150,23 +154,75 @@ def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device for rent: dense peak rates, bandwidths and a list price."""
+    """A device for rent: dense peak rates and bandwidths."""
 
     flops: dict[str, float]  # peak FLOPs per second by precision
     memory: float  # bytes
-    price: float  # US dollars per device-hour, on demand
     bandwidth: float  # bytes per second of its memory
     link: float  # bytes per second to the other devices of a node, in each direction
 
 
 # Dense peaks and bandwidths from the vendors' data sheets: links are NVLink if the device has it,
-# else PCIe, at half of a two-way figure. Prices are round on-demand figures, only a default.
+# else PCIe, at half of a two-way figure.
 ACCELERATORS = {
-    "H200": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 141e9, 4.0, 4.8e12, 450e9),
-    "H100": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 80e9, 3.0, 3.35e12, 450e9),
-    "A100": Accelerator({"float32": 19.5e12, "bfloat16": 312e12}, 80e9, 2.0, 2.0e12, 300e9),
-    "L40S": Accelerator({"float32": 91.6e12, "bfloat16": 362e12}, 48e9, 1.5, 864e9, 32e9),
-    "L4": Accelerator({"float32": 30.3e12, "bfloat16": 121e12}, 24e9, 0.7, 300e9, 32e9),
-    "A10G": Accelerator({"float32": 31.2e12, "bfloat16": 70e12}, 24e9, 1.0, 600e9, 32e9),
-    "T4": Accelerator({"float32": 8.1e12, "bfloat16": 8.1e12}, 16e9, 0.4, 320e9, 16e9),
+    "H200": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 141e9, 4.8e12, 450e9),
+    "H100": Accelerator({"float32": 67e12, "bfloat16": 989e12}, 80e9, 3.35e12, 450e9),
+    "A100": Accelerator({"float32": 19.5e12, "bfloat16": 312e12}, 80e9, 2.0e12, 300e9),
+    "L40S": Accelerator({"float32": 91.6e12, "bfloat16": 362e12}, 48e9, 864e9, 32e9),
+    "L4": Accelerator({"float32": 30.3e12, "bfloat16": 121e12}, 24e9, 300e9, 32e9),
+    "A10G": Accelerator({"float32": 31.2e12, "bfloat16": 70e12}, 24e9, 600e9, 32e9),
+    "T4": Accelerator({"float32": 8.1e12, "bfloat16": 8.1e12}, 16e9, 320e9, 16e9),
 }
+
+# List prices: round figures for one device on demand, in US dollars per hour. They differ by
+# vendor and region, so plans name their date, and a file of the user overrides them.
+PRICES_DATE = "November 2026"
+PRICES = {
+    **{"H200": 4.0, "H100": 3.0, "A100": 2.0, "L40S": 1.5},
+    **{"L4": 0.7, "A10G": 1.0, "T4": 0.4},
+}
+CORE = "core"  # name of a processor core in a file of prices
+
+
+def own_prices() -> dict[str, float]:
+    """Return the user's prices in US dollars per device-hour, by device: those of $TARFLOW_PRICES.
+
+    The variable names a YAML file with lines such as `H100: 2.5` or `core: 0.04`.
+
+    Raises:
+        ConfigError: If the file is missing, names an unknown device, or has no positive price.
+    """
+    name = os.environ.get("TARFLOW_PRICES")
+    if not name:
+        return {}
+    try:
+        prices = strict_yaml.parse(Path(name).read_text(), name)
+    except OSError as error:
+        reason = error.strerror
+        raise ConfigError(f"TARFLOW_PRICES names {name}, which cannot be read: {reason}") from None
+    known = (*PRICES, CORE)
+    for device, price in prices.items() if isinstance(prices, dict) else [(prices, None)]:
+        if device not in known:
+            raise ConfigError(f"{name}: {device} is no device; write one of {', '.join(known)}")
+        if not isinstance(price, int | float) or not 0 < price < math.inf:
+            raise ConfigError(f"{name}: {device} is {price}; write US dollars per hour, above 0")
+    return {device: float(price) for device, price in prices.items()}
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a device costs, and how that is known."""
+
+    hourly: float  # US dollars per device-hour
+    basis: str
+
+
+def price_of(accelerator: str) -> Price:
+    """Return the price of an accelerator: the user's, or else listed.
+
+    Raises:
+        ConfigError: As `own_prices`.
+    """
+    if own := own_prices().get(accelerator):
+        return Price(own, "your price")
+    return Price(PRICES[accelerator], f"list price of {PRICES_DATE}")

@@ -17,6 +17,17 @@ class ConfigError(UserError, ValueError):
     """A config that describes no run or study. A `ValueError`, so that pydantic reports it too."""
 
 
+class StepOutOfMemory(RuntimeError):
+    """Memory did not suffice for a training step; a smaller micro-batch may fit."""
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(micro_batch)
+        self.micro_batch = micro_batch  # images per pass
+
+    def __str__(self) -> str:
+        return f"out of memory in a pass over {self.micro_batch} images"
+
+
 def check_flags(**flags: object) -> None:
     """Refuse the first number of a command line that is negative or not finite.
 

@@ -189,11 +189,12 @@ def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
 
 
 def record_failure(
-    config: RunConfig, folder: Path, role: str, label: str, error: BaseException
+    config: RunConfig, folder: Path, role: str, label: str, error: BaseException, host: str = ""
 ) -> dict[str, Any]:
-    """Write the row of a run that failed, and the whole error to `error.txt`."""
+    """Write the row of a run that failed, on this host or another, and its `error.txt`."""
     message = f"{type(error).__name__}: {error}".splitlines()[0]
     row = row_of(config, role, label) | {"status": "failed", "error": message}
+    row["host"] = host or row["host"]
     write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
     write_json(folder / "result.json", {"run": row, "evaluations": []})
     return row

@@ -177,7 +177,7 @@ def test_accelerators_have_rates_in_a_believable_order(name):
     device = cost.ACCELERATORS[name]
     assert 1e12 < device.flops["float32"] <= device.flops["bfloat16"] < 1e16
     assert 8e9 < device.memory < 1e12
-    assert 0.1 < device.price < 20
+    assert 0.1 < cost.price_of(name).hourly < 20
 
 
 def test_cost_ignores_everything_but_the_size_of_the_run():

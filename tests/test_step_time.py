@@ -20,7 +20,7 @@ from tarflow.step_time import (
     weak_scaling,
 )
 
-DEVICE = cost.Accelerator({"float32": 1e13, "bfloat16": 1e14}, 80e9, 1.0, 1e12, 1e11)
+DEVICE = cost.Accelerator({"float32": 1e13, "bfloat16": 1e14}, 80e9, 1e12, 1e11)
 RUN = RunConfig(
     model=ModelConfig(image_size=64, image_channels=3, patch=4, channels=512, blocks=4, layers=4),
     batch=64,

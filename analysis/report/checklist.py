@@ -15,7 +15,20 @@ from analysis.laws.repetition import WORTH
 from analysis.laws.validation import Baseline, Coverage
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
-from tarflow.human import MISSING, bits, count, interval, missing, number, percent, power, seconds
+from tarflow.human import (
+    MISSING,
+    bits,
+    count,
+    device_time,
+    interval,
+    missing,
+    money,
+    names,
+    number,
+    percent,
+    power,
+    seconds,
+)
 
 
 def cost(table: pd.DataFrame) -> Table:
@@ -71,6 +84,39 @@ def overhead(outcome: Mapping[str, Any]) -> str:
     hardware = f"{devices:g} {outcome['device']}{'' if devices == 1 else 's'}"
     share = percent(1 - outcome["device_seconds"] / (wall * devices))
     return f" The sweep took {seconds(wall)} on {hardware}; {share} of that was outside runs."
+
+
+def missing_runs(outcome: Mapping[str, Any]) -> str:
+    """Say in a sentence which runs the last command has left undone, and why; empty if none."""
+    left = outcome.get("missing")
+    if not left:
+        return ""
+    why = f" ({outcome['stopped']})" if outcome["stopped"] else ""
+    return f" Missing: {names(left)}{why}; the same command resumes."
+
+
+def expected_and_spent(outcome: Mapping[str, Any]) -> tuple[Table, ...]:
+    """Compare what the last command was expected to use with what it used.
+
+    Args:
+        outcome: As `overhead`, with the seconds that were `expected`, the device-seconds that runs
+            `occupied`, their starts and failures included, and the `price` of a device-hour.
+
+    Returns:
+        A table, or none if this was not recorded.
+    """
+    if "expected" not in outcome:
+        return ()
+    expected, price = outcome["expected"], outcome["price"]
+    uses = expected["device_seconds"], outcome["occupied"]
+    rows = [
+        ("from start to end", seconds(expected["wall_seconds"]), seconds(outcome["wall_seconds"])),
+        ("device time of runs", *(device_time(use, outcome["device"]) for use in uses)),
+    ]
+    if price:
+        label = f"price of that, ${price:g} per {outcome['device']}-hour"
+        rows.append((label, *(money(use / 3600 * price) for use in uses)))
+    return (Table(("the last command", "expected", "spent"), tuple(rows), "Expected and spent"),)
 
 
 def forms(law: Law, guesses: Sequence[Baseline]) -> Table:

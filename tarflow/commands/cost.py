@@ -62,7 +62,8 @@ def cost(
     )
     steps = round(run.images / run.batch)
     print_table(
-        f"training, {steps:,} steps, on {workers} device{'s' * (workers != 1)} at list prices",
+        f"training, {steps:,} steps, on {workers} device{'s' * (workers != 1)} at list prices of "
+        f"{costs.PRICES_DATE} or your own",
         ("device", "fits", "step", "time", "device time", "price"),
         (
             _priced(run, name, cluster, steps * step_time(run, cluster, mfu).seconds, steps)
@@ -105,7 +106,7 @@ def _priced(
         human.seconds(seconds / steps),
         human.seconds(seconds),
         human.device_time(device_seconds, name),
-        human.money(device_seconds / 3600 * device.price),
+        human.money(device_seconds / 3600 * costs.price_of(name).hourly),
     )
 
 

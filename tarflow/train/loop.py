@@ -18,7 +18,7 @@ from tarflow.device import peak_flops
 from tarflow.execution import Execution, resolve_execution
 from tarflow.train.checkpoint import CheckpointWriter, restore, save
 from tarflow.train.cuda_graph import make_train_step
-from tarflow.train.micro_batch import fit_micro_batch
+from tarflow.train.micro_batch import fit_micro_batch, name_micro_batch
 from tarflow.train.preemption import Preempted, catch_sigterm
 from tarflow.train.state import TrainState, new_state
 from tarflow.train.trunk import Trunk
@@ -53,6 +53,7 @@ def train(
     Raises:
         Diverged: If the loss or the gradient stops being finite.
         Preempted: If the process was told to end; the state is saved.
+        StepOutOfMemory: If memory does not suffice for a step after all.
         UserError: If a checkpoint cannot be written; earlier ones are whole.
     """
     execution = execution or resolve_execution(config)
@@ -72,7 +73,8 @@ def train(
     saved = reported = state.seconds
     with CheckpointWriter(folder / "state") as writer, catch_sigterm() as stop_requested:
         for pixels, labels in batches(config, state.images, execution.device):
-            loss, norm = step(pixels, labels)
+            with name_micro_batch(execution.micro_batch):
+                loss, norm = step(pixels, labels)
             state.loss_sum += loss
             state.loss_steps += 1
             state.seconds = time.perf_counter() - started

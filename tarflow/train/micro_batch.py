@@ -1,5 +1,7 @@
 """The most images that one forward and backward pass can take: tried, not computed."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from tarflow import distributed
 from tarflow.config import RunConfig
 from tarflow.device import autocast
-from tarflow.errors import UserError
+from tarflow.errors import StepOutOfMemory, UserError
 from tarflow.execution import Execution
 from tarflow.model.likelihood import negative_log_likelihood
 from tarflow.train.state import TrainState
@@ -64,10 +66,29 @@ def _fits(flow: nn.Module, images: Tensor, labels: Tensor | None, execution: Exe
         negative_log_likelihood(latents, logdet).mean().backward()
         del moments
     except RuntimeError as error:
-        message = "can't allocate memory"  # the CPU's allocator has no special error type
-        if not isinstance(error, torch.OutOfMemoryError) and message not in str(error):
+        if not _out_of_memory(error):
             raise
         return False
     finally:
         flow.zero_grad(set_to_none=True)
     return True
+
+
+@contextlib.contextmanager
+def name_micro_batch(images: int) -> Iterator[None]:
+    """Say in an error for lack of memory how many images a pass had.
+
+    Raises:
+        StepOutOfMemory: Instead of the error that PyTorch or Python raises.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise StepOutOfMemory(images) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    message = "can't allocate memory"  # the CPU's allocator has no special error type
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or message in str(error)

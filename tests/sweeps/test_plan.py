@@ -30,6 +30,7 @@ def finish(out, run, slower=1.0, status="done"):
     row = {
         "run_id": run.run_id,
         "status": status,
+        "error": "RuntimeError: the process died" if status == "failed" else None,
         "config": json.dumps(to_dict(run.config)),
         "images": run.config.images,
         "flops": cost.run_flops(run.config),
@@ -119,14 +120,14 @@ def test_accelerators_are_priced(tmp_path):
     study = load("cifar10")
     study = replace(study, base=replace(study.base, data=replace(study.base.data, hash="0")))
     listed = make_plan(study, tmp_path)
-    assert listed.price == cost.ACCELERATORS["A100"].price
-    assert listed.money == pytest.approx(listed.device_hours * listed.price)
+    assert listed.price.hourly == cost.PRICES["A100"]
+    assert listed.money == pytest.approx(listed.device_hours * listed.price.hourly)
     line = study_summary(study, listed)[0]
     assert f"{human.digits(listed.device_hours)} A100-hours, about ${listed.money:.3g} at" in line
     assert any("nothing measured yet" in row for row in study_summary(study, listed))
     faster = make_plan(study, tmp_path, accelerator="H100", price=9.0)
     assert faster.device_hours < listed.device_hours
-    assert faster.price == 9.0
+    assert faster.price.hourly == 9.0
     with pytest.raises(UserError, match="accelerator 'H10' is not known; did you mean 'H100'"):
         make_plan(study, tmp_path, accelerator="H10")
 
@@ -191,8 +192,8 @@ def test_runs_that_divide_their_state_are_marked(tmp_path):
     changes = {"base": base, "sizes": sizes, "replicated": None, "held_out": None}
     study = replace(study, budgets=(1e20,), accelerator="T4", **changes)
     plan = make_plan(study, tmp_path)
-    memory = list(table(plan).columns[6].cells)
-    assert [cell.endswith("sharded") for cell in memory] == [
+    states = list(table(plan).columns[-1].cells)
+    assert [cell.endswith("sharded") for cell in states] == [
         row.run.config.model.channels == 1024 for row in plan.rows
     ]
     assert "sharded: c1024-b8-l8-1e20-s0;" in " ".join(study_summary(study, plan))

@@ -123,10 +123,15 @@ def test_a_failed_run_is_a_row_a_message_and_exit_code_1(tmp_path, capsys):
     assert [row["channels"] for row in failed] == [16]
     assert "Diverged" in failed[0]["error"]
     assert f"failed: {failed[0]['label']}: Diverged" in printed
-    assert "1 run not done; run the same command again to retry" in printed
+    assert "1 run not done; run the same command again to resume, with --retry failed" in printed
     assert (out / "runs" / failed[0]["run_id"] / "error.txt").exists()
     finished = stamps(out)
-    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1  # it is tried again
+    assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
+    assert stamps(out) == finished  # it would diverge again
+    printed = capsys.readouterr().out
+    assert "failed for good" in printed
+    assert "1 run failed for good; --retry failed carries them out again" in printed
+    assert scaling.scale(scaling.Options(study=str(path), out=out, retry="failed")) == 1
     changed = {path.parent.name for path, stamp in stamps(out).items() if finished[path] != stamp}
     assert changed == {failed[0]["run_id"]}
 
@@ -141,7 +146,7 @@ def test_a_process_that_dies_is_a_row_and_a_sick_machine_stops(tmp_path, capsys,
     path, out = write_study(tmp_path, study), tmp_path / "out"
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "stopped early: the first 4 runs all failed" in printed
+    assert "stopped early: the first 4 runs all failed, 4 with RuntimeError: the" in printed
     errors = [row["error"] for row in rows(out).values()]
     assert 4 <= len(errors) < len(grid(resolve_study(study)))
     assert all("the process died" in error for error in errors)

@@ -24,8 +24,9 @@ def test_dry_run_lists_every_run_and_starts_nothing(call, tmp_path):
     code, printed = call(scaling, "tiny", "--dry-run", "--out", out)
     assert code == 0
     for run in grid(resolve_study(load("tiny"))):
-        assert run.label in printed.out
-        assert run.run_id in printed.out
+        assert f"\n{run.label.rsplit('-', 2)[0]} " in printed.out  # the size
+    plan = printed.out.partition(" runs (")[0].splitlines()[:-1]
+    assert max(map(len, plan)) <= 80  # the width that `ray submit` has
     assert "matrix-product probe" in printed.out
     assert not out.exists()
 
@@ -83,6 +84,9 @@ def test_a_plan_needs_no_data_but_a_run_does(call, monkeypatch, tmp_path):
         (["tiny", "--seeds", "many"], "many"),
         (["tiny", "--devices", "0"], "devices is 0"),
         (["tiny", "--max-hours", "-1"], "max-hours is -1"),
+        (["tiny", "--max-cost", "5"], "--max-cost needs the price of a device-hour"),
+        (["tiny", "--until", "half past six"], "--until half past six is no time: write 18:30"),
+        (["tiny", "--until", "2020-01-01T06:00"], "--until 2020-01-01T06:00 has passed"),
         (["tiny", "--max-hours", "nan"], "--max-hours is nan: it must be a finite number"),
         (["tiny", "--price", "nan"], "--price is nan: it must be a finite number"),
         (["tiny", "--price", "-3"], "--price is -3: it must be a finite number, 0 or more"),
@@ -236,7 +240,7 @@ def test_names_are_printed_as_they_are(call, monkeypatch, tmp_path, name):
     )
     code, printed = call(scaling, "mine.yaml", "--out", f"exp {name}", "--yes")
     assert code == 0
-    assert f"{name}-c16-b2-l1-3e09-s0 " in printed.out
+    assert f"{name}-c16-b2-l1 " in printed.out
     folder = tmp_path / f"exp {name}"
     assert f"report: {folder}" in printed.out.replace("\n", "")
 

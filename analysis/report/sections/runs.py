@@ -84,9 +84,10 @@ def cost(material: Material) -> Section:
         "FLOPs are counted by formula; times are those of the runs themselves. The table adds up "
         "what was spent."
         + checklist.saving(material.table)
-        + checklist.overhead(material.outcome),
+        + checklist.overhead(material.outcome)
+        + checklist.missing_runs(material.outcome),
         existing(cost=run_figures.cost(material.findings.finished)),
-        tables=(checklist.cost(material.table),),
+        tables=(checklist.cost(material.table), *checklist.expected_and_spent(material.outcome)),
         empty="No run has finished yet.",
     )
 
