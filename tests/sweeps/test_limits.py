@@ -108,7 +108,8 @@ def test_later_failures_stop_a_study_only_if_machines_are_to_blame():
 @with_ray
 def test_a_study_within_a_limit_says_what_is_missing(tmp_path, capsys):
     """The longest run should take a quarter of an hour, the others a second each."""
-    study = replace(wee("thrifty"), held_out=Point(size="c8-b2-l1", budget=3e12))
+    held_out = Point(size="c8-b2-l1", budget=3e12)
+    study = replace(wee("thrifty"), held_out=held_out, branches=False)
     path, out = write_study(tmp_path, study), tmp_path / "out"
     options = scaling.Options(study=str(path), out=out, price=1.0, max_cost=0.1)
     assert scaling.scale(options) == 1

@@ -1,9 +1,12 @@
+import io
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from rich.console import Console
 from small_studies import rows, wee, with_ray, write_study
 
-from sweeps import scaling
+from sweeps import driver, scaling
 from sweeps.cluster import Cluster, check_shared
 from sweeps.lease import FILE, STALE_SECONDS, lease
 from sweeps.progress import Progress
@@ -259,3 +262,29 @@ def test_time_left_follows_the_pace_of_what_has_ended(monkeypatch):
     now[0] = 35.0
     assert progress.seconds_left() == (5.0 + 20.0 * (len(runs) - 2)) / 2
     assert progress.counts().startswith(f"1 of {len(runs)} done · 1 running · best 2.000")
+
+
+def test_a_log_gets_a_line_per_change_and_otherwise_one_a_minute(monkeypatch):
+    now, log = [0.0], io.StringIO()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    run, *others = grid(resolve_study(wee("x")))
+    with Progress(1 + len(others), {}, 1, Console(file=log)) as progress:
+        progress.start(run)
+        for _ in range(130):  # snapshots are taken more often
+            now[0] += 1.0
+            progress.remind()
+        assert log.getvalue().count("\n") == 2
+        progress.end(run, {"status": "done", "bpd": 2.0})
+        progress.remind()
+    assert log.getvalue().count("\n") == 3
+
+
+def test_a_terminal_that_nobody_sees_gets_no_repaints(monkeypatch):
+    """As `ray submit` makes it when its output goes to a file."""
+    main, side = pty.openpty()
+    with open(side, "w") as terminal, open(main, "rb"):  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert not driver.console_for_people().is_terminal
+        termios.tcsetwinsize(side, (40, 80))
+        console = driver.console_for_people()
+        assert (console.is_terminal, console.width) == (True, 80)

@@ -1,0 +1,41 @@
+import pytest
+
+from analysis.report import checklist
+
+OUTCOME = {
+    "wall_seconds": 330.0,
+    "device_seconds": 480.0,
+    "devices": 2,
+    "device": "core",
+    "occupied": 600.0,
+    "price": 3.0,
+    "expected": {"wall_seconds": 300.0, "device_seconds": 540.0},
+    "stopped": "what is left would pass --max-cost 1",
+    "missing": ["c8-b2-l1-4e09-s0"],
+}
+
+
+def test_expected_and_spent_stand_side_by_side():
+    (table,) = checklist.expected_and_spent(OUTCOME)
+    assert table.rows == (
+        ("from start to end", "5 min", "5.5 min"),
+        ("device time of runs", "9 core-minutes", "10 core-minutes"),
+        ("price of that, $3 per core-hour", "$0.45", "$0.50"),
+    )
+    (table,) = checklist.expected_and_spent(OUTCOME | {"price": 0.0})
+    assert len(table.rows) == 2
+
+
+@pytest.mark.parametrize("old", ["missing", "expected"])
+def test_outcomes_of_older_versions_are_read(old):
+    outcome = {key: value for key, value in OUTCOME.items() if key != old}
+    assert not (checklist.missing_runs if old == "missing" else checklist.expected_and_spent)(
+        outcome
+    )
+
+
+def test_missing_runs_are_named_with_the_reason():
+    assert checklist.missing_runs(OUTCOME) == (
+        " Missing: c8-b2-l1-4e09-s0 (what is left would pass --max-cost 1); the same command "
+        "resumes."
+    )
