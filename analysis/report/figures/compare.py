@@ -65,8 +65,9 @@ def _law(shown: go.Figure, study: Compared, furthest: float, position: int) -> N
         low, high = frontier.band(grid)
         shade = theme.band(grid, low, high, theme.faded(colour), f"{study.name}, 90% interval")
         shown.add_trace(shade.update(style))
-    hover = f"%{{y:.3f}} at %{{x:.2e}} FLOPs<extra>law of {study.name}</extra>"
-    curve = theme.line(grid, frontier.at(grid)[0], colour, dash, 2.5, hover)
+    hover = f"%{{y:.3f}} at %{{text}} FLOPs<extra>law of {study.name}</extra>"
+    texts = [power(x) for x in grid]
+    curve = theme.line(grid, frontier.at(grid)[0], colour, dash, 2.5, hover, text=texts)
     shown.add_trace(curve.update(name=f"law of {study.name}", legendgroup=study.name))
 
 

@@ -167,7 +167,8 @@ def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
         mode="markers",
         marker=marker(theme.HELD_OUT, "diamond", 11),
         name="IsoFLOP minima",
-        hovertemplate="IsoFLOP minimum %{y:.3s} at %{x:.2e} FLOPs<extra></extra>",
+        text=[power(iso.flops) for iso in inside],
+        hovertemplate="IsoFLOP minimum %{y:.3s} at %{text} FLOPs<extra></extra>",
     )
 
 
