@@ -78,7 +78,7 @@ def runs_against_flops(
 def _best_of_budgets(shown: go.Figure, plans: Sequence[Plan], divided: float) -> None:
     """Draw the law at the best size of every budget, with its band beyond the runs."""
     flops, values, low, high = expected(plans)
-    beyond = flops >= divided / DIVIDE
+    beyond = flops >= flops[flops <= divided][-1]  # the two lines share a point
     if np.isfinite(high - low).all():
         band = theme.band(flops[beyond], low[beyond], high[beyond], theme.BAND, "90% band")
         shown.add_trace(band)
