@@ -40,7 +40,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
                 "flops",
                 "bpd",
                 partial(_run_in_words, study=study.name),
-                marker=marker(COLOURS[position], theme.SYMBOLS[position], 8),
+                marker=marker(COLOURS[position], theme.symbol(position), 8),
                 name=study.name,
                 legendgroup=study.name,
             )
@@ -104,7 +104,6 @@ def differences(contrast: Contrast) -> go.Figure | None:
     shown.add_hline(y=0, line={"color": SOFT, "width": 1})
     sizes = theme.by_size(theme.thinned(shown, rows.sort_values(["flops", "seed"])))
     for position, (params, colour, group) in enumerate(sizes):
-        symbol = theme.SYMBOLS[position % len(theme.SYMBOLS)]
         trace = dots(
             group,
             "flops",
@@ -112,7 +111,7 @@ def differences(contrast: Contrast) -> go.Figure | None:
             _pair_in_words,
             mode="lines+markers",
             line={"color": colour, "width": 1},
-            marker=marker(colour, symbol),
+            marker=marker(colour, theme.symbol(position)),
             name=f"{count(params)} params",
         )
         if group["error"].notna().all():

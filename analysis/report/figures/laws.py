@@ -53,7 +53,7 @@ def runs_against_flops(
         add_band(shown, findings.frontier, beyond)
         add_law(shown, findings.frontier, runs["flops"], beyond, "%{y:.3f} bits")
     drawn = theme.thinned(shown, runs.sort_values("flops"))
-    for params, colour, group in theme.by_size(drawn):
+    for position, (params, colour, group) in enumerate(theme.by_size(drawn)):
         shown.add_trace(
             dots(
                 group,
@@ -61,7 +61,7 @@ def runs_against_flops(
                 "bpd",
                 mode="lines+markers",
                 line={"color": colour, "width": 1},
-                marker=marker(colour),
+                marker=marker(colour, theme.symbol(position)),
                 name=f"{count(params)} params",
             )
         )
