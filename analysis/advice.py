@@ -12,7 +12,7 @@ from analysis.rows import read_config
 from tarflow import cost
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
-from tarflow.human import count
+from tarflow.human import bits, count, interval, power
 from tarflow.identity import run_id
 
 NEXT = 4.0  # times the largest budget of a study
@@ -123,13 +123,14 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
         "IsoFLOP minima determine how the best size grows",
     }[allocation.source]
     lines = [
-        f"{cost.run_flops(config):.3g} FLOPs, {ratio:.3g} times the largest budget of the study.",
+        f"{power(cost.run_flops(config), 3)} FLOPs, {ratio:.3g} times the largest budget of the "
+        "study.",
         f"Size from {why}: {cost.params(model):,} parameters ({model.channels} channels), "
         f"{config.images:,} images.",
     ]
     if allocation.bpd is not None and allocation.bpd_interval is not None:
         low, high = allocation.bpd_interval
-        lines.append(f"Expected BPD {allocation.bpd:.4g} (90%: {low:.4g} to {high:.4g}).")
+        lines.append(f"Expected BPD {bits(allocation.bpd)} (90%: {interval((low, high), bits)}).")
         lines += [allocation.caution] if allocation.caution else []
     if allocation.edge:
         lines.append(f"At the edge: {allocation.edge}.")

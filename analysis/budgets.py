@@ -26,6 +26,7 @@ SAME = float(np.log(1.04))  # in ln(compute): budgets this near to each other ar
 RATIOS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0)  # of sizes to the best one
 LIMIT = 1000.0  # times a budget: how much more compute a wrong size is given to catch up
 HALVINGS = 40  # of the interval in which that compute is searched
+QUALITY_ROWS = 600  # of a long table that the law of sample quality reads
 QUALITY_DRAWS = 300  # behind the band of the law of sample quality
 FEWEST_ROLLOUTS = 5  # that must test a law of sample quality
 COVERED = 0.75  # share of them that its 90% bands must hold
@@ -126,6 +127,7 @@ def quality_law(findings: Findings, scored: pd.DataFrame) -> Law | None:
     """
     rows = one_setting(scored[scored["run_id"].isin(findings.runs["run_id"])])
     rows = rows.sort_values(["flops", "params", "run_id"])
+    rows = rows.iloc[:: max(1, len(rows) // QUALITY_ROWS)]
     kid = rows["kid"].to_numpy(float)
     if not len(kid) or kid.min() <= 0:
         return None

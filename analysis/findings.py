@@ -37,6 +37,7 @@ from analysis.rows import (
 )
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast
+from tarflow.human import bits, interval
 
 SIZES = 60  # among which the best one of a budget is searched
 GROWTH = (1, 2, 4, 10, 30, 100)  # budgets of the allocation, times the largest of the study
@@ -240,15 +241,16 @@ def _held_out(law: Law | Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
     last = float(rows[before]["bpd"].min()) / achieved - 1
     ratio = float(best["flops"]) / float(rows[before]["flops"].max())
     verdict = (
-        f"Predicted {predicted:.4g} bits per dimension ({LEVEL:.0%}: {low:.4g} to {high:.4g}) "
-        f"from runs with {ratio:.2g} times less compute, achieved {achieved:.4g}: "
+        f"Predicted {bits(predicted)} bits per dimension ({LEVEL:.0%}: "
+        f"{interval((low, high), bits)}) "
+        f"from runs with {ratio:.2g} times less compute, achieved {bits(achieved)}: "
         f"{'inside' if inside else 'outside'} the interval, {abs(error):.2%} too "
         f"{'high' if error > 0 else 'low'}; repeating the best value so far would be "
         f"{abs(last):.2%} off."
     )
     if not np.isfinite(high - low):
         verdict = (
-            f"Predicted {predicted:.4g} bits per dimension, achieved {achieved:.4g}; "
+            f"Predicted {bits(predicted)} bits per dimension, achieved {bits(achieved)}; "
             "too few runs for an interval."
         )
     return HeldOut(

@@ -24,8 +24,10 @@ def run_names(runs: pd.DataFrame) -> list[str]:
     Args:
         runs: Rows of `tarflow.record.RUNS`.
     """
-    names = pd.Series([_name(run) for _, run in runs.iterrows()], index=runs.index, dtype=object)
-    for _, group in runs.groupby(names, sort=False):
+    columns = (runs[name] for name in ("channels", "blocks", "layers", "flops"))
+    names = pd.Series(map(_name, *columns), index=runs.index, dtype=object)
+    twice = names.duplicated(keep=False)
+    for _, group in runs[twice].groupby(names[twice], sort=False):
         for column, write in APART.items():
             values = group[column]
             if values.nunique(dropna=False) > 1:
@@ -38,6 +40,5 @@ def run_names(runs: pd.DataFrame) -> list[str]:
     return names.tolist()
 
 
-def _name(run: "pd.Series[float]") -> str:
-    shape = f"{run['channels']:.0f} channels · {run['blocks']:.0f}x{run['layers']:.0f}"
-    return f"{shape} · {power(run['flops'])} FLOPs"
+def _name(channels: float, blocks: float, layers: float, flops: float) -> str:
+    return f"{channels:.0f} channels · {blocks:.0f}x{layers:.0f} · {power(flops)} FLOPs"

@@ -20,6 +20,7 @@ from rich.table import Table
 from analysis.differences import as_low
 from analysis.laws.intervals import NORMAL_90
 from analysis.laws.validation import levels
+from analysis.names import run_names
 from analysis.report import checklist
 from analysis.report.page import write_report
 from analysis.rows import GRID
@@ -225,7 +226,7 @@ def front_table(front: pd.DataFrame, best: str) -> Table:
         front: Runs on the front, and the chosen one, in order of BPD.
         best: Id of the chosen run.
     """
-    listed = checklist.front(front)
+    listed = checklist.front(front.assign(name=run_names(front)))
     shown = Table(
         title="Pareto front and chosen run, by one half of the draws; KID of the other half",
         box=None,

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from written_forecasts import written
 
 from analysis.laws.repetition import effective_tokens
 from tarflow import config as c
 from tarflow import cost, identity, record
-from tarflow.forecasts import Forecast, write_forecast
+from tarflow.forecasts import write_forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,21 +109,12 @@ def plant(
     )
     if limit is None:
         final = run_config(80, 2.4e13)
-        forecast = Forecast(
-            time="2026-01-02T03:04:05+00:00",
+        forecast = written(
+            *(1.52, 1.5, 1.54),
             run_id=identity.run_id(final),
-            origin="best",
-            table_hash="5eed5eed5e",
-            git="0123456789ab",
             config=json.dumps(c.to_dict(final)),
             flops=cost.run_flops(final),
             law="E + A / N^a + B / D^b",
-            predicted=1.52,
-            low=1.5,
-            high=1.54,
-            level=0.9,
-            split="validation",
-            in_words="Expected 1.520.",
             achieved=1.53,
             achieved_se=0.01,
             test_bpd=1.56,

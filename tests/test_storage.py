@@ -205,7 +205,7 @@ def test_an_address_has_one_owner(bucket, monkeypatch):
 def test_of_two_that_take_an_address_at_once_one_wins(bucket, monkeypatch):
     """Both have read that it is free; the one that wrote first finds the other's name."""
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
-    monkeypatch.setattr(lease, "_alive", lambda _: False)
+    monkeypatch.setattr(lease, "alive", lambda _: False)
     first, second = (lease.Lease(bucket / lease.FILE) for _ in range(2))
     first.owner["pid"] = 1
     monkeypatch.setattr(lease.time, "sleep", lambda _: second._write())

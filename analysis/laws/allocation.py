@@ -25,7 +25,6 @@ DRAWS = 1000  # of a power law through the minima
 CREDIBLE = 10.0  # largest ratio of the ends of an interval of the optimal size that is used
 ROUNDING = 1.01  # ratio within which two sizes are equal
 SPAN = float(np.log(1e4))  # in ln(params): sizes searched around those of the runs
-FRONTIER_SIZES = 60  # among which the lowest loss of a budget is searched: it hardly depends on it
 SIZES = 300  # sizes among which the best one is searched, within SPAN
 
 
@@ -50,32 +49,6 @@ class Allocation:
     extrapolated: bool  # size or FLOPs beyond the runs of the study
     edge: str  # "" or why the optimum is only a bound
     caution: str  # "" or that the interval of the bits per dimension lies beyond the roll-outs
-
-
-@dataclass(frozen=True, eq=False)
-class ComputeOptimal:
-    """A law of size and data as a law of compute: its lowest loss at each budget."""
-
-    law: Law
-    sizes: "Sizes"
-    smallest: float  # parameters: no smaller model counts, because none was trained
-
-    def predict(self, *, flops: Array) -> Array:
-        """Return the lowest loss of each budget of training FLOPs, (n,)."""
-        return self.law.predict(**self.inputs(flops))
-
-    def band(self, *, flops: Array) -> tuple[Array, Array]:
-        """Return the ends of the 90% band of one new run of the best size, (n,) each."""
-        return self.law.band(LEVEL, **self.inputs(flops))
-
-    def inputs(self, flops: Array) -> dict[str, Array]:
-        """Return params and tokens of the best size of each budget, (n,) each."""
-        flops = np.asarray(flops, float)
-        largest = self.law.data.inputs["params"].max() * (flops.max() / flops.min())
-        params = np.geomspace(self.smallest, largest, FRONTIER_SIZES)[:, None]
-        tokens = flops / self.sizes.flops_per_token(params)
-        best = self.law.predict(params=params, tokens=tokens).argmin(axis=0)
-        return {"params": params[best, 0], "tokens": tokens[best, np.arange(len(flops))]}
 
 
 @dataclass(frozen=True, eq=False)

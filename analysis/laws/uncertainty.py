@@ -11,6 +11,7 @@ import numpy as np
 from analysis.laws.forms import Array, Parameter
 from analysis.laws.intervals import TAIL, Interval
 from analysis.laws.solver import HUBER, Problem, minimise
+from tarflow.human import number
 
 ROBUST_FROM = 5  # degrees of freedom below which an outlier cannot be told from a misfit
 IDENTIFIED = "identified"  # the reason given for a parameter that the rows determine
@@ -128,7 +129,7 @@ def _doubt(
         return f"{name} is not identified by these runs: other values give the same fit"
     if not np.isfinite(high - low):
         return f"{name} has no interval: there are no runs left to measure the noise with"
-    span = f"90% interval {low:.3g} to {high:.3g}"
+    span = f"90% interval {number(low)} to {number(high)}"
     if at_bound:
         return f"{name} is not identified by these runs: it runs into its bound ({span})"
     if role == "floor" and high - low > 0.5 * spread:

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,15 @@ def chapters(material: Material) -> list[Chapter]:
         Chapter("spent", "What did it cost?", "Cost", (runs.cost(material),)),
         Chapter("made", "How was it made?", "Method", (runs.reproducibility(material),)),
     ]
-    without_laws = compared and material.findings.runs.empty
-    return [item for item in shown if not without_laws or item.key not in ("next", "trust")]
+    if not compared or len(material.findings.runs):
+        return shown
+    return [_without_search(item) for item in shown if item.key not in ("next", "trust")]
+
+
+def _without_search(chapter: Chapter) -> Chapter:
+    """Return a chapter for an ablation, which shows samples beside its choices."""
+    kept = [item for item in chapter.sections if item.key not in ("samples", "search")]
+    return replace(chapter, sections=tuple(kept))
 
 
 def all_sections(material: Material) -> list[Section]:

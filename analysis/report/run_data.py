@@ -31,7 +31,7 @@ FILTERS = {  # groups of runs that a reader may ask for, and the column that ord
 TABLE_ROWS = 1000  # of the run table; its CSV has all
 CURVE_POINTS = 60  # per run: what a curve an inch high can show
 ALL_CURVE_POINTS = 100_000  # of all runs together, which bounds the file
-PICTURE_BYTES = 1_000_000  # of the samples embedded for runs that no section shows
+PICTURE_BYTES = 400_000  # of the samples embedded for runs that no section shows
 GAP = 2  # pixels around the images of samples.png
 
 

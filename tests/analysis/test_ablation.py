@@ -125,7 +125,7 @@ def test_what_the_errors_allow_is_not_flagged():
 
 def finished(**changes):
     row = {
-        "run_id": "r", "label": "ours", "data": "data/imagenet64", "classes": 0, "patch": 2,
+        "run_id": "r", "name": "ours", "data": "data/imagenet64", "classes": 0, "patch": 2,
         "tokens": 1024 * 10, "images": 10, "bpd": 3.3, "bpd_kind": "dequantised",
         "split": "validation",
     }  # fmt: skip

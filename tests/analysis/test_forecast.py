@@ -2,25 +2,11 @@
 
 from dataclasses import replace
 
-from analysis.forecast import calibration, claim
-from tarflow.forecasts import Forecast, write_forecast
+from written_forecasts import WRITTEN
 
-WRITTEN = Forecast(
-    time="2026-01-02T03:04:05+00:00",
-    run_id="a",
-    origin="final",
-    table_hash="5eed",
-    git="0123",
-    config="",
-    flops=1e9,
-    law="E",
-    predicted=2.0,
-    low=1.9,
-    high=2.1,
-    level=0.9,
-    split="validation",
-    in_words="Expected 2.",
-)
+from analysis.forecast import calibration, claim
+from tarflow.forecasts import write_forecast
+
 INSIDE, OUTSIDE = replace(WRITTEN, achieved=2.05), replace(WRITTEN, achieved=2.5)
 ON_TEST = replace(WRITTEN, test_bpd=9.0)  # of an earlier release
 BOUNDLESS = replace(INSIDE, low=None, high=None)

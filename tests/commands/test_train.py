@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 from training_runs import config
+from written_forecasts import written
 
 from tarflow.__main__ import main
 from tarflow.config import EvaluationConfig, ExecutionConfig, to_yaml
-from tarflow.forecasts import Forecast, read_forecasts, write_forecast
+from tarflow.forecasts import read_forecasts, write_forecast
 from tarflow.identity import run_id
 from tarflow.record import read_result
 from tarflow.run import resolve_config
@@ -22,35 +23,20 @@ def run():
 
 def test_the_expected_value_comes_first_and_what_came_out_last(run, tmp_path, capsys):
     resolved = resolve_config(run)
-    written = Forecast(
-        time="2026-01-02T03:04:05+00:00",
-        run_id=run_id(resolved),
-        origin="best",
-        table_hash="5eed",
-        git="0123",
-        config="",
-        flops=1e9,
-        law="E",
-        predicted=1.0,
-        low=0.9,
-        high=1.1,
-        level=0.9,
-        split="validation",
-        in_words="Expected 1.000 bits per dimension.",
-    )
-    other = replace(written, run_id="other")
-    for forecast in (other, written):
+    expected = written(1.0, 0.9, 1.1, run_id=run_id(resolved))
+    other = replace(expected, run_id="other")
+    for forecast in (other, expected):
         write_forecast(tmp_path, forecast)
     (tmp_path / "best.yaml").write_text(to_yaml(resolved))
     command = ["train", str(tmp_path / "best.yaml"), "--out", str(tmp_path / "run")]
     assert main(command) == 0
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[0] == written.in_words
+    assert shown.err.splitlines()[0] == expected.in_words
     row = read_result(tmp_path / "run")["run"]
     untouched, found = read_forecasts(tmp_path)
     assert untouched == other
     assert (found.achieved, found.achieved_se) == (row["bpd"], row["bpd_se"])
-    assert (found.predicted, found.low, found.time) == (1.0, 0.9, written.time)
+    assert (found.predicted, found.low, found.time) == (1.0, 0.9, expected.time)
     assert shown.out.splitlines()[-1] == found.verdict
     assert "outside the 90% interval" in found.verdict
     assert main(command) == 0  # trained already

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from written_forecasts import written
 
 from analysis.findings import find
 from analysis.forecast import forecast, table_hash
@@ -18,29 +19,14 @@ from sweeps.final import Options
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
 from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
-from tarflow.forecasts import Forecast, read_forecasts, write_forecast, write_outcome
+from tarflow.forecasts import read_forecasts, write_forecast, write_outcome
 from tarflow.human import bits
 from tarflow.model.flow import TarFlow, initialise
 from tarflow.model.weights import save_model
 from tarflow.record import read_json, read_table, write_json
 from tarflow.run import row_of
 
-WRITTEN = Forecast(
-    time="2026-01-02T03:04:05+00:00",
-    run_id="new",
-    origin="best",
-    table_hash="5eed",
-    git="0123",
-    config="",
-    flops=1e9,
-    law="E",
-    predicted=1.293,
-    low=1.28,
-    high=1.307,
-    level=0.9,
-    split="validation",
-    in_words="Expected 1.293.",
-)
+WRITTEN = written(1.293, 1.28, 1.307, run_id="new")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 LARGE = 1.6e9

@@ -6,12 +6,12 @@ import plotly.graph_objects as go
 from analysis.ablation import noise_level
 from analysis.report.figures.theme import (
     CATEGORIES,
-    SYMBOLS,
     around,
     dots,
     figure,
     log_axis,
     marker,
+    symbol,
 )
 from tarflow.human import interval, number
 
@@ -47,8 +47,9 @@ def against_number(points: pd.DataFrame, x: str, title: str, y: str) -> go.Figur
     """
     shown = figure(title, y, height=420)
     for position, (series, rows) in enumerate(points.groupby("series", sort=False)):
-        colour, symbol = CATEGORIES[position % len(CATEGORIES)], SYMBOLS[position % len(SYMBOLS)]
-        shown.add_trace(_line(rows.sort_values(x), x, str(series), colour, symbol))
+        colour = CATEGORIES[position % len(CATEGORIES)]
+        line = _line(rows.sort_values(x), x, str(series), colour, symbol(position))
+        shown.add_trace(line)
     return shown.update_traces(showlegend=True)
 
 

@@ -277,8 +277,9 @@ def _best_against_budget(answer: Answer, known: Sequence[BestSize], name: str) -
     values = [getattr(best, name) for best in known]
     shown = figure("training FLOPs (6 N D)", f"best {input_name(answer, name)}", height=380)
     shown.add_trace(theme.band(np.array(budgets), low, high, theme.BAND, "90% interval"))
-    hover = "%{y:.3s} at %{x:.2e} FLOPs<extra></extra>"
-    shown.add_trace(theme.line(budgets, values, LAW, "solid", 2, hover, name="by the law"))
+    hover, texts = "%{y:.3s} at %{text} FLOPs<extra></extra>", [power(x) for x in budgets]
+    line = theme.line(budgets, values, LAW, "solid", 2, hover, text=texts, name="by the law")
+    shown.add_trace(line)
     if answer.best_size:
         best, ends = answer.best_size, getattr(answer.best_size, f"{name}_interval")
         value = getattr(best, name)

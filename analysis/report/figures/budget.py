@@ -8,10 +8,9 @@ import plotly.graph_objects as go
 from analysis.budgets import Plan
 from analysis.findings import Findings
 from analysis.report.figures import theme
-from analysis.report.figures.laws import BPD, FLOPS
+from analysis.report.figures.laws import BPD, FLOPS, expected, law_line
 
 CHOSEN = "this budget"  # name of the trace that scripts/slider.js moves
-HOVER = "%{y:.3f} at %{x:.2e} FLOPs<extra>predicted</extra>"
 ZONE = "rgba(128, 128, 128, 0.13)"
 
 
@@ -24,10 +23,7 @@ def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figur
         start: Index of the plan to mark as chosen.
     """
     shown = theme.figure(FLOPS, BPD, height=340)
-    items = [plan.recommendation.allocation for plan in plans]
-    flops = np.array([plan.flops for plan in plans])
-    values = np.array([item.bpd for item in items], dtype=float)
-    low, high = np.array([item.bpd_interval for item in items], dtype=float).T
+    flops, values, low, high = expected(plans)
     if np.isfinite(high - low).all():
         shown.add_trace(theme.band(flops, low, high, theme.BAND, "90% band of a new run"))
     tested = sum(plan.tested for plan in plans)
@@ -36,8 +32,7 @@ def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figur
         (slice(max(tested - 1, 0), None), "dash", "predicted, not tested"),
     ):
         if len(flops[part]) > 1:
-            line = theme.line(flops[part], values[part], theme.LAW, dash, 2, HOVER)
-            shown.add_trace(line.update(name=name))
+            shown.add_trace(law_line(flops[part], values[part], dash, 2).update(name=name))
     if tested < len(plans):
         edge = plans[max(tested - 1, 0)].flops
         shown.add_vrect(edge, flops[-1], fillcolor=ZONE, line_width=0, layer="below")

@@ -40,7 +40,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
                 "flops",
                 "bpd",
                 partial(_run_in_words, study=study.name),
-                marker=marker(COLOURS[position], theme.SYMBOLS[position], 8),
+                marker=marker(COLOURS[position], theme.symbol(position), 8),
                 name=study.name,
                 legendgroup=study.name,
             )
@@ -65,8 +65,9 @@ def _law(shown: go.Figure, study: Compared, furthest: float, position: int) -> N
         low, high = frontier.band(grid)
         shade = theme.band(grid, low, high, theme.faded(colour), f"{study.name}, 90% interval")
         shown.add_trace(shade.update(style))
-    hover = f"%{{y:.3f}} at %{{x:.2e}} FLOPs<extra>law of {study.name}</extra>"
-    curve = theme.line(grid, frontier.at(grid)[0], colour, dash, 2.5, hover)
+    hover = f"%{{y:.3f}} at %{{text}} FLOPs<extra>law of {study.name}</extra>"
+    texts = [power(x) for x in grid]
+    curve = theme.line(grid, frontier.at(grid)[0], colour, dash, 2.5, hover, text=texts)
     shown.add_trace(curve.update(name=f"law of {study.name}", legendgroup=study.name))
 
 
@@ -103,7 +104,6 @@ def differences(contrast: Contrast) -> go.Figure | None:
     shown.add_hline(y=0, line={"color": SOFT, "width": 1})
     sizes = theme.by_size(theme.thinned(shown, rows.sort_values(["flops", "seed"])))
     for position, (params, colour, group) in enumerate(sizes):
-        symbol = theme.SYMBOLS[position % len(theme.SYMBOLS)]
         trace = dots(
             group,
             "flops",
@@ -111,7 +111,7 @@ def differences(contrast: Contrast) -> go.Figure | None:
             _pair_in_words,
             mode="lines+markers",
             line={"color": colour, "width": 1},
-            marker=marker(colour, symbol),
+            marker=marker(colour, theme.symbol(position)),
             name=f"{count(params)} params",
         )
         if group["error"].notna().all():

@@ -167,7 +167,8 @@ def _minima(inside: Sequence[IsoFlop], name: str) -> go.Scatter:
         mode="markers",
         marker=marker(theme.HELD_OUT, "diamond", 11),
         name="IsoFLOP minima",
-        hovertemplate="IsoFLOP minimum %{y:.3s} at %{x:.2e} FLOPs<extra></extra>",
+        text=[power(iso.flops) for iso in inside],
+        hovertemplate="IsoFLOP minimum %{y:.3s} at %{text} FLOPs<extra></extra>",
     )
 
 
@@ -200,7 +201,7 @@ def validation(
         ]
         errors = [max(100 * abs(item.error), SMALLEST) for item in items]
         label, fade = ("the average", {}) if form == AVERAGE else (form, {"opacity": 0.55})
-        look = marker(colour, theme.SYMBOLS[index % len(theme.SYMBOLS)]) | fade
+        look = marker(colour, theme.symbol(index)) | fade
         shown.add_trace(theme.points(ratios, errors, text, marker=look, name=label))
     theme.note_thinning(shown, drawn, len(rollouts), "predictions")
     for baseline, dash in zip(guesses, ("dash", "dot"), strict=False):

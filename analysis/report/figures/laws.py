@@ -3,23 +3,22 @@
 Every number is read from `Findings`, or is the value of a law on a grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.advice import Recommendation
+from analysis.budgets import Plan
 from analysis.findings import Findings, HeldOut
-from analysis.laws.allocation import Allocation, ComputeOptimal, Sizes, best_run
+from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
 from analysis.laws.intervals import LEVEL
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.predictor import Predictor
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
-from analysis.rows import read_config
-from tarflow.errors import UserError
 from tarflow.forecasts import Forecast
 from tarflow.human import bits, count, interval, percent, power
 
@@ -29,26 +28,32 @@ EXTRAPOLATE = 10.0  # times the largest budget: how far the law is drawn
 DIVIDE = 1.15  # times the largest FLOPs of a run: where fitted and predicted are divided
 
 
-def runs_against_flops(findings: Findings, advice: Recommendation | None) -> go.Figure | None:
-    """Draw all runs and the law, what it predicts beyond them, and how final runs came out.
+def runs_against_flops(
+    findings: Findings, plans: Sequence[Plan], advice: Recommendation | None
+) -> go.Figure | None:
+    """Draw all runs and the law, what it predicts beyond them, and how forecasts came out.
 
     Args:
         findings: What the study shows.
+        plans: Best runs of many budgets by the law of size and data; empty without one.
         advice: The run to train next, or None.
     """
     runs = findings.runs if len(findings.runs) else findings.finished
     if runs.empty:
         return None
     shown = figure(FLOPS, BPD, height=500)
-    law, spent = law_of_compute(findings), runs["flops"]
-    reach = [spent.min(), spent.max()]
-    if law:
+    reach = [runs["flops"].min(), runs["flops"].max()]
+    divided = reach[1] * DIVIDE
+    if plans or findings.frontier:
         reach[1] *= EXTRAPOLATE
-        beyond = np.geomspace(spent.max(), reach[1], 40)
-        add_band(shown, law, beyond)
-        add_law(shown, law, spent, beyond, "%{y:.3f} bits")
+    if plans:
+        _best_of_budgets(shown, [plan for plan in plans if plan.flops <= reach[1]], divided)
+    elif findings.frontier:
+        beyond = np.geomspace(runs["flops"].max(), reach[1], 40)
+        add_band(shown, findings.frontier, beyond)
+        add_law(shown, findings.frontier, runs["flops"], beyond, "%{y:.3f} bits")
     drawn = theme.thinned(shown, runs.sort_values("flops"))
-    for params, colour, group in theme.by_size(drawn):
+    for position, (params, colour, group) in enumerate(theme.by_size(drawn)):
         shown.add_trace(
             dots(
                 group,
@@ -56,33 +61,46 @@ def runs_against_flops(findings: Findings, advice: Recommendation | None) -> go.
                 "bpd",
                 mode="lines+markers",
                 line={"color": colour, "width": 1},
-                marker=marker(colour),
+                marker=marker(colour, theme.symbol(position)),
                 name=f"{count(params)} params",
             )
         )
     if held_out := findings.held_out_best:
         _held_out(shown, held_out)
-    if law:
-        _divide(shown, spent.max())
+    if plans or findings.frontier:
+        _divide(shown, divided)
     _stars(shown, [item for item in findings.forecasts if item.achieved is not None])
     if advice:
         _next(shown, advice)
     return shown.update_xaxes(log_axis(reach))
 
 
-def law_of_compute(findings: Findings) -> Predictor | ComputeOptimal | None:
-    """Return the lowest loss by the law of size and data, or else the law of the best runs."""
-    runs, surface = findings.runs, findings.surface
-    if surface is None or not surface.known:
-        return findings.frontier
-    try:
-        sizes = Sizes(read_config(best_run(runs)).model)
-    except UserError:  # a table from elsewhere: models cannot be built
-        return findings.frontier
-    return ComputeOptimal(surface, sizes, float(runs["params"].min()))
+def _best_of_budgets(shown: go.Figure, plans: Sequence[Plan], divided: float) -> None:
+    """Draw the law at the best size of every budget, with its band beyond the runs."""
+    flops, values, low, high = expected(plans)
+    beyond = flops >= flops[flops <= divided][-1]  # the two lines share a point
+    if np.isfinite(high - low).all():
+        band = theme.band(flops[beyond], low[beyond], high[beyond], theme.BAND, "90% band")
+        shown.add_trace(band)
+    for part, dash, name in ((flops <= divided, "solid", "law"), (beyond, "dash", "")):
+        line = law_line(flops[part], values[part], dash, 2.5)
+        shown.add_trace(line.update(name=name or "law, extrapolated", showlegend=bool(name)))
 
 
-def add_band(shown: go.Figure, law: Predictor | ComputeOptimal, flops: np.ndarray) -> None:
+def expected(plans: Sequence[Plan]) -> np.ndarray:
+    """Return FLOPs, predicted bits per dimension and both ends of their band, (4, P)."""
+    items = [(plan.flops, plan.recommendation.allocation) for plan in plans]
+    rows = [(flops, item.bpd, *(item.bpd_interval or (np.nan, np.nan))) for flops, item in items]
+    return np.array(rows, dtype=float).T
+
+
+def law_line(flops: np.ndarray, values: np.ndarray, dash: str, width: float) -> go.Scatter:
+    """Return predictions as a line that says the bits of each budget."""
+    hover = "%{y:.3f} bits at %{text} FLOPs<extra>law</extra>"
+    return theme.line(flops, values, LAW, dash, width, hover, text=[power(x) for x in flops])
+
+
+def add_band(shown: go.Figure, law: Predictor, flops: np.ndarray) -> None:
     """Draw the band in which new runs fall, if it is known."""
     low, high = law.band(flops=flops)
     if np.isfinite(low).all():
@@ -90,11 +108,7 @@ def add_band(shown: go.Figure, law: Predictor | ComputeOptimal, flops: np.ndarra
 
 
 def add_law(
-    shown: go.Figure,
-    law: Predictor | ComputeOptimal,
-    flops: pd.Series,
-    beyond: np.ndarray,
-    hover: str,
+    shown: go.Figure, law: Predictor, flops: pd.Series, beyond: np.ndarray, hover: str
 ) -> None:
     """Draw a law of one input, solid within the rows and dashed beyond them.
 
@@ -113,9 +127,8 @@ def add_law(
         shown.add_trace(line.update(name=name or "law, extrapolated", showlegend=bool(name)))
 
 
-def _divide(shown: go.Figure, flops: float) -> None:
+def _divide(shown: go.Figure, at: float) -> None:
     """Draw the line between the runs that were fitted and what is predicted from them."""
-    at = flops * DIVIDE
     shown.add_shape(
         type="line", x0=at, x1=at, y0=0, y1=1, yref="paper", line={"color": SOFT, "dash": "dot"}
     )

@@ -28,9 +28,11 @@ def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | N
         return None
     extractor = known["feature_extractor"].iloc[0]
     shown = figure("bits per dimension", f"KID ({extractor})", height=460)
-    for params, colour, group in theme.by_size(theme.thinned(shown, known)):
+    sizes = theme.by_size(theme.thinned(shown, known))
+    for position, (params, colour, group) in enumerate(sizes):
         errors = _standard_error(group, colour)
-        runs = dots(group, "bpd", "kid", _described, marker=marker(colour), error_y=errors)
+        look = marker(colour, theme.symbol(position))
+        runs = dots(group, "bpd", "kid", _described, marker=look, error_y=errors)
         shown.add_trace(runs.update(name=count(params)))
     if reference.get("feature_extractor") == extractor:
         reach = [known["bpd"].min(), known["bpd"].max()]

@@ -51,8 +51,8 @@ def loss_curves(
             losses += curve["loss"].tolist()
             shown.add_trace(
                 go.Scatter(
-                    x=curve[against].tolist(),
-                    y=curve["loss"].round(5).tolist(),
+                    x=[float(f"{x:.4g}") for x in curve[against]],
+                    y=curve["loss"].round(4).tolist(),
                     mode="lines",
                     line={"color": colour, "width": 1.4},
                     name=count(size),

@@ -32,7 +32,7 @@ HELD_OUT = ORANGE
 BAND = "rgba(60, 140, 200, 0.22)"
 _RAMP = ("#5566b8", "#2d8fa6", "#55b185", "#e0a526")  # ordered, lightness rises
 RAMP = [[index / 3, colour] for index, colour in enumerate(_RAMP)]
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
 
 MOST = 1000  # runs in a figure: more marks hide one another, and each carries a text
 
@@ -149,6 +149,11 @@ def shades(values: Iterable[float]) -> dict[float, str]:
     """Return the colour of each different value: its step of the ordered scale."""
     ordered = sorted(set(values))
     return {value: shade(position, len(ordered)) for position, value in enumerate(ordered)}
+
+
+def symbol(position: int) -> str:
+    """Return the mark of one of several series, so that they differ in print without colours."""
+    return SYMBOLS[position % len(SYMBOLS)]
 
 
 def by_size(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:

@@ -8,7 +8,6 @@ import numpy as np
 
 from analysis.budgets import LIMIT, Plan, WrongSize
 from analysis.machines import Machine, machines
-from analysis.names import run_names
 from analysis.report.figures.budget import predicted
 from analysis.report.section import Material, Section
 from analysis.settings import one_setting
@@ -136,17 +135,15 @@ def _time(machine: Machine, config: RunConfig) -> list[str | float | None]:
 
 def _runs(material: Material) -> dict[str, dict[str, str]]:
     """Return name, bits and sample quality of the runs that are nearest to a plan."""
-    runs = material.table
+    runs = material.table[material.table["run_id"].isin({p.nearest for p in material.plans})]
     kid = one_setting(material.scored).set_index("run_id")["kid"].to_dict()
-    near = {plan.nearest for plan in material.plans}
     return {
         run["run_id"]: {
-            "name": name,
+            "name": run["name"],
             "bits": bits(run["bpd"]),
             "kid": number(kid.get(run["run_id"])),
         }
-        for name, (_, run) in zip(run_names(runs), runs.iterrows(), strict=True)
-        if run["run_id"] in near
+        for _, run in runs.iterrows()
     }
 
 

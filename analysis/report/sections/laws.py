@@ -28,7 +28,7 @@ def law(material: Material) -> Section:
         "law",
         "What does compute buy?",
         aid,
-        existing(law=law_figures.runs_against_flops(findings, material.advice)),
+        existing(law=law_figures.runs_against_flops(findings, material.plans, material.advice)),
         empty="No run has finished yet.",
     )
 

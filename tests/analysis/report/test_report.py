@@ -18,7 +18,7 @@ from analysis.settings import SETTING, best_setting, pareto_front
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    folder = plant(tmp_path_factory.mktemp("digits"), search=6)
+    folder = plant(tmp_path_factory.mktemp("studies") / "digits", search=6)
     write_report(folder)
     return folder
 
@@ -80,7 +80,7 @@ def test_run_table_sorts_and_filters(page):
 def test_csv_holds_what_is_drawn(page, study, tmp_path):
     with page.expect_download() as download:
         page.locator("#law a[download]").click()
-    assert download.value.suggested_filename == "digits0-law-law.csv"
+    assert download.value.suggested_filename == "digits-law-law.csv"
     path = tmp_path / "law.csv"
     download.value.save_as(path)
     drawn = pd.read_csv(path)
@@ -139,7 +139,7 @@ def test_figures_are_saved_in_every_format(page, tmp_path):
     assert saved("png").startswith(b"\x89PNG")
     assert saved("svg").startswith(b"<svg")
     fragment = saved("html").decode()
-    assert fragment.startswith('<div id="digits0-law-law" style="height: 500px"></div>')
+    assert fragment.startswith('<div id="digits-law-law" style="height: 500px"></div>')
     pasted = page.context.browser.new_page()
     pasted.set_content(f"<script>{PLOTLY.read_text()}</script>{fragment}")
     assert pasted.locator("svg.main-svg .trace").count() >= 6
