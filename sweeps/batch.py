@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from ray.exceptions import RayError
 from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.search import ConcurrencyLimiter, Searcher
-from ray.tune.search.search_generator import SearchGenerator
 from rich.console import Console
 
 from sweeps.cluster import Cluster
-from sweeps.failures import commonest, transient
+from sweeps.failures import FAILURES, commonest, last_errors
 from sweeps.lease import Lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
+from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
 from sweeps.progress import Progress
 from sweeps.space import WORST
 from sweeps.study import PlannedRun
@@ -30,8 +30,6 @@ from tarflow.errors import UserError
 from tarflow.record import read_result
 
 RETRIES = 2  # of a run whose process dies again and again at the same image
-AVOIDED = "avoided"  # key of a trial's config: node ids of machines that it must not use
-FAILURES = 4  # in a row that mean that the rest would fail as well: stop
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,6 @@ class Outcome:
         return [row for row in self.rows if row["status"] == "failed"]
 
 
-class NotPickled:
-    """Stays in the driver: Tune's pickles for a restore are never read, so they hold nothing."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
 class StopConditions(NotPickled, tune.Stopper):
     """Stops a batch: a user's mistake, a lost lease, a limit, or failures in a row."""
 
@@ -110,17 +101,24 @@ class StopConditions(NotPickled, tune.Stopper):
 
     def stop_all(self) -> bool:
         """Tell whether to stop, and remember why."""
-        rows, limits = list(self.progress.rows.values()), self.context.limits
+        rows, context = self.progress.rows, self.context
         if self.progress.mistake:
             self.reason = str(self.progress.mistake)
-        elif self.context.lease.lost:
+        elif context.lease.lost:
             self.reason = "another driver has taken the folder over"
-        elif option := limits.passed(time.time(), self.context.used + self.occupied()):
+        elif option := self.limit_passed():
             self.reason = f"{option} is used up"
-        elif len(rows) >= FAILURES and (errors := last_errors(rows)):
+        elif len(rows) >= FAILURES and (errors := last_errors(list(rows.values()))):
             which = "first" if len(errors) == len(rows) else "last"
             self.reason = f"the {which} {len(errors)} runs all failed, {commonest(errors)}"
         return bool(self.reason)
+
+    def limit_passed(self) -> str:
+        """Return the option whose limit the command has passed; empty if none."""
+        limits, used = self.context.limits, self.context.used
+        if limits is NO_LIMITS:  # this is asked many times a second
+            return ""
+        return limits.passed(time.time(), used + self.occupied())
 
     def occupied(self) -> float:
         """Return the device-seconds that the tasks of this batch have used so far."""
@@ -139,6 +137,8 @@ class StopConditions(NotPickled, tune.Stopper):
             devices: Devices that the task occupies.
             name: Name of the task; empty if it is not known in advance.
         """
+        if self.context.limits is NO_LIMITS:
+            return True
         progress, limits = self.progress, self.context.limits
         seconds = progress.cautious_seconds(name)
         running = sum(
@@ -176,19 +176,6 @@ class StopConditions(NotPickled, tune.Stopper):
         return Outcome(
             rows, left, missing, stopped, device_seconds, devices, device, self.occupied()
         )
-
-
-def last_errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the errors of all runs so far, or of the last few; empty unless all of these failed.
-
-    After the first success, only errors count for which the machines are to blame.
-    """
-    errors = [row["error"] for row in rows if row["status"] == "failed"]
-    if len(errors) == len(rows):
-        return errors
-    last = rows[-FAILURES:]
-    failed = all(row["status"] == "failed" and transient(row["error"]) for row in last)
-    return errors[-FAILURES:] if failed else []
 
 
 class ProgressCallback(NotPickled, tune.Callback):
@@ -324,40 +311,6 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
-class HealthyMachines(NotPickled, SearchGenerator):
-    """Makes the trials that a searcher suggests, each with the sick machines that it avoids."""
-
-    def __init__(self, search: Searcher, progress: Progress) -> None:
-        super().__init__(ConcurrencyLimiter(search, max_concurrent=progress.slots))
-        self.progress = progress
-
-    def next_trial(self) -> Trial | None:
-        """Return the next trial; None if there is none now."""
-        trial: Trial | None = super().next_trial()  # type: ignore[no-untyped-call]
-        if trial and (sick := self.progress.machines.avoided()):
-            trial.config[AVOIDED] = sick  # makes its resources
-        return trial
-
-
-def placement(needs: Mapping[str, float], avoided: Sequence[str]) -> tune.PlacementGroupFactory:
-    """Return the resources of a trial, on other machines if one of those has them.
-
-    Args:
-        needs: Amounts by Ray's names ("CPU", "GPU").
-        avoided: Node ids of machines to avoid.
-    """
-    able = {
-        node["NodeID"]
-        for node in (ray.nodes() if avoided else ())  # type: ignore[no-untyped-call]
-        if node["Alive"]
-        and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items())
-    }
-    if able <= set(avoided):
-        return tune.PlacementGroupFactory([dict(needs)])
-    others = {"ray.io/node-id": f"!in({','.join(avoided)})"}
-    return tune.PlacementGroupFactory([dict(needs)], bundle_label_selector=[others])
-
-
 def run_trials(
     trainable: Callable[[dict[str, Any]], None],
     needs: Mapping[str, float],
@@ -383,7 +336,10 @@ def run_trials(
                 trainable, lambda config: placement(amounts, config.get(AVOIDED, ()))
             ),
             tune_config=tune.TuneConfig(
-                search_alg=HealthyMachines(search, stop.progress),
+                search_alg=HealthyMachines(
+                    ConcurrencyLimiter(search, max_concurrent=stop.progress.slots),
+                    stop.progress.machines,
+                ),
                 num_samples=samples,
                 reuse_actors=True,
             ),

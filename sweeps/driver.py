@@ -215,9 +215,10 @@ def close(outcome: "Outcome", wall: float, command: Command, console: Console) -
         command: The command, which knows what was expected.
         console: Where to print.
     """
-    overhead = 1 - outcome.device_seconds / (wall * outcome.devices)
     devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
-    console.print(f"{human.seconds(wall)} in all; overhead {human.percent(overhead)} of {devices}")
+    overhead = 1 - outcome.device_seconds / (wall * outcome.devices)
+    share = "" if outcome.stopped else f"; overhead {human.percent(overhead)}"
+    console.print(f"{human.seconds(wall)} in all on {devices}{share}")
     for line in expected_and_spent(outcome, wall, command):
         console.print(line, soft_wrap=True)
     if outcome.stopped:

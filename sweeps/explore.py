@@ -16,7 +16,6 @@ from ray.tune.search.optuna import OptunaSearch
 
 from sweeps.batch import (
     BatchContext,
-    NotPickled,
     Outcome,
     ProgressCallback,
     ScoringCallback,
@@ -25,6 +24,7 @@ from sweeps.batch import (
 )
 from sweeps.cluster import check_shared, slots
 from sweeps.journal import completed, ended, fresh_seed, open_journal, open_study, settle
+from sweeps.placement import NotPickled
 from sweeps.progress import Progress
 from sweeps.space import WORST, SamplingSpace, Space, TrainingSpace
 from sweeps.trainable import sample_candidate, train_candidate

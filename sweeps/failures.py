@@ -1,9 +1,10 @@
 """Failures of runs: which to try again, the commonest cause, and which machine is sick."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+FAILURES = 4  # in a row that mean that the rest would fail as well: stop
 SICK_RUNS = 2  # runs in a row that a machine has to lose to be avoided
 TRANSIENT = re.compile(  # what a machine does to a run, as opposed to what the run does itself
     r"the process died|lost a worker|out of memory|MemoryError|can't allocate memory"
@@ -22,6 +23,21 @@ def transient(error: str) -> bool:
     False
     """
     return bool(TRANSIENT.search(error))
+
+
+def last_errors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the errors of all runs so far, or of the last few; empty unless all of these failed.
+
+    After the first success, only errors count for which the machines are to blame.
+    """
+    if rows[-1]["status"] != "failed":
+        return []
+    errors = [row["error"] for row in rows if row["status"] == "failed"]
+    if len(errors) == len(rows):
+        return errors
+    last = rows[-FAILURES:]
+    failed = all(row["status"] == "failed" and transient(row["error"]) for row in last)
+    return errors[-FAILURES:] if failed else []
 
 
 def commonest(errors: Iterable[str]) -> str:

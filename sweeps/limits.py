@@ -68,6 +68,8 @@ def limits_from(
         uses.append((3600 * max_device_hours, f"--max-device-hours {max_device_hours:g}"))
     if max_cost is not None:
         uses.append((3600 * max_cost / price, f"--max-cost {max_cost:g}"))
+    if len(ends) == len(uses) == 1:
+        return NO_LIMITS
     (end, end_option), (device_seconds, device_option) = min(ends), min(uses)
     return Limits(end, device_seconds, end_option, device_option)
 

@@ -85,6 +85,7 @@ class Progress:
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
         self.seconds: dict[str, float] = {}  # of those that ended here, starts included
         self.worked: dict[str, float] = {}  # the same without the start of the process
+        self.worked_seconds = self.foreseen_seconds = 0.0  # of all of them, measured and expected
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
         self.lines: list[str] = []  # one for each of those that ended here
         self.machines = Machines()
@@ -154,6 +155,8 @@ class Progress:
             started = self.running.pop(name, time.monotonic())
             self.seconds[name] = time.monotonic() - started
             self.worked[name] = min(row.get("wall_seconds") or math.inf, self.seconds[name])
+            self.worked_seconds += self.worked[name]
+            self.foreseen_seconds += self.expected.get(name, 0.0)
             self.rows[name] = row
             if row["status"] == "failed":
                 line = f"{task.label} failed: {row['error']}"
@@ -178,11 +181,10 @@ class Progress:
         A task not known in advance takes as long as the others did on average.
         """
         with self._lock:
-            ended = sum(self.expected.get(done, 0.0) for done in self.worked)
-            spent = sum(self.worked.values())
+            worked, foreseen = self.worked_seconds, self.foreseen_seconds
             if name in self.expected:
-                return self.expected[name] * (spent / ended if ended else 1.0)
-            return spent / max(1, len(self.worked))
+                return self.expected[name] * (worked / foreseen if foreseen else 1.0)
+            return worked / max(1, len(self.worked))
 
     def cautious_seconds(self, name: str = "") -> float:
         """Return the expected seconds of a task as a limit should take them.
@@ -192,9 +194,8 @@ class Progress:
         """
         with self._lock:
             usual, first = self.expected_seconds(name), self.expected.get(name, 0.0)
-            ended = sum(self.expected.get(done, 0.0) for done in self.worked) + first
-            ratio = (sum(self.worked.values()) + first) / ended if ended else 1.0
-            return max(usual, first * ratio)
+            foreseen = self.foreseen_seconds + first
+            return max(usual, first * (self.worked_seconds + first) / foreseen if first else 0.0)
 
     def seconds_since_start(self) -> dict[str, float]:
         """Return how long each running task has been running, in seconds."""

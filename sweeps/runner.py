@@ -17,7 +17,6 @@ from ray.tune.search import Searcher
 
 from sweeps.batch import (
     BatchContext,
-    NotPickled,
     Outcome,
     ProgressCallback,
     ScoringCallback,
@@ -34,6 +33,7 @@ from sweeps.branches import (
 )
 from sweeps.cluster import Cluster, check_shared, slots
 from sweeps.live import publishing
+from sweeps.placement import NotPickled
 from sweeps.progress import Progress, Task
 from sweeps.sampling import SamplingTask
 from sweeps.study import PlannedRun

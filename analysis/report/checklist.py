@@ -82,6 +82,8 @@ def overhead(outcome: Mapping[str, Any]) -> str:
         return ""
     wall, devices = outcome["wall_seconds"], outcome["devices"]
     hardware = f"{devices:g} {outcome['device']}{'' if devices == 1 else 's'}"
+    if outcome.get("stopped"):  # runs that it has interrupted count for the next command
+        return f" The last command took {seconds(wall)} on {hardware}."
     share = percent(1 - outcome["device_seconds"] / (wall * devices))
     return f" The sweep took {seconds(wall)} on {hardware}; {share} of that was outside runs."
 

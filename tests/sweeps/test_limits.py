@@ -8,7 +8,8 @@ from rich.console import Console
 from small_studies import rows, wee, with_ray, write_study
 
 from sweeps import scaling
-from sweeps.batch import BatchContext, StopConditions, last_errors
+from sweeps.batch import BatchContext, StopConditions
+from sweeps.failures import last_errors
 from sweeps.limits import Limits, limits_from, time_of
 from sweeps.progress import Progress
 from sweeps.runner import RunQueue

@@ -12,6 +12,7 @@ from sweeps import runner, scaling
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_sick_machine_is_avoided_and_every_run_ends_elsewhere(tmp_path, capsys, monkeypatch):
     """Every process dies on the second machine; with its retries there, runs would fail."""
