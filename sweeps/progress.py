@@ -135,9 +135,9 @@ class Progress:
 
     def lost(self, task: Task, error: Exception) -> None:
         """Note that a task is to start again because of an error, which counts for its machine."""
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         self.note(f"{task.label}: {reason}; resuming from its last checkpoint")
-        self._count_failure(task, reason)
+        self._count_failure(task, f"{type(error).__name__}: {reason}")
 
     def _count_failure(self, task: Task, error: str) -> None:
         if news := self.machines.failed(task.run_id, error):

@@ -124,7 +124,7 @@ def test_a_killed_worker_resumes_from_its_last_checkpoint(tmp_path, capsys, undi
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
     thread.join(1)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "its process died; resuming from its last checkpoint" in printed
+    assert ": the process " in printed and "; resuming from its last checkpoint" in printed
     assert losses(folder) == undisturbed  # no step was left out or done twice
     print(f"signal {sent}: recovered after {struck['recovered']:.1f} s")
     assert struck["recovered"] < 30
