@@ -10,13 +10,14 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError
 from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from sweeps.cluster import Cluster
+from sweeps.cluster import Cluster, grown
+from sweeps.growth import GrowingLimiter
 from sweeps.lease import Lease
 from sweeps.live import LivePage, publishing
 from sweeps.progress import Progress
@@ -111,7 +112,7 @@ class StopConditions(NotPickled, tune.Stopper):
         Raises:
             UserError: The mistake that a worker found.
         """
-        progress, cluster = self.progress, self.context.cluster
+        progress, cluster = self.progress, grown(self.context.cluster)
         if progress.mistake:
             raise progress.mistake
         rows = tuple(progress.rows.values())
@@ -237,11 +238,13 @@ def cause_of(error: Exception) -> Exception:
     """Return what the run itself raised, out of what Ray wrapped around it."""
     if isinstance(error, WorkerGroupError):
         return cause_of(error.worker_failures[min(error.worker_failures)])
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        return cause
+    for wrapped in ("controller_failure", "health_check_failure", "cause"):
+        if isinstance(cause := getattr(error, wrapped, None), Exception):
+            return cause_of(cause)
     if isinstance(error, RayError):
-        return RuntimeError("the process died (out of memory?)")
+        lost = "node has died" in str(error) or isinstance(error, NodeDiedError)
+        how = "with its machine" if lost else "(out of memory?)"
+        return RuntimeError(f"the process died {how}")
     return error
 
 
@@ -271,9 +274,8 @@ def run_trials(
             tune.with_resources(trainable, dict(needs)),
             param_space=dict(space or {}),
             tune_config=tune.TuneConfig(
-                search_alg=search,
+                search_alg=search and GrowingLimiter(search, needs, stop.progress),
                 num_samples=samples,
-                max_concurrent_trials=stop.progress.slots,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
