@@ -32,7 +32,11 @@ class GrowingLimiter(ConcurrencyLimiter):
         super().__init__(search, max_concurrent=progress.slots)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune's pickles are never read
+        return {}  # what Tune saves for a restore is never read
+
+    def get_state(self) -> dict[str, Any]:
+        """Return nothing, for the same reason."""
+        return {}
 
     def suggest(self, trial_id: str) -> Any:
         """Return what the searcher suggests; None if no more trials fit."""
