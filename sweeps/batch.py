@@ -237,7 +237,9 @@ def error_of(trial: Trial) -> Exception:
 def cause_of(error: Exception) -> Exception:
     """Return what the run itself raised, out of what Ray wrapped around it."""
     if isinstance(error, WorkerGroupError):
-        return cause_of(error.worker_failures[min(error.worker_failures)])
+        failures = [error.worker_failures[rank] for rank in sorted(error.worker_failures)]
+        died = (each for each in failures if hasattr(each, "health_check_failure"))
+        return cause_of(next(died, failures[0]))  # the others only saw a broken connection
     for wrapped in ("controller_failure", "health_check_failure", "cause"):
         if isinstance(cause := getattr(error, wrapped, None), Exception):
             return cause_of(cause)

@@ -5,7 +5,9 @@ the driver starts the next one on the machines that answer. Survivors see only a
 so a lost worker looks like a failed run.
 """
 
+import re
 import tempfile
+import textwrap
 import threading
 import time
 from dataclasses import replace
@@ -26,6 +28,8 @@ from tarflow.distributed import connect_through
 from tarflow.errors import UserError
 from tarflow.record import read_result
 from tarflow.train.preemption import defer_sigterm
+
+SOURCE = re.compile(r"^\[\S*:\d+\] ")  # where in PyTorch's code an error was raised
 
 
 class WorkerBackend(TorchConfig().backend_cls):  # type: ignore[misc]
@@ -101,7 +105,9 @@ def run_large(run: PlannedRun, context: BatchContext, stop: StopConditions) -> N
         if isinstance(cause, UserError) or deaths > RETRIES:
             record_death(run, context.out, error, progress)
             return
-        reason = str(cause).partition("\n")[0]
+        reason = textwrap.shorten(
+            SOURCE.sub("", str(cause).partition("\n")[0]), 100, placeholder=" …"
+        )
         what = "did not start" if isinstance(error, ControllerError) else "lost a worker"
         progress.note(f"{run.label} {what} ({reason}); resuming from its last checkpoint")
 
