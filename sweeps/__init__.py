@@ -5,6 +5,7 @@ import os
 QUIET = {  # Ray reads these when it is first imported; the user's own settings win
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(256 * 2**20),
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # paragraphs on lost processes, which get a line of ours
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # otherwise reports wait two seconds
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -10,14 +10,15 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, RayError
 from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import Searcher
 from rich.console import Console
 
-from sweeps.cluster import Cluster
+from sweeps.cluster import Cluster, grown
 from sweeps.failures import FAILURES, commonest, last_errors
+from sweeps.growth import GrowingLimiter
 from sweeps.lease import Lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
@@ -164,7 +165,7 @@ class StopConditions(NotPickled, tune.Stopper):
         Raises:
             UserError: The mistake that a worker found.
         """
-        progress, cluster = self.progress, self.context.cluster
+        progress, cluster = self.progress, grown(self.context.cluster)
         if progress.mistake:
             raise progress.mistake
         rows = tuple(progress.rows.values())
@@ -302,12 +303,16 @@ def error_of(trial: Trial) -> Exception:
 def cause_of(error: Exception) -> Exception:
     """Return what the run itself raised, out of what Ray wrapped around it."""
     if isinstance(error, WorkerGroupError):
-        return cause_of(error.worker_failures[min(error.worker_failures)])
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):
-        return cause
+        failures = [error.worker_failures[rank] for rank in sorted(error.worker_failures)]
+        died = (each for each in failures if hasattr(each, "health_check_failure"))
+        return cause_of(next(died, failures[0]))  # the others only saw a broken connection
+    for wrapped in ("controller_failure", "health_check_failure", "cause"):
+        if isinstance(cause := getattr(error, wrapped, None), Exception):
+            return cause_of(cause)
     if isinstance(error, RayError):
-        return RuntimeError("the process died (out of memory?)")
+        lost = "node has died" in str(error) or isinstance(error, NodeDiedError)
+        how = "with its machine" if lost else "(out of memory?)"
+        return RuntimeError(f"the process died {how}")
     return error
 
 
@@ -337,8 +342,7 @@ def run_trials(
             ),
             tune_config=tune.TuneConfig(
                 search_alg=HealthyMachines(
-                    ConcurrencyLimiter(search, max_concurrent=stop.progress.slots),
-                    stop.progress.machines,
+                    GrowingLimiter(search, needs, stop.progress), stop.progress.machines
                 ),
                 num_samples=samples,
                 reuse_actors=True,

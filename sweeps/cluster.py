@@ -6,23 +6,28 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayError
+import yaml
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps.lease import not_visible
+from tarflow import human
 from tarflow.errors import UserError
-from tarflow.storage import Remote, locate
+from tarflow.storage import Remote, home_folder, locate
 
 CONNECT_SECONDS = 5.0  # time for the head of a cluster to answer, twice
 EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the frame that opens HTTP/2 (RFC 9113, section 3.4)
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS
 ANSWER_SECONDS = 15.0  # time for a machine to start a process
+SIGHT_SECONDS = 60.0  # time for a machine to look at a folder, perhaps on an object store
+JOINING_SECONDS = 300.0  # time for a machine of one's own to start Ray, after the head
 GROWING_SECONDS = 1200.0  # time for a rented machine to start and install
 
 
@@ -36,27 +41,33 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def join(gpus: int = 0) -> Iterator[Cluster]:
+def join(gpus: int = 0, say: Callable[[str], None] = print) -> Iterator[Cluster]:
     """Join the cluster of RAY_ADDRESS or of this machine's `ray start`, or start a local one.
+
+    The machines that `ray up` starts at once are waited for, up to `JOINING_SECONDS`.
 
     Args:
         gpus: Number of GPUs that the plan counts on. A cluster that has fewer is asked to grow:
             its first GPU is waited for, and the others count as present, so that runs queue for
             them.
+        say: Tells the user what is waited for, and for how long.
 
     Raises:
         UserError: If RAY_ADDRESS names no cluster, or no GPU has joined after `GROWING_SECONDS`.
     """
     starts_ray = not ray.is_initialized()
     if starts_ray:
+        address = _address()
         ray.init(
-            _address(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+            address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        cluster = _current()
-        yield _wait_for_gpus(gpus) if gpus > cluster.gpus and cluster.cpus == 0 else cluster
+        if starts_ray and address != "local":
+            _wait_for_machines(say)
+        cluster = current()
+        yield _wait_for_gpus(gpus, say) if gpus > cluster.gpus and cluster.cpus == 0 else cluster
     finally:
         if starts_ray:
             ray.shutdown()
@@ -72,7 +83,7 @@ def _address() -> str | None:
     noted = note.read_text().strip() if note.exists() else ""
     asked = os.environ.get("RAY_ADDRESS", "")
     if asked in ("", "local"):
-        return "local" if asked or (noted and not _answers(noted)) else None
+        return None if noted and not asked and _answers(noted) else "local"
     if "://" in asked:
         raise UserError(
             f"RAY_ADDRESS is {asked}: write HOST:PORT of the cluster's head, and run this on one "
@@ -104,30 +115,92 @@ def _answers(address: str) -> bool:
     return bool(host) and answer[3:4] == EMPTY_SETTINGS[3:4]  # the type of its first frame
 
 
-def _current() -> Cluster:
+def current() -> Cluster:
     """Return what the cluster has now."""
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = int(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     return Cluster(cpus, gpus, len(_nodes()))
 
 
-def _wait_for_gpus(gpus: int) -> Cluster:
+def grown(cluster: Cluster) -> Cluster:
+    """Return what a cluster has had, or has now if that is more."""
+    now = current()
+    return Cluster(
+        max(cluster.cpus, now.cpus), max(cluster.gpus, now.gpus), max(cluster.nodes, now.nodes)
+    )
+
+
+def _wait_for_machines(say: Callable[[str], None]) -> None:
+    """Wait for the machines that `ray up` starts at once; continue with those that have come."""
+    expected = _machines_of_ray_up()
+    if (count := len(_nodes())) >= expected:
+        return
+    say(
+        f"{count} of {expected} machines have joined; waiting for the others for at most "
+        f"{human.seconds(JOINING_SECONDS)}"
+    )
+    if not _in_time(lambda: len(_nodes()) >= expected, JOINING_SECONDS):
+        say(
+            f"continuing with {len(_nodes())} of {expected} machines; runs will also use those "
+            "that join later (see `ray status`)"
+        )
+
+
+def _machines_of_ray_up() -> int:
+    """Return how many machines the cluster of this head starts with; 1 if `ray up` has no part."""
+    path = home_folder() / "ray_bootstrap_config.yaml"  # which `ray up` leaves on the head
+    config = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    kinds = config.get("available_node_types", {}).values()
+    return 1 + sum(int(kind.get("min_workers", 0)) for kind in kinds)
+
+
+def _wait_for_gpus(gpus: int, say: Callable[[str], None]) -> Cluster:
     """Ask a cluster whose head runs nothing for workers, and return what it will become."""
-    request_resources(bundles=[{"GPU": 1}] * gpus)
-    end = time.monotonic() + GROWING_SECONDS
-    while (cluster := _current()).gpus == 0:
-        if time.monotonic() > end:
-            raise UserError(
-                f"no GPU has joined the cluster in {GROWING_SECONDS / 60:.0f} minutes: see "
-                "`ray status` there"
-            )
-        time.sleep(1)
+    longest = human.seconds(GROWING_SECONDS)
+    with asked_for({"GPU": 1.0}, gpus):
+        if current().gpus == 0:
+            say(f"waiting for the first of {gpus} GPUs for at most {longest}")
+        if not _in_time(lambda: current().gpus > 0, GROWING_SECONDS):
+            raise UserError(f"no GPU has joined the cluster in {longest}: see `ray status` there")
+    cluster = current()
     growth = max(1.0, gpus / cluster.gpus)
     return Cluster(int(cluster.cpus * growth), cluster.gpus * growth, cluster.nodes)
 
 
+@contextlib.contextmanager
+def asked_for(needs: Mapping[str, float], count: int) -> Iterator[None]:
+    """Ask the cluster to grow for the duration of the block.
+
+    Ray forgets placement groups when their driver ends, however it ends. Requests by
+    `request_resources` would keep machines rented for ever.
+
+    Args:
+        needs: Resources of one worker, by Ray's names ("CPU", "GPU").
+        count: Number of workers. Each is asked for alone, so that a cluster that cannot hold all
+            of them grows as far as it can.
+    """
+    groups = [placement_group([dict(needs)]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for group in groups:
+            remove_placement_group(group)
+
+
+def _in_time(ready: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something is ready; tell whether it came in time."""
+    end = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > end:
+            return False
+        time.sleep(1)
+    return True
+
+
 def check_shared(out: Path, cluster: Cluster) -> None:
     """Make sure that every machine of a cluster sees the folder of the study.
+
+    A machine that does not answer within `SIGHT_SECONDS` is checked when a run starts there.
 
     Raises:
         UserError: If a machine does not, naming it.
@@ -142,15 +215,36 @@ def check_shared(out: Path, cluster: Cluster) -> None:
         return locate(path).exists()
 
     try:
-        for node in _nodes():
-            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            if not ray.get(sees.options(scheduling_strategy=on_node).remote(str(token))):
-                raise UserError(
-                    f"{out} is not visible on {node['NodeManagerHostname']}; choose an --out on a "
-                    "disk that all machines share, or on an object store such as s3://bucket/study"
-                )
+        for node, answer in _answers_of_all(sees, SIGHT_SECONDS, str(token)):
+            host = node["NodeManagerHostname"]
+            if isinstance(answer, RayTaskError):
+                raise UserError(f"{host}: {answer.cause}")
+            if answer is False:
+                raise not_visible(out, host)
     finally:
         token.unlink(missing_ok=True)
+
+
+def _answers_of_all(
+    task: Any, seconds: float, *arguments: Any
+) -> list[tuple[dict[str, Any], Any]]:
+    """Carry out a remote function on every machine.
+
+    Returns:
+        The machines that answer in time: what `ray.nodes` says of each, and what the function
+        returned there, or the error.
+    """
+    sent = {}
+    for node in _nodes():
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        sent[task.options(scheduling_strategy=on_node).remote(*arguments)] = node
+    answers = []
+    for ready in ray.wait(list(sent), num_returns=len(sent), timeout=seconds)[0]:
+        try:
+            answers.append((sent[ready], ray.get(ready)))
+        except RayError as error:
+            answers.append((sent[ready], error))
+    return answers
 
 
 def slots(needs: Mapping[str, float], cluster: Cluster) -> int:
@@ -193,17 +287,8 @@ def _answering() -> list[dict[str, Any]]:
     def ping() -> None:
         return None
 
-    pings = {}
-    for node in _nodes():
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        pings[ping.options(scheduling_strategy=on_node).remote()] = node
-    answers, _ = ray.wait(list(pings), num_returns=len(pings), timeout=ANSWER_SECONDS)
-    nodes = []
-    for answer in answers:
-        with contextlib.suppress(RayError):
-            ray.get(answer)
-            nodes.append(pings[answer])
-    return nodes
+    answers = _answers_of_all(ping, ANSWER_SECONDS)
+    return [node for node, answer in answers if not isinstance(answer, RayError)]
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -189,7 +189,10 @@ def execute(command: Command, console: Console) -> int:
             from sweeps.batch import BatchContext
             from sweeps.live import LivePage
 
-            with cluster.join(command.gpus) as joined, LivePage(command.out) as page:
+            def say(line: str) -> None:
+                console.print(line, style="yellow", soft_wrap=True)
+
+            with cluster.join(command.gpus, say) as joined, LivePage(command.out) as page:
                 outcome = command.run(
                     BatchContext(
                         command.out, joined, own, console, page, command.seed, command.limits

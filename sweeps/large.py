@@ -5,7 +5,9 @@ the driver starts the next one on the machines that answer. Survivors see only a
 so a lost worker looks like a failed run.
 """
 
+import re
 import tempfile
+import textwrap
 import threading
 import time
 from dataclasses import replace
@@ -13,35 +15,53 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.batch import RETRIES, BatchContext, StopConditions, cause_of, record_death
-from sweeps.cluster import Cluster, workers_that_fit
+from sweeps.cluster import GROWING_SECONDS, Cluster, asked_for, workers_that_fit
 from sweeps.study import PlannedRun
 from sweeps.trainable import Report, execute
+from tarflow import human
+from tarflow.distributed import connect_through
 from tarflow.errors import UserError
 from tarflow.record import read_result
 from tarflow.train.preemption import defer_sigterm
 
+SOURCE = re.compile(r"^\[\S*:\d+\] ")  # where in PyTorch's code an error was raised
 
-class SigtermTorchBackend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Connects the workers, and defers SIGTERM in them: they save together before they end."""
+
+class WorkerBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Connects the workers through Ray's network, and defers SIGTERM: they save together.
+
+    Workers that cannot be connected end here. Ray Train would leave them and the room reserved for
+    them to the end of the driver, so that the next attempt would wait for that room for ever.
+    """
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Set up the workers, each in its main thread."""
-        super().on_start(worker_group, backend_config)
-        worker_group.execute(defer_sigterm)
+        try:
+            worker_group.execute(use_network_of_ray)
+            super().on_start(worker_group, backend_config)
+            worker_group.execute(defer_sigterm)
+        except Exception:
+            worker_group.abort()
+            raise
 
 
-class SigtermTorchConfig(TorchConfig):
-    """A process group whose workers defer SIGTERM."""
+def use_network_of_ray() -> None:
+    """Connect this worker through the interface that carries its machine's address in Ray."""
+    connect_through(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+class WorkerConfig(TorchConfig):
+    """A process group whose workers find each other, and defer SIGTERM."""
 
     @property
-    def backend_cls(self) -> type[SigtermTorchBackend]:
+    def backend_cls(self) -> type[WorkerBackend]:
         """The class that sets it up."""
-        return SigtermTorchBackend
+        return WorkerBackend
 
 
 class Mailbox:
@@ -69,7 +89,8 @@ def run_large(run: PlannedRun, context: BatchContext, stop: StopConditions) -> N
         stop: Stop conditions of the batch.
     """
     on_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=on_driver).remote()
+    mailbox: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
+    mailbox = mailbox.options(scheduling_strategy=on_driver).remote()
     progress, deaths, reached = stop.progress, 0, -1
     progress.start(run)
     while workers := _wait_for_workers(run, context.cluster, stop):
@@ -84,30 +105,52 @@ def run_large(run: PlannedRun, context: BatchContext, stop: StopConditions) -> N
         if isinstance(cause, UserError) or deaths > RETRIES:
             record_death(run, context.out, error, progress)
             return
-        reason = str(cause).partition("\n")[0]
-        progress.note(f"{run.label} lost a worker ({reason}); resuming from its last checkpoint")
+        reason = textwrap.shorten(
+            SOURCE.sub("", str(cause).partition("\n")[0]), 100, placeholder=" …"
+        )
+        what = "did not start" if isinstance(error, ControllerError) else "lost a worker"
+        progress.note(f"{run.label} {what} ({reason}); resuming from its last checkpoint")
 
 
 def _wait_for_workers(run: PlannedRun, cluster: Cluster, stop: StopConditions) -> int:
-    """Wait for enough workers and return how many; 0 if there is a reason to stop."""
-    execution, batch = run.config.execution, run.config.batch
+    """Wait for enough workers and return how many; 0 if there is a reason to stop.
+
+    Workers that do not come within `GROWING_SECONDS` are a reason to stop.
+    """
+    execution = run.config.execution
     needs = {"CPU": float(execution.threads)}
     if cluster.gpus and execution.device != "cpu":
         needs["GPU"] = 1.0
-    announced = False
-    while not stop.stop_all():
-        room = min(execution.workers, workers_that_fit(needs))
-        divisors = (count for count in range(room, 0, -1) if batch % count == 0)
-        count = execution.workers if room == execution.workers else next(divisors, 0)
-        if count == execution.workers or count >= execution.min_workers > 0:
-            return count
-        if not announced:
-            stop.progress.note(
-                f"{run.label} waits for {execution.workers} workers, there is room for {room}"
-            )
-        announced = True
-        time.sleep(1)
+    if stop.stop_all():
+        return 0
+    room = workers_that_fit(needs)
+    if count := _enough(run, room):
+        return count
+    wanted, longest = execution.workers, human.seconds(GROWING_SECONDS)
+    stop.progress.note(
+        f"{run.label} waits for {wanted} workers for at most {longest}, there is room for {room}"
+    )
+    end = time.monotonic() + GROWING_SECONDS
+    with asked_for(needs, wanted):
+        while not stop.stop_all():
+            room = workers_that_fit(needs)
+            if count := _enough(run, room):
+                return count
+            if time.monotonic() > end:
+                stop.reason = (
+                    f"{run.label} waited {longest} for {wanted} workers, there is room for {room}"
+                )
+            time.sleep(1)
     return 0
+
+
+def _enough(run: PlannedRun, room: int) -> int:
+    """Return how many workers to start where there is room for so many; 0 if it is too few."""
+    execution = run.config.execution
+    if room >= execution.workers:
+        return execution.workers
+    count = next((count for count in range(room, 0, -1) if run.config.batch % count == 0), 0)
+    return count if count >= execution.min_workers > 0 else 0
 
 
 def _attempt(
@@ -151,14 +194,15 @@ def train_on_workers(run: PlannedRun, workers: int, context: BatchContext, repor
     def loop() -> None:
         execute(run, out, home, report)
 
+    once = FailureConfig(controller_failure_limit=0, max_preemption_failures=0)  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:
         TorchTrainer(
             loop,
-            torch_config=SigtermTorchConfig(backend="nccl" if use_gpu else "gloo"),
+            torch_config=WorkerConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": execution.threads, **({"GPU": 1} if use_gpu else {})},
             ),
-            run_config=RunConfig(name=run.run_id, storage_path=scratch),
+            run_config=RunConfig(name=run.run_id, storage_path=scratch, failure_config=once),
         ).fit()

@@ -106,6 +106,14 @@ def lease(folder: Path) -> Iterator[Lease]:
             own.release()
 
 
+def not_visible(folder: Path, host: str) -> UserError:
+    """Return the error that a machine does not see the folder that the driver owns."""
+    return UserError(
+        f"{folder} is not visible on {host}; choose an --out on a disk that all machines share, "
+        "or on an object store such as s3://bucket/study"
+    )
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other drivers out while a lease is read and written."""

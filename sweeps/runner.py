@@ -44,11 +44,13 @@ from sweeps.trainable import (
     single_threaded,
     train_planned,
 )
+from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
 
 LOOK_SECONDS = 0.5  # between looks for a checkpoint that a run waits for, perhaps far away
+LATE_SECONDS = 600.0  # for a checkpoint to be written, perhaps far away, after its step
 
 
 def run_all(
@@ -135,6 +137,7 @@ class RunQueue(NotPickled, Searcher):
         self.stop, self.starts = stop, starts or {}
         self.started: set[str] = set()  # trials that have not ended
         self.looked: dict[str, float] = {}  # when the checkpoint of each run was last looked for
+        self.due: dict[str, float] = {}  # since when the checkpoint of each run should be there
 
     def suggest(self, trial_id: str) -> Any:
         """Return the first task that may start; None if all wait, FINISHED if none ever may."""
@@ -156,7 +159,15 @@ class RunQueue(NotPickled, Searcher):
         if reached < start.images or now - looked < LOOK_SECONDS:
             return False
         self.looked[run.run_id] = now
-        return checkpoint_saved(run.config, start.images, self.stop.context.out)
+        if checkpoint_saved(run.config, start.images, self.stop.context.out):
+            return True
+        late = now - self.due.setdefault(run.run_id, now) > LATE_SECONDS
+        if late:
+            progress.note(
+                f"{run.label} starts without the checkpoint of its trunk, which did not come in "
+                f"{human.seconds(LATE_SECONDS)}"
+            )
+        return late
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

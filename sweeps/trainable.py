@@ -9,6 +9,7 @@ import gc
 import math
 import os
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Any
 
 from sweeps.expect import runs_per_device
 from sweeps.failures import transient
+from sweeps.lease import FILE, not_visible
 from sweeps.sampling import SamplingTask
 from sweeps.space import SamplingSpace, Space, TrainingSpace
 from sweeps.study import PlannedRun
@@ -46,7 +48,7 @@ def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, A
     from tarflow.evaluate.sample_quality import reference_quality
     from tarflow.run import run as train_and_score
 
-    study = locate(out)
+    study = shared_folder(out)
     folder = study / "runs" / run.run_id
     trunk = trunk_of(run.config, run.trunk, run.branch_points, study) if run.trunk else None
     reference = study / "reference.json"  # scores of real images, once per study
@@ -55,6 +57,20 @@ def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, A
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row
+
+
+def shared_folder(out: str) -> Path:
+    """Return the folder of a study, if it is the one that the driver holds.
+
+    Machines may join a cluster after the driver has looked at all of them.
+
+    Raises:
+        UserError: If this machine does not see the driver's lease there.
+    """
+    study = locate(out)
+    if not (study / FILE).exists():
+        raise not_visible(study, socket.gethostname())
+    return study
 
 
 def execute_and_record(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, Any]:
@@ -180,7 +196,7 @@ def sample(task: SamplingTask, out: str, home: str) -> list[dict[str, Any]]:
     from tarflow.evaluate.checkpoint_scores import evaluate_setting
 
     with workplace(home):
-        folder = locate(out) / "runs" / task.model_id
+        folder = shared_folder(out) / "runs" / task.model_id
         return evaluate_setting(folder, task.sampler, task.seed, task.parts)
 
 

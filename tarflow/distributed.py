@@ -4,8 +4,11 @@ The only importer of `torch.distributed`. Every function also serves a single pr
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +24,7 @@ from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
 
 ALIGNED = 64  # values, so that kernels can read several at once
+GET_ADDRESS = 0x8915  # Linux: the IPv4 address of an interface (netdevice(7), SIOCGIFADDR)
 
 
 def world_size() -> int:
@@ -38,6 +42,7 @@ def process_group() -> Iterator[None]:
     """Join the process group that torchrun's environment describes, unless one is joined."""
     ours = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if ours:
+        connect_through(address_towards(os.environ.get("MASTER_ADDR", "")))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -47,6 +52,42 @@ def process_group() -> Iterator[None]:
             # A thread of gloo releases the tensors it exchanged last, and needs the interpreter
             # to do so; if that has exited, it aborts the process (pytorch#179291, PyTorch 2.14).
             time.sleep(0.2)
+
+
+def connect_through(address: str) -> None:
+    """Let workers on other machines reach this process at an address of this machine.
+
+    Gloo would announce the address to which this machine's name resolves, which is a loopback
+    address on Debian and Ubuntu. Settings of the user's own win.
+
+    Args:
+        address: IPv4 address. Nothing changes if it is a loopback address, which other machines
+            do not reach, or if no network interface has it.
+    """
+    if not address.startswith("127.") and (interface := interface_of(address)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # not eth10 for eth1
+
+
+def interface_of(address: str) -> str:
+    """Return the name of the network interface with an IPv4 address; empty if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(query, GET_ADDRESS, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return ""
+
+
+def address_towards(host: str) -> str:
+    """Return the IPv4 address of this machine that a host sees; empty if there is no way to it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:  # sends nothing
+        try:
+            query.connect((host, 9))
+        except OSError:
+            return ""
+        return str(query.getsockname()[0])
 
 
 def batch_slice(batch: int) -> slice:

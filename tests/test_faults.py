@@ -124,7 +124,8 @@ def test_a_killed_worker_resumes_from_its_last_checkpoint(tmp_path, capsys, undi
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
     thread.join(1)
     printed = " ".join(capsys.readouterr().out.split())
-    assert ": the process " in printed and "; resuming from its last checkpoint" in printed
+    assert ": the process " in printed
+    assert "; resuming from its last checkpoint" in printed
     assert losses(folder) == undisturbed  # no step was left out or done twice
     print(f"signal {sent}: recovered after {struck['recovered']:.1f} s")
     assert struck["recovered"] < 30
@@ -214,7 +215,10 @@ def test_a_run_continues_without_a_lost_machine_or_waits_for_it(
             process.wait()
     assert driver.returncode == 0
     assert "resuming from its last checkpoint" in printed
-    assert ("waits for 2 workers, there is room for 1" in printed) == (not fewest)
+    assert "raylet" not in printed  # Ray would print paragraphs
+    assert ("waits for 2 workers for at most 20 min, there is room for 1" in printed) == (
+        not fewest
+    )
     assert losses(folder) == pytest.approx(undisturbed, rel=1e-9)
     print(f"at least {fewest or 2} workers: resumes after {recovered:.1f} s")
     assert recovered < 60

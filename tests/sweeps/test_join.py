@@ -4,12 +4,16 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from small_studies import wee, write_study
 
 from sweeps import cluster as clusters
+from sweeps import scaling
+from sweeps.progress import Progress
 from tarflow.errors import UserError
 
 
@@ -61,11 +65,59 @@ def test_workers_that_are_still_to_come_are_waited_for_and_counted(head, monkeyp
         late.wait()
 
 
+@pytest.mark.ray
+def test_the_machines_of_ray_up_are_waited_for_but_not_for_ever(tmp_path, monkeypatch):
+    kinds = "{head: {}, worker: {min_workers: 1, max_workers: 4}}"
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(f"available_node_types: {kinds}\n")
+    monkeypatch.setattr(clusters, "home_folder", lambda: tmp_path)
+    monkeypatch.setattr(clusters, "JOINING_SECONDS", 1.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    try:
+        for nodes, expected in ((1, 2), (2, 0)):
+            said = []
+            with clusters.join(say=said.append) as joined:
+                assert joined.nodes == nodes
+            assert len(said) == expected
+            assert all("1 of 2 machines" in line for line in said)
+            if nodes == 1:
+                assert said[0].endswith("waiting for the others for at most 1 s")
+                cluster.add_node(num_cpus=1)
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_machines_that_join_during_a_study_are_used(head, tmp_path, monkeypatch, capsys):
+    head.add_node(num_cpus=1)
+    study = replace(wee("grows"), budgets=(1.2e10,), held_out=None, replicated=None)
+    study = replace(study, sizes=study.sizes[:1], seeds=4)  # long ones: a process takes seconds
+    added, running = [], []
+    start, end = Progress.start, Progress.end
+
+    def count(progress, task):
+        start(progress, task)
+        running.append(len(progress.running))
+
+    def add_one(progress, *arguments):
+        end(progress, *arguments)
+        if not added:
+            added.append(head.add_node(num_cpus=1))
+
+    monkeypatch.setattr(Progress, "start", count)
+    monkeypatch.setattr(Progress, "end", add_one)
+    path = write_study(tmp_path, study)
+    assert scaling.scale(scaling.Options(study=str(path), out=tmp_path / "out")) == 0
+    assert max(running) == 2
+    assert "3 machines by now: 2 runs at a time" in capsys.readouterr().out
+
+
 def test_a_dead_cluster_is_not_waited_for(tmp_path, monkeypatch):
     """`ray start` leaves a note of its address, which outlives it."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert clusters._address() is None
+    assert clusters._address() == "local"
     (tmp_path / "ray").mkdir()
     with server(clusters.EMPTY_SETTINGS) as port:
         (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}")
