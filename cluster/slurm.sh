@@ -26,10 +26,10 @@
 # gives the name of the head).
 #
 # Security: other users of the cluster can reach Ray's ports. These listen on all interfaces: Ray's
-# store (a port of this job), and on each machine its raylet, object manager and agents (ports that
-# they choose); on the head also Ray's client (10001). All of them check the token in ~/.ray/auth_token,
-# which is created below if it is missing. Ports of metrics would not, so they are closed; the
-# dashboard listens on loopback and checks the token too.
+# store (a port of this job), and on each machine its raylet, object manager, agents and workers
+# (ports that they choose); on the head also Ray's client (10001). All of them check the token in
+# ~/.ray/auth_token, which is created below if it is missing. Ports of metrics would not, so they
+# are closed; the dashboard listens on loopback and checks the token too.
 set -euo pipefail
 
 : "${SLURM_JOB_ID:?start this with: sbatch cluster/slurm.sh ...}"
@@ -48,9 +48,12 @@ fail() {
     exit 1
 }
 
-# Each job uses another port, so that it does not connect to the Ray of another job.
-export RAY_ADDRESS="$head:$((20000 + SLURM_JOB_ID % 20000))"
-export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_enable_metrics_collection=0
+# Each job uses another port, so that it does not connect to the Ray of another job: above those of
+# Ray's workers, below those that Linux hands out.
+export RAY_ADDRESS="$head:$((20000 + SLURM_JOB_ID % 12000))"
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# Ray goes on without the metrics whose port does not exist: nothing else closes these two.
+export RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 DASHBOARD_METRIC_PORT=-1
 export SRUN_CPUS_PER_TASK=$cpus # srun does not inherit it from sbatch
 token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 [[ -s $token ]] || (umask 077 && ray get-auth-token --generate >/dev/null)

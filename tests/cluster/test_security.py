@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from small_studies import wee, write_study
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "cluster" / "local.yaml"
-GCS, DASHBOARD, CLIENT = 26379, 28265, 21001  # of this test; other Rays may run here
+GCS, DASHBOARD, AGENT, CLIENT = 26379, 28265, 28266, 21001  # of this test; other Rays may run here
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS")
 
 
@@ -33,13 +34,17 @@ class Head:
         self.token = (self.home / ".ray" / "auth_token").read_text()
         config = yaml.safe_load(FILE.read_text())
         (bashrc,) = (c for c in config["setup_commands"] if "bashrc" in c)
-        set_by_file = dict(re.findall(r"(RAY_\w+)=(\w+)", bashrc))
+        set_by_file = dict(re.findall(r"(\w+)=([\w-]+)", bashrc))
         self.node = self.environment(**set_by_file)
         (start,) = (c for c in config["head_start_ray_commands"] if "ray start" in c)
         for old, new in (
             ("--port=6379", f"--port={GCS} --dashboard-port={DASHBOARD} --num-cpus=2 --block"),
             ("--autoscaling-config=~/ray_bootstrap_config.yaml", ""),
-            ("ray start", f"exec ray start --ray-client-server-port={CLIENT}"),
+            (
+                "ray start",
+                f"exec ray start --ray-client-server-port={CLIENT} "
+                f"--dashboard-agent-listen-port={AGENT}",
+            ),
         ):
             assert old in start
             start = start.replace(old, new)
@@ -169,27 +174,67 @@ def test_the_token_is_in_no_log_table_or_report(head, tmp_path):
     assert head.token not in said + Path(head.log.name).read_text()
 
 
+METHODS = (  # one of each service that Ray has, by gRPC
+    "NodeInfoGcsService/GetAllNodeInfo",
+    "NodeManagerService/GetNodeStats",
+    "ObjectManagerService/Pull",
+    "CoreWorkerService/GetCoreWorkerStats",
+    "ReporterService/GetTraceback",
+    "RayletDriver/ClusterInfo",
+)
+WORKER = """
+import ray, time
+ray.init(logging_level="ERROR")
+ray.get(ray.remote(lambda: 0).remote())
+print("ready", flush=True)
+input()
+"""
+
+
+def refuses(host, port):
+    """Tell whether a port refuses who has no token, and answers nothing else."""
+    import_module("ray")
+    grpc = import_module("grpc")
+    answers = set()
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        for method in METHODS:
+            try:
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=10)
+                answers.add("answered")
+            except grpc.RpcError as error:
+                answers.add(error.code().name)
+    try:
+        urllib.request.urlopen(f"http://{host}:{port}/", timeout=10).close()
+        answers.add("answered")
+    except urllib.error.HTTPError as error:
+        with error:
+            answers.add("UNAUTHENTICATED" if error.code == 401 else f"HTTP {error.code}")
+    except (OSError, HTTPException):  # it speaks only gRPC
+        pass
+    return answers - {"UNIMPLEMENTED", "UNAVAILABLE"} == {"UNAUTHENTICATED"}
+
+
 @pytest.mark.ray
-def test_only_ports_that_check_the_token_listen_outside(head):
-    """Names of processes that listen on more than the loopback interface; the file lists them."""
+def test_every_port_that_listens_outside_checks_the_token(head):
     import_module("ray")  # ships psutil
     psutil = import_module("psutil")
-    ray = psutil.Process(head.process.pid)
-    outside = set()
-    for process in [ray, *ray.children(recursive=True)]:
-        for connection in process.net_connections("tcp"):
-            inside = connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
-            if connection.status == psutil.CONN_LISTEN and not inside:
-                outside.add((process.name(), connection.laddr.port))
-    names = {name for name, _ in outside}
-    assert names <= {
-        "gcs_server",
-        "raylet",
-        "ray::DashboardAgent",
-        "ray::RuntimeEnvAgent",
-        "python3",
-    }
-    assert {port for name, port in outside if name == "gcs_server"} == {GCS}
-    assert {port for name, port in outside if name == "python3"} <= {
-        CLIENT
-    }  # no dashboard, no metrics
+    driver = subprocess.Popen(  # so that there are workers, which listen too
+        [sys.executable, "-c", WORKER],
+        env={**head.node, "RAY_ADDRESS": head.address},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert driver.stdout.readline() == b"ready\n"
+        ray = psutil.Process(head.process.pid)
+        outside = {}
+        for process in [ray, *ray.children(recursive=True)]:
+            for connection in process.net_connections("tcp"):
+                inside = connection.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
+                if connection.status == psutil.CONN_LISTEN and not inside:
+                    outside[connection.laddr.port] = process.name()
+        assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= set(outside.values())
+        host = head.address.partition(":")[0]
+        assert {port: name for port, name in outside.items() if not refuses(host, port)} == {}
+    finally:
+        driver.communicate(b"\n")
