@@ -188,11 +188,13 @@ def execute(command: Command, console: Console) -> int:
             from sweeps import cluster  # Ray is needed from here on
             from sweeps.batch import BatchContext
             from sweeps.live import LivePage
+            from sweeps.versions import check_same_code
 
             def say(line: str) -> None:
                 console.print(line, style="yellow", soft_wrap=True)
 
             with cluster.join(command.gpus, say) as joined, LivePage(command.out) as page:
+                check_same_code()
                 outcome = command.run(
                     BatchContext(
                         command.out, joined, own, console, page, command.seed, command.limits
