@@ -10,6 +10,7 @@ from small_studies import rows, wee, with_ray, write_study
 from sweeps import scaling
 from sweeps.batch import BatchContext, StopConditions
 from sweeps.failures import last_errors
+from sweeps.lease import FILE
 from sweeps.limits import Limits, limits_from, time_of
 from sweeps.progress import Progress
 from sweeps.runner import RunQueue
@@ -137,6 +138,7 @@ def test_too_large_a_step_is_tried_once_more_with_half_the_micro_batch(tmp_path,
     monkeypatch.setattr(loop, "make_train_step", cramped)
     run = grid(resolve_study(wee("large")))[0]
     limit = run.config.batch // 2
+    (tmp_path / FILE).touch()  # the driver's
     row = execute_and_record(run, str(tmp_path), str(tmp_path), lambda _: None)
     assert row["status"] == "done"
     assert tried == [run.config.batch, limit]

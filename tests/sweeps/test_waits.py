@@ -15,6 +15,7 @@ from small_studies import wee, with_ray, write_study
 
 from sweeps import cluster as clusters
 from sweeps import large, runner, scaling
+from sweeps.batch import BatchContext, StopConditions
 from sweeps.branches import StartPoint
 from sweeps.progress import Progress
 from sweeps.study import grid, resolve_study
@@ -112,15 +113,17 @@ def test_a_branch_waits_for_a_late_checkpoint_but_not_for_ever(tmp_path, monkeyp
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run, trunk, *_ = grid(resolve_study(wee("late")))
     progress = Progress(2, {}, 1, Console(soft_wrap=True))
-    queue = runner.RunQueue(
-        [run], {run.run_id: StartPoint(64, 64, trunk.run_id)}, tmp_path, progress
-    )
+    context = BatchContext(tmp_path, None, None, None, None)
+    stop = StopConditions(progress, context, lambda _: 1.0)
+    after = {run.run_id: StartPoint(64, 64, trunk.run_id)}
+    queue = runner.RunQueue([trunk, run], stop, after)
+    assert queue.suggest("trunk") == {"index": 0}
     assert queue.suggest("a") is None
     progress.report(trunk, {"images": 64})
     for now[0] in (1.0, 600.0):
         assert queue.suggest("a") is None
     now[0] = 602.0
-    assert queue.suggest("a") == {"index": 0}
+    assert queue.suggest("a") == {"index": 1}
     assert "starts without the checkpoint of its trunk, which did not come in 10 min" in (
         capsys.readouterr().out
     )
