@@ -193,7 +193,6 @@ def test_a_study_uses_every_machine_and_again_changes_nothing(boxes):
     pd.testing.assert_frame_equal(study.rows(), rows)
 
 
-@pytest.mark.xfail(reason="workers of one run take the address of their host name: loopback")
 def test_two_workers_meet_and_survive_the_death_of_one(boxes):
     study = boxes.study("shared-run", SIZES[1:2], [4e10], workers=2)
     with boxes.started(study.submission) as job:
