@@ -15,14 +15,17 @@ from datetime import timedelta
 from functools import cache
 from pathlib import Path, PosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
-from pyarrow import fs
+from pyarrow import ArrowException, fs
 
 from tarflow.errors import UserError
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9]+):/+(.*)", re.DOTALL)  # Path turns :// into :/
+_RAW = re.compile(r"^.*underlying error message was: | error_info=.*| \(Request ID.*")  # of SDKs
 ATTEMPTS = 4  # per request, with growing pauses
 CONNECT_SECONDS, REQUEST_SECONDS = 5, 60  # timeouts
+RETRY_SECONDS = 10  # for which Google's requests are repeated
 
 
 def locate(name: str | Path) -> Path:
@@ -38,8 +41,8 @@ class Remote(PosixPath):
     """A path on an object store, which holds whole files; folders are only parts of names.
 
     Methods that access the store raise `UserError` if it cannot be reached or refuses, and
-    `FileNotFoundError` if only the file is missing. S3 reads the standard environment variables:
-    credentials, AWS_REGION or AWS_DEFAULT_REGION, AWS_ENDPOINT_URL.
+    `FileNotFoundError` if only the file is missing. Stores read the environment variables of their
+    own command lines: `docs/cluster.md` lists them.
     """
 
     def __str__(self) -> str:
@@ -56,7 +59,8 @@ class Remote(PosixPath):
     @property
     def key(self) -> str:
         """Bucket and name, as pyarrow writes them."""
-        return "/".join(self.parts[1:])
+        bucket, *names = self.parts[1:] or ("",)
+        return "/".join((bucket.partition("@")[0], *names))  # abfs://container@host/name
 
     @contextlib.contextmanager
     def _store(self) -> Iterator[fs.FileSystem]:
@@ -65,8 +69,8 @@ class Remote(PosixPath):
             yield _filesystem(self.scheme, *self.parts[1:2])
         except FileNotFoundError:
             raise
-        except (OSError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0].split(" (Request ID")[0]
+        except (OSError, NotImplementedError, ArrowException) as error:
+            reason = _RAW.sub("", str(error).splitlines()[0])
             raise UserError(
                 f"cannot use {self}: {reason}; check the address, the credentials and the "
                 "endpoint in the environment"
@@ -117,8 +121,9 @@ class Remote(PosixPath):
 
     def rmdir(self) -> None:
         """Remove the folder and everything in it."""
-        with contextlib.suppress(FileNotFoundError), self._store() as store:
-            store.delete_dir(self.key)
+        if self.is_dir():  # on Google's store, the folder itself is missing after its files
+            with contextlib.suppress(FileNotFoundError), self._store() as store:
+                store.delete_dir(self.key)
 
     def mkdir(self, *_: Any, **__: Any) -> None:
         """Do nothing: the first file creates its folder."""
@@ -145,16 +150,26 @@ class Remote(PosixPath):
 
     def iterdir(self) -> Iterator["Remote"]:  # type: ignore[override]
         """Yield the files and folders in this folder."""
-        with self._store() as store:
-            entries = store.get_file_info(fs.FileSelector(self.key, allow_not_found=True))
-        yield from (self / entry.base_name for entry in entries)
+        return self.glob("*")
 
     def glob(self, pattern: str, **_: Any) -> Iterator["Remote"]:  # type: ignore[override]
-        """Yield the files and folders below that match a pattern, in any order."""
+        """Yield the files and folders below that match a pattern, in any order.
+
+        All files below are listed in one go, a thousand per request: listing folder by folder takes
+        more requests, and finds no folders on Google's store.
+        """
         first, _slash, rest = pattern.partition("/")
-        for path in self.iterdir():
-            if fnmatch.fnmatchcase(path.name, first):
-                yield from path.glob(rest) if rest else (path,)
+        if rest and "*" not in first:
+            yield from (self / first).glob(rest)
+            return
+        below = fs.FileSelector(self.key, allow_not_found=True, recursive=True)
+        with self._store() as store:
+            entries = store.get_file_info(below)
+        wanted, start = pattern.split("/"), len(self.key.split("/"))
+        names = (tuple(entry.path.split("/")[start:][: len(wanted)]) for entry in entries)
+        for parts in dict.fromkeys(names):
+            if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+                yield self.joinpath(*parts)
 
     def absolute(self) -> "Remote":
         """Return the address, which is already absolute."""
@@ -186,11 +201,56 @@ def _filesystem(scheme: str, bucket: str = "") -> fs.FileSystem:
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         )
     if scheme in ("gs", "gcs"):
-        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_SECONDS))
+        limit = timedelta(seconds=RETRY_SECONDS)
+        if emulator := os.environ.get("STORAGE_EMULATOR_HOST"):
+            where = urlsplit(emulator)
+            return fs.GcsFileSystem(
+                anonymous=True,
+                scheme=where.scheme,
+                endpoint_override=where.netloc,
+                retry_time_limit=limit,
+            )
+        return fs.GcsFileSystem(retry_time_limit=limit)
+    if scheme in ("abfs", "abfss", "az"):
+        return _azure(bucket.partition("@")[2])
     try:
         return fs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
     except ValueError as error:  # pyarrow's ArrowInvalid
         raise UserError(f"{scheme}://{bucket}: {str(error).splitlines()[0]}") from None
+
+
+def _azure(host: str) -> fs.AzureFileSystem:
+    """Connect to a storage account of Azure: by its key, a SAS token, or the machine's identity.
+
+    Args:
+        host: Its name in the address; empty if the environment names the account.
+
+    Raises:
+        UserError: If nothing names the account.
+    """
+    parts = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";")
+    settings = dict(part.partition("=")[::2] for part in parts)
+    account = (
+        host.partition(".")[0]
+        or settings.get("AccountName")
+        or os.environ.get("AZURE_STORAGE_ACCOUNT")
+    )
+    if not account:
+        raise UserError(
+            "which storage account? Write abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/..., or "
+            "set AZURE_STORAGE_ACCOUNT"
+        )
+    options = {
+        "account_key": settings.get("AccountKey") or os.environ.get("AZURE_STORAGE_KEY"),
+        "sas_token": settings.get("SharedAccessSignature")
+        or os.environ.get("AZURE_STORAGE_SAS_TOKEN"),
+    }
+    endpoint = urlsplit(settings.get("BlobEndpoint", ""))
+    if endpoint.path.strip("/") == account:  # an emulator; real accounts are part of the host
+        for service in ("blob", "dfs"):
+            options[f"{service}_storage_authority"] = endpoint.netloc
+            options[f"{service}_storage_scheme"] = endpoint.scheme
+    return fs.AzureFileSystem(account, **{key: each for key, each in options.items() if each})
 
 
 def check_reachable(path: Path) -> None:

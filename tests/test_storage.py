@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,14 +38,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 ROW = {"run_id": "0123456789", "label": "w64", "role": "grid", "status": "done"}
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Start moto's S3 server, and name it in the environment as one does."""
+@contextlib.contextmanager
+def serving(*command):
+    """Start a server, and yield its address on loopback; {port} in its command is a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        [part.format(port=port) for part in command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -60,6 +61,59 @@ def server():
     finally:
         started.terminate()
         started.wait()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Start moto's S3 server."""
+    with serving(sys.executable, "-m", "moto.server", "-p", "{port}") as address:
+        yield address
+
+
+def gcs_bucket(address, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+    return "gs://bucket"
+
+
+def azure_container(address, monkeypatch):
+    account = "AccountName=devstoreaccount1"  # and the key that emulators of Azure are known by
+    key = (
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    )
+    endpoint = f"BlobEndpoint={address}/devstoreaccount1"
+    text = f"DefaultEndpointsProtocol=http;{account};AccountKey={key};{endpoint};"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+    storage._filesystem("abfs", "").create_dir("container")
+    return "abfs://container"
+
+
+EMULATORS = {
+    "gs": (
+        gcs_bucket,
+        "gcp-storage-emulator",
+        ("start", "--in-memory", "--default-bucket=bucket", "--host=127.0.0.1", "--port={port}"),
+    ),
+    "abfs": (
+        azure_container,
+        "azurite-blob",
+        ("--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort={port}"),
+    ),
+}
+
+
+@pytest.fixture(params=["s3", *EMULATORS])
+def anywhere(request, monkeypatch):
+    """A bucket of each kind of store; Google's and Azure's are emulated."""
+    if request.param == "s3":
+        yield request.getfixturevalue("bucket")
+        return
+    prepare, program, options = EMULATORS[request.param]
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed: see CONTRIBUTING.md")
+    storage._filesystem.cache_clear()
+    with serving(program, *options) as address:
+        yield locate(prepare(address, monkeypatch))
+    storage._filesystem.cache_clear()
 
 
 @pytest.fixture
@@ -84,8 +138,8 @@ def bucket(environment):
     return locate(f"s3://{name}")
 
 
-def test_files_of_an_address_are_those_of_a_folder(bucket):
-    out = bucket / "study"
+def test_files_of_an_address_are_those_of_a_folder(anywhere):
+    out = anywhere / "study"
     assert not out.exists()
     assert list(out.glob("runs/*/result.json")) == []
     path = out / "runs" / "a" / "result.json"
@@ -108,11 +162,11 @@ def test_files_of_an_address_are_those_of_a_folder(bucket):
         os.fspath(path)
 
 
-def test_what_a_run_leaves_comes_back(bucket, random_flow):
-    folder = bucket / "study" / "runs" / "a"
+def test_what_a_run_leaves_comes_back(anywhere, random_flow):
+    folder = anywhere / "study" / "runs" / "a"
     record.write_json(folder / "result.json", {"run": ROW, "evaluations": []})
-    record.gather(bucket / "study")
-    assert record.read_table(bucket / "study" / "runs.parquet").num_rows == 1
+    record.gather(anywhere / "study")
+    assert record.read_table(anywhere / "study" / "runs.parquet").num_rows == 1
     flow = random_flow(torch.float32)
     save_model(folder / "model.safetensors", flow.state_dict(), RunConfig(model=flow.config))
     loaded, _ = load_model(Path(str(folder)) / "model.safetensors")  # as a command line has it
@@ -182,9 +236,16 @@ def require_keys(server, after):
     urllib.request.urlopen(asked).close()
 
 
-def test_an_address_has_one_owner(bucket, monkeypatch):
+def test_an_account_of_azure_must_be_named(monkeypatch):
+    for name in ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_CONNECTION_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"which storage account\? .*AZURE_STORAGE_ACCOUNT"):
+        locate("abfs://container/study").exists()
+
+
+def test_an_address_has_one_owner(anywhere, monkeypatch):
     monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.1)
-    out = bucket / "study"
+    out = anywhere / "study"
     with lease.lease(out) as first:
         with (
             pytest.raises(UserError, match=f"in use by process {os.getpid()}"),
