@@ -155,8 +155,8 @@ class Remote(PosixPath):
     def glob(self, pattern: str, **_: Any) -> Iterator["Remote"]:  # type: ignore[override]
         """Yield the files and folders below that match a pattern, in any order.
 
-        All files below are listed in one go, a thousand per request: listing folder by folder takes
-        more requests, and finds no folders on Google's store.
+        All files below are listed in one go, a thousand per request: listing folder by folder
+        takes more requests, and finds no folders on Google's store.
         """
         first, _slash, rest = pattern.partition("/")
         if rest and "*" not in first:

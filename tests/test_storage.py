@@ -1,5 +1,6 @@
 """An address on an object store serves as a folder does; with a real S3 server on loopback."""
 
+import base64
 import contextlib
 import json
 import os
@@ -35,6 +36,7 @@ from tarflow.train.loop import train
 from tarflow.train.schedule import shared_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+ACCOUNT = f"account:{base64.b64encode(b'key of an emulator').decode()}"
 ROW = {"run_id": "0123456789", "label": "w64", "role": "grid", "status": "done"}
 
 
@@ -76,13 +78,9 @@ def gcs_bucket(address, monkeypatch):
 
 
 def azure_container(address, monkeypatch):
-    account = "AccountName=devstoreaccount1"  # and the key that emulators of Azure are known by
-    key = (
-        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-    )
-    endpoint = f"BlobEndpoint={address}/devstoreaccount1"
-    text = f"DefaultEndpointsProtocol=http;{account};AccountKey={key};{endpoint};"
-    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+    account, key = ACCOUNT.split(":")
+    settings = f"AccountName={account};AccountKey={key};BlobEndpoint={address}/{account};"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", settings)
     storage._filesystem("abfs", "").create_dir("container")
     return "abfs://container"
 
@@ -110,6 +108,7 @@ def anywhere(request, monkeypatch):
     prepare, program, options = EMULATORS[request.param]
     if not shutil.which(program):
         pytest.skip(f"{program} is not installed: see CONTRIBUTING.md")
+    monkeypatch.setenv("AZURITE_ACCOUNTS", ACCOUNT)
     storage._filesystem.cache_clear()
     with serving(program, *options) as address:
         yield locate(prepare(address, monkeypatch))
