@@ -210,12 +210,12 @@ def finished(out: Path, run_id: str) -> dict[str, Any] | None:
 
 def state(out: Path, run: PlannedRun, start: StartPoint) -> str:
     """Return the state of a run that is not done."""
+    result = record.read_result(out / "runs" / run.run_id)
+    if result and not transient(result["run"]["error"]):
+        return FAILS_AGAIN
     if start.images > start.inherited:
         return "partly"
-    result = record.read_result(out / "runs" / run.run_id)
-    if result is None:
-        return "to do"
-    return "failed" if transient(result["run"]["error"]) else FAILS_AGAIN
+    return "failed" if result else "to do"
 
 
 def wall_seconds(rows: Sequence[PlanRow], devices: int) -> float:

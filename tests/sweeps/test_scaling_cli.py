@@ -287,7 +287,7 @@ def test_the_script_works_alone_in_an_empty_folder(tmp_path):
 def test_ray_gets_a_home_that_it_can_write_to(call, monkeypatch, tmp_path, home):
     from sweeps import cluster
 
-    def join(_):
+    def join(*_):
         raise UserError(f"home {os.environ['HOME']}")
 
     monkeypatch.setattr(cluster, "join", join)
