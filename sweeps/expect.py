@@ -17,7 +17,6 @@ then correct both parts by the median of their ratios.
 """
 
 import heapq
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping
@@ -27,7 +26,7 @@ from typing import Any
 from sweeps import hardware
 from sweeps.study import did_you_mean
 from tarflow import cost
-from tarflow.config import RunConfig, from_dict
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.step_time import smallest_cluster, step_time
 
@@ -131,12 +130,12 @@ def _sampling_seconds(config: RunConfig, per_image: float) -> float:
 
 
 def correction(
-    rows: Iterable[Mapping[str, Any]], validation_images: int, rate: Rate
+    done: Iterable[tuple[RunConfig, Mapping[str, Any]]], validation_images: int, rate: Rate
 ) -> Correction:
     """Compare finished runs with the expectation.
 
     Args:
-        rows: Rows of `runs.parquet`.
+        done: Configs of the runs, with their rows of `runs.parquet`.
         validation_images: Number of held-out images that were scored.
         rate: Speed of one device.
 
@@ -145,8 +144,7 @@ def correction(
         median absolute deviation as a standard deviation, no less than a few runs can tell.
     """
     train, evaluate, total = [], [], []
-    for row in rows:
-        config = from_dict(RunConfig, json.loads(row["config"]))
+    for config, row in done:
         expected = expected_seconds(config, validation_images, rate)
         train.append(row["train_seconds"] / expected.train)
         evaluate.append(row["evaluate_seconds"] / expected.evaluate)

@@ -1,5 +1,6 @@
 """The price of a study before launch: runs, FLOPs, memory, seconds, money, and what is done."""
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from sweeps.failures import transient
 from sweeps.sampling import SamplingTask, to_sample
 from sweeps.study import PlannedRun, Study, grid, left_out, short
 from tarflow import cost, human, record
+from tarflow.config import RunConfig, from_dict
 from tarflow.errors import UserError
 
 FAILS_AGAIN = "failed for good"  # state of a run that only another try by the user may save
@@ -148,8 +150,10 @@ def make_plan(
     named = accelerator or study.accelerator
     local = [] if study.base.execution.device == "cpu" else hardware.accelerators()
     device = named or (local[0] if local else "")
-    tasks = to_sample(study, grid(study), out) if runs is None else []
-    runs = grid(study) if runs is None else runs
+    tasks = []
+    if runs is None:
+        runs = grid(study)
+        tasks = to_sample(study, runs, out)
     sharing = expect.runs_per_device(run.config for run in runs)
     rate = (
         expect.accelerator_rate(device, study.base.precision, sharing)
@@ -159,7 +163,12 @@ def make_plan(
     largest = max((run.config.execution.workers for run in runs), default=1)
     names = sorted(path.name for path in (out / "runs").glob("*"))
     done = {name: row for name in names if (row := finished(out, name))}
-    correction = expect.correction(done.values(), study.validation_images, rate)
+    configs = {run.run_id: run.config for run in runs}
+    measured = [
+        (configs.get(name) or from_dict(RunConfig, json.loads(row["config"])), row)
+        for name, row in done.items()
+    ]
+    correction = expect.correction(measured, study.validation_images, rate)
     starts = start_points([run for run in runs if run.run_id not in done], out)
     rows = []
     for run in runs:

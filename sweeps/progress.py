@@ -79,9 +79,14 @@ class Progress:
         self.total, self.expected = total, dict(expected)
         self.slots, self.console = slots, console
         self.began = time.time()
-        self.objective, self.before = objective, list(done)
+        self.objective = objective
+        self.before = self.done = len(done)  # numbers of rows
+        self.failures = 0
+        self.best = min(done, key=self._score, default=None)
         self.tasks: dict[str, Task] = {}  # started here
         self.running: dict[str, float] = {}  # start of each, on the monotonic clock
+        self.waiting = dict(expected)  # expected seconds of those that have not started here
+        self.waiting_seconds = sum(expected.values())
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
         self.seconds: dict[str, float] = {}  # of those that ended here, starts included
         self.worked: dict[str, float] = {}  # the same without the start of the process
@@ -116,7 +121,14 @@ class Progress:
         """Note that a task has started."""
         with self._lock:
             self.tasks[task.run_id] = task
+            self._waits_no_more(task.run_id)
             self.running[task.run_id] = time.monotonic()
+
+    def _waits_no_more(self, name: str) -> None:
+        self.waiting_seconds = max(0.0, self.waiting_seconds - self.waiting.pop(name, 0.0))
+
+    def _score(self, row: Mapping[str, Any]) -> float:
+        return float(row[self.objective])
 
     def note(self, text: str) -> None:
         """Print something that the user should know."""
@@ -152,6 +164,7 @@ class Progress:
         """Note the row of a task that has ended, and print a line."""
         with self._lock:
             name = task.run_id
+            self._waits_no_more(name)
             started = self.running.pop(name, time.monotonic())
             self.seconds[name] = time.monotonic() - started
             self.worked[name] = min(row.get("wall_seconds") or math.inf, self.seconds[name])
@@ -159,21 +172,19 @@ class Progress:
             self.foreseen_seconds += self.expected.get(name, 0.0)
             self.rows[name] = row
             if row["status"] == "failed":
+                self.failures += 1
                 line = f"{task.label} failed: {row['error']}"
                 self._print(line, "red")
                 self._count_failure(task, row["error"])
             else:
+                self.done += 1
+                self.best = min(self.best or row, row, key=self._score)
                 self.machines.ended_well(name)
                 score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
                 line = f"{self.counts()} · {task.label} {score}, {spent}"
                 if not self._live:
                     self._print(line)
             self.lines.append(line)
-
-    @property
-    def failed(self) -> list[Mapping[str, Any]]:
-        """Rows of the tasks that failed here."""
-        return [row for row in self.rows.values() if row["status"] == "failed"]
 
     def expected_seconds(self, name: str = "") -> float:
         """Return the expected seconds of a task, at the pace of those that have ended here.
@@ -210,23 +221,20 @@ class Progress:
                 max(self.expected_seconds(name) - passed, 0.0)
                 for name, passed in self.seconds_since_start().items()
             ]
-            begun = self.rows.keys() | self.running.keys()
-            known = [self.expected_seconds(name) for name in self.expected if name not in begun]
-            unknown = self.total - len(begun) - len(known)
-            work = sum(left) + sum(known) + self.expected_seconds() * unknown
+            pace = self.worked_seconds / self.foreseen_seconds if self.foreseen_seconds else 1.0
+            unknown = self.total - len(self.rows) - len(self.running) - len(self.waiting)
+            work = sum(left) + pace * self.waiting_seconds + self.expected_seconds() * unknown
             return max([work / self.slots, *left])
 
     def counts(self) -> str:
         """Return the progress of the whole batch in one line."""
         with self._lock:
-            done = [row for row in self.rows.values() if row["status"] == "done"] + self.before
-            total = self.total + len(self.before)
+            total = self.total + self.before
             things = " sampler settings" if self.objective == "kid" else ""
-            parts = [f"{len(done)} of {total}{things} done", f"{len(self.running)} running"]
-            parts += [f"{len(self.failed)} failed"] if self.failed else []
-            if done:
-                best = min(done, key=lambda row: float(row[self.objective]))
-                parts.append(f"best {in_words(best, self.objective)}")
+            parts = [f"{self.done} of {total}{things} done", f"{len(self.running)} running"]
+            parts += [f"{self.failures} failed"] if self.failures else []
+            if self.best:
+                parts.append(f"best {in_words(self.best, self.objective)}")
             if len(self.rows) < self.total:
                 parts.append(f"{human.seconds(self.seconds_left())} left")
             return " · ".join(parts)

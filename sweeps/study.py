@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -146,7 +147,7 @@ class PlannedRun:
     trunk: int = 0  # images of the longest run that shares its training; 0 shares nothing
     branch_points: frozenset[int] = frozenset()  # images at which it saves a checkpoint for others
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """Hash that names the run and its folder."""
         return identity.run_id(self.config)

@@ -2,6 +2,7 @@
 
 Each machine has its own network, processes, mounts, host name, home and /tmp, and an SSH server.
 All see the Python environment of the tests, where changes stay in the machine, and /srv/shared.
+Their environment names an S3 server on the first machine, which a test may start there.
 Nothing has a name outside: namespaces end with their first process, which ends with the process of
 the tests, so even a crash leaves nothing to clean up.
 """
@@ -35,6 +36,8 @@ PrintMotd no
 BASHRC = """
 export PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1 PIP_FIND_LINKS=/srv/wheels
 export PIP_ROOT_USER_ACTION=ignore
+export AWS_ENDPOINT_URL=http://10.77.0.1:5000 AWS_EC2_METADATA_DISABLED=true
+export AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret
 """
 
 

@@ -42,6 +42,17 @@ lr_power: -0.5
 min_images: 64
 train_images: 4000
 """
+BUCKET = """
+import json, os, pathlib, sys
+from pyarrow import fs
+from tarflow.storage import locate
+
+endpoint = os.environ["AWS_ENDPOINT_URL"]
+fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
+found = locate("s3://bucket/kept").glob("runs/*/result.json")
+results = {path.parent.name: path.read_text() for path in found}
+pathlib.Path(sys.argv[1]).write_text(json.dumps(results))
+"""
 SIZES = [{"channels": channels, "blocks": 2, "layers": 1} for channels in (8, 16, 32)]
 
 
@@ -96,6 +107,12 @@ class Boxes:
         listed = (self.work / "shared/listed").read_text()
         return [] if listed.startswith("No resource") else json.loads(listed)
 
+    def in_bucket(self) -> dict[str, str]:
+        """Return the results of the runs in the bucket, which is made if it is missing."""
+        (self.work / "shared/bucket.py").write_text(BUCKET)
+        self.run(f". ~/.bashrc && PYTHONPATH=. python {SHARED}/bucket.py {SHARED}/bucket.json")
+        return json.loads((self.work / "shared/bucket.json").read_text())
+
     def trainers(self) -> dict[str, list[int]]:
         """Return the processes that train, by machine."""
         by_name = {
@@ -123,7 +140,11 @@ class StudyThere:
     @property
     def submission(self) -> str:
         """The command that carries it out."""
-        arguments = f"{SHARED}/{self.name}.yaml --out {SHARED}/{self.name} --yes"
+        return self.submission_to(f"{SHARED}/{self.name}")
+
+    def submission_to(self, out: str) -> str:
+        """The command that keeps it elsewhere."""
+        arguments = f"{SHARED}/{self.name}.yaml --out {out} --yes"
         return f"ray submit {FILE} sweeps/scaling.py -- {arguments}"
 
     def rows(self) -> pd.DataFrame:
@@ -191,6 +212,30 @@ def test_a_study_uses_every_machine_and_again_changes_nothing(boxes):
     boxes.run(study.submission)
     assert study.results() == results
     pd.testing.assert_frame_equal(study.rows(), rows)
+
+
+def test_a_study_in_a_bucket_survives_its_driver(boxes):
+    command = boxes.study("kept", SIZES, [3e9, 1e10]).submission_to("s3://bucket/kept")
+    serve = "python -m moto.server -H 0.0.0.0 -p 5000"
+    server = boxes.running["laptop"].start(serve, boxes.work / "server")
+    try:
+        log = boxes.work / "server"
+        wait_for("the store serves", lambda: "Running on" in log.read_text(), 60)
+        assert boxes.in_bucket() == {}
+        with boxes.started(command) as job:
+            log = boxes.work / "log"
+            wait_for("a run has ended", lambda: "1 of 6 done" in log.read_text(), 120)
+            boxes.kill("head", "scaling.py")
+            wait_for("the command notices", lambda: job.poll() is not None, 60)
+        before = boxes.in_bucket()
+        assert 0 < len(before) < 6
+        boxes.run(command)
+        after = boxes.in_bucket()
+        assert len(after) == 6
+        assert before.items() <= after.items()  # nothing was trained twice
+    finally:
+        server.kill()
+        server.wait()
 
 
 def test_two_workers_meet_and_survive_the_death_of_one(boxes):
