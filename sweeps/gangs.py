@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from tarflow.errors import UserError
 from tarflow.record import read_result
 
 if TYPE_CHECKING:
+    from sweeps.large import Processes
     from sweeps.runner import RunQueue
 
 LOOK_SECONDS = 0.5  # between looks at runs and machines
@@ -82,12 +84,16 @@ class Gangs:
         self.thread = threading.Thread(target=self._work, daemon=True)
         small.longest = self.longest_small
 
-    def __enter__(self) -> "Gangs":
-        """Start what fits, then go on in a thread."""
+    @cached_property
+    def processes(self) -> "Processes":
+        """The processes that serve all jobs, started before the first."""
         from sweeps.controllers import start_controllers
         from sweeps.large import Processes, start_mailbox
 
-        self.processes = Processes(start_mailbox(), start_controllers())
+        return Processes(start_mailbox(), start_controllers())
+
+    def __enter__(self) -> "Gangs":
+        """Start what fits; a thread does the rest."""
         self.look()
         self.thread.start()
         return self
@@ -138,8 +144,9 @@ class Gangs:
 
     def look(self) -> None:
         """Note what has happened to runs and machines, and start what fits."""
-        reports, nodes = ray.get(self.processes.mailbox.get.remote())
-        for gang in [gang for gang in self.left if gang.workers]:
+        running = [gang for gang in self.left if gang.workers]
+        reports, nodes = ray.get(self.processes.mailbox.get.remote()) if running else ({}, {})
+        for gang in running:
             placed = nodes.get(gang.run.run_id, {})
             gang.nodes = tuple(placed.values()) if len(placed) == gang.workers else ()
             if latest := reports.get(gang.run.run_id):

@@ -15,6 +15,7 @@ from small_studies import wee
 
 from sweeps.batch import BatchContext
 from sweeps.cluster import join
+from sweeps.gangs import Gangs
 from sweeps.lease import lease
 from sweeps.live import LivePage
 from sweeps.room import Occupant, capacity, free, longest_that_may_start, may_start, start_of
@@ -121,19 +122,11 @@ class Batch(threading.Thread):
             context = BatchContext(self.out, joined, owned, self.console, page)
             self.outcome = run_all(self.runs, expected, context)
 
-    def times(self, run):
-        """Return begin and end of a run, as its files tell."""
-        folder = self.out / "runs" / run.run_id
-        return [(folder / name).stat().st_mtime for name in ("config.yaml", "result.json")]
-
-    def ended(self):
-        return list(self.out.glob("runs/*/result.json"))
-
 
 @pytest.fixture
 def cluster(monkeypatch):
     made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+        initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False}
     )
     monkeypatch.setenv("RAY_ADDRESS", made.address)
     yield made
@@ -141,16 +134,26 @@ def cluster(monkeypatch):
 
 
 @pytest.mark.ray
-def test_gangs_run_at_a_time_and_a_machine_that_joins_is_used(tmp_path, cluster):
+def test_gangs_run_at_a_time_and_a_machine_that_joins_is_used(tmp_path, cluster, monkeypatch):
+    """Two of three gangs fit at first, and a small run beside them."""
+    look, together, nodes = Gangs.look, [0], set()
+
+    def look_and_note(gangs):
+        look(gangs)
+        placed = [gang for gang in gangs.left if gang.nodes]
+        together.append(len(placed))
+        nodes.update(node for gang in placed for node in gang.nodes)
+
+    monkeypatch.setattr(Gangs, "look", look_and_note)
     cluster.add_node(num_cpus=2)
-    batch = Batch(mixed(4, 3), tmp_path)
-    began = time.time()
+    batch = Batch(mixed(gangs=3, small=3), tmp_path)
     batch.start()
-    while not batch.ended() and batch.is_alive():
-        time.sleep(0.2)
-    cluster.add_node(num_cpus=2)
+    while not together[-1] and batch.is_alive():
+        time.sleep(0.1)
+    joined = cluster.add_node(num_cpus=2)
     batch.join()
-    print(batch.console.file.getvalue())
-    for run in batch.runs:
-        print(run.label, run.config.execution.workers, [t - began for t in batch.times(run)])
-    assert 0
+    printed = batch.console.file.getvalue()
+    assert [row["status"] for row in batch.outcome.rows] == ["done"] * 6, printed
+    assert {row["run_id"] for row in batch.outcome.rows} == {run.run_id for run in batch.runs}
+    assert max(together) > 1
+    assert joined.node_id in nodes
