@@ -117,8 +117,7 @@ class Batch(threading.Thread):
 
     def run(self):
         expected = {run.run_id: 1.0 for run in self.runs}
-        with lease(self.out) as owned, join() as joined:
-            page = LivePage(self.out)
+        with lease(self.out) as owned, join() as joined, LivePage(self.out) as page:
             context = BatchContext(self.out, joined, owned, self.console, page)
             self.outcome = run_all(self.runs, expected, context)
 
