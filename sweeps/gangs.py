@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sweeps.runner import RunQueue
 
 LOOK_SECONDS = 0.5  # between looks at runs and machines
+IDLE_SECONDS = 10.0  # in which the room of runs that have ended becomes free
 
 
 class Gang:
@@ -42,7 +43,7 @@ class Gang:
         self.error: Exception | None = None  # that ended the attempt
         self.thread: threading.Thread | None = None  # carries the attempt out
         self.deaths, self.reached = 0, -1  # attempts that failed without progress; images
-        self.short_since = math.inf  # when the cluster was first found to be too small
+        self.short_since = math.inf  # since when there has been too little room for it alone
 
     @property
     def devices(self) -> float:
@@ -79,6 +80,7 @@ class Gangs:
         self.small_needs = {name.upper(): amount for name, amount in small_needs.items()}
         self.machines = machines()
         self.first: Occupant | None = None  # the largest run that waits for others to end
+        self.busy = time.monotonic()  # when a run was last under way
         self.requests: dict[str, Any] = {}  # placement groups for an autoscaler, by run id
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._work, daemon=True)
@@ -104,8 +106,10 @@ class Gangs:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait until all have ended or there is a reason to stop, except after an error."""
-        while self.thread.is_alive() and error is None:
+        """Wait until all have ended or there is a reason to stop; an error is one."""
+        if error is not None:
+            self.stop.reason = self.stop.reason or repr(error)
+        while self.thread.is_alive():
             self.thread.join(LOOK_SECONDS)  # in short waits, which Ctrl-C ends
         if self.error:
             raise self.error
@@ -161,7 +165,8 @@ class Gangs:
             with self.small.lock:
                 while chosen := self._choose(self.machines, unused()):
                     self._start(*chosen)
-        self._request(self._wanted())
+        else:
+            self._request(self._wanted())
 
     def _eligible(self) -> list[Gang]:
         """Return the runs that wait for nothing but room, in the order of their start."""
@@ -186,32 +191,38 @@ class Gangs:
 
         first: Occupant | None = None
         occupants = self.occupants()
+        self.busy = time.monotonic() if occupants else self.busy
         starting = [each for each in self._running() if not each.nodes]
         for gang in self._eligible():
             workers = enough(gang.run, capacity(gang.needs, having))
             if not workers:
-                self._note_short(gang)
+                self._note_short(gang, having)
                 continue
-            gang.short_since = math.inf
             seconds = self.stop.progress.cautious_seconds(gang.run.run_id)
             run = Occupant(gang.needs, workers, seconds)
             if may_start(run, first, having, occupants) and (
                 unused is None or capacity(gang.needs, free(unused, starting)) >= workers
             ):
                 break
+            if (
+                unused is not None
+                and not occupants
+                and time.monotonic() > self.busy + IDLE_SECONDS
+            ):
+                self._note_short(gang, unused)  # another study is in the way
             first = first or run
         else:
             gang, workers = None, 0
         self.first = first
         return (gang, workers) if gang else None
 
-    def _note_short(self, gang: Gang) -> None:
+    def _note_short(self, gang: Gang, having: Mapping[str, Mapping[str, float]]) -> None:
         if gang.short_since == math.inf:
             gang.short_since = time.monotonic()
             self.stop.progress.note(
                 f"{gang.run.label} waits for {_in_words(gang)} for at most "
                 f"{human.seconds(GROWING_SECONDS)}, there is room for "
-                f"{capacity(gang.needs, self.machines)}"
+                f"{capacity(gang.needs, having)}"
             )
 
     def _running(self) -> list[Occupant]:
@@ -259,7 +270,7 @@ class Gangs:
 
         run_id, progress = gang.run.run_id, self.stop.progress
         self.processes.mailbox.forget.remote(run_id)
-        gang.workers, gang.nodes, gang.error = workers, (), None
+        gang.workers, gang.nodes, gang.error, gang.short_since = workers, (), None, math.inf
         if run_id not in progress.running:
             progress.start(gang.run)
 

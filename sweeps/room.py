@@ -59,11 +59,11 @@ def _placed(
             _add(occupant.needs, left[node], -1)
     unknown = [index for index, occupant in enumerate(occupants) if not occupant.nodes]
     for index in sorted(unknown, key=lambda index: -sum(occupants[index].needs.values())):
-        nodes[index] = _tightest(occupants[index], left)
+        nodes[index] = tightest(occupants[index], left)
     return left, nodes
 
 
-def _tightest(run: Occupant, left: Mapping[str, dict[str, float]]) -> list[str]:
+def tightest(run: Occupant, left: Mapping[str, dict[str, float]]) -> list[str]:
     """Take the room of a run's workers where the least is left; return the machines."""
     nodes: list[str] = []
     room = {node: _on_one(run.needs, amounts) for node, amounts in left.items()}
