@@ -78,6 +78,7 @@ class Progress:
         """
         self.total, self.expected = total, dict(expected)
         self.slots, self.console = slots, console
+        self.widths: Mapping[str, float] = {}  # slots that a task takes, where not one
         self.began = time.time()
         self.objective, self.before = objective, list(done)
         self.tasks: dict[str, Task] = {}  # started here
@@ -206,15 +207,19 @@ class Progress:
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
         with self._lock:
-            left = [
-                max(self.expected_seconds(name) - passed, 0.0)
+            left = {
+                name: max(self.expected_seconds(name) - passed, 0.0)
                 for name, passed in self.seconds_since_start().items()
-            ]
-            begun = self.rows.keys() | self.running.keys()
-            known = [self.expected_seconds(name) for name in self.expected if name not in begun]
+            }
+            begun = self.rows.keys() | left.keys()
+            known = {
+                name: self.expected_seconds(name) for name in self.expected if name not in begun
+            }
             unknown = self.total - len(begun) - len(known)
-            work = sum(left) + sum(known) + self.expected_seconds() * unknown
-            return max([work / self.slots, *left])
+            work = self.expected_seconds() * unknown + sum(
+                seconds * self.widths.get(name, 1.0) for name, seconds in (left | known).items()
+            )
+            return max([work / self.slots, *left.values()])
 
     def counts(self) -> str:
         """Return the progress of the whole batch in one line."""

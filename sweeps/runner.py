@@ -85,13 +85,16 @@ def run_all(
     todo = with_branch_points(todo, starts)
     small = [run for run in todo if run.config.execution.workers == 1]
     large = [run for run in todo if run.config.execution.workers > 1]
-    needs = resources([run.config for run in small], cluster.gpus) if small else {"cpu": 1.0}
+    configs = [run.config for run in small or large]
+    needs = resources(configs, cluster.gpus) if configs else {"cpu": 1.0}
     count = slots(needs, cluster)
     _check_workers(large, cluster)
     check_shared(out, cluster)
     seconds = {run.run_id: expected[run.run_id] for run in todo}
     progress = Progress(len(todo), seconds, count, context.console, done)
     on_gpus = cluster.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
+    one = needs.get("gpu", needs["cpu"])
+    progress.widths = {run.run_id: _devices(run.config, needs, on_gpus) / one for run in large}
     stop = StopConditions(progress, context, lambda config: _devices(config, needs, on_gpus))
     with progress, publishing(progress, context.page):
         queue = RunQueue(small, stop, starts)

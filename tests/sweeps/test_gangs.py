@@ -18,6 +18,7 @@ from sweeps.cluster import join
 from sweeps.gangs import Gangs
 from sweeps.lease import lease
 from sweeps.live import LivePage
+from sweeps.progress import Progress
 from sweeps.room import Occupant, capacity, free, longest_that_may_start, may_start, start_of
 from sweeps.runner import run_all
 from sweeps.study import grid, resolve_study
@@ -92,6 +93,12 @@ def placed(run, machines, going):
         for node in machines
         for _ in range(round((before[node]["CPU"] - after[node]["CPU"]) / run.needs["CPU"]))
     )
+
+
+def test_the_time_left_counts_every_worker():
+    progress = Progress(3, {"a": 10.0, "b": 10.0, "c": 4.0}, 4, Console(quiet=True))
+    progress.widths = {"a": 4.0, "b": 4.0}
+    assert progress.seconds_left() == 10 + 10 + 1
 
 
 def mixed(gangs, small):
