@@ -163,10 +163,13 @@ class Gangs:
             there = answering()
             self.machines = {node: has for node, has in self.machines.items() if node in there}
             with self.small.lock:
-                while chosen := self._choose(self.machines, unused()):
+                while chosen := self._choose(self.machines, self._unused()):
                     self._start(*chosen)
         else:
             self._request(self._wanted())
+
+    def _unused(self) -> dict[str, dict[str, float]]:
+        return {node: has for node, has in unused().items() if node in self.machines}
 
     def _eligible(self) -> list[Gang]:
         """Return the runs that wait for nothing but room, in the order of their start."""
