@@ -90,7 +90,8 @@ class Gangs:
     def processes(self) -> "Processes":
         """The processes that serve all jobs, started before the first."""
         from sweeps.controllers import start_controllers
-        from sweeps.large import Processes, start_mailbox
+        from sweeps.large import Processes
+        from sweeps.mailbox import start_mailbox
 
         return Processes(start_mailbox(), start_controllers())
 
