@@ -92,6 +92,7 @@ class StopConditions(NotPickled, tune.Stopper):
             devices: Returns the devices that a task of a config occupies.
         """
         self.progress, self.context, self.devices = progress, context, devices
+        self.keeps_room: Callable[[], bool] = lambda: False  # for a run larger than the trials
         self.reason = ""
         self.too_tight = ""  # the option whose limit the last task that may not start would pass
 
@@ -342,7 +343,9 @@ def run_trials(
             ),
             tune_config=tune.TuneConfig(
                 search_alg=HealthyMachines(
-                    GrowingLimiter(search, needs, stop.progress), stop.progress.machines
+                    GrowingLimiter(search, needs, stop.progress),
+                    stop.progress.machines,
+                    stop.keeps_room,
                 ),
                 num_samples=samples,
                 reuse_actors=True,

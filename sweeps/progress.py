@@ -65,6 +65,7 @@ class Progress:
         console: Console,
         done: Sequence[Mapping[str, Any]] = (),
         objective: str = "bpd",
+        widths: Mapping[str, float] | None = None,
     ) -> None:
         """Start with nothing running.
 
@@ -75,9 +76,11 @@ class Progress:
             console: Where to show the progress.
             done: Rows of tasks that were finished before.
             objective: Column of a row that is best when lowest, bpd or kid.
+            widths: Slots that a task takes, by its name, where they are not one.
         """
         self.total, self.expected = total, dict(expected)
         self.slots, self.console = slots, console
+        self.widths = widths or {}
         self.began = time.time()
         self.objective = objective
         self.before = self.done = len(done)  # numbers of rows
@@ -85,8 +88,10 @@ class Progress:
         self.best = min(done, key=self._score, default=None)
         self.tasks: dict[str, Task] = {}  # started here
         self.running: dict[str, float] = {}  # start of each, on the monotonic clock
-        self.waiting = dict(expected)  # expected seconds of those that have not started here
-        self.waiting_seconds = sum(expected.values())
+        self.waiting = {  # expected seconds times slots of those that have not started here
+            name: seconds * self.widths.get(name, 1.0) for name, seconds in expected.items()
+        }
+        self.waiting_seconds = sum(self.waiting.values())
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
         self.seconds: dict[str, float] = {}  # of those that ended here, starts included
         self.worked: dict[str, float] = {}  # the same without the start of the process
@@ -217,14 +222,15 @@ class Progress:
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
         with self._lock:
-            left = [
-                max(self.expected_seconds(name) - passed, 0.0)
+            left = {
+                name: max(self.expected_seconds(name) - passed, 0.0)
                 for name, passed in self.seconds_since_start().items()
-            ]
+            }
             pace = self.worked_seconds / self.foreseen_seconds if self.foreseen_seconds else 1.0
             unknown = self.total - len(self.rows) - len(self.running) - len(self.waiting)
-            work = sum(left) + pace * self.waiting_seconds + self.expected_seconds() * unknown
-            return max([work / self.slots, *left])
+            work = pace * self.waiting_seconds + self.expected_seconds() * unknown
+            work += sum(seconds * self.widths.get(name, 1.0) for name, seconds in left.items())
+            return max([work / self.slots, *left.values()])
 
     def counts(self) -> str:
         """Return the progress of the whole batch in one line."""
