@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.batch import RETRIES, BatchContext, StopConditions, cause_of, record_death
 from sweeps.cluster import GROWING_SECONDS, Cluster, asked_for, workers_that_fit
+from sweeps.notice import heeding_notices
 from sweeps.study import PlannedRun
 from sweeps.trainable import Report, execute
 from tarflow import human
@@ -92,8 +93,8 @@ def run_large(run: PlannedRun, context: BatchContext, stop: StopConditions) -> N
     mailbox: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
     mailbox = mailbox.options(scheduling_strategy=on_driver).remote()
     progress, deaths, reached = stop.progress, 0, -1
-    progress.start(run)
     while workers := _wait_for_workers(run, context.cluster, stop):
+        progress.start(run)
         error = _attempt(run, workers, context, stop, mailbox)
         if error is None:
             if result := read_result(context.out / "runs" / run.run_id):
@@ -102,7 +103,13 @@ def run_large(run: PlannedRun, context: BatchContext, stop: StopConditions) -> N
         images = ray.get(mailbox.get.remote()).get("images", 0)
         deaths, reached = (0 if images > reached else deaths) + 1, images
         cause = cause_of(error)
-        if isinstance(cause, UserError) or deaths > RETRIES:
+        if isinstance(cause, UserError):
+            record_death(run, context.out, error, progress)
+            return
+        if progress.interrupted(run, cause, context.out, workers).kind == "preemption":
+            deaths = 0
+            continue
+        if deaths > RETRIES:
             record_death(run, context.out, error, progress)
             return
         reason = textwrap.shorten(
@@ -192,7 +199,8 @@ def train_on_workers(run: PlannedRun, workers: int, context: BatchContext, repor
     out, home = str(context.out), str(Path.cwd())
 
     def loop() -> None:
-        execute(run, out, home, report)
+        with heeding_notices():
+            execute(run, out, home, report)
 
     once = FailureConfig(controller_failure_limit=0, max_preemption_failures=0)  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:
