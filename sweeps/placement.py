@@ -32,8 +32,11 @@ class HealthyMachines(NotPickled, SearchGenerator):
     def next_trial(self) -> Trial | None:
         """Return the next trial; None if there is none now."""
         trial: Trial | None = super().next_trial()  # type: ignore[no-untyped-call]
-        if trial:
-            trial.config[AVOIDED] = self.machines.avoided(), draining()  # makes its resources
+        if trial is None:
+            return None
+        sick, leaving = self.machines.avoided(), sorted(draining())
+        if sick or leaving:
+            trial.config[AVOIDED] = sick, leaving  # makes its resources
         return trial
 
 

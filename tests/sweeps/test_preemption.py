@@ -116,8 +116,8 @@ def losses(folder):
     ("rounds", "seeds", "workers"),
     [
         (3, 2, 1),
-        pytest.param(20, 2, 1, marks=pytest.mark.slow),
-        pytest.param(10, 1, 2, marks=pytest.mark.slow),
+        pytest.param(22, 2, 1, marks=(pytest.mark.slow, pytest.mark.timeout(1500))),
+        pytest.param(6, 1, 2, marks=(pytest.mark.slow, pytest.mark.timeout(1500))),
     ],
 )
 def test_preempted_runs_resume_where_they_stopped(
