@@ -22,7 +22,7 @@ from sweeps.growth import GrowingLimiter
 from sweeps.lease import Lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
-from sweeps.notice import draining
+from sweeps.notice import DefersSigterm, draining
 from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
 from sweeps.progress import Progress
 from sweeps.space import WORST
@@ -30,7 +30,6 @@ from sweeps.study import PlannedRun
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
-from tarflow.train.preemption import defer_sigterm
 
 RETRIES = 2  # of a run whose process dies again and again at the same image
 
@@ -94,6 +93,7 @@ class StopConditions(NotPickled, tune.Stopper):
             devices: Returns the devices that a task of a config occupies.
         """
         self.progress, self.context, self.devices = progress, context, devices
+        self.keeps_room: Callable[[], bool] = lambda: False  # for a run larger than the trials
         self.reason = ""
         self.too_tight = ""  # the option whose limit the last task that may not start would pass
 
@@ -126,12 +126,9 @@ class StopConditions(NotPickled, tune.Stopper):
     def occupied(self) -> float:
         """Return the device-seconds that the tasks of this batch have used so far."""
         progress = self.progress
-        attempts = (progress.seconds, progress.seconds_since_start(), progress.seconds_before)
         return sum(
             passed * self.devices(progress.tasks[name].config)
-            for seconds in attempts
-            for name, passed in tuple(seconds.items())
-            if name in progress.tasks
+            for name, passed in progress.seconds_used().items()
         )
 
     def allows(self, devices: float, name: str = "") -> bool:
@@ -322,15 +319,6 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
-class DefersSigterm:
-    """Part of Tune's actors: SIGTERM lets the run save its state and raise `Preempted`."""
-
-    def setup(self, *arguments: Any, **keywords: Any) -> None:
-        """Set up the actor, in the main thread of its process."""
-        defer_sigterm()
-        super().setup(*arguments, **keywords)  # type: ignore[misc]
-
-
 def run_trials(
     trainable: Callable[[dict[str, Any]], None],
     needs: Mapping[str, float],
@@ -358,7 +346,9 @@ def run_trials(
             ),
             tune_config=tune.TuneConfig(
                 search_alg=HealthyMachines(
-                    GrowingLimiter(search, needs, stop.progress), stop.progress.machines
+                    GrowingLimiter(search, needs, stop.progress),
+                    stop.progress.machines,
+                    stop.keeps_room,
                 ),
                 num_samples=samples,
                 reuse_actors=True,

@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray._private.state import available_resources_per_node
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -269,16 +270,22 @@ def slots(needs: Mapping[str, float], cluster: Cluster) -> int:
     return count
 
 
-def workers_that_fit(needs: Mapping[str, float]) -> int:
-    """Return how many workers fit on the machines that answer.
+def machines() -> dict[str, dict[str, float]]:
+    """Return what each machine that stays has, by node id and Ray's names ("CPU", "GPU")."""
+    leaving = draining()
+    return {
+        node["NodeID"]: node["Resources"] for node in _nodes() if node["NodeID"] not in leaving
+    }
 
-    Args:
-        needs: Resources of one worker, by Ray's names ("CPU", "GPU").
-    """
-    return sum(
-        min(int(node["Resources"].get(name, 0) // amount) for name, amount in needs.items())
-        for node in _answering()
-    )
+
+def unused() -> dict[str, dict[str, float]]:
+    """Return what no process has reserved of each machine, in the same form."""
+    return available_resources_per_node()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def answering() -> set[str]:
+    """Return the node ids of machines that answer: Ray takes a while to notice a lost one."""
+    return {node["NodeID"] for node in _answering()}
 
 
 def _answering() -> list[dict[str, Any]]:

@@ -190,20 +190,22 @@ def core_rate() -> Rate:
 
 @dataclass(frozen=True)
 class Job:
-    """One run on one device."""
+    """One run."""
 
     name: str
     seconds: float
     after: str = ""  # name of a job that must start first
     delay: float = 0.0  # fewest seconds after the start of that one
+    devices: int = 1  # that it needs at once
 
 
 def timetable(jobs: Iterable[Job], devices: int) -> Mapping[str, tuple[float, float]]:
-    """Return start and end of each job when free devices take the longest one that is ready.
+    """Return start and end of each job when free devices take the largest one that is ready.
 
     Args:
-        jobs: Jobs in any order.
-        devices: Number of devices; each carries out one job at a time.
+        jobs: Jobs in any order. Of those that need as many devices, the longest is the largest.
+        devices: Number of devices; each carries out one job at a time. A job that needs more
+            takes all.
 
     Returns:
         Start and end of each job by name, in seconds.
@@ -211,7 +213,7 @@ def timetable(jobs: Iterable[Job], devices: int) -> Mapping[str, tuple[float, fl
     >>> timetable([Job("a", 4.0), Job("b", 1.0, after="a", delay=2.0)], 2)
     {'a': (0.0, 4.0), 'b': (2.0, 3.0)}
     """
-    waiting = sorted(jobs, key=lambda job: -job.seconds)
+    waiting = sorted(jobs, key=lambda job: (-job.devices, -job.seconds))
     names = {job.name for job in waiting}
     ready = {job.name: math.inf if job.after in names else 0.0 for job in waiting}
     free, times = [0.0] * devices, {}
@@ -219,7 +221,10 @@ def timetable(jobs: Iterable[Job], devices: int) -> Mapping[str, tuple[float, fl
         now = max(free[0], min(ready[job.name] for job in waiting))
         job = next(job for job in waiting if ready[job.name] <= now)
         waiting.remove(job)
-        heapq.heapreplace(free, now + job.seconds)
-        times[job.name] = (now, now + job.seconds)
-        ready |= {other.name: now + other.delay for other in waiting if other.after == job.name}
+        taken = [heapq.heappop(free) for _ in range(min(job.devices, devices))]
+        start = max(now, taken[-1])
+        for _ in taken:
+            heapq.heappush(free, start + job.seconds)
+        times[job.name] = (start, start + job.seconds)
+        ready |= {other.name: start + other.delay for other in waiting if other.after == job.name}
     return times

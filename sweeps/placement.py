@@ -1,6 +1,6 @@
 """Where Tune's trials run: on any machine but those that lose runs or will be taken away."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -23,11 +23,21 @@ class NotPickled:
 
 
 class HealthyMachines(NotPickled, SearchGenerator):
-    """Makes the trials that a searcher suggests, each with the sick machines that it avoids."""
+    """Makes the trials that a searcher suggests, each with the sick machines that it avoids.
 
-    def __init__(self, search: Searcher, machines: Machines) -> None:
+    While room is kept for others, the search counts as finished, so that Tune frees the room of
+    idle processes, and ends if no trial runs.
+    """
+
+    def __init__(
+        self, search: Searcher, machines: Machines, keeps_room: Callable[[], bool]
+    ) -> None:
         super().__init__(search)
-        self.machines = machines
+        self.machines, self.keeps_room = machines, keeps_room
+
+    def is_finished(self) -> bool:
+        """Tell whether no more trials come for now."""
+        return super().is_finished() or self.keeps_room()
 
     def next_trial(self) -> Trial | None:
         """Return the next trial; None if there is none now."""

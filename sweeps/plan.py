@@ -90,7 +90,11 @@ class Plan:
         if not self.left and not self.samplings:
             return 0.0
         sampling = sum(self.samplings.values()) / self.slots
-        return STARTING_SECONDS + wall_seconds(self.left, self.slots) + sampling
+        return (
+            STARTING_SECONDS
+            + wall_seconds(self.left, self.slots, self.rate.runs_per_device)
+            + sampling
+        )
 
     @property
     def slots(self) -> int:
@@ -218,24 +222,27 @@ def state(out: Path, run: PlannedRun, start: StartPoint) -> str:
     return "failed" if transient(result["run"]["error"]) else FAILS_AGAIN
 
 
-def wall_seconds(rows: Sequence[PlanRow], devices: int) -> float:
-    """Return when the last run ends if each starts, longest first, as soon as a device is free.
+def wall_seconds(rows: Sequence[PlanRow], slots: int, share: int = 1) -> float:
+    """Return when the last run ends if each starts, largest first, as soon as there is room.
 
-    A branch starts after its trunk has reached the branch point; runs of several workers come
-    last, one after another.
+    A branch starts after its trunk has reached the branch point.
+
+    Args:
+        rows: The runs.
+        slots: Number of single-worker runs at a time.
+        share: Number of these that share a device. Several workers take a device each.
 
     >>> wall_seconds([], 2)
     0.0
     """
     by_id = {row.run.run_id: row for row in rows}
-    large = sum(row.left for row in rows if row.run.config.execution.workers > 1)
     jobs = []
     for name, row in by_id.items():
-        if row.run.config.execution.workers == 1:
-            trunk = by_id.get(row.start.after)
-            delay = trunk.seconds_to(row.start.images) if trunk else 0.0
-            jobs.append(Job(name, row.left, row.start.after, delay))
-    return max((end for _, end in timetable(jobs, devices).values()), default=0.0) + large
+        trunk, workers = by_id.get(row.start.after), row.run.config.execution.workers
+        delay = trunk.seconds_to(row.start.images) if trunk else 0.0
+        width = workers * share if workers > 1 else 1
+        jobs.append(Job(name, row.left, row.start.after, delay, width))
+    return max((end for _, end in timetable(jobs, slots).values()), default=0.0)
 
 
 def table(plan: Plan) -> Table:

@@ -2,15 +2,19 @@
 
 Only `runs/<run id>/result.json` decides whether a run is done; Ray's own state is thrown away.
 Single-worker runs are Tune trials side by side, longest first, in processes that are reused; a
-branch waits for its trunk's checkpoint. Runs of several workers follow one after another, as Ray
-Train jobs. A run whose process or machine dies resumes from its last checkpoint.
+branch waits for its trunk's checkpoint. Runs of several workers are Ray Train jobs beside them,
+largest first (`sweeps/gangs.py`). A run whose process or machine dies resumes from its last
+checkpoint.
 """
 
+import contextlib
+import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.search import Searcher
@@ -48,6 +52,9 @@ from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
+
+if TYPE_CHECKING:
+    from sweeps.gangs import Gangs
 
 LOOK_SECONDS = 0.5  # between looks for a checkpoint that a run waits for, perhaps far away
 LATE_SECONDS = 600.0  # for a checkpoint to be written, perhaps far away, after its step
@@ -87,22 +94,19 @@ def run_all(
     on_gpus = cluster.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
     stop = StopConditions(progress, context, lambda config: _devices(config, needs, on_gpus))
     with progress, publishing(progress, context.page):
-        if small:
-            run_trials(
-                tune.with_parameters(
-                    train_planned, runs=small, out=str(out), home=str(Path.cwd())
-                ),
-                needs,
-                stop,
-                ProgressCallback(lambda config: small[config["index"]], out, progress),
-                RunQueue(small, stop, starts),
-                len(small),
-            )
-        if large:
-            from sweeps.large import run_large  # imports torch, which the driver rarely needs
-        for run in large:
-            if not stop.stop_all() and stop.allows(stop.devices(run.config), run.run_id):
-                run_large(run, context, stop)
+        queue = RunQueue(small, stop, starts)
+        with _gangs(large, queue, needs, context, stop) as gangs:
+            while queue.wait(gangs):
+                run_trials(
+                    tune.with_parameters(
+                        train_planned, runs=small, out=str(out), home=str(Path.cwd())
+                    ),
+                    needs,
+                    stop,
+                    ProgressCallback(lambda config: small[config["index"]], out, progress),
+                    queue,
+                    len(queue.left),
+                )
     ended = {name: row for name, row in progress.rows.items() if row["status"] == "done"}
     remove_trunks(runs, done_ids | ended.keys(), out)
     spent = sum(
@@ -135,18 +139,40 @@ class RunQueue(NotPickled, Searcher):
         super().__init__()
         self.left = list(enumerate(tasks))
         self.stop, self.starts = stop, starts or {}
-        self.started: set[str] = set()  # trials that have not ended
+        self.started: dict[str, str] = {}  # names of tasks that have not ended, by trial
+        self.lock = threading.RLock()  # held while a task is chosen
+        self.longest: Callable[[], float] = lambda: math.inf  # seconds of a task that may start
         self.looked: dict[str, float] = {}  # when the checkpoint of each run was last looked for
         self.due: dict[str, float] = {}  # since when the checkpoint of each run should be there
 
     def suggest(self, trial_id: str) -> Any:
         """Return the first task that may start; None if all wait, FINISHED if none ever may."""
-        for index, task in self.left:
-            if self.ready(task) and self.stop.allows(self.stop.devices(task.config), task.run_id):
-                self.left.remove((index, task))
-                self.started.add(trial_id)
-                return {"index": index}
+        with self.lock:
+            if chosen := self.next():
+                self.left.remove(chosen)
+                self.started[trial_id] = chosen[1].run_id
+                return {"index": chosen[0]}
         return None if self.started else Searcher.FINISHED
+
+    def next(self) -> tuple[int, Task] | None:
+        """Return the first task that may start, with its number; None if all wait."""
+        longest = self.longest() if self.left else 0.0
+        progress, allows = self.stop.progress, self.stop.allows
+        for index, task in self.left if longest else ():
+            short = longest == math.inf or progress.cautious_seconds(task.run_id) <= longest
+            if short and self.ready(task) and allows(self.stop.devices(task.config), task.run_id):
+                return index, task
+        return None
+
+    def wait(self, gangs: "Gangs | None") -> bool:
+        """Wait for a task that may start; False if none ever may, or there is a reason to stop."""
+        while not self.stop.stop_all():
+            if self.next():
+                return True
+            if not self.left or gangs is None or not gangs.alive:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return False
 
     def ready(self, run: Task) -> bool:
         """Tell whether a run need not wait any longer for its trunk."""
@@ -174,7 +200,7 @@ class RunQueue(NotPickled, Searcher):
     ) -> None:
         """Note the end, whatever the result."""
         del result, error
-        self.started.discard(trial_id)
+        self.started.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: the study's folder has it all."""
@@ -231,6 +257,25 @@ def score_on_test(runs: Sequence[PlannedRun], context: BatchContext) -> Outcome:
         lambda stop: RunQueue(tasks, stop),
         len(tasks),
     )
+
+
+@contextlib.contextmanager
+def _gangs(
+    runs: Sequence[PlannedRun],
+    queue: RunQueue,
+    needs: Mapping[str, float],
+    context: BatchContext,
+    stop: StopConditions,
+) -> Iterator["Gangs | None"]:
+    """Carry out runs of several workers beside others; yield None if there are none."""
+    if not runs:
+        yield None
+        return
+    from sweeps.gangs import Gangs  # imports torch, which the driver rarely needs
+
+    with Gangs(runs, queue, needs, context, stop) as gangs:
+        stop.keeps_room = gangs.keeps_room
+        yield gangs
 
 
 def _check_workers(runs: Sequence[PlannedRun], cluster: Cluster) -> None:

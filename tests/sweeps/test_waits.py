@@ -1,5 +1,6 @@
 """Every wait is announced with its length, and ends; nothing stays reserved after it."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from small_studies import wee, with_ray, write_study
 
 from sweeps import cluster as clusters
-from sweeps import large, runner, scaling
+from sweeps import gangs, runner, scaling
 from sweeps.batch import BatchContext, StopConditions
 from sweeps.branches import StartPoint
 from sweeps.progress import Progress
@@ -61,7 +62,7 @@ def unconnected(monkeypatch):
 @pytest.mark.ray
 @pytest.mark.usefixtures("unconnected")
 def test_workers_that_cannot_connect_leave_nothing_reserved(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(large, "RETRIES", 0)
+    monkeypatch.setattr(gangs, "RETRIES", 0)
     path = write_study(tmp_path, pair("apart"))
     assert scaling.scale(scaling.Options(study=str(path), out=tmp_path / "out")) == 1
     assert states() == ["REMOVED"]
@@ -69,19 +70,25 @@ def test_workers_that_cannot_connect_leave_nothing_reserved(tmp_path, monkeypatc
 
 
 @with_ray
-def test_workers_that_do_not_come_are_a_reason_to_stop(monkeypatch):
-    monkeypatch.setattr(large, "GROWING_SECONDS", 2.0)
+def test_workers_that_do_not_come_are_a_reason_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(gangs, "GROWING_SECONDS", 2.0)
     (run,) = grid(resolve_study(pair("short")))
     run = replace(
         run,
         config=replace(run.config, execution=replace(run.config.execution, workers=3, threads=1)),
     )
-    notes, seen = [], []
-    progress = SimpleNamespace(note=notes.append)
-    stop = SimpleNamespace(reason="", progress=progress)
-    stop.stop_all = lambda: seen.extend(states()) or bool(stop.reason)
-    assert large._wait_for_workers(run, clusters.current(), stop) == 0
-    assert notes == [f"{run.label} waits for 3 workers for at most 2 s, there is room for 2"]
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress(1, {}, 2, console)
+    owned = SimpleNamespace(lost=False)
+    context = BatchContext(tmp_path, clusters.current(), owned, console, None)
+    stop, seen = StopConditions(progress, context, lambda _: 3.0), []
+    with gangs.Gangs([run], runner.RunQueue([], stop), {"cpu": 1.0}, context, stop) as batch:
+        while batch.alive:
+            seen += states()
+            time.sleep(0.1)
+    assert console.file.getvalue() == (
+        f"{run.label} waits for 3 workers for at most 2 s, there is room for 2\n"
+    )
     assert stop.reason == f"{run.label} waited 2 s for 3 workers, there is room for 2"
     assert "PENDING" in seen  # which tells an autoscaler what is missing
     assert set(states()) == {"REMOVED"}
