@@ -22,7 +22,7 @@ from sweeps.growth import GrowingLimiter
 from sweeps.lease import Lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
-from sweeps.notice import draining
+from sweeps.notice import DefersSigterm, draining
 from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
 from sweeps.progress import Progress
 from sweeps.space import WORST
@@ -30,7 +30,6 @@ from sweeps.study import PlannedRun
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
-from tarflow.train.preemption import defer_sigterm
 
 RETRIES = 2  # of a run whose process dies again and again at the same image
 
@@ -126,12 +125,9 @@ class StopConditions(NotPickled, tune.Stopper):
     def occupied(self) -> float:
         """Return the device-seconds that the tasks of this batch have used so far."""
         progress = self.progress
-        attempts = (progress.seconds, progress.seconds_since_start(), progress.seconds_before)
         return sum(
             passed * self.devices(progress.tasks[name].config)
-            for seconds in attempts
-            for name, passed in tuple(seconds.items())
-            if name in progress.tasks
+            for name, passed in progress.seconds_used().items()
         )
 
     def allows(self, devices: float, name: str = "") -> bool:
@@ -320,15 +316,6 @@ def cause_of(error: Exception) -> Exception:
         how = "with its machine" if lost else "(out of memory?)"
         return RuntimeError(f"the process died {how}")
     return error
-
-
-class DefersSigterm:
-    """Part of Tune's actors: SIGTERM lets the run save its state and raise `Preempted`."""
-
-    def setup(self, *arguments: Any, **keywords: Any) -> None:
-        """Set up the actor, in the main thread of its process."""
-        defer_sigterm()
-        super().setup(*arguments, **keywords)  # type: ignore[misc]
 
 
 def run_trials(

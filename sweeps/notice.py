@@ -7,12 +7,22 @@ several need neither the driver nor Ray Train to tell them, and save however bus
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 
-from tarflow.train.preemption import request_stop
+from tarflow.train.preemption import defer_sigterm, request_stop
 
 LOOK_SECONDS = 2.0  # between looks, a millisecond each; the shortest notice of a cloud is 30 s
+
+
+class DefersSigterm:
+    """Part of Tune's actors: SIGTERM lets the run save its state and raise `Preempted`."""
+
+    def setup(self, *arguments: Any, **keywords: Any) -> None:
+        """Set up the actor, in the main thread of its process."""
+        defer_sigterm()
+        super().setup(*arguments, **keywords)  # type: ignore[misc]
 
 
 def draining() -> set[str]:

@@ -6,6 +6,7 @@ A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on ot
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -227,6 +228,13 @@ class Progress:
         with self._lock:
             now = time.monotonic()
             return {name: now - started for name, started in self.running.items()}
+
+    def seconds_used(self) -> dict[str, float]:
+        """Return how long each task started here has occupied its devices, in seconds."""
+        with self._lock:
+            used = Counter({**self.seconds, **self.seconds_since_start()})
+            used.update(self.seconds_before)
+            return {name: used[name] for name in self.tasks}
 
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
