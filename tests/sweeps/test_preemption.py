@@ -71,6 +71,7 @@ class Preemptions(threading.Thread):
         self.cluster, self.notes = cluster, notes
         self.rounds, self.runs, self.workers = rounds, runs, workers
         self.drained, self.back, self.error = set(), 0, None
+        self.over = threading.Event()
 
     def run(self):
         try:
@@ -87,10 +88,11 @@ class Preemptions(threading.Thread):
         except Exception as error:
             self.error = error
         (self.notes / "quick").touch()
+        self.over.wait()  # Linux ends the machines with the thread that has started them
 
     def wait_for_training(self):
         """Wait until all runs train; return the process and the machine of each worker."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(noted := sorted(self.notes.glob("[0-9]*"))) < self.runs * self.workers:
             assert time.monotonic() < deadline, f"{len(noted)} processes train"
             time.sleep(0.1)
@@ -133,17 +135,17 @@ def test_preempted_runs_resume_where_they_stopped(
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
+    preemptions = Preemptions(cluster, notes, rounds, seeds, workers)
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        preemptions = Preemptions(cluster, notes, rounds, seeds, workers)
         preemptions.start()
         path = write_study(tmp_path, study)
         assert scaling.scale(scaling.Options(study=str(path), out=out)) == 0
-        preemptions.join(5)
     finally:
         cluster.shutdown()
+        preemptions.over.set()
     print(capsys.readouterr().out)
     assert preemptions.error is None
     assert preemptions.back == 0  # no run came back to a machine that was drained
