@@ -22,6 +22,7 @@ from sweeps.growth import GrowingLimiter
 from sweeps.lease import Lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
+from sweeps.notice import DefersSigterm, draining
 from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
 from sweeps.progress import Progress
 from sweeps.space import WORST
@@ -125,11 +126,9 @@ class StopConditions(NotPickled, tune.Stopper):
     def occupied(self) -> float:
         """Return the device-seconds that the tasks of this batch have used so far."""
         progress = self.progress
-        seconds = {**progress.seconds, **progress.seconds_since_start()}
         return sum(
             passed * self.devices(progress.tasks[name].config)
-            for name, passed in seconds.items()
-            if name in progress.tasks
+            for name, passed in progress.seconds_used().items()
         )
 
     def allows(self, devices: float, name: str = "") -> bool:
@@ -233,14 +232,17 @@ class ProgressCallback(NotPickled, tune.Callback):
         if isinstance(cause, UserError):
             self.progress.mistake = cause
             return
-        images = self.progress.latest.get(task.run_id, {}).get("images", 0)
-        if images > self.reached.get(task.run_id, 0):
-            trial.run_metadata.num_failures = 1
-        self.reached[task.run_id] = images
-        self.progress.lost(task, cause)
-        if avoided := self.progress.machines.avoided(task.run_id):
-            needs: Any = trial.placement_group_factory
-            trial.update_resources(placement(needs.required_resources, avoided))
+        if self.progress.interrupted(task, cause, self.out).kind == "preemption":
+            trial.run_metadata.num_failures = 0
+        else:
+            images = self.progress.latest.get(task.run_id, {}).get("images", 0)
+            if images > self.reached.get(task.run_id, 0):
+                trial.run_metadata.num_failures = 1
+            self.reached[task.run_id] = images
+            self.progress.lost(task, cause)
+        needs: Any = trial.placement_group_factory
+        avoided = self.progress.machines.avoided(task.run_id)
+        trial.update_resources(placement(needs.required_resources, avoided, draining()))
 
     def on_trial_error(self, *, trial: Trial, **_: Any) -> None:  # type: ignore[override]
         """Record the failure; a user's mistake ends the batch."""
@@ -336,10 +338,11 @@ def run_trials(
         samples: Most trials.
     """
     amounts = {name.upper(): amount for name, amount in needs.items()}
+    trainable.__mixins__ = (DefersSigterm,)  # type: ignore[attr-defined]  # Tune inherits from it
     with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:
         tune.Tuner(
             tune.with_resources(
-                trainable, lambda config: placement(amounts, config.get(AVOIDED, ()))
+                trainable, lambda config: placement(amounts, *config.get(AVOIDED, ((), ())))
             ),
             tune_config=tune.TuneConfig(
                 search_alg=HealthyMachines(

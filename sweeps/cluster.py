@@ -19,6 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.lease import not_visible
+from sweeps.notice import draining
 from tarflow import human
 from tarflow.errors import UserError
 from tarflow.storage import Remote, home_folder, locate
@@ -270,8 +271,11 @@ def slots(needs: Mapping[str, float], cluster: Cluster) -> int:
 
 
 def machines() -> dict[str, dict[str, float]]:
-    """Return what each machine has, by node id and Ray's names ("CPU", "GPU")."""
-    return {node["NodeID"]: node["Resources"] for node in _nodes()}
+    """Return what each machine that stays has, by node id and Ray's names ("CPU", "GPU")."""
+    leaving = draining()
+    return {
+        node["NodeID"]: node["Resources"] for node in _nodes() if node["NodeID"] not in leaving
+    }
 
 
 def unused() -> dict[str, dict[str, float]]:
@@ -285,14 +289,18 @@ def answering() -> set[str]:
 
 
 def _answering() -> list[dict[str, Any]]:
-    """Return the machines that carry out a task: Ray takes a while to notice a lost one."""
+    """Return the machines that stay and carry out a task: Ray is late to notice a lost one."""
 
     @ray.remote(num_cpus=0, max_retries=0)
     def ping() -> None:
         return None
 
-    answers = _answers_of_all(ping, ANSWER_SECONDS)
-    return [node for node, answer in answers if not isinstance(answer, RayError)]
+    answers, leaving = _answers_of_all(ping, ANSWER_SECONDS), draining()
+    return [
+        node
+        for node, answer in answers
+        if not isinstance(answer, RayError) and node["NodeID"] not in leaving
+    ]
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -275,8 +275,7 @@ class Gangs:
         run_id, progress = gang.run.run_id, self.stop.progress
         self.processes.mailbox.forget.remote(run_id)
         gang.workers, gang.nodes, gang.error, gang.short_since = workers, (), None, math.inf
-        if run_id not in progress.running:
-            progress.start(gang.run)
+        progress.start(gang.run)
 
         def attempt() -> None:  # not in the main thread, where Ray Train would take Ctrl-C
             try:
@@ -292,17 +291,22 @@ class Gangs:
         from sweeps.large import why
 
         run, error, progress = gang.run, gang.error, self.stop.progress
-        gang.workers = 0
+        workers, gang.workers = gang.workers, 0
         if error is None:
             if result := read_result(self.context.out / "runs" / run.run_id):
                 progress.end(run, result["run"])
             self.left.remove(gang)
             return
+        cause, out = cause_of(error), self.context.out
+        mistake = isinstance(cause, UserError)
+        if not mistake and progress.interrupted(run, cause, out, workers).kind == "preemption":
+            gang.deaths = 0
+            return
         images = progress.latest.get(run.run_id, {}).get("images", 0)
         gang.deaths = (0 if images > gang.reached else gang.deaths) + 1
         gang.reached = images
-        if isinstance(cause_of(error), UserError) or gang.deaths > RETRIES:
-            record_death(run, self.context.out, error, progress)
+        if mistake or gang.deaths > RETRIES:
+            record_death(run, out, error, progress)
             self.left.remove(gang)
             return
         progress.note(f"{run.label} {why(error)}; resuming from its last checkpoint")

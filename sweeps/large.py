@@ -19,6 +19,7 @@ from ray.train.torch import TorchConfig
 from sweeps.batch import BatchContext, cause_of
 from sweeps.cluster import Cluster
 from sweeps.controllers import Trainer
+from sweeps.notice import heeding_notices
 from sweeps.study import PlannedRun
 from sweeps.trainable import execute
 from tarflow.distributed import connect_through
@@ -112,7 +113,8 @@ def train_on_workers(
     def loop() -> None:
         rank = get_context().get_world_rank()
         mailbox.place.remote(run.run_id, rank, ray.get_runtime_context().get_node_id())
-        execute(run, out, home, report)
+        with heeding_notices():
+            execute(run, out, home, report)
 
     once = FailureConfig(controller_failure_limit=0, max_preemption_failures=0)  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory(prefix="tarflow-", ignore_cleanup_errors=True) as scratch:

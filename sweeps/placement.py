@@ -1,6 +1,6 @@
-"""Where Tune's trials run: on any machine but those that lose runs."""
+"""Where Tune's trials run: on any machine but those that lose runs or will be taken away."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -10,8 +10,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from sweeps.failures import Machines
+from sweeps.notice import draining
 
-AVOIDED = "avoided"  # key of a trial's config: node ids of machines that it must not use
+AVOIDED = "avoided"  # key of a trial's config: the last two arguments of `placement`
 
 
 class NotPickled:
@@ -41,17 +42,23 @@ class HealthyMachines(NotPickled, SearchGenerator):
     def next_trial(self) -> Trial | None:
         """Return the next trial; None if there is none now."""
         trial: Trial | None = super().next_trial()  # type: ignore[no-untyped-call]
-        if trial and (sick := self.machines.avoided()):
-            trial.config[AVOIDED] = sick  # makes its resources
+        if trial is None:
+            return None
+        sick, leaving = self.machines.avoided(), sorted(draining())
+        if sick or leaving:
+            trial.config[AVOIDED] = sick, leaving  # makes its resources
         return trial
 
 
-def placement(needs: Mapping[str, float], avoided: Sequence[str]) -> tune.PlacementGroupFactory:
-    """Return the resources of a trial, on other machines if one of those has them.
+def placement(
+    needs: Mapping[str, float], avoided: Collection[str], leaving: Collection[str]
+) -> tune.PlacementGroupFactory:
+    """Return the resources of a trial, on a machine that stays.
 
     Args:
         needs: Amounts by Ray's names ("CPU", "GPU").
-        avoided: Node ids of machines to avoid.
+        avoided: Node ids of machines to avoid if another one has these amounts.
+        leaving: Node ids of machines that will be taken away.
     """
     able = {
         node["NodeID"]
@@ -59,7 +66,8 @@ def placement(needs: Mapping[str, float], avoided: Sequence[str]) -> tune.Placem
         if node["Alive"]
         and all(node["Resources"].get(name, 0) >= amount for name, amount in needs.items())
     }
-    if able <= set(avoided):
+    excluded = set(leaving) if able <= {*avoided, *leaving} else {*avoided, *leaving}
+    if not excluded:
         return tune.PlacementGroupFactory([dict(needs)])
-    others = {"ray.io/node-id": f"!in({','.join(avoided)})"}
+    others = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"}
     return tune.PlacementGroupFactory([dict(needs)], bundle_label_selector=[others])

@@ -6,7 +6,9 @@ A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on ot
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ from sweeps.failures import Machines
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.train.interruptions import Interruption, record_interruption
 
 LINES = 20  # of the tasks that ended last, kept for watchers
 QUIET_SECONDS = 60.0  # without a line, after which a log gets one
@@ -94,6 +97,7 @@ class Progress:
         self.waiting_seconds = sum(self.waiting.values())
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
         self.seconds: dict[str, float] = {}  # of those that ended here, starts included
+        self.seconds_before: dict[str, float] = {}  # of attempts that were interrupted
         self.worked: dict[str, float] = {}  # the same without the start of the process
         self.worked_seconds = self.foreseen_seconds = 0.0  # of all of them, measured and expected
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
@@ -149,6 +153,28 @@ class Progress:
     def _print(self, line: str, style: str = "") -> None:
         self.printed = time.monotonic()
         self.console.print(line, style=style, soft_wrap=True, markup=False)  # it may have brackets
+
+    def interrupted(
+        self, task: Task, error: Exception, out: Path, workers: int = 1
+    ) -> Interruption:
+        """Note that an attempt at a run has ended early, in its folder as well.
+
+        Args:
+            task: The run.
+            error: What ended the attempt.
+            out: Folder of the study.
+            workers: Number of processes of the attempt.
+        """
+        with self._lock:
+            name, now = task.run_id, time.monotonic()
+            seconds = now - self.running.pop(name, now)
+            self.seconds_before[name] = self.seconds_before.get(name, 0.0) + seconds
+        machine_lost = "with its machine" in str(error)
+        item = record_interruption(out / "runs" / name, seconds, workers, machine_lost)
+        if item.kind == "preemption":
+            images = human.count(item.images)
+            self.note(f"{task.label} has to leave its machine; resuming from {images} images")
+        return item
 
     def lost(self, task: Task, error: Exception) -> None:
         """Note that a task is to start again because of an error, which counts for its machine."""
@@ -218,6 +244,13 @@ class Progress:
         with self._lock:
             now = time.monotonic()
             return {name: now - started for name, started in self.running.items()}
+
+    def seconds_used(self) -> dict[str, float]:
+        """Return how long each task started here has occupied its devices, in seconds."""
+        with self._lock:
+            used = Counter({**self.seconds, **self.seconds_since_start()})
+            used.update(self.seconds_before)
+            return {name: used[name] for name in self.tasks}
 
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""

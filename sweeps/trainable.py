@@ -20,6 +20,7 @@ from typing import Any
 from sweeps.expect import runs_per_device
 from sweeps.failures import transient
 from sweeps.lease import FILE, not_visible
+from sweeps.notice import heeding_notices
 from sweeps.sampling import SamplingTask
 from sweeps.space import SamplingSpace, Space, TrainingSpace
 from sweeps.study import PlannedRun
@@ -111,7 +112,7 @@ def with_micro_batch(run: PlannedRun, images: int) -> PlannedRun:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[Report]:
-    """Yield a way to report to Tune without waiting for it, and report this machine.
+    """Yield a way to report to Tune without waiting for it; report this machine, and watch it.
 
     Tune never answers a process that is about to end, so a thread does the waiting.
     """
@@ -128,7 +129,8 @@ def reporting() -> Iterator[Report]:
     thread = threading.Thread(target=forward, daemon=True)
     thread.start()
     try:
-        yield reports.put
+        with heeding_notices():
+            yield reports.put
     finally:
         reports.put(None)
     thread.join()  # not after an error: if the process has to end, nobody receives reports

@@ -62,6 +62,10 @@ RUNS = pa.schema(
         ("train_seconds", pa.float64()),  # training, with a trunk
         ("evaluate_seconds", pa.float64()),  # likelihood, samples and their scores
         ("device_seconds", pa.float64()),  # wall_seconds * devices (CPU: threads)
+        ("preemptions", pa.int32()),  # told to leave, with its state saved
+        ("lost_processes", pa.int32()),  # ended without notice
+        ("lost_machines", pa.int32()),  # gone without notice
+        ("lost_seconds", pa.float64()),  # device-seconds that these have cost, on top of the rest
         ("mfu", pa.float64()),  # share of the peak rate, with causal attention
         ("loss", pa.float64()),  # held-out, nats per dimension without the Gaussian constant
         ("train_loss", pa.float64()),  # the same quantity on training images

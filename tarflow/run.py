@@ -30,6 +30,7 @@ from tarflow.record import (
     write_text,
 )
 from tarflow.train.checkpoint import remove_checkpoint, remove_checkpoints
+from tarflow.train.interruptions import interruption_columns
 from tarflow.train.loop import Report, train
 from tarflow.train.schedule import shared_images
 from tarflow.train.step import Diverged
@@ -111,9 +112,7 @@ def run(
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)
     evaluate_seconds = time.perf_counter() - evaluating
 
-    devices = execution.workers
-    if execution.device.type == "cpu":
-        devices *= max(1, config.execution.threads)
+    devices = 1 if execution.device.type != "cpu" else max(1, config.execution.threads)
     peak = peak_flops(execution.device, config.precision) * execution.workers
     wall_seconds = state.seconds - state.inherited_seconds + evaluate_seconds
     row = row_of(config, role, label) | {
@@ -122,7 +121,8 @@ def run(
         "train_seconds": state.seconds,
         "evaluate_seconds": evaluate_seconds,
         "wall_seconds": wall_seconds,
-        "device_seconds": wall_seconds * devices,
+        "device_seconds": wall_seconds * devices * execution.workers,
+        **interruption_columns(folder, devices),
         "mfu": cost.run_flops(config) / state.seconds / peak,
         "kernels": execution.kernels,
         **scores.columns(),

@@ -30,6 +30,12 @@ from tarflow.human import (
     seconds,
 )
 
+INTERRUPTIONS = {  # columns of a run, in the words for one and for several
+    "preemptions": ("preemption", "preemptions"),
+    "lost_machines": ("lost machine", "lost machines"),
+    "lost_processes": ("lost process", "lost processes"),
+}
+
 
 def cost(table: pd.DataFrame) -> Table:
     """Add up what each role of run has cost."""
@@ -86,6 +92,26 @@ def overhead(outcome: Mapping[str, Any]) -> str:
         return f" The last command took {seconds(wall)} on {hardware}."
     share = percent(1 - outcome["device_seconds"] / (wall * devices))
     return f" The sweep took {seconds(wall)} on {hardware}; {share} of that was outside runs."
+
+
+def interruptions(table: pd.DataFrame, outcome: Mapping[str, Any]) -> str:
+    """Say in a sentence what interruptions of runs have cost; empty if there were none.
+
+    Args:
+        table: Every run; one of an earlier release counts no interruptions.
+        outcome: As `overhead`, with the `price` of a device-hour if it is known.
+    """
+    if "lost_seconds" not in table or not (lost := table["lost_seconds"].sum()):
+        return ""
+    counts = {words: int(table[column].sum()) for column, words in INTERRUPTIONS.items()}
+    what = [f"{times} {words[times > 1]}" for words, times in counts.items() if times]
+    first, last = ", ".join(what[:-1]), what[-1]
+    share = percent(lost / (lost + table["device_seconds"].sum()))
+    price = f", {money(lost / 3600 * outcome['price'])}" if outcome.get("price") else ""
+    return (
+        f" {first}{' and ' if first else ''}{last} cost "
+        f"{device_time(lost, outcome.get('device', 'device'))} ({share}{price})."
+    )
 
 
 def missing_runs(outcome: Mapping[str, Any]) -> str:

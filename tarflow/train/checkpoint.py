@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from tarflow.config import RunConfig
-from tarflow.record import write_json
+from tarflow.record import read_json, write_json
 from tarflow.storage import local_copy
 from tarflow.train.schedule import shared_images
 from tarflow.train.trunk import Trunk
@@ -44,6 +44,14 @@ def saved_images(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.json"))
 
 
+def newest_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata of the newest checkpoint; empty if there is none."""
+    saved = saved_images(folder)
+    path = folder / f"{checkpoint_name(saved[-1] if saved else 0)}.json"
+    metadata: dict[str, Any] = read_json(path) or {}
+    return metadata
+
+
 def remove_checkpoint(folder: Path, images: int) -> None:
     """Remove a checkpoint if it exists."""
     for suffix in (".json", ".safetensors"):
@@ -58,7 +66,12 @@ def remove_checkpoints(folder: Path) -> None:
         folder.rmdir()
 
 
-def save(state: "TrainState", writer: "CheckpointWriter", trunk: Path | None = None) -> None:
+def save(
+    state: "TrainState",
+    writer: "CheckpointWriter",
+    trunk: Path | None = None,
+    preempted: bool = False,
+) -> None:
     """Begin to write a checkpoint: every worker gives its shards, the first one writes.
 
     Tensors are gathered one at a time, so no device ever holds a second whole state.
@@ -67,6 +80,7 @@ def save(state: "TrainState", writer: "CheckpointWriter", trunk: Path | None = N
         state: Training state; all workers must call this with theirs.
         writer: Writer of the run's folder.
         trunk: Folder to write to instead, for the branches of a trunk.
+        preempted: Whether the process saves because it has to leave.
     """
     from tarflow import distributed
 
@@ -82,6 +96,9 @@ def save(state: "TrainState", writer: "CheckpointWriter", trunk: Path | None = N
         "micro_batch": state.micro_batch,
         "inherited": state.inherited,
         "inherited_seconds": state.inherited_seconds,
+        "resumed": state.resumed,
+        "resumed_seconds": state.resumed_seconds,
+        "preempted": preempted,
     }
     writer.save(state.images, gathered, metadata, trunk)
 
@@ -119,6 +136,7 @@ def restore(
     state.micro_batch = metadata["micro_batch"]
     state.inherited = metadata.get("inherited", 0)  # not in checkpoints of the first releases
     state.inherited_seconds = metadata.get("inherited_seconds", 0.0)
+    state.resumed, state.resumed_seconds = state.images, state.seconds
 
 
 def _newest(

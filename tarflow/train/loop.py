@@ -111,7 +111,7 @@ def train(
                 save(state, writer, trunk.folder)
             if ending or due:
                 saved = state.seconds
-                save(state, writer)
+                save(state, writer, preempted=ending)
             if ending:
                 writer.wait()
                 distributed.barrier()  # once one worker has left, the others may be killed

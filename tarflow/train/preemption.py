@@ -1,6 +1,5 @@
-"""SIGTERM: the machine is wanted back. Training saves its state and leaves."""
+"""The machine is wanted back: training saves its state and leaves, at SIGTERM or when asked."""
 
-import atexit
 import contextlib
 import os
 import signal
@@ -8,9 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-GRACE_SECONDS = 20.0  # an ending process waits this long for its state to be saved
-
-_deferred: set[threading.Event] = set()  # events of `catch_sigterm` blocks outside the main thread
+_blocks: set[threading.Event] = set()  # events of the `catch_sigterm` blocks that run
 
 
 class Preempted(RuntimeError):
@@ -19,49 +16,45 @@ class Preempted(RuntimeError):
 
 @contextlib.contextmanager
 def catch_sigterm() -> Iterator[threading.Event]:
-    """Yield an event that is set when this process is told to end.
+    """Yield an event that is set when this process is told to end, or by `request_stop`.
 
     In the main thread, SIGTERM sets it. In any other thread, such as Ray's workers use, SIGTERM
-    sets it once the main thread has called `defer_sigterm`; before that the main thread exits on
-    SIGTERM, and the interpreter waits up to `GRACE_SECONDS` for the block to end.
+    sets it once the main thread has called `defer_sigterm`.
     """
-    stop_requested, finished = threading.Event(), threading.Event()
+    stop_requested = threading.Event()
     main = threading.current_thread() is threading.main_thread()
 
-    def request_stop(*_: Any) -> None:
+    def set_event(*_: Any) -> None:
         stop_requested.set()
 
-    def wait_for_block() -> None:
-        stop_requested.set()
-        finished.wait(GRACE_SECONDS)
-
-    before = signal.signal(signal.SIGTERM, request_stop) if main else None
-    if not main:
-        _deferred.add(stop_requested)
-        atexit.register(wait_for_block)
+    before = signal.signal(signal.SIGTERM, set_event) if main else None
+    _blocks.add(stop_requested)
     try:
         yield stop_requested
     finally:
-        finished.set()
-        _deferred.discard(stop_requested)
-        atexit.unregister(wait_for_block)
+        _blocks.discard(stop_requested)
         if main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def request_stop() -> bool:
+    """Set the events of all `catch_sigterm` blocks of this process; return whether any runs."""
+    for stop_requested in tuple(_blocks):
+        stop_requested.set()
+    return bool(_blocks)
 
 
 def defer_sigterm() -> None:
     """Let SIGTERM only set the events of `catch_sigterm` while any such block runs.
 
-    Call it in the main thread of workers that save together: if one of them exited at once, the
-    others would be ended as well before they have saved.
+    Call it in the main thread of Ray's workers, which would exit at once: the driver would hear of
+    it before the state is saved, and of workers that save together the others would be ended too.
     """
     before = signal.getsignal(signal.SIGTERM)
 
-    def request_stop(*_: Any) -> None:
-        for stop_requested in tuple(_deferred):
-            stop_requested.set()
-        if not _deferred:
+    def stop_or_end(*_: Any) -> None:
+        if not request_stop():
             signal.signal(signal.SIGTERM, before)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGTERM, stop_or_end)

@@ -31,6 +31,8 @@ class TrainState:
     micro_batch: int = 0  # images per pass and worker that fit in memory; 0 if not tried yet
     inherited: int = 0  # of `images`, those that a trunk was trained on
     inherited_seconds: float = 0.0  # of `seconds`, those that the trunk took
+    resumed: int = 0  # `images` when this process began to train
+    resumed_seconds: float = 0.0  # `seconds` at that time
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor by its name in a checkpoint, as this worker holds it."""

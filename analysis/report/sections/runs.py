@@ -85,6 +85,7 @@ def cost(material: Material) -> Section:
         "what was spent."
         + checklist.saving(material.table)
         + checklist.overhead(material.outcome)
+        + checklist.interruptions(material.table, material.outcome)
         + checklist.missing_runs(material.outcome),
         existing(cost=run_figures.cost(material.findings.finished)),
         tables=(checklist.cost(material.table), *checklist.expected_and_spent(material.outcome)),

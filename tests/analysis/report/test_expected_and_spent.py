@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from analysis.report import checklist
@@ -39,3 +40,23 @@ def test_missing_runs_are_named_with_the_reason():
         " Missing: c8-b2-l1-4e09-s0 (what is left would pass --max-cost 1); the same command "
         "resumes."
     )
+
+
+def test_interruptions_and_their_cost_are_one_sentence():
+    table = pd.DataFrame(
+        {
+            "device_seconds": [6000.0, 3959.0, None],
+            "preemptions": [2, 1, None],
+            "lost_machines": [0, 1, None],
+            "lost_processes": [0, 0, None],
+            "lost_seconds": [30.0, 11.0, None],
+        }
+    )
+    assert checklist.interruptions(table, OUTCOME) == (
+        " 3 preemptions and 1 lost machine cost 41 core-seconds (0.41%, $0.03)."
+    )
+    assert (
+        checklist.interruptions(table[:1], {}) == " 2 preemptions cost 30 device-seconds (0.50%)."
+    )
+    assert checklist.interruptions(table[2:], OUTCOME) == ""
+    assert checklist.interruptions(table[["device_seconds"]], OUTCOME) == ""
