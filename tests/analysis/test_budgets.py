@@ -24,7 +24,8 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def planned(study):
-    return plans(*study)
+    findings, scored = study
+    return plans(findings, scored, recommend(findings))
 
 
 def test_every_plan_is_the_recommendation_for_its_budget(study, planned):
@@ -89,7 +90,8 @@ def test_few_runs_give_uncertain_plans_or_none(tmp_path, runs, expected):
     table, evaluations = read_study(plant(tmp_path, limit=runs))
     findings = find(table, evaluations)
     scored = findings.finished.merge(evaluations, on="run_id", suffixes=("", "_sampling"))
-    found = plans(findings, scored)  # of 8 runs, some draws call for 1e19 parameters
+    # Of 8 runs, some draws call for 1e19 parameters.
+    found = plans(findings, scored, recommend(findings))
     assert bool(found) == expected
     assert all(plan.quality is None for plan in found)
 

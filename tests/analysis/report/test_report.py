@@ -42,6 +42,11 @@ def test_every_figure_is_drawn(page):
     assert page.locator(".empty").count() == 0
 
 
+def test_axes_fit_their_margins_so_that_the_first_figure_is_drawn_once(page):
+    again = "plot => plot._fullLayout._redrawFromAutoMarginCount"
+    assert page.locator("#law .plot").evaluate(again) is None
+
+
 def test_forecasts_stand_beside_what_came_out(page):
     section = page.locator("#forecasts")
     words = section.inner_text()
