@@ -1,5 +1,6 @@
 """The run to train next: size and images of a law, hyperparameters of the best run."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,15 +28,16 @@ class Recommendation:
     allocation: Allocation
 
 
-def learning_rate(runs: pd.DataFrame, params: float) -> float:
-    """Return the learning rate for a size: log-log between the sizes of the study, flat beyond.
+def learning_rate(runs: pd.DataFrame) -> Callable[[float], float]:
+    """Return the learning rate by parameters: log-log between the sizes of the study, flat beyond.
 
     Each size counts with its best run at the largest budget it was trained at.
     """
-    best = runs.sort_values(["budget", "bpd", "run_id"], ascending=[False, True, True])
+    best = runs[["budget", "bpd", "run_id", "params", "lr"]]
+    best = best.sort_values(["budget", "bpd", "run_id"], ascending=[False, True, True])
     best = best.drop_duplicates("params").sort_values("params")
-    x, y = best["params"].to_numpy(float), best["lr"].to_numpy(float)
-    return float(np.exp(np.interp(np.log(params), np.log(x), np.log(y))))
+    x, y = np.log(best["params"].to_numpy(float)), np.log(best["lr"].to_numpy(float))
+    return lambda params: float(np.exp(np.interp(np.log(params), x, y)))
 
 
 def _rate_in_words(runs: pd.DataFrame, params: float, rate: float) -> str:
@@ -82,7 +84,14 @@ def check_budget(flops: float) -> None:
 
 
 def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
-    """Return the config to train with a budget, by default 4 times the largest trained so far.
+    """Return the config to train with a budget; see `recommend_each`."""
+    return recommend_each(findings, [flops])[0]
+
+
+def recommend_each(
+    findings: Findings, budgets: Sequence[float | None]
+) -> tuple[Recommendation, ...]:
+    """Return the config to train with each budget; None is 4 times the largest trained so far.
 
     That includes runs outside the study whose forecast has its outcome, such as best.yaml trained
     by `python -m tarflow train`.
@@ -92,27 +101,47 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     Everything else is that of the best run of the largest budget.
 
     Raises:
-        UserError: If the study has no finished run to start from, or the budget is not positive.
+        UserError: If the study has no finished run to start from, or a budget is not positive.
     """
     runs = findings.runs
     if not len(runs):
         raise UserError("nothing to recommend: no finished grid run in this study")
     done = [item for item in findings.forecasts if item.done and item.predicted is not None]
-    if flops is None:
-        flops = NEXT * max(findings.budgets[-1].flops, *(item.flops for item in done), 0.0)
-    check_budget(flops)
+    following = NEXT * max(findings.budgets[-1].flops, *(item.flops for item in done), 0.0)
     best = best_run(runs)
-    template = read_config(best)
+    start = _Start(
+        findings=findings,
+        best=str(best["run_id"]),
+        template=read_config(best),
+        rate=learning_rate(runs) if runs["lr"].nunique() > 1 else None,
+        trained=frozenset([*findings.finished["run_id"], *(item.run_id for item in done)]),
+    )
+    return tuple(_recommend(start, following if flops is None else flops) for flops in budgets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """What the recommendations for all budgets start from."""
+
+    findings: Findings
+    best: str  # id of the best run of the largest budget
+    template: RunConfig  # its config
+    rate: Callable[[float], float] | None  # by parameters; None if all runs share that of `best`
+    trained: frozenset[str]  # ids of runs that need no recommendation
+
+
+def _recommend(start: _Start, flops: float) -> Recommendation:
+    check_budget(flops)
+    findings, runs, template = start.findings, start.findings.runs, start.template
     allocation = allocate(flops, runs, template, findings.surface, findings.isoflops)
     model = replace(template.model, channels=allocation.channels)
-    rate, tuned_by_size = template.optim.lr, runs["lr"].nunique() > 1
-    if tuned_by_size:
-        rate = float(f"{learning_rate(runs, allocation.model_params):.4g}")
+    rate = template.optim.lr
+    if start.rate:
+        rate = float(f"{start.rate(allocation.model_params):.4g}")
     config = replace(
         template, model=model, images=allocation.images, optim=replace(template.optim, lr=rate)
     )
-    trained = {*findings.finished["run_id"], *(item.run_id for item in done)}
-    while run_id(config) in trained:
+    while run_id(config) in start.trained:
         config = replace(config, images=config.images + config.batch)
     ratio = cost.run_flops(config) / findings.budgets[-1].flops
     why = {
@@ -135,7 +164,7 @@ def recommend(findings: Findings, flops: float | None = None) -> Recommendation:
     if allocation.edge:
         lines.append(f"At the edge: {allocation.edge}.")
     lines += repetition(findings, config)
-    if tuned_by_size:
+    if start.rate:
         lines.append(_rate_in_words(runs, allocation.model_params, rate))
-    lines.append(f"Everything else is as in run {best['run_id']}, the best of the largest budget.")
+    lines.append(f"Everything else is as in run {start.best}, the best of the largest budget.")
     return Recommendation(config, "\n".join(lines), allocation)

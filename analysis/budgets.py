@@ -4,12 +4,13 @@ Every plan is the recommendation for its budget, so a page that offers plans sho
 `analysis best` would write. Legend: `P` plans, `S` ratios of sizes, `R` draws.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.advice import Recommendation, recommend
+from analysis.advice import Recommendation, recommend_each
 from analysis.findings import Findings
 from analysis.laws.allocation import Sizes, optimal_params
 from analysis.laws.average import Law, fit_law
@@ -69,7 +70,9 @@ class Plan:
         return not self.recommendation.allocation.caution
 
 
-def plans(findings: Findings, scored: pd.DataFrame) -> tuple[Plan, ...]:
+def plans(
+    findings: Findings, scored: pd.DataFrame, advice: Recommendation | None
+) -> tuple[Plan, ...]:
     """Return plans from the smallest budget of the study to 100 times its largest, cheapest first.
 
     The budgets of the study and the one recommended next are among them. A study without a law of
@@ -78,22 +81,22 @@ def plans(findings: Findings, scored: pd.DataFrame) -> tuple[Plan, ...]:
     Args:
         findings: What the study shows.
         scored: Finished runs joined to their sample scores, one row per sampler setting.
+        advice: The run recommended next, or None.
     """
-    if findings.surface is None or not findings.allocation:
+    if findings.surface is None or not findings.allocation or advice is None:
         return ()
-    following = recommend(findings)
-    items = [
-        following if flops == following.allocation.flops else recommend(findings, flops)
-        for flops in _stops(findings, following.allocation.flops)
-    ]
+    following = advice.allocation.flops
+    items = recommend_each(findings, _stops(findings, following))
     expected = _qualities(items, quality_law(findings, scored))
     costs = _wrong_sizes(findings, findings.surface, items)
+    runs = findings.runs[["run_id", "params", "bpd"]]
+    runs = runs.assign(spent=findings.runs.groupby("budget")["flops"].transform("mean"))
     return tuple(
         Plan(
             flops=item.allocation.flops,
-            following=item is following,
+            following=item.allocation.flops == following,
             recommendation=item,
-            nearest=_nearest(findings.runs, item),
+            nearest=_nearest(runs, item),
             quality=quality,
             wrong_sizes=sizes,
         )
@@ -110,10 +113,10 @@ def _stops(findings: Findings, following: float) -> list[float]:
 
 
 def _nearest(runs: pd.DataFrame, item: Recommendation) -> str:
-    budgets = np.log(runs.groupby("budget")["flops"].transform("mean") / item.allocation.flops)
-    sizes = np.log(runs["params"] / item.allocation.model_params)
-    order = runs.assign(away=budgets.abs().round(6), size=sizes.abs().round(6))
-    return str(order.sort_values(["away", "size", "bpd", "run_id"]).iloc[0]["run_id"])
+    away = np.log(runs["spent"] / item.allocation.flops).abs().round(6)
+    near = runs[away == away.min()]
+    sizes = np.log(near["params"] / item.allocation.model_params).abs().round(6)
+    return str(near.assign(size=sizes).sort_values(["size", "bpd", "run_id"]).iloc[0]["run_id"])
 
 
 def quality_law(findings: Findings, scored: pd.DataFrame) -> Law | None:
@@ -144,7 +147,7 @@ def quality_law(findings: Findings, scored: pd.DataFrame) -> Law | None:
     return law if enough else None
 
 
-def _qualities(items: list[Recommendation], law: Law | None) -> list[Quality | None]:
+def _qualities(items: Sequence[Recommendation], law: Law | None) -> list[Quality | None]:
     if law is None:
         return [None] * len(items)
     at = {
@@ -157,11 +160,11 @@ def _qualities(items: list[Recommendation], law: Law | None) -> list[Quality | N
 
 
 def _wrong_sizes(
-    findings: Findings, surface: Law, items: list[Recommendation]
+    findings: Findings, surface: Law, items: Sequence[Recommendation]
 ) -> list[tuple[WrongSize, ...]]:
     """Return the costs of wrong sizes of each plan, by the law that tells the best size."""
     law = surface.untied
-    value = replace(law, members=tuple(member.first_draws(0) for member in law.members))
+    value = law.without_draws()
     per_token = Sizes(items[0].config.model).flops_per_token
     flops = np.array([item.allocation.flops for item in items])
     best = np.array([optimal_params(value, spent, per_token)[0] for spent in flops])

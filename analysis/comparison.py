@@ -307,7 +307,7 @@ def _mean_interval(both: pd.DataFrame, images: pd.DataFrame) -> Interval:
     return mean - half, mean + half
 
 
-def interval_of_pair(pair: "pd.Series[Any]") -> Interval:
+def interval_of_pair(pair: Mapping[Any, Any]) -> Interval:
     """Return the 90% interval of the difference of two runs over images; nan without images."""
     half = NORMAL_90 * float(pair["error"])
     return float(pair["difference"]) - half, float(pair["difference"]) + half

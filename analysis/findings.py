@@ -8,6 +8,7 @@ Legend: `flops` training FLOPs of a run, `params` matrix-product weights, `token
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from analysis.laws.influence import Influence, influence
 from analysis.laws.intervals import LEVEL, Interval
 from analysis.laws.isoflop import IsoFlop, isoflop
 from analysis.laws.noise import Known
-from analysis.laws.observations import Mask, Observations
+from analysis.laws.observations import Observations
 from analysis.laws.repetition import unique_tokens
 from analysis.laws.validation import Baseline, Coverage, baselines, coverage
 from analysis.rows import (
@@ -114,7 +115,6 @@ def find(
     compared = rows if len(rows) else finished[finished["role"] == "ablation"]
     noise = seed_noise(compared)
     data = _observations(rows)
-    before = _before_the_largest(rows)
     surface = _surface(rows, data, draws, seed)
     points = best_of_budgets(rows)
     frontier = _frontier(points, _known(surface, noise, rows, points), draws, seed)
@@ -139,7 +139,7 @@ def find(
         baselines=baselines(surface.trials.windows, surface.sample) if surface else (),
         coverage=coverage(surface.rollouts) if surface else (),
         influence=influence(surface.heaviest) if surface else (),
-        held_out=_hold_out(rows, data, before, noise, draws=draws, seed=seed),
+        held_out=_hold_out(rows, data, points, noise, draws=draws, seed=seed),
         isoflops=isoflops,
         optima=tuple(item for item in optima if item.source == "surface law"),
         noise=noise,
@@ -166,31 +166,26 @@ def _surface(rows: pd.DataFrame, data: Observations, draws: int, seed: int) -> L
     return fit_law(data, SURFACE_FORMS, axes, draws=draws, seed=seed) if len(rows) else None
 
 
-def _before_the_largest(rows: pd.DataFrame) -> Mask:
-    """Return the mask of rows below the largest budget; all rows if there is one budget only."""
-    before = (rows["budget"] < rows["budget"].max()).to_numpy()
-    return before if before.any() else np.ones(len(rows), dtype=bool)
-
-
 def _hold_out(
     rows: pd.DataFrame,
     data: Observations,
-    before: Mask,
+    points: pd.DataFrame,
     noise: SeedNoise | None,
     *,
     draws: int,
     seed: int,
 ) -> tuple[HeldOut, ...]:
-    """Predict the largest budget by the frontier law and the surface law of the others."""
-    if before.all():
+    """Predict the last of the best runs of the budgets by laws of the runs of smaller budgets."""
+    if len(points) < 2:
         return ()
-    earlier = rows[before]
+    before = (rows["budget"] < rows["budget"].max()).to_numpy()
+    earlier, cheaper = rows[before], points.iloc[:-1]
     surface = _surface(earlier, data.take(before), draws, seed)
-    points = best_of_budgets(earlier)
-    frontier = _frontier(points, _known(surface, noise, earlier, points), draws, seed)
+    frontier = _frontier(cheaper, _known(surface, noise, earlier, cheaper), draws, seed)
     if frontier is not None and surface is not None:
         frontier = replace(frontier, discrepancy=surface.discrepancy)
-    return tuple(_held_out(law, rows, before) for law in (frontier, surface) if law is not None)
+    laws = [law for law in (frontier, surface) if law is not None]
+    return tuple(_held_out(law, points.iloc[-1], earlier) for law in laws)
 
 
 def _known(
@@ -231,15 +226,14 @@ def _frontier(points: pd.DataFrame, known: Known, draws: int, seed: int) -> Fit 
     return fit(form, data, draws=draws, seed=seed)
 
 
-def _held_out(law: Law | Fit, rows: pd.DataFrame, before: Mask) -> HeldOut:
-    best = best_of_budgets(rows[~before]).iloc[0]
+def _held_out(law: Law | Fit, best: "pd.Series[Any]", earlier: pd.DataFrame) -> HeldOut:
     at = {name: float(best[name]) for name in law.form.inputs}
     predicted, achieved = float(law.predict(**at)), float(best["bpd"])
     low, high = (float(end) for end in law.band(LEVEL, **at))
     inside = low <= achieved <= high
     error = predicted / achieved - 1
-    last = float(rows[before]["bpd"].min()) / achieved - 1
-    ratio = float(best["flops"]) / float(rows[before]["flops"].max())
+    last = float(earlier["bpd"].min()) / achieved - 1
+    ratio = float(best["flops"]) / float(earlier["flops"].max())
     verdict = (
         f"Predicted {bits(predicted)} bits per dimension ({LEVEL:.0%}: "
         f"{interval((low, high), bits)}) "

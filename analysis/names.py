@@ -27,12 +27,11 @@ def run_names(runs: pd.DataFrame) -> list[str]:
     columns = (runs[name] for name in ("channels", "blocks", "layers", "flops"))
     names = pd.Series(map(_name, *columns), index=runs.index, dtype=object)
     twice = names.duplicated(keep=False)
-    for _, group in runs[twice].groupby(names[twice], sort=False):
-        for column, write in APART.items():
-            values = group[column]
-            if values.nunique(dropna=False) > 1:
-                known = values.dropna()
-                names[known.index] += [f" · {write(value)}" for value in known]
+    groups = runs[twice].groupby(names[twice], sort=False)
+    for column, write in APART.items():
+        differs = groups[column].transform("nunique", dropna=False) > 1
+        known = runs.loc[differs.index[differs], column].dropna()
+        names[known.index] += [f" · {write(value)}" for value in known]
     twice = names.duplicated(keep=False)
     names[twice] += " · " + runs.loc[twice, "label"].astype(str)
     twice = names.duplicated(keep=False)

@@ -1,7 +1,6 @@
 """Which rows of the runs table the laws read, and how they are grouped: by budget, by seed."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,10 @@ GRID = ("grid", "branch")
 ROLES = (*GRID, "final")  # searched runs were chosen by their results
 MOVED = 0.01  # share of the mean that one image may move
 TAIL = 10.0  # a maximum this many times as far from the median as the 99th percentile is isolated
+JUDGED = (  # columns that may keep a row out of every law
+    *("status", "error", "role", "split", "bpd", "flops", "params", "tokens"),
+    *("bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"),
+)
 GROUP = {  # columns that must agree within a law, and what to say if they do not
     "data_hash": "another data set",
     "classes": "other conditioning",
@@ -73,7 +76,8 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
         The comparable rows, ordered by (flops, params, run_id), and the others with the reason.
     """
     runs = runs.sort_values(["flops", "params", "run_id"], kind="stable").reset_index(drop=True)
-    reasons = pd.Series([_own_reason(row) for row in runs.to_dict("records")], dtype=object)
+    judged = runs[[name for name in JUDGED if name in runs]].to_dict("records")
+    reasons = pd.Series([_own_reason(row) for row in judged], dtype=object)
     open_rows = reasons == ""
     # Missing values form one group; the largest group is the study.
     kinds = runs[list(GROUP)].astype(str)
@@ -97,8 +101,9 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
 
 def commonest(kinds: pd.DataFrame) -> tuple[str, ...]:
     """Return the most frequent row of a frame of strings, the first in order among equals."""
-    counts = Counter(kinds.itertuples(index=False, name=None))
-    return min(key for key, times in counts.items() if times == max(counts.values()))
+    counts = kinds.value_counts(sort=False)
+    first: tuple[str, ...] = min(counts.index[counts == counts.max()])
+    return first
 
 
 def _own_reason(row: Mapping[Any, Any]) -> str:

@@ -172,6 +172,10 @@ class Law(Predictor):
         mean = self._mean([part[0] for part in parts])
         return np.concatenate([mean[None], *(part[1:] for part in parts)])
 
+    def without_draws(self) -> "Law":
+        """Return the law without its draws, which tells values only."""
+        return replace(self, members=tuple(law.first_draws(0) for law in self.members))
+
     def noise_draws(self, **inputs: ArrayLike) -> Array:
         """Return the standard deviation (R, n) of one run at n points, of each draw."""
         return np.concatenate([law.noise_draws(**inputs) for law in self.members])

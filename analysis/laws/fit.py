@@ -94,6 +94,10 @@ class Fit(Predictor):
         values: Array = self.form.predict(np.concatenate([self.theta[None], self.draws]), logs)
         return values
 
+    def without_draws(self) -> "Fit":
+        """Return the law without its draws, which tells values only."""
+        return self.first_draws(0)
+
     def distance(self, **inputs: ArrayLike) -> Array:
         """Return ln(compute / largest compute of the data) of each point, 0 within the data."""
         columns = self._broadcast(inputs)
@@ -247,7 +251,7 @@ def fit(
         weights = weights * near * (weights.sum() / np.sum(weights * near))
     problem, begin = _problem(form, logs - centre[:, None], values, weights, data.space, starts)
 
-    ends, costs = minimise(problem, begin[:SCOUTS], tolerance=1e-6, steps=60)
+    ends, costs = minimise(_thinned(problem), begin[:SCOUTS], tolerance=1e-6, steps=60)
     theta, agreement, scale = np.full(len(form.parameters), np.nan), 0.0, float("nan")
     status: Status = "non-finite"
     if np.isfinite(costs.min()):

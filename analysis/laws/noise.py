@@ -36,7 +36,8 @@ class Noise:
     def at(self, compute: Array) -> Array:
         """Return standard deviations (R, m) of runs of ln(compute) (m,)."""
         beyond = np.clip(compute, *self.ends) - self.middle
-        return self.scale[:, None] * np.exp(-self.fall[:, None] * beyond)
+        falls, which = np.unique(self.fall, return_inverse=True)  # few: see FALLS
+        return self.scale[:, None] * np.exp(-falls[:, None] * beyond)[which]
 
     def take(self, count: int) -> "Noise":
         """Return the first draws."""
@@ -97,11 +98,15 @@ def draw_noise(
     else:
         total = squares + known.freedom * known.std**2
         scale = np.sqrt(total / rng.chisquare(spare + known.freedom, draws))
-    common = rng.standard_normal((draws, int(clusters.max()) + 1))[:, clusters]
-    own = rng.standard_normal((draws, n))
-    unit = np.sqrt(shared)[:, None] * common + np.sqrt(1 - shared)[:, None] * own
-    noise = Noise(unit, scale, fall, middle, ends)
-    return Noise(unit * noise.at(compute) / np.sqrt(weights), scale, fall, middle, ends)
+    common = rng.standard_normal((draws, int(clusters.max()) + 1))
+    errors = rng.standard_normal((draws, n))  # changed in place: of a long table, they are large
+    if shared.any():
+        errors *= np.sqrt(1 - shared)[:, None]
+        errors += np.sqrt(shared)[:, None] * common[:, clusters]
+    noise = Noise(errors, scale, fall, middle, ends)
+    errors *= noise.at(compute)
+    errors /= np.sqrt(weights)
+    return noise
 
 
 def tamed(residuals: Array, spare: int) -> Array:

@@ -4,6 +4,7 @@ Legend: `n` points, `R` draws.
 """
 
 from abc import ABC, abstractmethod
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +30,10 @@ class Predictor(ABC):
         """Return values (1 + R, n) at n points: of the law, then of each draw."""
 
     @abstractmethod
+    def without_draws(self) -> Self:
+        """Return the law without its draws, which tells values only."""
+
+    @abstractmethod
     def noise_draws(self, **inputs: ArrayLike) -> Array:
         """Return the standard deviation (R, n) of one run at n points, of each draw."""
 
@@ -44,7 +49,7 @@ class Predictor(ABC):
         that the form does not read change nothing.
         """
         shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))
-        value: Array = self.predict_draws(**inputs)[0].reshape(shape)
+        value: Array = self.without_draws().predict_draws(**inputs)[0].reshape(shape)
         return value
 
     def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:

@@ -98,16 +98,17 @@ def material_of(
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
     )
+    advice = _advice(findings)
     return Material(
         study=study,
         table=table,
         scored=scored,
         findings=findings,
-        plans=plans(findings, scored),
+        plans=plans(findings, scored, advice),
         reference=record.read_json(study / "reference.json") or {},
         outcome=record.read_json(study / "outcome.json") or {},
         seed=seed,
-        advice=_advice(findings),
+        advice=advice,
     )
 
 

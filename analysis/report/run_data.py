@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import pandas as pd
 from PIL import Image
 
 from analysis.laws.validation import levels
+from analysis.report.figures.theme import Row
 from analysis.report.section import Material, png_uri
 from tarflow import human
-
-Row = Mapping[Any, Any]  # a row of the runs table by column
 
 COLUMNS = (
     *("run", "role", "status", "params", "images", "epochs"),

@@ -8,16 +8,11 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import Law, plant
+from synthetic import Law
 
 from analysis.__main__ import main
 from tarflow.config import RunConfig, read_yaml
 from tarflow.identity import run_id
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    return plant(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture
@@ -62,26 +57,16 @@ def test_report_of_nothing_is_one_line(tmp_path, capsys):
     assert "holds no study" in capsys.readouterr().err
 
 
-def test_best_writes_a_run_that_is_not_done(study, tmp_path, capsys):
+def test_best_writes_a_run_that_is_not_done(digits, tmp_path, capsys):
     out = tmp_path / "best.yaml"
-    assert main(["best", str(study), "--flops", "2e13", "--out", str(out)]) == 0
+    assert main(["best", str(digits), "--flops", "2e13", "--out", str(out)]) == 0
     config = read_yaml(RunConfig, out)
-    assert not (study / "runs" / run_id(config)).exists()
+    assert not (digits / "runs" / run_id(config)).exists()
     assert out.read_text().startswith("#")
     from tarflow.cost import run_flops
 
     assert run_flops(config) == pytest.approx(2e13, rel=0.1)
     assert str(out) in capsys.readouterr().out
-
-
-def test_compare_pairs_the_same_runs(study, tmp_path, capsys):
-    worse = plant(tmp_path / "worse", law=Law(E=1.47))
-    page = tmp_path / "compare.html"
-    assert main(["compare", str(study), str(worse), "--out", str(page)]) == 0
-    shown = capsys.readouterr().out
-    assert "in 21 of the 21 runs that both trained" in shown
-    assert page.stat().st_size > 1e5
-    assert sum("+0.05" in line.split("│")[4] for line in shown.splitlines() if "│" in line) == 21
 
 
 def test_help_is_fast_and_light():

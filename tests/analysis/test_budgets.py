@@ -15,16 +15,17 @@ from tarflow import cost
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    table, evaluations = read_study(plant(tmp_path_factory.mktemp("digits")))
-    findings = find(table, evaluations)
-    scored = findings.finished.merge(evaluations, on="run_id", suffixes=("", "_sampling"))
-    return findings, scored
+def study(digits_tables, digits_findings):
+    _, evaluations = digits_tables
+    finished = digits_findings.finished
+    scored = finished.merge(evaluations, on="run_id", suffixes=("", "_sampling"))
+    return digits_findings, scored
 
 
 @pytest.fixture(scope="module")
 def planned(study):
-    return plans(*study)
+    findings, scored = study
+    return plans(findings, scored, recommend(findings))
 
 
 def test_every_plan_is_the_recommendation_for_its_budget(study, planned):
@@ -87,9 +88,10 @@ def test_sample_quality_is_predicted_only_by_a_law_that_predicts(study):
 @pytest.mark.parametrize(("runs", "expected"), [(2, False), (8, True)])
 def test_few_runs_give_uncertain_plans_or_none(tmp_path, runs, expected):
     table, evaluations = read_study(plant(tmp_path, limit=runs))
-    findings = find(table, evaluations)
+    findings = find(table, evaluations, draws=200)
     scored = findings.finished.merge(evaluations, on="run_id", suffixes=("", "_sampling"))
-    found = plans(findings, scored)  # of 8 runs, some draws call for 1e19 parameters
+    # Of 8 runs, some draws call for 1e19 parameters.
+    found = plans(findings, scored, recommend(findings))
     assert bool(found) == expected
     assert all(plan.quality is None for plan in found)
 

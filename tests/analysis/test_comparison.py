@@ -26,23 +26,23 @@ def second(tmp_path_factory):
     return plant(tmp_path_factory.mktemp("two") / "digits-old", law=Law(E=1.47), seed=1)
 
 
-def findings_of(efficiency, seed, budgets=BUDGETS):
+def findings_of(efficiency, seed, draws):
     """Findings of runs that learn from each image as others do from `efficiency` images.
 
     Cost is proportional to images, so they need `efficiency` times less compute for equal bits.
     """
     law, rng = Law(), np.random.default_rng(seed)
-    grid = [run_config(channels, budget) for budget in budgets for channels in CHANNELS]
-    grid += [run_config(48, budgets[1], seed=number) for number in (1, 2)]
+    grid = [run_config(channels, budget) for budget in BUDGETS for channels in CHANNELS]
+    grid += [run_config(48, BUDGETS[1], seed=number) for number in (1, 2)]
     grid += [run_config(*LARGEST)]
     rows = [run_row(config, "grid") | {"status": "done", "epochs": 1e-3} for config in grid]
     for row in rows:
         row["bpd"] = law(row["params"], efficiency * row["tokens"]) + 0.003 * rng.normal()
-    return find(pd.DataFrame(rows), None, draws=400)
+    return find(pd.DataFrame(rows), None, draws=draws)
 
 
-def compared(name, efficiency, seed):
-    findings = findings_of(efficiency, seed)
+def compared(name, efficiency, seed, draws=100):
+    findings = findings_of(efficiency, seed, draws)
     return Compared(name, None, {}, findings, frontier_of_findings(findings))
 
 
@@ -55,7 +55,7 @@ def usual():
 def test_the_interval_of_saved_compute_holds_the_truth_nine_times_in_ten():
     rng, held, miss = np.random.default_rng(0), 0, []
     for seed in range(20):
-        a, b = compared("A", 1.0, 2 * seed), compared("B", 1.6, 2 * seed + 1)
+        a, b = compared("A", 1.0, 2 * seed, 400), compared("B", 1.6, 2 * seed + 1, 400)
         low, high = reach(b, a, rng).interval
         held += low <= 1.6 <= high
         miss.append(np.log(high / low))
@@ -104,8 +104,8 @@ def test_pairs_share_images_and_know_their_differences(first, second):
     assert "different noise" not in "".join(lines)
 
 
-def test_settings_that_differ_are_listed_by_name(first, tmp_path):
-    other = plant(tmp_path / "other", limit=2)
+def test_settings_that_differ_are_listed_by_name(tmp_path):
+    first, other = (plant(tmp_path / name, limit=2) for name in ("digits", "other"))
     settings = {"name": "other", "seed": 0, "base": {"noise": {"std": 0.3}}, "note": "wide"}
     (other / "study.yaml").write_text(yaml.safe_dump(settings))
     table = compare([first, other]).settings

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ BUDGET = 2.4e13  # FLOPs: 4 times the largest run of a planted study
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    planted = plant(tmp_path_factory.mktemp("notebook") / "digits")
+def folder(digits, tmp_path_factory):
+    planted = shutil.copytree(digits, tmp_path_factory.mktemp("notebook") / "digits")
     (planted / "study.yaml").write_text(yaml.safe_dump({"note": "<b>wide</b>"}))
     return planted
 

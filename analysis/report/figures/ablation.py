@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from analysis.ablation import noise_level
 from analysis.report.figures.theme import (
     CATEGORIES,
+    Row,
     around,
     dots,
     figure,
@@ -82,5 +83,5 @@ def _line(rows: pd.DataFrame, x: str, name: str, colour: str, symbol: str) -> go
     )
 
 
-def _described(row: pd.Series) -> str:
+def _described(row: Row) -> str:
     return f"{number(row['mean'])} ({interval((row['low'], row['high']))})<br>{row['run_id']}"

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.comparison import Compared, Contrast, Reach, interval_of_pair
 from analysis.comparison_words import signed_difference, times
 from analysis.laws.intervals import LEVEL, NORMAL_90
 from analysis.report.figures import theme
-from analysis.report.figures.theme import INK, SOFT, dots, figure, log_axis, marker
+from analysis.report.figures.theme import INK, SOFT, Row, dots, figure, log_axis, marker
 from tarflow.human import bits, count, interval, percent, power
 
 BPD = "bits per dimension"
@@ -50,7 +49,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
     return shown.update_xaxes(log_axis(reach))
 
 
-def _run_in_words(row: "pd.Series[float]", study: str) -> str:
+def _run_in_words(row: Row, study: str) -> str:
     return f"<b>{study}</b><br>{theme.describe(row)}"
 
 
@@ -129,7 +128,7 @@ def differences(contrast: Contrast) -> go.Figure | None:
     return shown.update_xaxes(log_axis(rows["flops"]))
 
 
-def _pair_in_words(row: "pd.Series[float]") -> str:
+def _pair_in_words(row: Row) -> str:
     ends = interval(interval_of_pair(row), signed_difference)
     return (
         f"<b>{row['name']}</b><br>{bits(row['bpd_first'])} and {bits(row['bpd_second'])} {BPD}<br>"

@@ -8,7 +8,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.report.figures import theme
-from analysis.report.figures.theme import AMBER, INK, ORANGE, SOFT, describe, dots, figure, marker
+from analysis.report.figures.theme import (
+    AMBER,
+    INK,
+    ORANGE,
+    SOFT,
+    Row,
+    describe,
+    dots,
+    figure,
+    marker,
+)
 from analysis.settings import best_setting, pareto_front, setting_in_words
 from tarflow.human import bits, count, number
 
@@ -87,12 +97,13 @@ def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
     if len(best) < 2 or not axes:
         return None
     heights = pd.DataFrame({column: _unit(best[column], column == "lr") for column, _ in axes})
+    runs = best.to_dict("records")
     shown = figure("", "", height=420)
     every = theme.stride(len(best), MOST_LINES)
     lines = range((len(best) - 1) % every, len(best), every)  # the last one is the best
     theme.note_thinning(shown, len(lines), len(best))
     for position in lines:
-        run = best.iloc[position]
+        run = runs[position]
         shown.add_trace(
             go.Scatter(
                 x=[name for _, name in axes],
@@ -156,7 +167,7 @@ def sampler_surface(scored: pd.DataFrame) -> go.Figure | None:
     return shown
 
 
-def _described(row: pd.Series) -> str:
+def _described(row: Row) -> str:
     return (
         f"KID {number(row['kid'])} ± {number(row['kid_se'])}, n {row['n']:.0f}, "
         f"{setting_in_words(row)}<br>" + describe(row)

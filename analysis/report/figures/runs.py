@@ -34,6 +34,7 @@ def loss_curves(
     most = min(CURVE_POINTS, ALL_CURVE_POINTS // len(known))
     label = {"flops": "training FLOPs", "images": "training images seen"}[against]
     shown = figure(label, "training loss, nats per dimension", height=480)
+    traces: list[go.Scatter] = []
     reach: list[float] = []
     losses: list[float] = []
     points = 0
@@ -41,18 +42,20 @@ def loss_curves(
     # The legend names at most eight sizes: the others are read off the ordered scale.
     named = {sizes[i][0] for i in np.linspace(0, len(sizes) - 1, min(len(sizes), 8)).astype(int)}
     for size, colour, group in sizes:
-        for _, run in group.iterrows():
-            whole = curves[run["run_id"]].dropna(subset=["loss", against])
-            curve = whole.iloc[:: theme.stride(len(whole), most)]
-            points += len(whole)
-            if curve.empty:
+        for run in group.to_dict("records"):
+            table = curves[run["run_id"]]
+            whole = np.stack([table[name].to_numpy(float) for name in (against, "loss")])
+            whole = whole[:, ~np.isnan(whole).any(axis=0)]
+            x, loss = whole[:, :: theme.stride(whole.shape[1], most)]
+            points += whole.shape[1]
+            if not len(x):
                 continue
-            reach += [curve[against].iloc[0], curve[against].iloc[-1]]
-            losses += curve["loss"].tolist()
-            shown.add_trace(
+            reach += [x[0], x[-1]]
+            losses += loss.tolist()
+            traces.append(
                 go.Scatter(
-                    x=[float(f"{x:.4g}") for x in curve[against]],
-                    y=curve["loss"].round(4).tolist(),
+                    x=[float(f"{value:.4g}") for value in x],
+                    y=loss.round(4).tolist(),
                     mode="lines",
                     line={"color": colour, "width": 1.4},
                     name=count(size),
@@ -65,6 +68,7 @@ def loss_curves(
             named.discard(size)
     if not losses:
         return None
+    shown.add_traces(traces)
     theme.note_thinning(shown, len(losses), points, "points")
     # Losses start far above; the window shows where the runs differ.
     low, high = min(losses), float(np.quantile(losses, 0.97))
@@ -104,7 +108,7 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
         return None
     shown = figure("bits per dimension of one image", "", height=120 + 62 * len(known))
     heights = []
-    for position, (_, run) in enumerate(known.iterrows()):
+    for position, run in enumerate(known.to_dict("records")):
         values = images[run["run_id"]]["bpd"].dropna().to_numpy(float)
         at, density = _density(values)
         name = f"{power(run['flops'])} FLOPs · {count(run['params'])} params"

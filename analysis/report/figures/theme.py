@@ -3,7 +3,7 @@
 Colours that depend on the light or dark scheme are placeholders that the page replaces.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 
 from tarflow.errors import UserError
 from tarflow.human import bits, count, number, power
+
+Row = Mapping[Any, Any]  # a row of a table by column
 
 # Placeholders: report.js replaces them with the colours of the current scheme.
 INK, SOFT, GRID, PAPER, LAW = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -54,7 +56,8 @@ TEMPLATE = go.layout.Template(
         "colorway": list(CATEGORIES),
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 56, "r": 18, "t": 12, "b": 48},
+        # Room for most axes: one that needs more makes Plotly draw the whole figure again.
+        "margin": {"l": 64, "r": 18, "t": 12, "b": 58},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
         "hovermode": "closest",
@@ -190,7 +193,7 @@ def log_axis(
     }
 
 
-def describe(run: pd.Series) -> str:
+def describe(run: Row) -> str:
     """Return the hover text of a run: name, id, result and config."""
     error = f" ± {run['bpd_se']:.3f}" if pd.notna(run.get("bpd_se")) else ""
     return (
@@ -209,11 +212,11 @@ def dots(
     rows: pd.DataFrame,
     x: str,
     y: str,
-    words: Callable[[pd.Series], str] = describe,
+    words: Callable[[Row], str] = describe,
     **style: Any,
 ) -> go.Scatter:
     """Return one marker per row with its hover text; `meta` carries the run ids."""
-    text = [words(row) for _, row in rows.iterrows()]
+    text = [words(row) for row in rows.to_dict("records")]
     return points(rows[x], rows[y], text, meta=rows["run_id"].tolist(), **style)
 
 

@@ -22,7 +22,7 @@ async function draw(figure) {
   if (window.matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // fingers scroll the page
   if (narrow()) {
     layout.font = { size: 11 };
-    layout.margin = { l: 44, r: 8, t: 8, b: 40 };
+    layout.margin = { l: 54, r: 8, t: 8, b: 50 }; // as in theme.py: less room would draw most figures twice
   }
   await Plotly.react(plot, data, layout, { responsive: true, displayModeBar: false });
   figure.dispatchEvent(new CustomEvent("figure-drawn", { bubbles: true }));

@@ -60,7 +60,7 @@ def _pair_table(contrast: Contrast) -> Table:
             signed_difference(row["difference"]),
             interval(interval_of_pair(row), signed_difference),
         )
-        for _, row in contrast.pairs.rows.iterrows()
+        for row in contrast.pairs.rows.to_dict("records")
     )
     names = contrast.first.name, contrast.second.name
     return Table(

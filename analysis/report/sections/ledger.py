@@ -106,7 +106,7 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 def _names(forecasts: Sequence[Forecast], table: pd.DataFrame) -> list[str]:
     """Return names of the runs: those of the study, or else by their configs."""
-    known = dict(zip(table["run_id"], run_names(table), strict=True)) if len(table) else {}
+    known = dict(zip(table["run_id"], table["name"], strict=True))
     rows = pd.DataFrame([_row(item) for item in forecasts if item.config])
     if len(rows):
         known = dict(zip(rows["run_id"], run_names(rows), strict=True)) | known

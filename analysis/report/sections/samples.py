@@ -5,7 +5,8 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from analysis.report.run_data import Row, by_compute, first_samples
+from analysis.report.figures.theme import Row
+from analysis.report.run_data import by_compute, first_samples
 from analysis.report.section import Material, Picture, Section, embedded
 from tarflow.human import bits
 

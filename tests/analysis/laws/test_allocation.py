@@ -159,8 +159,9 @@ def test_without_minima_the_best_run_leads_and_says_it_is_at_the_edge():
 
 def test_learning_rate_follows_the_size_and_stays_inside():
     runs = study((1e12,))
-    rates = [learning_rate(runs, params) for params in (1e3, *runs["params"], 1e9)]
+    rate = learning_rate(runs)
+    rates = [rate(params) for params in (1e3, *runs["params"], 1e9)]
     assert rates[1:-1] == pytest.approx(runs["lr"].tolist())
     assert (rates[0], rates[-1]) == (rates[1], rates[-2])
-    between = learning_rate(runs, np.sqrt(runs["params"][0] * runs["params"][1]))
+    between = rate(np.sqrt(runs["params"][0] * runs["params"][1]))
     assert between == pytest.approx(np.sqrt(runs["lr"][0] * runs["lr"][1]))

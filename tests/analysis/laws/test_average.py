@@ -33,7 +33,7 @@ def law_of(data, forms=SURFACE_FORMS, draws=300):
 def test_exponents_of_any_law_lie_in_their_intervals(name):
     """A law chosen for its simplicity held the exponent of N in 7% and 28% of such studies."""
     inside = []
-    for seed in range(10):
+    for seed in range(6):
         law = law_of(table(name, 24, seed=seed), draws=100)
         inside += [
             law.intervals[key][0] <= value <= law.intervals[key][1]
@@ -57,7 +57,7 @@ def test_the_prediction_is_the_average_of_its_members():
 
 def test_bands_hold_runs_beyond_the_data_and_widen_with_the_misses():
     inside = 0
-    for seed in range(12):
+    for seed in range(8):
         law = law_of(table("gamma", seed=seed), draws=150)
         at = {"params": 1e5, "tokens": 1.6e6}
         achieved = truth("gamma", **at) * np.exp(
@@ -65,7 +65,7 @@ def test_bands_hold_runs_beyond_the_data_and_widen_with_the_misses():
         )
         low, high = law.band(**at)
         inside += low <= achieved <= high
-    assert inside >= 9
+    assert inside >= 6
     assert law.discrepancy.factor >= 1
 
 

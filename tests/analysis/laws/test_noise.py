@@ -78,14 +78,14 @@ def test_exponents_of_branches_of_few_trunks_hold():
     trunk = np.unique(inputs["params"], return_inverse=True)[1]
     names = [str(number) for number in trunk]
     held = {True: 0, False: 0}
-    for seed in range(40):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
         error = 0.005 * (0.84 * rng.standard_normal(6)[trunk] + 0.55 * rng.standard_normal(24))
         for told in held:
             data = Observations(inputs, truth * np.exp(error), names if told else None)
             law = fit(CHINCHILLA, data, starts=8, draws=150, seed=seed)
             held[told] += law.intervals["a"][0] <= 0.3 <= law.intervals["a"][1]
-    assert held[True] >= 31
+    assert held[True] >= 15
     assert held[False] < held[True]
 
 

@@ -1,9 +1,14 @@
-"""One browser for all pages."""
+"""One browser for all pages, and one page with a search that two files of tests read."""
 
+import json
 import os
 import shutil
 
 import pytest
+from synthetic import plant
+
+from analysis.report.page import write_report
+from tarflow import record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -20,3 +25,22 @@ def browser():
         chromium = session.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def hostile():
+    """Label and error of one run of `searched`."""
+    return "</script><b id=injected>x"
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory, hostile):
+    """A planted study with a search and its report."""
+    folder = plant(tmp_path_factory.mktemp("studies") / "digits", search=6)
+    result = min(folder.glob("runs/*/result.json"))
+    stored = json.loads(result.read_text())
+    stored["run"] |= {"label": hostile, "error": hostile}
+    record.write_json(result, stored)
+    record.gather(folder)
+    write_report(folder)
+    return folder

@@ -17,10 +17,8 @@ from analysis.settings import SETTING, best_setting, pareto_front
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = plant(tmp_path_factory.mktemp("studies") / "digits", search=6)
-    write_report(folder)
-    return folder
+def study(searched):
+    return searched
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +38,11 @@ def test_every_figure_is_drawn(page):
     assert page.locator("figure:has(.plot)").count() >= 18, titles
     assert undrawn(page) == []
     assert page.locator(".empty").count() == 0
+
+
+def test_axes_fit_their_margins_so_that_the_first_figure_is_drawn_once(page):
+    again = "plot => plot._fullLayout._redrawFromAutoMarginCount"
+    assert page.locator("#law .plot").evaluate(again) is None
 
 
 def test_forecasts_stand_beside_what_came_out(page):
@@ -189,6 +192,7 @@ def test_too_few_runs_still_give_a_page(browser, tmp_path, finished):
     assert "Too few runs for a law" in page.locator(".lede").inner_text()
     assert page.locator("#run-table tbody tr").count() == finished
     assert page.locator("#law .plot").count() == min(finished, 1)
+    assert page.locator("#budget, #slider").count() == 0
     assert not page.complaints + page.outside
     assert "sweeps/search.py" in page.locator("#search").inner_text()
     page.close()

@@ -2,32 +2,19 @@
 
 import base64
 import io
-import json
 import re
 
 import pandas as pd
 import pytest
 from browser_pages import open_page
 from PIL import Image
-from synthetic import plant
 
-from analysis.report.page import write_report
 from analysis.report.sections.samples import same_noise
-from tarflow import record
-
-HOSTILE = "</script><b id=injected>x"
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = plant(tmp_path_factory.mktemp("linked"), search=2)
-    result = next(folder.glob("runs/*/result.json"))
-    stored = json.loads(result.read_text())
-    stored["run"] |= {"label": HOSTILE, "error": HOSTILE}
-    record.write_json(result, stored)
-    record.gather(folder)
-    write_report(folder)
-    return folder
+def study(searched):
+    return searched
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +158,10 @@ def test_ids_are_still_found(page, runs):
     assert page.locator("#run-table tbody tr:visible").count() == 1
 
 
-def test_hostile_labels_stay_text(page, runs):
-    run = runs.index[runs["label"] == HOSTILE][0]
+def test_hostile_labels_stay_text(page, runs, hostile):
+    run = runs.index[runs["label"] == hostile][0]
     page.locator(f"#run-table tr[data-run='{run}']").click()
-    assert page.locator("#run-panel .note").inner_text() == HOSTILE
+    assert page.locator("#run-panel .note").inner_text() == hostile
     assert page.locator("#injected").count() == 0
 
 

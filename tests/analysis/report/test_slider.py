@@ -4,33 +4,22 @@ from dataclasses import replace
 
 import pytest
 from browser_pages import open_page
-from synthetic import plant
 
 from analysis.advice import recommend
-from analysis.findings import find
-from analysis.report.page import render, write_report
-from analysis.study import read_study
+from analysis.report.page import render
 from tarflow.config import RunConfig, read_yaml
 from tarflow.human import bits, count, interval, power
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = plant(tmp_path_factory.mktemp("digits"))
-    return folder, *read_study(folder)
+def findings(digits_findings):
+    return digits_findings
 
 
 @pytest.fixture(scope="module")
-def findings(study):
-    _, table, evaluations = study
-    return find(table, evaluations)
-
-
-@pytest.fixture(scope="module")
-def report(study, findings):
-    folder, table, evaluations = study
-    path = folder / "report.html"
-    path.write_text(render(folder, table, evaluations, findings, seed=0))
+def report(digits, digits_tables, findings, tmp_path_factory):
+    path = tmp_path_factory.mktemp("slider") / "report.html"
+    path.write_text(render(digits, *digits_tables, findings, seed=0))
     return path
 
 
@@ -146,18 +135,10 @@ def test_it_fits_a_phone(browser, report):
     page.close()
 
 
-def test_the_page_names_no_folder_of_the_machine(study, findings):
-    folder, table, evaluations = study
+def test_the_page_names_no_folder_of_the_machine(digits, digits_tables, findings):
     moved = findings.runs.assign(
         config=findings.runs["config"].str.replace('"digits"', '"/home/ann/photos"')
     )
-    text = render(folder, table, evaluations, replace(findings, runs=moved), seed=0)
+    text = render(digits, *digits_tables, replace(findings, runs=moved), seed=0)
     assert "/home/ann" not in text
     assert "data.name: write the folder of the images" in text
-
-
-def test_too_few_runs_have_no_slider(browser, tmp_path):
-    page = open_page(browser, write_report(plant(tmp_path / "study", limit=1)))
-    assert page.locator("#budget, #slider").count() == 0
-    assert not page.complaints
-    page.close()
