@@ -16,13 +16,21 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.logging import LoggingManager
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 JOBS = 1000  # at a time, more than a driver ever has
 
 
 class Controllers:
-    """Carries out the control loops of Ray Train jobs, each in a thread."""
+    """Carries out the control loops of Ray Train jobs, each in a thread.
+
+    They write no log: each would set up Ray's logging again, and two that do so at once can wait
+    for each other's locks for ever.
+    """
+
+    def __init__(self) -> None:
+        LoggingManager.configure_controller_logger = staticmethod(lambda *_: None)  # type: ignore[assignment]
 
     def run(self, **arguments: Any) -> Result:
         """Control one job until it ends, and return its result."""

@@ -98,6 +98,7 @@ def test_slurm_script_runs_the_sweep_on_every_machine(tmp_path):
     assert (home / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_slurm_script_says_which_machine_is_missing(tmp_path):
     only_head = f'{DROP_FLAGS}[[ $* == *--head* ]] && exec "$@"\n'

@@ -96,8 +96,8 @@ def placed(run, machines, going):
 
 
 def test_the_time_left_counts_every_worker():
-    progress = Progress(3, {"a": 10.0, "b": 10.0, "c": 4.0}, 4, Console(quiet=True))
-    progress.widths = {"a": 4.0, "b": 4.0}
+    expected, widths = {"a": 10.0, "b": 10.0, "c": 4.0}, {"a": 4.0, "b": 4.0}
+    progress = Progress(3, expected, 4, Console(quiet=True), widths=widths)
     assert progress.seconds_left() == 10 + 10 + 1
 
 

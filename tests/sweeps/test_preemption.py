@@ -117,7 +117,7 @@ def losses(folder):
 @pytest.mark.parametrize(
     ("rounds", "seeds", "workers"),
     [
-        (3, 2, 1),
+        (2, 2, 1),
         pytest.param(22, 2, 1, marks=(pytest.mark.slow, pytest.mark.timeout(1500))),
         pytest.param(6, 1, 2, marks=(pytest.mark.slow, pytest.mark.timeout(1500))),
     ],

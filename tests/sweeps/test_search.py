@@ -187,6 +187,7 @@ def test_a_mistake_that_only_a_worker_finds_ends_the_search(tmp_path):
         search.search(Options(study=path, trials=2, out=tmp_path / "out"))
 
 
+@pytest.mark.slow
 @on_ray
 def test_example_searches(capsys):
     path = Path(__file__).parents[2] / "examples" / "search_digits.py"
