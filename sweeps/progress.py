@@ -137,7 +137,8 @@ class Progress:
         self.waiting_seconds = max(0.0, self.waiting_seconds - self.waiting.pop(name, 0.0))
 
     def _score(self, row: Mapping[str, Any]) -> float:
-        return float(row[self.objective])
+        score = row[self.objective]
+        return math.inf if score is None else float(score)  # rows of earlier releases
 
     def note(self, text: str) -> None:
         """Print something that the user should know."""
@@ -272,7 +273,7 @@ class Progress:
             things = " sampler settings" if self.objective == "kid" else ""
             parts = [f"{self.done} of {total}{things} done", f"{len(self.running)} running"]
             parts += [f"{self.failures} failed"] if self.failures else []
-            if self.best:
+            if self.best and self._score(self.best) < math.inf:
                 parts.append(f"best {in_words(self.best, self.objective)}")
             if len(self.rows) < self.total:
                 parts.append(f"{human.seconds(self.seconds_left())} left")

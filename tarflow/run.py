@@ -4,6 +4,7 @@ The same function for the command line, a Ray Tune trial and the workers of a Ra
 """
 
 import json
+import math
 import time
 import traceback
 from dataclasses import replace
@@ -75,8 +76,8 @@ def run(
         trunk: Trunk of the run's family, or None if it shares nothing.
 
     Returns:
-        The row of `runs.parquet`; its status is `failed` if training diverged. It is empty on all
-        workers but the first.
+        The row of `runs.parquet`; its status is `failed` if training diverged, also if only the
+        scores show that. It is empty on all workers but the first.
     """
     result = read_result(folder)
     if result and result["run"]["status"] == "done":
@@ -95,15 +96,16 @@ def run(
         )
     try:
         state = train(config, folder, report, trunk, execution)
+        if execution.first:
+            write_table(folder / "curve.parquet", state.curve, CURVE)
+            save_model(folder / "model.safetensors", state.ema, config)
+        flow = build(config.model, state.ema).to(execution.device).requires_grad_(False)
+        evaluating = time.perf_counter()
+        scores = held_out_likelihood(flow, config)
+        if not math.isfinite(scores.bpd.mean()):  # the last step has spoilt the weights
+            raise Diverged(f"held-out images have no finite score after {config.images} images")
     except Diverged as error:
         return record_failure(config, folder, role, label, error) if execution.first else {}
-    if execution.first:
-        write_table(folder / "curve.parquet", state.curve, CURVE)
-        save_model(folder / "model.safetensors", state.ema, config)
-
-    flow = build(config.model, state.ema).to(execution.device).requires_grad_(False)
-    evaluating = time.perf_counter()
-    scores = held_out_likelihood(flow, config)
     evaluations = []
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")

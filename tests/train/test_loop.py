@@ -179,6 +179,14 @@ def test_divergence_is_a_failed_row_that_names_the_block(tmp_path, monkeypatch):
     assert run(config(), tmp_path / "b")["status"] == "done"
 
 
+def test_a_last_step_that_diverges_is_a_failed_row_as_well(tmp_path):
+    """Only the scores show it."""
+    wild = replace(config().optim, lr=1e30, warmup_images=0)
+    row = run(config(optim=wild, images=16), tmp_path)
+    assert row["status"] == "failed"
+    assert row["error"] == "Diverged: held-out images have no finite score after 16 images"
+
+
 def test_a_run_leaves_a_complete_folder_and_is_not_trained_twice(tmp_path):
     row = run(config(precision="float32"), tmp_path, label="c16")
     left = {path.name for path in tmp_path.iterdir()}

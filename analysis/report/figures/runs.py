@@ -106,7 +106,7 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
     known = runs[runs["run_id"].isin(list(images))]
     if known.empty:
         return None
-    shown = figure("bits per dimension of one image", "", height=120 + 62 * len(known))
+    shown = figure("bits per dimension", "", height=120 + 62 * len(known))
     heights = []
     for position, run in enumerate(known.to_dict("records")):
         values = images[run["run_id"]]["bpd"].dropna().to_numpy(float)
