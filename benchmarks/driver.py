@@ -101,7 +101,7 @@ def batch_of(runs: list[PlannedRun], out: Path, slots: int) -> StopConditions:
     progress = Progress(len(runs), {run.run_id: 1.0 for run in runs}, slots, Console(quiet=True))
     lease: Any = SimpleNamespace(lost=False)
     context = BatchContext(out, None, lease, Console(quiet=True), None)  # type: ignore[arg-type]
-    return StopConditions(progress, context, lambda _: 1.0)
+    return StopConditions(progress, context, 1.0)
 
 
 def walk(runs: list[PlannedRun], out: Path) -> None:

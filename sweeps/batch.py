@@ -27,7 +27,6 @@ from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
 from sweeps.progress import Progress
 from sweeps.space import WORST
 from sweeps.study import PlannedRun
-from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.record import read_result
 
@@ -82,15 +81,13 @@ class Outcome:
 class StopConditions(NotPickled, tune.Stopper):
     """Stops a batch: a user's mistake, a lost lease, a limit, or failures in a row."""
 
-    def __init__(
-        self, progress: Progress, context: BatchContext, devices: Callable[[RunConfig], float]
-    ) -> None:
+    def __init__(self, progress: Progress, context: BatchContext, devices: float) -> None:
         """Watch over a batch.
 
         Args:
             progress: Its progress.
             context: What all batches of the command share.
-            devices: Returns the devices that a task of a config occupies.
+            devices: Devices that a slot of the progress occupies.
         """
         self.progress, self.context, self.devices = progress, context, devices
         self.keeps_room: Callable[[], bool] = lambda: False  # for a run larger than the trials
@@ -125,17 +122,12 @@ class StopConditions(NotPickled, tune.Stopper):
 
     def occupied(self) -> float:
         """Return the device-seconds that the tasks of this batch have used so far."""
-        progress = self.progress
-        return sum(
-            passed * self.devices(progress.tasks[name].config)
-            for name, passed in progress.seconds_used().items()
-        )
+        return self.devices * self.progress.slot_seconds_used()
 
-    def allows(self, devices: float, name: str = "") -> bool:
+    def allows(self, name: str = "") -> bool:
         """Tell whether a task may start: it and what runs should end within the limits.
 
         Args:
-            devices: Devices that the task occupies.
             name: Name of the task; empty if it is not known in advance.
         """
         if self.context.limits is NO_LIMITS:
@@ -143,11 +135,11 @@ class StopConditions(NotPickled, tune.Stopper):
         progress, limits = self.progress, self.context.limits
         seconds = progress.cautious_seconds(name)
         running = sum(
-            max(progress.cautious_seconds(task) - passed, 0.0)
-            * self.devices(progress.tasks[task].config)
+            max(progress.cautious_seconds(task) - passed, 0.0) * progress.width(task)
             for task, passed in progress.seconds_since_start().items()
         )
-        used = self.context.used + self.occupied() + running + seconds * devices
+        to_come = self.devices * (running + seconds * progress.width(name))
+        used = self.context.used + self.occupied() + to_come
         option = limits.passed(time.time() + seconds, used)
         self.too_tight = option or self.too_tight
         return not option
@@ -388,7 +380,7 @@ def run_batch(
         UserError: If a worker found a user's mistake.
     """
     devices = occupied(needs)
-    stop = StopConditions(progress, context, lambda _: devices)
+    stop = StopConditions(progress, context, devices)
     with progress, publishing(progress, context.page):
         if progress.total:
             run_trials(trainable, needs, stop, callback, search(stop), samples)

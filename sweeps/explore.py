@@ -19,7 +19,6 @@ from sweeps.batch import (
     Outcome,
     ProgressCallback,
     ScoringCallback,
-    occupied,
     run_batch,
 )
 from sweeps.cluster import check_shared, slots
@@ -130,9 +129,7 @@ def _search(
             needs,
             progress,
             callback(progress),
-            lambda stop: RoundRobinSearcher(
-                searches, progress, lambda: stop.allows(occupied(needs))
-            ),
+            lambda stop: RoundRobinSearcher(searches, progress, stop.allows),
             WITH_CRASHES * progress.total,
         )
     finally:

@@ -48,8 +48,7 @@ class Gang:
     @property
     def devices(self) -> float:
         """GPUs, or else cores, of all its workers."""
-        each = self.needs.get("GPU", self.needs["CPU"])
-        return each * (self.workers or self.run.config.execution.workers)
+        return _devices(self.needs) * (self.workers or self.run.config.execution.workers)
 
 
 class Gangs:
@@ -179,7 +178,7 @@ class Gangs:
             for gang in self.left
             if not gang.workers
             and self.small.ready(gang.run)
-            and self.stop.allows(self.stop.devices(gang.run.config), gang.run.run_id)
+            and self.stop.allows(gang.run.run_id)
         ]
 
     def _choose(

@@ -6,7 +6,6 @@ A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on ot
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -92,12 +91,12 @@ class Progress:
         self.tasks: dict[str, Task] = {}  # started here
         self.running: dict[str, float] = {}  # start of each, on the monotonic clock
         self.waiting = {  # expected seconds times slots of those that have not started here
-            name: seconds * self.widths.get(name, 1.0) for name, seconds in expected.items()
+            name: seconds * self.width(name) for name, seconds in expected.items()
         }
         self.waiting_seconds = sum(self.waiting.values())
         self.latest: dict[str, Mapping[str, Any]] = {}  # last report of each
         self.seconds: dict[str, float] = {}  # of those that ended here, starts included
-        self.seconds_before: dict[str, float] = {}  # of attempts that were interrupted
+        self.slot_seconds = 0.0  # seconds times slots of all attempts that have ended
         self.worked: dict[str, float] = {}  # the same without the start of the process
         self.worked_seconds = self.foreseen_seconds = 0.0  # of all of them, measured and expected
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
@@ -136,6 +135,16 @@ class Progress:
     def _waits_no_more(self, name: str) -> None:
         self.waiting_seconds = max(0.0, self.waiting_seconds - self.waiting.pop(name, 0.0))
 
+    def _attempt_ended(self, name: str) -> float:
+        now = time.monotonic()
+        seconds = now - self.running.pop(name, now)
+        self.slot_seconds += seconds * self.width(name)
+        return seconds
+
+    def width(self, name: str) -> float:
+        """Return the number of slots that a task takes."""
+        return self.widths.get(name, 1.0)
+
     def _score(self, row: Mapping[str, Any]) -> float:
         score = row[self.objective]
         return math.inf if score is None else float(score)  # rows of earlier releases
@@ -167,9 +176,7 @@ class Progress:
             workers: Number of processes of the attempt.
         """
         with self._lock:
-            name, now = task.run_id, time.monotonic()
-            seconds = now - self.running.pop(name, now)
-            self.seconds_before[name] = self.seconds_before.get(name, 0.0) + seconds
+            name, seconds = task.run_id, self._attempt_ended(task.run_id)
         machine_lost = "with its machine" in str(error)
         item = record_interruption(out / "runs" / name, seconds, workers, machine_lost)
         if item.kind == "preemption":
@@ -197,8 +204,7 @@ class Progress:
         with self._lock:
             name = task.run_id
             self._waits_no_more(name)
-            started = self.running.pop(name, time.monotonic())
-            self.seconds[name] = time.monotonic() - started
+            self.seconds[name] = self._attempt_ended(name)
             self.worked[name] = min(row.get("wall_seconds") or math.inf, self.seconds[name])
             self.worked_seconds += self.worked[name]
             self.foreseen_seconds += self.expected.get(name, 0.0)
@@ -224,10 +230,14 @@ class Progress:
         A task not known in advance takes as long as the others did on average.
         """
         with self._lock:
-            worked, foreseen = self.worked_seconds, self.foreseen_seconds
             if name in self.expected:
-                return self.expected[name] * (worked / foreseen if foreseen else 1.0)
-            return worked / max(1, len(self.worked))
+                return self.expected[name] * self._pace
+            return self.worked_seconds / max(1, len(self.worked))
+
+    @property
+    def _pace(self) -> float:
+        """Measured over expected seconds of the tasks that have ended here."""
+        return self.worked_seconds / self.foreseen_seconds if self.foreseen_seconds else 1.0
 
     def cautious_seconds(self, name: str = "") -> float:
         """Return the expected seconds of a task as a limit should take them.
@@ -246,12 +256,11 @@ class Progress:
             now = time.monotonic()
             return {name: now - started for name, started in self.running.items()}
 
-    def seconds_used(self) -> dict[str, float]:
-        """Return how long each task started here has occupied its devices, in seconds."""
+    def slot_seconds_used(self) -> float:
+        """Return the seconds times slots that the tasks started here have taken so far."""
         with self._lock:
-            used = Counter({**self.seconds, **self.seconds_since_start()})
-            used.update(self.seconds_before)
-            return {name: used[name] for name in self.tasks}
+            running = self.seconds_since_start().items()
+            return self.slot_seconds + sum(passed * self.width(name) for name, passed in running)
 
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
@@ -260,10 +269,9 @@ class Progress:
                 name: max(self.expected_seconds(name) - passed, 0.0)
                 for name, passed in self.seconds_since_start().items()
             }
-            pace = self.worked_seconds / self.foreseen_seconds if self.foreseen_seconds else 1.0
             unknown = self.total - len(self.rows) - len(self.running) - len(self.waiting)
-            work = pace * self.waiting_seconds + self.expected_seconds() * unknown
-            work += sum(seconds * self.widths.get(name, 1.0) for name, seconds in left.items())
+            work = self._pace * self.waiting_seconds + self.expected_seconds() * unknown
+            work += sum(seconds * self.width(name) for name, seconds in left.items())
             return max([work / self.slots, *left.values()])
 
     def counts(self) -> str:

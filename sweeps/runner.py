@@ -25,6 +25,7 @@ from sweeps.batch import (
     ProgressCallback,
     ScoringCallback,
     StopConditions,
+    occupied,
     run_batch,
     run_trials,
 )
@@ -92,10 +93,10 @@ def run_all(
     check_shared(out, cluster)
     seconds = {run.run_id: expected[run.run_id] for run in todo}
     on_gpus = cluster.gpus > 0 and any(run.config.execution.device != "cpu" for run in todo)
-    one = needs.get("gpu", needs["cpu"])
-    widths = {run.run_id: _devices(run.config, needs, on_gpus) / one for run in large}
+    devices = occupied(needs)
+    widths = {run.run_id: _devices(run.config, on_gpus) / devices for run in large}
     progress = Progress(len(todo), seconds, count, context.console, done, widths=widths)
-    stop = StopConditions(progress, context, lambda config: _devices(config, needs, on_gpus))
+    stop = StopConditions(progress, context, devices)
     with progress, publishing(progress, context.page):
         queue = RunQueue(small, stop, starts)
         with _gangs(large, queue, needs, context, stop) as gangs:
@@ -112,10 +113,7 @@ def run_all(
                 )
     ended = {name: row for name, row in progress.rows.items() if row["status"] == "done"}
     remove_trunks(runs, done_ids | ended.keys(), out)
-    spent = sum(
-        progress.worked[name] * _devices(progress.tasks[name].config, needs, on_gpus)
-        for name in ended
-    )
+    spent = devices * sum(progress.worked[name] * progress.width(name) for name in ended)
     missing = tuple(run.label for run in todo if run.run_id not in progress.rows)
     return stop.outcome(spent, on_gpus, missing)
 
@@ -163,7 +161,7 @@ class RunQueue(NotPickled, Searcher):
         progress, allows = self.stop.progress, self.stop.allows
         for index, task in self.left if longest else ():
             short = longest == math.inf or progress.cautious_seconds(task.run_id) <= longest
-            if short and self.ready(task) and allows(self.stop.devices(task.config), task.run_id):
+            if short and self.ready(task) and allows(task.run_id):
                 return index, task
         return None
 
@@ -292,9 +290,7 @@ def _check_workers(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
             )
 
 
-def _devices(config: RunConfig, needs: Mapping[str, float], on_gpus: bool) -> float:
-    """Return the number of GPUs, or else of cores, that a run occupies."""
+def _devices(config: RunConfig, on_gpus: bool) -> int:
+    """Return the number of GPUs, or else of cores, that a run of several workers occupies."""
     execution = config.execution
-    if execution.workers == 1:
-        return needs["gpu" if on_gpus else "cpu"]
     return execution.workers * (1 if on_gpus else execution.threads)

@@ -97,7 +97,7 @@ def test_a_branch_waits_for_its_state_or_the_end_of_its_trunk(family, tmp_path, 
     trunk, long, middle, short, other = family
     progress = Progress(len(family), {}, 2, Console(quiet=True))
     context = BatchContext(tmp_path, None, None, None, None)
-    stop = StopConditions(progress, context, lambda _: 1.0)
+    stop = StopConditions(progress, context, 1.0)
     queue = RunQueue(family, stop, start_points(family, tmp_path))
 
     def given():

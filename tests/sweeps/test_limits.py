@@ -37,7 +37,7 @@ def batch(tmp_path, monkeypatch):
         context = BatchContext(
             tmp_path, None, SimpleNamespace(lost=""), None, None, limits=Limits(**limits)
         )
-        return RunQueue(runs, StopConditions(progress, context, lambda _: 1.0)), now, runs
+        return RunQueue(runs, StopConditions(progress, context, 1.0)), now, runs
 
     return queue
 

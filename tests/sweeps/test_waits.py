@@ -81,7 +81,7 @@ def test_workers_that_do_not_come_are_a_reason_to_stop(tmp_path, monkeypatch):
     progress = Progress(1, {}, 2, console)
     owned = SimpleNamespace(lost=False)
     context = BatchContext(tmp_path, clusters.current(), owned, console, None)
-    stop, seen = StopConditions(progress, context, lambda _: 3.0), []
+    stop, seen = StopConditions(progress, context, 3.0), []
     with gangs.Gangs([run], runner.RunQueue([], stop), {"cpu": 1.0}, context, stop) as batch:
         while batch.alive:
             seen += states()
@@ -121,7 +121,7 @@ def test_a_branch_waits_for_a_late_checkpoint_but_not_for_ever(tmp_path, monkeyp
     run, trunk, *_ = grid(resolve_study(wee("late")))
     progress = Progress(2, {}, 1, Console(soft_wrap=True))
     context = BatchContext(tmp_path, None, None, None, None)
-    stop = StopConditions(progress, context, lambda _: 1.0)
+    stop = StopConditions(progress, context, 1.0)
     after = {run.run_id: StartPoint(64, 64, trunk.run_id)}
     queue = runner.RunQueue([trunk, run], stop, after)
     assert queue.suggest("trunk") == {"index": 0}
