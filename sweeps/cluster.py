@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def current() -> Cluster:
     """Return what the cluster has now."""
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = int(resources.get("CPU", 0)), float(resources.get("GPU", 0))
-    return Cluster(cpus, gpus, len(_nodes()))
+    return Cluster(cpus, gpus, len(living()))
 
 
 def grown(cluster: Cluster) -> Cluster:
@@ -135,15 +135,15 @@ def grown(cluster: Cluster) -> Cluster:
 def _wait_for_machines(say: Callable[[str], None]) -> None:
     """Wait for the machines that `ray up` starts at once; continue with those that have come."""
     expected = _machines_of_ray_up()
-    if (count := len(_nodes())) >= expected:
+    if (count := len(living())) >= expected:
         return
     say(
         f"{count} of {expected} machines have joined; waiting for the others for at most "
         f"{human.seconds(JOINING_SECONDS)}"
     )
-    if not _in_time(lambda: len(_nodes()) >= expected, JOINING_SECONDS):
+    if not _in_time(lambda: len(living()) >= expected, JOINING_SECONDS):
         say(
-            f"continuing with {len(_nodes())} of {expected} machines; runs will also use those "
+            f"continuing with {len(living())} of {expected} machines; runs will also use those "
             "that join later (see `ray status`)"
         )
 
@@ -217,7 +217,7 @@ def check_shared(out: Path, cluster: Cluster) -> None:
         return locate(path).exists()
 
     try:
-        for node, answer in _answers_of_all(sees, SIGHT_SECONDS, str(token)):
+        for node, answer in answers_of(living(), sees, SIGHT_SECONDS, str(token)):
             host = node["NodeManagerHostname"]
             if isinstance(answer, RayTaskError):
                 raise UserError(f"{host}: {answer.cause}")
@@ -227,17 +227,22 @@ def check_shared(out: Path, cluster: Cluster) -> None:
         token.unlink(missing_ok=True)
 
 
-def _answers_of_all(
-    task: Any, seconds: float, *arguments: Any
+def answers_of(
+    nodes: Iterable[dict[str, Any]], task: Any, seconds: float, *arguments: Any
 ) -> list[tuple[dict[str, Any], Any]]:
-    """Carry out a remote function on every machine.
+    """Carry out a remote function on several machines.
+
+    Args:
+        nodes: What `ray.nodes` says of each of them.
+        task: The remote function.
+        seconds: Longest wait.
+        arguments: Arguments of the function.
 
     Returns:
-        The machines that answer in time: what `ray.nodes` says of each, and what the function
-        returned there, or the error.
+        The machines that answer in time, each with what the function returned, or the error.
     """
     sent = {}
-    for node in _nodes():
+    for node in nodes:
         on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         sent[task.options(scheduling_strategy=on_node).remote(*arguments)] = node
     answers = []
@@ -274,7 +279,7 @@ def machines() -> dict[str, dict[str, float]]:
     """Return what each machine that stays has, by node id and Ray's names ("CPU", "GPU")."""
     leaving = draining()
     return {
-        node["NodeID"]: node["Resources"] for node in _nodes() if node["NodeID"] not in leaving
+        node["NodeID"]: node["Resources"] for node in living() if node["NodeID"] not in leaving
     }
 
 
@@ -284,24 +289,20 @@ def unused() -> dict[str, dict[str, float]]:
 
 
 def answering() -> set[str]:
-    """Return the node ids of machines that answer: Ray takes a while to notice a lost one."""
-    return {node["NodeID"] for node in _answering()}
+    """Return the node ids of machines that stay and carry out a task.
 
-
-def _answering() -> list[dict[str, Any]]:
-    """Return the machines that stay and carry out a task: Ray is late to notice a lost one."""
+    Ray takes a while to notice a lost one.
+    """
 
     @ray.remote(num_cpus=0, max_retries=0)
     def ping() -> None:
         return None
 
-    answers, leaving = _answers_of_all(ping, ANSWER_SECONDS), draining()
-    return [
-        node
-        for node, answer in answers
-        if not isinstance(answer, RayError) and node["NodeID"] not in leaving
-    ]
+    answers = answers_of(living(), ping, ANSWER_SECONDS)
+    there = {node["NodeID"] for node, answer in answers if not isinstance(answer, RayError)}
+    return there - draining()
 
 
-def _nodes() -> list[dict[str, Any]]:
+def living() -> list[dict[str, Any]]:
+    """Return what Ray says of the machines that it takes to be alive."""
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

@@ -6,11 +6,12 @@ import time
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps.cluster import answers_of, living
 from tarflow.errors import UserError
 
 PACKAGES = ("tarflow", "sweeps", "analysis")
@@ -75,29 +76,22 @@ def _ask_machines() -> list[tuple[str, dict[str, str] | RayTaskError]]:
     task = ray.remote(num_cpus=0, max_retries=0)(installed)
     answers: dict[str, tuple[str, dict[str, str] | RayTaskError]] = {}
     end = time.monotonic() + ANSWER_SECONDS
-    while silent := {
-        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["NodeID"] not in {here, *answers}
-    }:
+    while silent := [node for node in living() if node["NodeID"] not in {here, *answers}]:
         if time.monotonic() > end:
             raise UserError(
-                f"{', '.join(silent.values())} did not answer in {ANSWER_SECONDS:.0f} s: restart "
-                "Ray there, or take the machine out of the cluster"
+                f"{', '.join(map(_name, silent))} did not answer in {ANSWER_SECONDS:.0f} s: "
+                "restart Ray there, or take the machine out of the cluster"
             )
-        tasks = {}
-        for node in silent:
-            there = NodeAffinitySchedulingStrategy(node, soft=False)
-            tasks[node] = task.options(scheduling_strategy=there).remote()
-        ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS)
-        for node, answer in tasks.items():
-            try:
-                answers[node] = silent[node], ray.get(answer, timeout=0)
-            except RayTaskError as error:
-                answers[node] = silent[node], error
-            except RayError:  # lost, or so new that nothing can be scheduled there: look again
-                time.sleep(0.5)
+        for node, answer in answers_of(silent, task, ANSWER_SECONDS):
+            if isinstance(answer, RayError) and not isinstance(answer, RayTaskError):
+                time.sleep(0.5)  # lost, or too new for a task to be placed there: look again
+            else:
+                answers[node["NodeID"]] = _name(node), answer
     return list(answers.values())
+
+
+def _name(node: dict[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 def difference(mine: dict[str, str], theirs: dict[str, str]) -> str:
