@@ -7,13 +7,14 @@ from typing import Any
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweeps.cluster import current, slots
+from sweeps.placement import NotPickled
 from sweeps.progress import Progress
 from tarflow.errors import UserError
 
 LOOK_SECONDS = 5.0  # between looks at the cluster
 
 
-class GrowingLimiter(ConcurrencyLimiter):
+class GrowingLimiter(NotPickled, ConcurrencyLimiter):
     """Lets as many trials run at a time as the cluster holds, counting machines that join later.
 
     It never lets fewer run than at the start: Tune itself waits for machines that are not there.
@@ -31,11 +32,8 @@ class GrowingLimiter(ConcurrencyLimiter):
         self.looked = time.monotonic()
         super().__init__(search, max_concurrent=progress.slots)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # what Tune saves for a restore is never read
-
     def get_state(self) -> dict[str, Any]:
-        """Return nothing, for the same reason."""
+        """Return nothing: what Tune saves for a restore is never read."""
         return {}
 
     def suggest(self, trial_id: str) -> Any:

@@ -61,7 +61,12 @@ class WorkerConfig(TorchConfig):
 
 
 def enough(run: PlannedRun, room: int) -> int:
-    """Return how many workers to start where there is room for so many; 0 if it is too few."""
+    """Return how many workers to start, given the room; 0 if it is too small.
+
+    Args:
+        run: The run.
+        room: Number of its workers that fit on the cluster.
+    """
     execution = run.config.execution
     if room >= execution.workers:
         return execution.workers

@@ -206,8 +206,9 @@ def price_of(asked: float | None, named: str, device: str) -> cost.Price:
     """
     if asked is not None:
         return cost.Price(asked, "--price")
-    own = cost.own_prices().get(device, 0.0)
-    return cost.price_of(named) if named else cost.Price(own, "your price")
+    if named:
+        return cost.price_of(named)
+    return cost.Price(cost.own_prices().get(device, 0.0), "your price")
 
 
 def sampling_seconds(task: SamplingTask, rate: Rate) -> float:

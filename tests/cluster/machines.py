@@ -140,7 +140,7 @@ def machines(names: Sequence[str], work: Path) -> Iterator[dict[str, Machine]]:
 
 
 def await_network(process: subprocess.Popen) -> str:
-    """Wait until a process has a network namespace of its own, and return it."""
+    """Wait until a process has left this network namespace, and return the new one."""
 
     own, other = Path("/proc/self/ns/net"), Path(f"/proc/{process.pid}/ns/net")
     while other.readlink() == own.readlink():

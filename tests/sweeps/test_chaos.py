@@ -121,7 +121,7 @@ class Chaos:
         self.kills["machine"] += 1
 
     def wait_for(self, ended, driver):
-        """Wait until so many runs have ended."""
+        """Wait until this number of runs has ended."""
         deadline = time.monotonic() + 300
         while len(self.ended()) < ended:
             assert driver.poll() is None, "the driver has ended by itself"
