@@ -32,10 +32,9 @@ def run_names(runs: pd.DataFrame) -> list[str]:
         differs = groups[column].transform("nunique", dropna=False) > 1
         known = runs.loc[differs.index[differs], column].dropna()
         names[known.index] += [f" · {write(value)}" for value in known]
-    twice = names.duplicated(keep=False)
-    names[twice] += " · " + runs.loc[twice, "label"].astype(str)
-    twice = names.duplicated(keep=False)
-    names[twice] += " · " + runs.loc[twice, "run_id"].astype(str)
+    for column in ("label", "run_id"):
+        twice = names.duplicated(keep=False)
+        names[twice] += [f" · {value}" for value in runs.loc[twice, column]]
     return names.tolist()
 
 

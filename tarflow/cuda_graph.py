@@ -56,6 +56,11 @@ class CudaGraph:
         self.function, self.device, self.pool = function, device, pool
         self._graphs: dict[tuple[Any, ...], tuple[list[Tensor | None], Replay]] = {}
 
+    @property
+    def captured(self) -> bool:
+        """Tell whether calls can be replayed."""
+        return bool(self._graphs)
+
     def __call__(self, *arguments: Tensor | None) -> None:
         """Call the function with the values of these tensors, of shapes seen before or not."""
         shapes = tuple(None if tensor is None else tensor.shape for tensor in arguments)

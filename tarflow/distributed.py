@@ -16,9 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
@@ -143,6 +140,9 @@ def shard(flow: TarFlow, device: torch.device, precision: str) -> None:
     summed in float32. Norms and embeddings stay in float32, as under autocast, so that sharding
     changes no arithmetic.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # these take half a second,
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # which most runs save
+
     mesh = init_device_mesh(device.type, (world_size(),))
     low = precision == "bfloat16"
     matrices = MixedPrecisionPolicy(
@@ -158,26 +158,33 @@ def shard(flow: TarFlow, device: torch.device, precision: str) -> None:
     fully_shard(flow, mesh=mesh)
 
 
-def local_shard(tensor: Tensor) -> Tensor:
+def is_sharded(tensor: Any) -> bool:
+    """Tell whether each worker holds a part of a tensor, as `shard` makes them (DTensor)."""
+    return hasattr(tensor, "to_local")
+
+
+def local_shard(tensor: Any) -> Tensor:
     """Return what this worker holds of a tensor; they share memory."""
-    shard: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    shard: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
     return shard.detach()
 
 
 @torch.no_grad()
-def full_tensor(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """Return the whole of a tensor; if it is sharded, every worker must call this."""
-    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
     return full.detach()
 
 
-def scatter(tensor: Tensor, source: Tensor | None) -> None:
+def scatter(tensor: Any, source: Tensor | None) -> None:
     """Fill a tensor, or every worker's shard of it, from the first worker's full tensor."""
     shard = local_shard(tensor)
     full = shard.new_empty(tensor.shape) if source is None else source.to(shard)
     if world_size() > 1:
         dist.broadcast(full, 0)
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
         mesh, placements = tensor.device_mesh, tensor.placements
         full = local_shard(distribute_tensor(full, mesh, placements, src_data_rank=None))
     shard.copy_(full)

@@ -1,5 +1,6 @@
 """What only a GPU can show: that it gives the numbers of the CPU, and so do its CUDA graphs."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -111,8 +112,11 @@ def test_fused_layers_train_as_plain_ones(precision, changes):
 
 
 def test_a_pass_is_halved_until_the_memory_of_the_gpu_suffices():
+    gc.collect()
+    torch.cuda.empty_cache()  # earlier tests captured graphs
     whole = torch.cuda.get_device_properties(GPU).total_memory
-    torch.cuda.set_per_process_memory_fraction(2e9 / whole, GPU)
+    limit = torch.cuda.memory_reserved(GPU) + 2e9
+    torch.cuda.set_per_process_memory_fraction(limit / whole, GPU)
     try:
         model = ModelConfig(patch=2, channels=128, blocks=4, layers=2)
         config = run(model=model, batch=2048, images=2048)

@@ -11,10 +11,7 @@ torch.hub's checkpoint folder, or named.
 Legend: `N` images, `C` colour channels, `H`, `W` pixels, `F` features.
 """
 
-import re
-import warnings
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -23,20 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch_fidelity.feature_extractor_clip import MODEL_METADATA as CLIP
-from torch_fidelity.feature_extractor_dinov2 import MODEL_METADATA as DINOV2
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
-from torch_fidelity.utils import create_feature_extractor
 
 from tarflow.config import CLASSIFIER, DataConfig
 from tarflow.errors import UserError
+from tarflow.evaluate.extractors import lite0
 from tarflow.evaluate.extractors.classifier import trained_classifier
-from tarflow.evaluate.extractors.dinov2 import DinoV2
-from tarflow.evaluate.extractors.lite0 import LAYERS, LITE0, EfficientNetLite0
-from tarflow.evaluate.extractors.weights import check_safe, published
-
-INCEPTION = "inception-v3-compat"  # torch-fidelity's name of the network of the published FID
-_LITE0_SIDE = 64
+from tarflow.evaluate.extractors.lite0 import LITE0
 
 Pixels = NDArray[np.uint8] | Tensor
 
@@ -46,14 +35,14 @@ class Extractor:
     """A network that turns 8-bit images into features, with its identity."""
 
     name: str  # as tables show it, e.g. efficientnet-lite0@64
-    module: Any  # torch-fidelity feature extractor that returns one layer
+    module: Any  # network that returns the features of uint8 images alone in a tuple
     digest: str  # SHA-256 of the weights
     device: torch.device
 
     @property
     def is_inception(self) -> bool:
         """Whether a Frechet distance in these features may be called FID."""
-        return self.name.startswith(INCEPTION)
+        return self.name.startswith("inception")
 
     @cached_property
     def width(self) -> int:
@@ -127,46 +116,10 @@ def _find_classifier(weights: Path | None, device: str, data: DataConfig | None)
 
 @cache
 def _find(name: str, weights: Path | None, device: str) -> Extractor:
-    network, layer = _parse(name)
-    official = published(network)
-    path = weights or official.download()
-    digest = check_safe(path, official.digest if network in CLIP else None)
-    try:
-        if network in DINOV2:
-            module: Any = DinoV2(network, [layer], str(path))
-        else:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*torch.jit.load.*deprecated", FutureWarning)
-                options = {"cuda": False, "feature_extractor_weights_path": str(path)}
-                module = create_feature_extractor(network, [layer], verbose=False, **options)
-    except (RuntimeError, TypeError, AttributeError, KeyError):
-        raise UserError(f"{path} does not hold the weights of {network}") from None
-    label = f"{network}/112" if layer == "112" else network
-    if not official.digest or not digest.startswith(official.digest):
-        label += f":{digest[:8]}"  # other weights give other numbers: say so in the name
+    if name.startswith(LITE0):
+        module, label, digest = lite0.load(name, weights)
+    else:
+        from tarflow.evaluate.extractors import fidelity  # torchvision takes seconds
+
+        module, label, digest = fidelity.load(name, weights)
     return Extractor(label, module.to(device), digest, torch.device(device))
-
-
-def _parse(name: str) -> tuple[str, str]:
-    """Return the name registered with torch-fidelity and the layer."""
-    if name in ("inception", INCEPTION):
-        return INCEPTION, "2048"
-    if name in CLIP:
-        return name, "clip"
-    if name in DINOV2:
-        return name, "dinov2"
-    match = re.fullmatch(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?", name)
-    if not match:
-        names = ("inception", LITE0, CLASSIFIER, *CLIP, *DINOV2)
-        near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"no features '{name}': did you mean '{near}'?")
-    side, layer = int(match[1] or _LITE0_SIDE), match[2] or "1280"
-    if side < 32 or side % 32 or layer not in LAYERS:
-        raise UserError(
-            f"no features '{name}': the side must be a multiple of 32 and the layer "
-            f"{' or '.join(LAYERS)}"
-        )
-    network = f"{LITE0}@{side}"
-    if network not in FEATURE_EXTRACTORS_REGISTRY:  # registering twice is an error
-        register_feature_extractor(network, EfficientNetLite0)
-    return network, layer

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
+from torch import Tensor
 
 from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError
@@ -126,6 +125,8 @@ def inception_score(a: NDArray[np.float32], extractor: Extractor) -> tuple[float
     The mean of ten splits, as published, and the error of that mean. A score of few samples is
     too low: a split cannot show more classes than it has images.
     """
+    from torch_fidelity.metric_isc import isc_features_to_metric  # imports torchvision
+
     score = isc_features_to_metric(extractor.logits(a), _SPLITS)
     error = score["inception_score_std"] / (_SPLITS - 1) ** 0.5
     return score["inception_score_mean"], error
@@ -141,11 +142,17 @@ def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
         UserError: If a side has fewer than four images.
     """
     _check_count(a, b)
-    sides = (torch.from_numpy(side).double() for side in (a, b))
-    shares = prc_features_to_metric(
-        *sides, prc_neighborhood=_NEIGHBOURS, save_cpu_ram=True, verbose=False
-    )
-    return shares["precision"], shares["recall"]
+    samples, reference = (torch.from_numpy(side).double() for side in (a, b))
+    return _share_near(samples, reference), _share_near(reference, samples)
+
+
+def _share_near(points: Tensor, others: Tensor) -> float:
+    """Return the share of points that lie as near some other as its third neighbour does."""
+    radii = [
+        torch.cdist(part, others).kthvalue(_NEIGHBOURS + 1).values for part in others.split(_ROWS)
+    ]
+    near = [(torch.cdist(part, others) <= torch.cat(radii)).any(1) for part in points.split(_ROWS)]
+    return float(torch.cat(near).double().mean())
 
 
 def _check_count(a: Features, b: Features) -> None:

@@ -31,11 +31,36 @@ class GraphedTrainStep(TrainStep):
     def __init__(self, state: TrainState, config: RunConfig, execution: Execution) -> None:
         self.pool = graph_pool(execution.device)
         super().__init__(state, config, execution)
-        self._pass = CudaGraph(super().forward_backward, execution.device, self.pool)
+        self._pass = CudaGraph(self._new_gradients, execution.device, self.pool)
+
+    def needs_buffer(self) -> bool:
+        """Tell whether passes must add their gradients to a buffer: also if a step has several."""
+        share = self.config.batch // self.execution.workers
+        return self.execution.micro_batch < share or super().needs_buffer()
 
     def forward_backward(self, images: Tensor, labels: Tensor | None) -> None:
         """Add the gradients and the loss of a micro-batch to those of the step."""
+        if self.gradients is not None:
+            self._pass(images, labels)
+            return
+        # A captured backward pass that finds no gradients allocates them itself, and every replay
+        # writes there: nothing is zeroed or added. Capturing computes none, so replay at once.
+        captured = self._pass.captured
         self._pass(images, labels)
+        if not captured:
+            self.loss.zero_()
+            self.square.zero_()
+            self._pass(images, labels)
+
+    def clear_gradients(self) -> None:
+        """Make ready for the next step; without a buffer, replays overwrite the gradients."""
+        if self.gradients is not None:
+            super().clear_gradients()
+
+    def _new_gradients(self, images: Tensor, labels: Tensor | None) -> None:
+        if self.gradients is None:
+            super().clear_gradients()
+        super().forward_backward(images, labels)
 
     def make_update(self) -> Update | OnePassUpdate:
         """Return the update as CUDA graphs."""

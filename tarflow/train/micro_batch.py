@@ -15,6 +15,8 @@ from tarflow.execution import Execution
 from tarflow.model.likelihood import negative_log_likelihood
 from tarflow.train.state import TrainState
 
+GRAPH_BYTES = 2**27  # on top of a pass: cuBLAS keeps 32 MiB for each stream of a capture
+
 
 def fit_micro_batch(state: TrainState, config: RunConfig, execution: Execution) -> Execution:
     """Return the execution with the micro-batch halved until memory suffices on all workers.
@@ -58,13 +60,15 @@ def fit_micro_batch(state: TrainState, config: RunConfig, execution: Execution) 
 def _fits(flow: nn.Module, images: Tensor, labels: Tensor | None, execution: Execution) -> bool:
     """Tell whether memory suffices for a pass over these images; gradients are left empty."""
     try:
-        moments = [torch.empty_like(p) for p in flow.parameters() for _ in range(2)]
+        held = [torch.empty_like(p) for p in flow.parameters() for _ in range(2)]  # moments
+        if execution.cuda_graphs:
+            held.append(torch.empty(GRAPH_BYTES, dtype=torch.uint8, device=images.device))
         for parameter in flow.parameters():
             parameter.grad = torch.zeros_like(parameter)  # as an earlier pass leaves it
         with autocast(execution.precision, images.device):
             latents, logdet = flow(images, None if labels is None else labels[: len(images)])
         negative_log_likelihood(latents, logdet).mean().backward()
-        del moments
+        del held
     except RuntimeError as error:
         if not _out_of_memory(error):
             raise

@@ -37,13 +37,8 @@ class TrainStep:
         self.state, self.config, self.execution = state, config, execution
         self.loss = torch.zeros((), device=execution.device, dtype=execution.dtype)
         self.square = torch.zeros_like(state.flow.var)
-        # One buffer for all gradients, where workers average it or CUDA graphs read it.
-        together = execution.workers > 1 and not execution.sharded
-        self.gradients = (
-            distributed.flatten_gradients(state.flow)
-            if together or execution.cuda_graphs
-            else None
-        )
+        # one buffer for all gradients, or `None` where each pass may write new tensors
+        self.gradients = distributed.flatten_gradients(state.flow) if self.needs_buffer() else None
         self.update = self.make_update()
         self.ema_exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
@@ -84,6 +79,10 @@ class TrainStep:
         self.update(rate, self.ema_decay())  # clip, step and EMA
         self.clear_gradients()
         return loss.clone(), norm.clone()
+
+    def needs_buffer(self) -> bool:
+        """Tell whether passes must add their gradients to a buffer: workers average it."""
+        return self.execution.workers > 1 and not self.execution.sharded
 
     def draw_noise(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Draw flips, noise and dropped labels, and return this worker's part of the batch.

@@ -5,16 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch_fidelity
 from torch import nn
-from torch.utils.data import TensorDataset
 from torch_fidelity import feature_extractor_inceptionv3 as inception_module
 from torch_fidelity.feature_extractor_clip import CLIPVisual
 
 from tarflow.errors import UserError
 from tarflow.evaluate import features as features_module
-from tarflow.evaluate import metrics
-from tarflow.evaluate.extractors import weights as weights_files
+from tarflow.evaluate.extractors import fidelity
 from tarflow.evaluate.extractors.dinov2 import VisionTransformer
 from tarflow.evaluate.features import features, find_extractor
 
@@ -70,29 +67,6 @@ def test_grey_is_repeated_and_the_batch_does_not_matter(lite0, digits):
         features(digits[:7, 0], lite0)
 
 
-def test_torch_fidelity_uses_the_extractor_by_its_name(lite0, digits):
-    a, b = np.repeat(digits[:20], 3, axis=1), np.repeat(digits[20:40], 3, axis=1)
-    reference = torch_fidelity.calculate_metrics(
-        input1=Pictures(torch.from_numpy(a)),
-        input2=Pictures(torch.from_numpy(b)),
-        feature_extractor=lite0.name,
-        kid=True,
-        kid_subsets=1,
-        kid_subset_size=20,
-        cuda=False,
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    value, _ = metrics.kid(features(a, lite0), features(b, lite0))
-    assert reference["kernel_inception_distance_mean"] == pytest.approx(value, rel=1e-3)
-
-
-class Pictures(TensorDataset):
-    def __getitem__(self, index):
-        return super().__getitem__(index)[0]
-
-
 def test_inception_with_weights_from_a_file(inception_weights):
     extractor = find_extractor("inception", inception_weights)
     assert extractor.is_inception
@@ -117,13 +91,13 @@ def test_inception_weights_are_looked_for_in_the_hub_folder(
 ):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     address = "file:///nowhere/weights-inception-2015-12-05-6726825d.pth"
-    monkeypatch.setattr(weights_files, "URL_INCEPTION_V3", address)
+    monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", address)
     expected = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(UserError, match=f"put it at {expected}.*--weights"):
         find_extractor("inception")
     forged = tmp_path / expected.name
     forged.hardlink_to(inception_weights)
-    monkeypatch.setattr(weights_files, "URL_INCEPTION_V3", forged.as_uri())
+    monkeypatch.setattr(fidelity, "URL_INCEPTION_V3", forged.as_uri())
     with pytest.raises(UserError, match="hash"):
         find_extractor("inception")
     assert not expected.exists()
@@ -245,7 +219,7 @@ def test_clip_from_a_published_file_only(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is not the published file: its SHA-256"):
         find_extractor("clip-vit-b-32", path)
     published = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(weights_files.CLIP["clip-vit-b-32"], "hash", published)
+    monkeypatch.setitem(fidelity.CLIP["clip-vit-b-32"], "hash", published)
     extractor = find_extractor("clip-vit-b-32", path)
     assert (extractor.name, extractor.width) == ("clip-vit-b-32", 16)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -267,12 +241,12 @@ def test_a_wrong_name_gets_the_nearest(typo, near):
 
 def test_weights_of_clip_and_dinov2_are_looked_for_in_the_hub_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(weights_files, "_DINOV2_URL", "file:///nowhere")
-    monkeypatch.setitem(weights_files.CLIP_URLS, "clip-vit-l-14", "file:///nowhere/ViT-L-14.pt")
+    monkeypatch.setattr(fidelity, "_DINOV2_URL", "file:///nowhere")
+    monkeypatch.setitem(fidelity.CLIP_URLS, "clip-vit-l-14", "file:///nowhere/ViT-L-14.pt")
     folder = tmp_path / "hub" / "checkpoints"
     for name, file in (
         ("dinov2-vit-s-14", "dinov2_vits14_pretrain.pth"),
-        ("clip-vit-l-14", f"clip-vit-l-14-{weights_files.CLIP['clip-vit-l-14']['hash']}.pt"),
+        ("clip-vit-l-14", f"clip-vit-l-14-{fidelity.CLIP['clip-vit-l-14']['hash']}.pt"),
     ):
         with pytest.raises(UserError, match=f"put it at {folder / file}.*--weights"):
             find_extractor(name)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from tarflow.errors import UserError
 from tarflow.evaluate import metrics
@@ -83,6 +84,18 @@ def test_precision_and_recall_tell_fidelity_from_coverage():
     assert metrics.precision_and_recall(two_modes, two_modes) == (1, 1)
     assert metrics.precision_and_recall(one_mode, two_modes) == (1, 0.5)
     assert metrics.precision_and_recall(two_modes, one_mode) == (0.5, 1)
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity():
+    rng = np.random.default_rng(6)
+    a, b = (rng.normal(size=(count, 8)).astype(np.float32) for count in (1500, 1300))
+    sides = (torch.from_numpy(side).double() for side in (a, 1.2 * b))
+    expected = prc_features_to_metric(
+        *sides, prc_neighborhood=3, save_cpu_ram=True, verbose=False, prc_batch_size=10000
+    )
+    found = metrics.precision_and_recall(a, 1.2 * b)
+    assert found == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+    assert 0.2 < found[1] < found[0] < 1
 
 
 class Projection(nn.Module):

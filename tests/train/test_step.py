@@ -70,7 +70,8 @@ def test_replayed_steps_train_alike_and_from_the_same_memory(changes, monkeypatc
     for ours, theirs in zip(replayed.flow.parameters(), plain.flow.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-8)
         assert ours.grad is not None
-        assert not ours.grad.any()
+        if "execution" in changes:  # several passes add their gradients to zeros
+            assert not ours.grad.any()
 
 
 def test_graphs_read_new_values_and_are_captured_once_per_shape(monkeypatch):

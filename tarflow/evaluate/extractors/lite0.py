@@ -3,6 +3,7 @@
 Legend: `N` images, `F` features.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from tarflow.errors import UserError
+from tarflow.evaluate.extractors.weights import check_safe, label
 
 LITE0 = "efficientnet-lite0"
 LAYERS = ("112", "1280")  # by their widths: a middle layer and the last
+_SIDE = 64
 
 
-class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
-    """EfficientNet-Lite0 trained on ImageNet; torch-fidelity builds it by its registered name."""
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 trained on ImageNet, up to one layer, pooled."""
 
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str | None = None,
-        **_: Any,
-    ) -> None:
-        """Load the weights; `name` ends in @SIDE, the side that images are resized to."""
-        super().__init__(name, features_list)
-        self.side = int(name.rpartition("@")[2])
+    def __init__(self, side: int, layer: str, weights: Path) -> None:
+        """Load the weights from a file.
+
+        Args:
+            side: Pixels that images are resized to.
+            layer: One of `LAYERS`.
+            weights: File of the published layout.
+        """
+        super().__init__()
+        self.side, self.layer = side, layer
         from efficientnet_lite_pytorch import EfficientNet  # an optional install
 
         net = EfficientNet.from_name(LITE0)
-        net.load_state_dict(
-            torch.load(feature_extractor_weights_path or installed_weights(), weights_only=True)
-        )
+        net.load_state_dict(torch.load(weights, weights_only=True))
         net.eval()
         self.stem = _folded(net, ("_conv_stem", "_bn0"))._conv_stem
         pairs = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
@@ -44,37 +44,46 @@ class EfficientNetLite0(FeatureExtractorBase):  # type: ignore[misc]
         self.head = _folded(net, ("_conv_head", "_bn1"))._conv_head
         self.to(memory_format=torch.channels_last)  # on CPU twice as fast as channels first
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the requested layers, (N, F) each, of uint8 images (N, 3, H, W)."""
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Return the features (N, F) of uint8 images (N, 3, H, W), as extractors do."""
         x = functional.interpolate(
             images.float(), (self.side, self.side), mode="bilinear", antialias=True
         )
         x = ((x - 127) / 128).contiguous(memory_format=torch.channels_last)  # as in its training
         x = functional.relu6(self.stem(x))
-        pooled = {}
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index == 10:  # the last block of 112 channels, at 1/16 of the side
-                pooled["112"] = x.mean((2, 3))
-                if self.features_list == ["112"]:
-                    return (pooled["112"],)
-        pooled["1280"] = functional.relu6(self.head(x)).mean((2, 3))
-        return tuple(pooled[layer] for layer in self.features_list)
+            if index == 10 and self.layer == "112":  # the last of that width, at 1/16 of the side
+                return (x.mean((2, 3)),)
+        return (functional.relu6(self.head(x)).mean((2, 3)),)
 
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Return the names of the layers, which are their widths."""
-        return LAYERS
 
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Return the pooled last layer for every metric; there are no class scores."""
-        return {"fid": "1280", "kid": "1280", "prc": "1280"}[metric]
+def load(name: str, weights: Path | None) -> tuple[EfficientNetLite0, str, str]:
+    """Return the network, the name of its features, and the digest of its weights.
 
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Return False: compiling takes longer than computing the features."""
-        return False
+    Args:
+        name: `efficientnet-lite0`, optionally followed by `@SIDE` and by `/112`.
+        weights: File of its weights; by default the one that the extra `features` installed.
+
+    Raises:
+        UserError: If the name is wrong, or the weights are absent, unsafe or another network's.
+    """
+    match = re.fullmatch(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?", name)
+    side, layer = (int(match[1] or _SIDE), match[2] or "1280") if match else (0, "")
+    if side < 32 or side % 32 or layer not in LAYERS:
+        raise UserError(
+            f"no features '{name}': the side must be a multiple of 32 and the layer "
+            f"{' or '.join(LAYERS)}"
+        )
+    installed = installed_weights()
+    path = weights or installed
+    digest = check_safe(path, None)
+    try:
+        module = EfficientNetLite0(side, layer, path)
+    except (RuntimeError, TypeError, AttributeError, KeyError):
+        raise UserError(f"{path} does not hold the weights of {LITE0}") from None
+    named = f"{LITE0}@{side}/112" if layer == "112" else f"{LITE0}@{side}"
+    return module, label(named, digest, installed.stem.rpartition("-")[2]), digest
 
 
 def installed_weights() -> Path:
