@@ -5,6 +5,7 @@ The only importer of `torch.distributed`. Every function also serves a single pr
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from tarflow.model.flow import FlowBlock, Layer, TarFlow
 
 ALIGNED = 64  # values, so that kernels can read several at once
 GET_ADDRESS = 0x8915  # Linux: the IPv4 address of an interface (netdevice(7), SIOCGIFADDR)
+MESHES: list[Any] = []  # that hold the process group which was joined here
 
 
 def world_size() -> int:
@@ -46,9 +48,23 @@ def process_group() -> Iterator[None]:
     finally:
         if ours:
             dist.destroy_process_group()
+            release_meshes()
             # A thread of gloo releases the tensors it exchanged last, and needs the interpreter
             # to do so; if that has exited, it aborts the process (pytorch#179291, PyTorch 2.14).
             time.sleep(0.2)
+
+
+def release_meshes() -> None:
+    """Let go of a process group that is destroyed, so that its threads and sockets end now.
+
+    Sharded tensors leave their mesh in caches of PyTorch, and a mesh holds its group (2.14). Its
+    threads would still run while the interpreter exits and other workers close their connections.
+    A mesh without its group looks it up by name.
+    """
+    if MESHES:
+        gc.collect()  # sharded layers hold the group too, in cycles
+    while MESHES:
+        getattr(MESHES.pop(), "_pg_registry", {}).clear()
 
 
 def connect_through(address: str) -> None:
@@ -144,6 +160,7 @@ def shard(flow: TarFlow, device: torch.device, precision: str) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # which most runs save
 
     mesh = init_device_mesh(device.type, (world_size(),))
+    MESHES.append(mesh)
     low = precision == "bfloat16"
     matrices = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if low else None,
