@@ -7,6 +7,8 @@ from sweeps.hardware import has_gpu
 if not has_gpu():  # Triton's kernels are interpreted, not compiled
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by torch at the latest
 
+os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a started process that crashes says where
+
 import pytest
 import torch
 
