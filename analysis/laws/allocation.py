@@ -121,7 +121,8 @@ def allocate(
         draws = _minima_draws(flops, isoflops, seed)
     elif surface is not None:
         beyond = max(0.0, float(np.log(flops / runs["flops"].max())))
-        draws = draws[0] * (draws / draws[0]) ** surface.discrepancy.widening(beyond)
+        spread = np.log(draws / draws[0]) * surface.discrepancy.widening(beyond)
+        draws = draws[0] * np.exp(np.clip(spread, -SPAN, SPAN))  # the rest is no model
     if draws is None:
         source = "best run"
         best = best_run(runs)

@@ -9,6 +9,7 @@ import pytest
 from analysis.advice import learning_rate
 from analysis.laws.allocation import Sizes, allocate, optimal_params
 from analysis.laws.average import fit_law
+from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.forms import CHINCHILLA, TIED
 from analysis.laws.isoflop import isoflop
 from analysis.laws.noise import NOTHING_KNOWN, Known
@@ -137,6 +138,18 @@ def test_a_minimum_outside_the_range_is_at_the_edge(optimum, edge):
 
 def test_two_sizes_make_no_parabola():
     assert isoflop(study((1e12,)).head(2)) is None
+
+
+def test_roll_outs_that_fail_widen_sizes_but_not_beyond_all_numbers():
+    runs = study(noise=0.0005)
+    surface = law(runs, noise=0.0005)
+    trusted = allocate(1e13, runs, TEMPLATE, surface, [])
+    doubted = replace(surface, discrepancy=Discrepancy(factor=1e3, tested=0.0))
+    allocation = allocate(1e13, runs, TEMPLATE, doubted, [])
+    assert (allocation.source, allocation.params) == ("surface law", trusted.params)
+    low, high = allocation.params_interval
+    assert runs["params"].min() <= low < trusted.params_interval[0]
+    assert trusted.params_interval[1] < high <= 1e4 * trusted.params * 1.001
 
 
 def test_without_a_trusted_surface_the_minima_lead():
