@@ -12,18 +12,24 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+# Imported before a process group exists: modules imported later hold it in default arguments.
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
 from tarflow.errors import UserError
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
 
 ALIGNED = 64  # values, so that kernels can read several at once
 GET_ADDRESS = 0x8915  # Linux: the IPv4 address of an interface (netdevice(7), SIOCGIFADDR)
-MESHES: list[Any] = []  # that hold the process group which was joined here
+MESHES: list[DeviceMesh] = []  # of the process group that was joined here
 
 
 def world_size() -> int:
@@ -49,9 +55,27 @@ def process_group() -> Iterator[None]:
         if ours:
             dist.destroy_process_group()
             release_meshes()
-            # A thread of gloo releases the tensors it exchanged last, and needs the interpreter
-            # to do so; if that has exited, it aborts the process (pytorch#179291, PyTorch 2.14).
-            time.sleep(0.2)
+            wait_for_gloo()
+
+
+def gloo_threads() -> list[str]:
+    """Return the names of the threads of gloo in this process (Linux)."""
+    names = []
+    for file in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it has just ended
+            names.append(file.read_text().strip())
+    return [name for name in names if "gloo" in name]
+
+
+def wait_for_gloo(seconds: float = 10.0) -> None:
+    """Wait until the threads of a destroyed process group have ended.
+
+    They release the tensors that were exchanged last, and need the interpreter to do so; if that
+    has exited, they abort the process (pytorch#179291, PyTorch 2.14).
+    """
+    deadline = time.monotonic() + seconds
+    while gloo_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def release_meshes() -> None:
@@ -156,9 +180,6 @@ def shard(flow: TarFlow, device: torch.device, precision: str) -> None:
     summed in float32. Norms and embeddings stay in float32, as under autocast, so that sharding
     changes no arithmetic.
     """
-    from torch.distributed.device_mesh import init_device_mesh  # these take half a second,
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # which most runs save
-
     mesh = init_device_mesh(device.type, (world_size(),))
     MESHES.append(mesh)
     low = precision == "bfloat16"
@@ -175,33 +196,26 @@ def shard(flow: TarFlow, device: torch.device, precision: str) -> None:
     fully_shard(flow, mesh=mesh)
 
 
-def is_sharded(tensor: Any) -> bool:
-    """Tell whether each worker holds a part of a tensor, as `shard` makes them (DTensor)."""
-    return hasattr(tensor, "to_local")
-
-
-def local_shard(tensor: Any) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """Return what this worker holds of a tensor; they share memory."""
-    shard: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
+    shard: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return shard.detach()
 
 
 @torch.no_grad()
-def full_tensor(tensor: Any) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor; if it is sharded, every worker must call this."""
-    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach()
 
 
-def scatter(tensor: Any, source: Tensor | None) -> None:
+def scatter(tensor: Tensor, source: Tensor | None) -> None:
     """Fill a tensor, or every worker's shard of it, from the first worker's full tensor."""
     shard = local_shard(tensor)
     full = shard.new_empty(tensor.shape) if source is None else source.to(shard)
     if world_size() > 1:
         dist.broadcast(full, 0)
-    if is_sharded(tensor):
-        from torch.distributed.tensor import distribute_tensor
-
+    if isinstance(tensor, DTensor):
         mesh, placements = tensor.device_mesh, tensor.placements
         full = local_shard(distribute_tensor(full, mesh, placements, src_data_rank=None))
     shard.copy_(full)
