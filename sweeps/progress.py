@@ -24,6 +24,8 @@ from tarflow.train.interruptions import Interruption, record_interruption
 
 LINES = 20  # of the tasks that ended last, kept for watchers
 QUIET_SECONDS = 60.0  # without a line, after which a log gets one
+LATE = 0.1  # share of the time so far that a task past its expected time still takes
+TELLING = 0.1  # share of a run from which its own pace tells when it ends
 
 
 class Task(Protocol):
@@ -266,13 +268,25 @@ class Progress:
         """Return the expected seconds until the last task ends: the work left over all slots."""
         with self._lock:
             left = {
-                name: max(self.expected_seconds(name) - passed, 0.0)
+                name: self._left(name, passed)
                 for name, passed in self.seconds_since_start().items()
             }
             unknown = self.total - len(self.rows) - len(self.running) - len(self.waiting)
             work = self._pace * self.waiting_seconds + self.expected_seconds() * unknown
             work += sum(seconds * self.width(name) for name, seconds in left.items())
             return max([work / self.slots, *left.values()])
+
+    def _left(self, name: str, passed: float) -> float:
+        """Return the expected seconds until a running task ends; never none.
+
+        A run that trains more slowly than expected goes on as it went.
+        """
+        left = max(self.expected_seconds(name) - passed, LATE * passed)
+        if latest := self.latest.get(name):
+            share = latest["images"] / self.tasks[name].config.images
+            if share >= TELLING:
+                left = max(left, latest["seconds"] * (1 - share) / share)
+        return left
 
     def counts(self) -> str:
         """Return the progress of the whole batch in one line."""

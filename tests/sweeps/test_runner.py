@@ -262,6 +262,10 @@ def test_time_left_follows_the_pace_of_what_has_ended(monkeypatch):
     now[0] = 35.0
     assert progress.seconds_left() == (5.0 + 20.0 * (len(runs) - 2)) / 2
     assert progress.counts().startswith(f"1 of {len(runs)} done · 1 running · best 2.000")
+    now[0] = 60.0  # past its time, and nothing heard of it
+    assert progress.seconds_left() == max(4.0, (4.0 + 20.0 * (len(runs) - 2)) / 2)
+    progress.report(runs[1], {"images": runs[1].config.images / 4, "seconds": 500.0})
+    assert progress.seconds_left() == 1500.0
 
 
 def test_a_log_gets_a_line_per_change_and_otherwise_one_a_minute(monkeypatch):
