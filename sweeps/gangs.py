@@ -20,6 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from sweeps.batch import RETRIES, BatchContext, StopConditions, cause_of, record_death
 from sweeps.cluster import GROWING_SECONDS, answering, machines, unused
 from sweeps.room import Occupant, capacity, free, longest_that_may_start, may_start
+from sweeps.run_queue import RunQueue
 from sweeps.study import PlannedRun
 from tarflow import human
 from tarflow.errors import UserError
@@ -27,7 +28,6 @@ from tarflow.record import read_result
 
 if TYPE_CHECKING:
     from sweeps.large import Processes
-    from sweeps.runner import RunQueue
 
 LOOK_SECONDS = 0.5  # between looks at runs and machines
 IDLE_SECONDS = 10.0  # in which the room of runs that have ended becomes free
@@ -57,7 +57,7 @@ class Gangs:
     def __init__(
         self,
         runs: Sequence[PlannedRun],
-        small: "RunQueue",
+        small: RunQueue,
         small_needs: Mapping[str, float],
         context: BatchContext,
         stop: StopConditions,

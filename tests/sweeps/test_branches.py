@@ -7,14 +7,14 @@ import pytest
 from rich.console import Console
 
 from analysis.report.checklist import saving
-from sweeps import hardware, runner
+from sweeps import hardware, run_queue
 from sweeps.batch import BatchContext, StopConditions
 from sweeps.branches import StartPoint, remove_trunks, start_points, with_branch_points
 from sweeps.expect import Job, Rate, timetable
 from sweeps.plan import make_plan, study_summary, table
 from sweeps.presets import load
 from sweeps.progress import Progress
-from sweeps.runner import RunQueue
+from sweeps.run_queue import RunQueue
 from sweeps.study import Point, grid, resolve_study
 from tarflow import cost
 from tarflow.record import write_json
@@ -93,7 +93,7 @@ def test_a_study_may_leave_branches_out_and_a_cosine_has_none(tmp_path):
 
 
 def test_a_branch_waits_for_its_state_or_the_end_of_its_trunk(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(run_queue, "LOOK_SECONDS", 0.0)
     trunk, long, middle, short, other = family
     progress = Progress(len(family), {}, 2, Console(quiet=True))
     context = BatchContext(tmp_path, None, None, None, None)

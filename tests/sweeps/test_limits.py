@@ -13,7 +13,7 @@ from sweeps.failures import last_errors
 from sweeps.lease import FILE
 from sweeps.limits import Limits, limits_from, time_of
 from sweeps.progress import Progress
-from sweeps.runner import RunQueue
+from sweeps.run_queue import RunQueue
 from sweeps.study import Point, grid, resolve_study
 from sweeps.trainable import execute_and_record
 from tarflow import cost

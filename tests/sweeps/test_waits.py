@@ -15,7 +15,7 @@ from rich.console import Console
 from small_studies import wee, with_ray, write_study
 
 from sweeps import cluster as clusters
-from sweeps import gangs, runner, scaling
+from sweeps import gangs, run_queue, scaling
 from sweeps.batch import BatchContext, StopConditions
 from sweeps.branches import StartPoint
 from sweeps.progress import Progress
@@ -82,7 +82,7 @@ def test_workers_that_do_not_come_are_a_reason_to_stop(tmp_path, monkeypatch):
     owned = SimpleNamespace(lost=False)
     context = BatchContext(tmp_path, clusters.current(), owned, console, None)
     stop, seen = StopConditions(progress, context, 3.0), []
-    with gangs.Gangs([run], runner.RunQueue([], stop), {"cpu": 1.0}, context, stop) as batch:
+    with gangs.Gangs([run], run_queue.RunQueue([], stop), {"cpu": 1.0}, context, stop) as batch:
         while batch.alive:
             seen += states()
             time.sleep(0.1)
@@ -115,7 +115,7 @@ def test_a_machine_without_the_folder_of_the_driver_refuses_to_train(tmp_path):
 
 
 def test_a_branch_waits_for_a_late_checkpoint_but_not_for_ever(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(run_queue, "LOOK_SECONDS", 0.0)
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     run, trunk, *_ = grid(resolve_study(wee("late")))
@@ -123,7 +123,7 @@ def test_a_branch_waits_for_a_late_checkpoint_but_not_for_ever(tmp_path, monkeyp
     context = BatchContext(tmp_path, None, None, None, None)
     stop = StopConditions(progress, context, 1.0)
     after = {run.run_id: StartPoint(64, 64, trunk.run_id)}
-    queue = runner.RunQueue([trunk, run], stop, after)
+    queue = run_queue.RunQueue([trunk, run], stop, after)
     assert queue.suggest("trunk") == {"index": 0}
     assert queue.suggest("a") is None
     progress.report(trunk, {"images": 64})
