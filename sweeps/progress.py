@@ -279,7 +279,7 @@ class Progress:
     def _left(self, name: str, passed: float) -> float:
         """Return the expected seconds until a running task ends; never none.
 
-        A run that trains more slowly than expected goes on as it went.
+        A run that trains more slowly than expected is assumed to keep its pace.
         """
         left = max(self.expected_seconds(name) - passed, LATE * passed)
         if latest := self.latest.get(name):

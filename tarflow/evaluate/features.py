@@ -116,7 +116,7 @@ def _find_classifier(weights: Path | None, device: str, data: DataConfig | None)
 
 @cache
 def _find(name: str, weights: Path | None, device: str) -> Extractor:
-    if name.startswith(LITE0):
+    if lite0.NAME.fullmatch(name):
         module, label, digest = lite0.load(name, weights)
     else:
         from tarflow.evaluate.extractors import fidelity  # torchvision takes seconds

@@ -148,10 +148,9 @@ def precision_and_recall(a: Features, b: Features) -> tuple[float, float]:
 
 def _share_near(points: Tensor, others: Tensor) -> float:
     """Return the share of points that lie as near some other as its third neighbour does."""
-    radii = [
-        torch.cdist(part, others).kthvalue(_NEIGHBOURS + 1).values for part in others.split(_ROWS)
-    ]
-    near = [(torch.cdist(part, others) <= torch.cat(radii)).any(1) for part in points.split(_ROWS)]
+    parts = others.split(_ROWS)
+    radii = torch.cat([torch.cdist(p, others).kthvalue(_NEIGHBOURS + 1).values for p in parts])
+    near = [(torch.cdist(part, others) <= radii).any(1) for part in points.split(_ROWS)]
     return float(torch.cat(near).double().mean())
 
 

@@ -17,6 +17,7 @@ from tarflow.evaluate.extractors.weights import check_safe, label
 
 LITE0 = "efficientnet-lite0"
 LAYERS = ("112", "1280")  # by their widths: a middle layer and the last
+NAME = re.compile(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?")  # of features: the side, and the layer
 _SIDE = 64
 
 
@@ -62,13 +63,13 @@ def load(name: str, weights: Path | None) -> tuple[EfficientNetLite0, str, str]:
     """Return the network, the name of its features, and the digest of its weights.
 
     Args:
-        name: `efficientnet-lite0`, optionally followed by `@SIDE` and by `/112`.
+        name: A name that `NAME` matches: optionally with `@SIDE` and `/112`.
         weights: File of its weights; by default the one that the extra `features` installed.
 
     Raises:
         UserError: If the name is wrong, or the weights are absent, unsafe or another network's.
     """
-    match = re.fullmatch(rf"{LITE0}(?:@(\d+))?(?:/(\d+))?", name)
+    match = NAME.fullmatch(name)
     side, layer = (int(match[1] or _SIDE), match[2] or "1280") if match else (0, "")
     if side < 32 or side % 32 or layer not in LAYERS:
         raise UserError(
