@@ -24,7 +24,11 @@ def run_names(runs: pd.DataFrame) -> list[str]:
     Args:
         runs: Rows of `tarflow.record.RUNS`.
     """
-    columns = (runs[name] for name in ("channels", "blocks", "layers", "flops"))
+    split = (
+        runs["layer_split"] if "layer_split" in runs else pd.Series(None, runs.index, dtype=object)
+    )
+    shapes = runs["blocks"].astype(int).astype(str) + "x" + runs["layers"].astype(int).astype(str)
+    columns = (runs["channels"], split.fillna(shapes), runs["flops"])
     names = pd.Series(map(_name, *columns), index=runs.index, dtype=object)
     twice = names.duplicated(keep=False)
     groups = runs[twice].groupby(names[twice], sort=False)
@@ -38,5 +42,5 @@ def run_names(runs: pd.DataFrame) -> list[str]:
     return names.tolist()
 
 
-def _name(channels: float, blocks: float, layers: float, flops: float) -> str:
-    return f"{channels:.0f} channels · {blocks:.0f}x{layers:.0f} · {power(flops)} FLOPs"
+def _name(channels: float, shape: str, flops: float) -> str:
+    return f"{channels:.0f} channels · {shape} · {power(flops)} FLOPs"

@@ -227,9 +227,15 @@ def difference(grid: pd.DataFrame, config: RunConfig) -> str:
     Raises:
         UserError: If the grid has no readable configs.
     """
-    known = set(zip(grid["blocks"], grid["layers"], strict=True))
-    if (config.model.blocks, config.model.layers) not in known:
-        return f"the grid has no {config.model.blocks} blocks of {config.model.layers} layers"
+    model, split = (
+        config.model,
+        grid["layer_split"].fillna("") if "layer_split" in grid else [""] * len(grid),
+    )
+    known = set(zip(grid["blocks"], grid["layers"], split, strict=True))
+    if (model.blocks, model.mean_layers, model.layer_split) not in known:
+        return (
+            f"the grid has no {model.blocks} blocks of {model.layer_split or model.layers} layers"
+        )
     largest = grid.sort_values(["flops", "bpd", "run_id"], ascending=[False, True, True]).iloc[0]
     shared = _shared_by_grid(read_config(largest))
     for name, value in _shared_by_grid(config).items():

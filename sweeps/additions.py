@@ -115,7 +115,7 @@ def candidates(study: Study) -> list[tuple[Addition, PlannedRun]]:
 
 
 def _sizes(study: Study) -> list[Size]:
-    shapes: dict[tuple[int, int], list[int]] = {}
+    shapes: dict[tuple[int, int | tuple[int, ...]], list[int]] = {}
     for size in study.sizes:
         shapes.setdefault((size.blocks, size.layers), []).append(size.channels)
     step = study.base.model.head_dim

@@ -110,7 +110,7 @@ def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:
 def _training_seconds(config: RunConfig, rate: Rate) -> tuple[float, float]:
     """Return the seconds of training, and those of one image on one device."""
     model, workers = config.model, config.execution.workers
-    layers = model.blocks * model.layers
+    layers = model.total_layers
     steps = config.images / config.batch
     if rate.accelerator:
         step = step_time(config, smallest_cluster(cost.ACCELERATORS[rate.accelerator], workers))
@@ -124,7 +124,7 @@ def _training_seconds(config: RunConfig, rate: Rate) -> tuple[float, float]:
 def _sampling_seconds(config: RunConfig, per_image: float) -> float:
     """Return the seconds in which the workers draw samples and compare them."""
     model, samples = config.model, config.evaluation.samples / config.execution.workers
-    tokens = model.tokens * model.blocks * model.layers
+    tokens = model.tokens * model.total_layers
     drawing = math.ceil(samples / SAMPLING_BATCH) * tokens * SAMPLING_SECONDS
     return drawing + samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
 

@@ -222,7 +222,7 @@ def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:
     config = run.config
     if config.execution.threads or config.execution.workers > 1:
         return run
-    layers = config.model.blocks * config.model.layers
+    layers = config.model.total_layers
     layer = cost.training_flops(config.model) * config.batch / layers
     threads = max(1, min(cores, int(layer / THREAD_FLOPS)))
     return replace(

@@ -122,7 +122,7 @@ class TrainingSpace:
     @property
     def layers(self) -> tuple[int, int]:
         """Range of layers per block: half to twice the study's."""
-        layers = [size.layers for size in self.study.sizes]
+        layers = [size.mean_layers for size in self.study.sizes]
         return max(min(layers) // 2, 1), 2 * max(layers)
 
     def widths(self, blocks: int, layers: int) -> tuple[int, int]:
@@ -159,9 +159,9 @@ class TrainingSpace:
         """The study's own choice at its middle size: at a grid budget, a run of the grid."""
         sizes = sorted(self.study.sizes, key=lambda size: cost.params(self._model(size)))
         size = sizes[(len(sizes) - 1) // 2]
-        low, high = self.widths(size.blocks, size.layers)
+        low, high = self.widths(size.blocks, size.mean_layers)
         channels = min(max(size.channels, low), high)
-        shape = {"blocks": size.blocks, "layers": size.layers, "channels": channels}
+        shape = {"blocks": size.blocks, "layers": size.mean_layers, "channels": channels}
         noise = {"noise_std": self.study.base.noise.std} if self.noises else {}
         return shape | {"lr_ratio": 1.0} | noise
 

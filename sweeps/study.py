@@ -29,16 +29,28 @@ class Size:
     __pydantic_config__ = ConfigDict(extra="forbid")
     channels: int  # width of every Transformer layer
     blocks: int  # autoregressive flow blocks
-    layers: int  # Transformer layers inside each flow block
+    layers: int | tuple[int, ...]  # Transformer layers in each block, or a list from the images
 
     def __post_init__(self) -> None:
-        rules = {name: (size >= 1, configs.SIZE) for name, size in vars(self).items()}
-        configs.check_fields("", self, **rules)
+        sizes = {"channels": self.channels, "blocks": self.blocks}
+        configs.check_fields(
+            "", self, **{name: (n >= 1, configs.SIZE) for name, n in sizes.items()}
+        )
+        object.__setattr__(self, "layers", self._shape.layers)  # 2 for 2, 2, 2, 2
+
+    @property
+    def _shape(self) -> ModelConfig:
+        return ModelConfig(blocks=self.blocks, layers=self.layers)
+
+    @property
+    def mean_layers(self) -> int:
+        """Transformer layers in each block, on average."""
+        return self._shape.mean_layers
 
     @property
     def label(self) -> str:
         """Short name of the size, such as c64-b4-l2."""
-        return f"c{self.channels}-b{self.blocks}-l{self.layers}"
+        return f"c{self.channels}-b{self.blocks}-l{self._shape.layer_split or self.layers}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tarflow.config import ModelConfig
+
 
 class AffineKernels(Protocol):
     """Kernels of one device and one type of `output`; all tensors are contiguous."""
@@ -39,6 +41,12 @@ class AffineKernels(Protocol):
         backwards: int,
     ) -> None:
         """Write the gradients `dtokens` (B, T, D) and `doutput` (B, T, 2D)."""
+
+
+def fusible(model: ModelConfig) -> bool:
+    """Tell whether the kernels compute the affine map of a model's blocks: published TarFlow's."""
+    plain = model.scale == "exp" and not model.soft_clip
+    return plain and not model.start_token and not model.volume_preserving
 
 
 def fused_affine(

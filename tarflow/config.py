@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from tarflow.errors import ConfigError, UserError
 from tarflow.strict_yaml import parse
@@ -27,6 +27,7 @@ Precision = Literal["float32", "bfloat16", "float64"]  # of the matrix products 
 
 
 COUNT, SIZE = "it must be 0 or more", "it must be at least 1"
+UNION = ("int", "tuple[int, ...]")  # parts of the paths by which pydantic names what it tried
 SHARE, DECAY = "it is a share, 0 to 1", "it is a decay, from 0 to below 1"
 
 
@@ -56,7 +57,11 @@ def check_fields(section: str, config: object, **rules: tuple[bool, str]) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """TarFlow architecture (Zhai et al. 2025, section 3)."""
+    """Architecture: TarFlow's (Zhai et al. 2025, section 3), or with other options STARFlow's.
+
+    The options are those in which STARFlow (Gu et al. 2025, arXiv 2506.06276) differs; `STARFLOW`
+    sets them all.
+    """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     image_size: int = 28  # pixels along one side of the square images
@@ -65,14 +70,51 @@ class ModelConfig:
     patch: int = 4  # pixels along one side of a patch; divides image_size
     channels: int = 64  # width of every Transformer layer
     blocks: int = 4  # autoregressive flow blocks, in alternating directions
-    layers: int = 2  # Transformer layers in each flow block
+    layers: int | tuple[int, ...] = (
+        2  # Transformer layers in each block, or a list from the images
+    )
     head_dim: int = 64  # channels of one attention head; divides channels
     volume_preserving: bool = False  # shift without scaling, an ablation
+    first_block: Literal["forwards", "backwards"] = "forwards"  # its reading direction
+    start_token: bool = False  # learn a start token, so that the first token is transformed too
+    scale: Literal["exp", "softplus"] = "exp"  # map from a block's raw output to its scale
+    soft_clip: float = 0.0  # bound c of raw outputs x, as c tanh(x / c); 0 is off
+    final_norm: bool = False  # RMS norm before the output map of each block
+    positions: Literal["learned", "rope"] = "learned"  # table of embeddings, or rotary ones
+    token_order: Literal["channel-first", "channel-last"] = "channel-first"  # inside a token
+    condition_tokens: int = 0  # vectors per image to condition on, instead of labels; 0 is none
+    condition_dim: int = 0  # values of each of these vectors
+    conditioned: Literal["all", "top"] = "all"  # blocks that see the condition; top: nearest noise
 
     def __post_init__(self) -> None:
-        sizes = [name for name in vars(self) if name not in ("classes", "volume_preserving")]
+        sizes = ("image_size", "image_channels", "patch", "channels", "blocks", "head_dim")
         rules = {name: (getattr(self, name) >= 1, SIZE) for name in sizes}
-        check_fields("model", self, **rules, classes=(self.classes >= 0, COUNT))
+        vectors = self.condition_tokens, self.condition_dim
+        depths = (self.layers,) if isinstance(self.layers, int) else self.layers
+        fits = len(depths) == self.blocks or isinstance(self.layers, int)
+        if fits and len(set(depths)) == 1:
+            object.__setattr__(self, "layers", depths[0])  # equal models have equal configs
+        check_fields(
+            "model",
+            self,
+            **rules,
+            layers=(
+                fits and min(depths, default=0) >= 1,
+                f"write one number of at least 1, or a list of {self.blocks}, one for each block",
+            ),
+            classes=(self.classes >= 0, COUNT),
+            soft_clip=(self.soft_clip >= 0, "it must be positive, or 0 for off"),
+            condition_tokens=(self.condition_tokens >= 0, COUNT),
+            condition_dim=(
+                min(vectors) >= 0 and bool(vectors[0]) == bool(vectors[1]),
+                "set both condition_tokens and condition_dim, or neither",
+            ),
+        )
+        if self.classes and self.condition_tokens:
+            raise ConfigError(
+                "model.classes and model.condition_tokens are both set: a model is conditioned on "
+                "labels or on vectors"
+            )
         if self.image_size % self.patch:
             raise ConfigError(
                 f"model.patch {self.patch} does not divide model.image_size {self.image_size}"
@@ -81,6 +123,52 @@ class ModelConfig:
             raise ConfigError(
                 f"model.head_dim {self.head_dim} does not divide model.channels {self.channels}"
             )
+        multiple = 16 if self.condition_tokens else 4  # see `tarflow.model.rotary`
+        if self.positions == "rope" and self.head_dim % multiple:
+            raise ConfigError(
+                f"model.head_dim is {self.head_dim}: with rope it must be a multiple of {multiple}"
+            )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family(cls, plain: Any) -> Any:
+        """Replace `family: starflow` in a file by `STARFLOW`, which other keys override."""
+        if not isinstance(plain, Mapping) or "family" not in plain:
+            return plain
+        rest = {name: value for name, value in plain.items() if name != "family"}
+        if plain["family"] not in FAMILIES:
+            raise ValueError(f"family is {plain['family']!r}: write {' or '.join(FAMILIES)}")
+        return {**FAMILIES[plain["family"]], **rest}
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer layers of each block, the one nearest the images first."""
+        return (self.layers,) * self.blocks if isinstance(self.layers, int) else self.layers
+
+    @property
+    def total_layers(self) -> int:
+        """Transformer layers of all blocks."""
+        return sum(self.depths)
+
+    @property
+    def mean_layers(self) -> int:
+        """Transformer layers of a block, on average."""
+        return round(self.total_layers / self.blocks)
+
+    @property
+    def layer_split(self) -> str:
+        """Layers of each block, such as 1-1-1-13; empty if all have the same number."""
+        return "" if isinstance(self.layers, int) else "-".join(map(str, self.layers))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model takes labels or vectors to condition on."""
+        return bool(self.classes or self.condition_tokens)
+
+    def prefix(self, block: int) -> int:
+        """Return how many condition tokens stand before the image tokens of a block."""
+        top = block == self.blocks - 1
+        return self.condition_tokens if top or self.conditioned == "all" else 0
 
     @property
     def tokens(self) -> int:
@@ -96,6 +184,19 @@ class ModelConfig:
     def dims(self) -> int:
         """Values per image, T * D."""
         return self.tokens * self.token_dim
+
+
+STARFLOW: Mapping[str, Any] = {  # the options of `ModelConfig` that make a STARFlow
+    "first_block": "backwards",  # so that the deep block of an even stack reads forwards
+    "start_token": True,
+    "scale": "softplus",
+    "soft_clip": 4.0,
+    "final_norm": True,
+    "positions": "rope",
+    "token_order": "channel-last",
+    "conditioned": "top",
+}
+FAMILIES: Mapping[str, Mapping[str, Any]] = {"tarflow": {}, "starflow": STARFLOW}  # in files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +465,7 @@ def _truths(kind: Any, plain: Any, path: str = "") -> Iterator[str]:
 def _first_line(kind: type[Any], error: ValidationError) -> str:
     unknown = ("unexpected_keyword_argument", "extra_forbidden")
     mistake = min(error.errors(), key=lambda error: error["type"] not in unknown)  # typos first
-    path = ".".join(map(str, mistake["loc"]))
+    path = ".".join(str(part) for part in mistake["loc"] if part not in UNION)
     if mistake["type"] in unknown:
         owner: Any = kind
         for part in mistake["loc"][:-1]:

@@ -24,25 +24,36 @@ def outputs_per_token(model: ModelConfig) -> int:
 def params(model: ModelConfig) -> int:
     """Count the weights of matrix products, the `N` of the scaling laws."""
     layer = 12 * model.channels**2
-    ends = model.token_dim * model.channels + model.channels * outputs_per_token(model)
-    return model.blocks * (model.layers * layer + ends)
+    ends = (model.token_dim + outputs_per_token(model)) * model.channels
+    conditioned = sum(bool(model.prefix(block)) for block in range(model.blocks))
+    projections = conditioned * model.condition_dim * model.channels
+    return model.total_layers * layer + model.blocks * ends + projections
 
 
 def params_total(model: ModelConfig) -> int:
-    """Count all trained values: weights, biases, norms, position and class tables."""
-    layer = 12 * model.channels**2 + 13 * model.channels
-    ends = (
-        (model.token_dim + 1) * model.channels
-        + (model.channels + 1) * outputs_per_token(model)
-        + (model.tokens + model.classes) * model.channels
-    )
-    return model.blocks * (model.layers * layer + ends)
+    """Count all trained values: weights, biases, norms, position, class and start tables."""
+    biases = 13 * model.total_layers + model.blocks
+    tables = model.blocks * (model.tokens * (model.positions == "learned") + model.final_norm)
+    conditioned = model.blocks if model.conditioned == "all" else 1
+    tables += conditioned * (model.classes + bool(model.condition_tokens))
+    ends = outputs_per_token(model) + model.token_dim * model.start_token
+    return params(model) + (biases + tables) * model.channels + model.blocks * ends
 
 
 def forward_flops(model: ModelConfig) -> int:
-    """Count the FLOPs of one forward pass of one image."""
-    attention = 2 * model.channels * model.tokens * (model.tokens + 1)
-    return 2 * params(model) * model.tokens + model.blocks * model.layers * attention
+    """Count the FLOPs of one forward pass of one image.
+
+    A block with condition tokens computes its layers for these tokens as well.
+    """
+    flops = 0
+    ends = (model.token_dim + outputs_per_token(model)) * model.channels
+    for block, layers in enumerate(model.depths):
+        prefix = model.prefix(block)
+        read = prefix + model.tokens
+        attention = 2 * model.channels * read * (read + 1)
+        flops += layers * (2 * 12 * model.channels**2 * read + attention)
+        flops += 2 * (ends * model.tokens + prefix * model.condition_dim * model.channels)
+    return flops
 
 
 def training_flops(model: ModelConfig) -> int:
@@ -59,6 +70,7 @@ WIDE = {"float64": 8}  # bytes of a weight or a sum; 4 in all other precisions
 NARROW = {"float64": 8, "bfloat16": 2}  # bytes of a factor of a matrix product; otherwise 4
 ACTIVATIONS_PER_LAYER = 16  # values of width C kept per token and layer for the backward pass
 RESIDUALS_PER_LAYER = 2  # of these, the inputs of the layer norms, which are wide
+ROTATED_PER_LAYER = 2  # more: queries and keys after rotary positions
 WORKING_VALUES = 10  # temporary values of width C per token in the layer being computed
 END_VALUES = 8  # values of width D per token around the layers of a block
 ROOM = 0.85  # share of a device's memory to fill; runtime and fragmentation take the rest
@@ -126,7 +138,7 @@ def sharded(config: RunConfig, device_bytes: float) -> bool:
 def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
     model, precision = config.model, config.precision
     wide, narrow = WIDE.get(precision, 4), NARROW.get(precision, 4)
-    weights, layers = params_total(model), model.blocks * model.layers
+    weights, layers = params_total(model), model.total_layers
     state = 4 * weights  # the weights, a gradient and two moments
     if config.optim.optimizer == "muon":
         state -= layers * 12 * model.channels**2  # hidden matrices have no second moment
@@ -139,7 +151,9 @@ def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
     else:
         copies = params(model) * narrow if narrow < wide else 0
     residuals = RESIDUALS_PER_LAYER * wide
-    kept = model.channels * (residuals + (ACTIVATIONS_PER_LAYER - RESIDUALS_PER_LAYER) * narrow)
+    values = ACTIVATIONS_PER_LAYER - RESIDUALS_PER_LAYER
+    values += ROTATED_PER_LAYER if model.positions == "rope" else 0
+    kept = model.channels * (residuals + values * narrow)
     plain = config.execution.device == "cpu" and not config.execution.fused
     if narrow < wide and plain and model.tokens <= PRODUCTS_TOKENS:
         kept += model.channels // model.head_dim * model.tokens * narrow  # attention matrix
@@ -149,7 +163,8 @@ def _memory(config: RunConfig, micro: int, shard: bool) -> Memory:
         per_token += layers * model.channels * wide + kept  # inputs, and one layer at a time
     else:
         per_token += layers * kept
-    return Memory(state * wide, copies, micro * model.tokens * per_token)
+    read = model.tokens + max(model.prefix(block) for block in range(model.blocks))
+    return Memory(state * wide, copies, micro * read * per_token)
 
 
 @dataclass(frozen=True)

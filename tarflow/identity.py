@@ -9,6 +9,21 @@ from tarflow.config import RunConfig, to_dict
 from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")
+LATER = {  # fields that came after the first release, with the values that are not hashed
+    "optim": {"optimizer": "adamw", "base_channels": 0},
+    "model": {
+        "first_block": "forwards",
+        "start_token": False,
+        "scale": "exp",
+        "soft_clip": 0.0,
+        "final_norm": False,
+        "positions": "learned",
+        "token_order": "channel-first",
+        "condition_tokens": 0,
+        "condition_dim": 0,
+        "conditioned": "all",
+    },
+}
 HALVES = ("chosen", "scored")  # one half of the samples makes a choice, the other scores it
 WHOLE = ("all", *HALVES)  # all samples are scored together, and the halves as well
 
@@ -26,10 +41,10 @@ def run_id(config: RunConfig) -> str:
         raise ConfigError("a run has a name only after its precision and data hash are resolved")
     plain = {key: value for key, value in to_dict(config).items() if key not in NOT_HASHED}
     plain["data"].pop("name")  # data that moved keeps its hash
-    if config.optim.optimizer == "adamw":
-        plain["optim"].pop("optimizer")
-    if not config.optim.base_channels:
-        plain["optim"].pop("base_channels")
+    for section, defaults in LATER.items():
+        for name, value in defaults.items():
+            if plain[section][name] == value:
+                plain[section].pop(name)
     if config.noise.type == "uniform":
         plain["noise"].pop("std")
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))

@@ -41,7 +41,8 @@ RUNS = pa.schema(
         ("patch", pa.int32()),
         ("channels", pa.int32()),
         ("blocks", pa.int32()),
-        ("layers", pa.int32()),
+        ("layers", pa.int32()),  # in each block; the rounded mean if they differ
+        ("layer_split", pa.string()),  # layers of each block, such as 1-1-1-13, if they differ
         ("head_dim", pa.int32()),
         ("lr", pa.float64()),
         ("batch", pa.int32()),

@@ -158,7 +158,8 @@ def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
     flops = cost.run_flops(config)
     return {
         "run_id": run_id(config),
-        "label": label or f"c{model.channels}-b{model.blocks}-l{model.layers}",
+        "label": label
+        or f"c{model.channels}-b{model.blocks}-l{model.layer_split or model.layers}",
         "role": role,
         "config": json.dumps(to_dict(config)),
         "data": config.data.name,
@@ -167,7 +168,8 @@ def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
         "patch": model.patch,
         "channels": model.channels,
         "blocks": model.blocks,
-        "layers": model.layers,
+        "layers": model.mean_layers,
+        "layer_split": model.layer_split or None,
         "head_dim": model.head_dim,
         "lr": config.optim.lr,
         "batch": config.batch,

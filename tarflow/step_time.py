@@ -141,7 +141,7 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
     peak = device.flops["float32" if wide else "bfloat16"]
     flops = float(cost.training_flops(model)) * images
     narrow = cost.NARROW.get(config.precision, 4)
-    weights, layers = cost.params_total(model), model.blocks * model.layers
+    weights, layers = cost.params_total(model), model.total_layers
     if mfu:
         products = flops / (mfu * peak)
         traffic = launching = optimizer = 0.0
@@ -151,7 +151,8 @@ def step_time(config: RunConfig, cluster: Cluster, mfu: float = 0.0) -> StepTime
         share = PRODUCTS_SHARE * model.channels / (model.channels + balance)
         values = images * model.tokens * layers * model.channels
         moved = COMPILED_VALUE_BYTES if config.execution.compile else VALUE_BYTES
-        if config.execution.fused and not sharded and config.precision != "float64":
+        fusible = model.positions == "learned"
+        if fusible and config.execution.fused and not sharded and config.precision != "float64":
             moved = FUSED_VALUE_BYTES * (1 if narrow < 4 else 2)
         updated = weights / (cluster.workers if sharded else 1)
         per_weight = OPTIMIZER_VALUES + (AVERAGE_VALUES if config.optim.ema else 0)

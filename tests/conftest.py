@@ -12,7 +12,7 @@ os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a started process that crash
 import pytest
 import torch
 
-from tarflow.config import ModelConfig
+from tarflow.config import STARFLOW, ModelConfig
 from tarflow.model.flow import TarFlow, initialise
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,6 +46,8 @@ def random_flow():
     def make(dtype=torch.float64, seed=0, **fields):
         sizes = {"image_size": 8, "image_channels": 2, "patch": 2, "channels": 16, "head_dim": 8}
         sizes |= {"blocks": 3, "layers": 1}
+        if fields.pop("family", "tarflow") == "starflow":
+            sizes |= STARFLOW
         flow = TarFlow(ModelConfig(**{**sizes, **fields}))
         initialise(flow, seed)
         rng = torch.Generator().manual_seed(seed)
@@ -54,6 +56,8 @@ def random_flow():
                 noise = torch.randn(parameter.shape, generator=rng, dtype=torch.float64)
                 # log-scales are linear in the hidden state: wider weights would overflow
                 parameter += (0.03 if "proj" in name else 0.3) * noise
+            if flow.config.condition_tokens:
+                flow.null_condition.normal_(generator=rng)
             if flow.config.volume_preserving:
                 flow.var.uniform_(0.5, 2.0, generator=rng)
         return flow.to(dtype).eval()

@@ -84,6 +84,16 @@ def variants():
         "layers": 3,
         "head_dim": 32,
         "volume_preserving": True,
+        "first_block": "backwards",
+        "start_token": True,
+        "scale": "softplus",
+        "soft_clip": 4.0,
+        "final_norm": True,
+        "positions": "rope",
+        "token_order": "channel-last",
+        "condition_tokens": 2,
+        "condition_dim": 3,
+        "conditioned": "top",
         "hash": "f" * 16,
         "flip": True,
         "type": "uniform",
@@ -113,14 +123,17 @@ def variants():
             yield key, replace(PLAIN, **{key: others[key]})
             continue
         for name in value.keys() - {"name"}:  # a path of the data names no numbers
-            part = replace(getattr(PLAIN, key), **{name: others[name]})
+            changed = {name: others[name]}
+            if name.startswith("condition_"):  # they come together
+                changed = {"condition_tokens": 2, "condition_dim": 3, "classes": 0, **changed}
+            part = replace(getattr(PLAIN, key), **changed)
             yield f"{key}.{name}", replace(PLAIN, **{key: part})
 
 
 def test_every_field_that_changes_the_numbers_changes_the_name():
     names = {path: run_id(config) for path, config in variants()}
-    assert len(names) == 30
-    assert len({*names.values(), run_id(PLAIN)}) == 31, names
+    assert len(names) == 40
+    assert len({*names.values(), run_id(PLAIN)}) == 40, names  # two are the same change
 
 
 def test_data_that_moved_are_the_same_data():
@@ -277,7 +290,7 @@ def numbers(kind, path=""):
 
 def test_every_number_of_a_config_has_a_range(tmp_path: Path):
     named = dict(numbers(RunConfig))
-    assert len(named) == 35
+    assert len(named) == 37
     for name, kind in named.items():
         wrong = ["-1", "true", "1" + 30 * "0" if kind is int else ".inf"]
         wrong += [".nan", ".inf"] if kind is float else []

@@ -42,7 +42,8 @@ class Allocation:
     bpd_interval: Interval | None
     channels: int  # nearest buildable model by parameters
     blocks: int
-    layers: int
+    layers: int  # in each block; the rounded mean if they differ
+    layer_split: str  # layers of each block, such as 1-1-1-13, if they differ
     model_params: int  # of the buildable model
     images: int  # of the buildable model, whole batches
     epochs: float  # passes over the training set; 0 if its size is unknown
@@ -82,7 +83,8 @@ class Sizes:
         widest = self._heads(params.max()) * self.model.head_dim
         widths = np.unique(np.geomspace(1, widest, 60).round().astype(int))
         # Widths between multiples of the head width cannot be built; their cost is still a number.
-        models = [replace(self.model, channels=int(width), head_dim=1) for width in widths]
+        any_width = replace(self.model, head_dim=1, positions="learned")  # of the same cost
+        models = [replace(any_width, channels=int(width)) for width in widths]
         # Draws of few runs reach sizes whose parameters fill no integer of numpy.
         x = np.log([float(cost.params(model)) for model in models])
         y = np.log([cost.training_flops(model) / model.tokens for model in models])
@@ -154,7 +156,8 @@ def allocate(
         bpd_interval=interval,
         channels=model.channels,
         blocks=model.blocks,
-        layers=model.layers,
+        layers=model.mean_layers,
+        layer_split=model.layer_split,
         model_params=cost.params(model),
         images=images,
         epochs=images * model.tokens / unique_tokens(runs),

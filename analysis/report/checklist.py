@@ -299,7 +299,7 @@ def sizes(findings: Findings) -> Table:
                 power(item.flops),
                 _with_interval(item.params, item.params_interval, count),
                 _with_interval(item.tokens, item.tokens_interval, count),
-                f"c{item.channels}-b{item.blocks}-l{item.layers}",
+                f"c{item.channels}-b{item.blocks}-l{item.layer_split or item.layers}",
                 count(item.images),
                 number(item.epochs),
                 _with_interval(item.bpd, item.bpd_interval, bits),

@@ -191,10 +191,15 @@ def _tiles(findings: Findings, table: pd.DataFrame, advice: Recommendation | Non
 def next_in_words(findings: Findings, advice: Recommendation) -> str:
     """Say which run to train next and why this one."""
     item, model = advice.allocation, advice.config.model
+    layers = (
+        f"{model.layer_split} layers"
+        if model.layer_split
+        else _several(model.mean_layers, "layer")
+    )
     text = (
         f"{power(item.flops)} FLOPs, {number(item.flops / findings.budgets[-1].flops)} times the "
         f"largest budget: {model.channels} channels, {model.blocks} blocks of "
-        f"{_several(model.layers, 'layer')} ({count(item.model_params)} parameters), "
+        f"{layers} ({count(item.model_params)} parameters), "
         f"{digits(advice.config.images)} images. The size is that of the {item.source}."
     )
     edge = f"At the edge: {item.edge}." if item.edge else ""

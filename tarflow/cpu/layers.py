@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tarflow.affine import fused_affine
+from tarflow.affine import fused_affine, fusible
 from tarflow.cost import PRODUCTS_TOKENS
 from tarflow.cpu.kernels import Kernels, kernels
 from tarflow.model.flow import Attention, FlowBlock, Layer
@@ -51,10 +51,10 @@ class FusedLayer(Layer):
         modules: Any = (mixer.norm, mixer.qkv, mixer.proj, self.mlp.norm, up, down)
         return tuple(tensor for module in modules for tensor in (module.weight, module.bias))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Transform (B, T, C) hidden states."""
-        if not torch.is_grad_enabled():
-            return super().forward(hidden)
+    def forward(self, hidden: Tensor, rotation: Tensor | None = None, /) -> Tensor:
+        """Transform (B, n, C) hidden states; rotary positions are left to PyTorch."""
+        if rotation is not None or not torch.is_grad_enabled():
+            return super().forward(hidden, rotation)
         low = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if low else torch.float32
         return fused_layer(hidden, self.weights, self.attention.head_dim, dtype)
@@ -63,12 +63,12 @@ class FusedLayer(Layer):
 class FusedBlock(FlowBlock):
     """A flow block whose affine map trains by a compiled kernel."""
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (B, T, D) tokens one block towards the noise; see `FlowBlock.forward`."""
-        if self.volume_preserving or not torch.is_grad_enabled():
-            return super().forward(tokens, labels)
+        if not (fusible(self.config) and torch.is_grad_enabled()):
+            return super().forward(tokens, condition)
         tokens = self.permute(tokens)
-        output = self.output(tokens, labels)
+        output = self.output(tokens, condition)
         return fused_affine(_kernels(output.dtype), tokens, output, self.backwards)
 
 

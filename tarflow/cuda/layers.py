@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tarflow.affine import fused_affine
+from tarflow.affine import fused_affine, fusible
 from tarflow.cuda import affine, kernels
 from tarflow.model.flow import FlowBlock, Layer
 
@@ -25,7 +25,7 @@ from tarflow.model.flow import FlowBlock, Layer
 class FusedLayer(Layer):
     """A Transformer layer that trains by Triton kernels, in float32 or under autocast."""
 
-    def forward(self, *states: Tensor) -> Any:
+    def forward(self, *states: Any) -> Any:
         """Transform (B, T, C) hidden states, or a stream of them as `FusedBlock` keeps it.
 
         Args:
@@ -35,7 +35,7 @@ class FusedLayer(Layer):
         Returns:
             Hidden states and update, (B, T, C) each, or hidden states if these were given alone.
         """
-        if len(states) == 1:
+        if len(states) < 3:  # hidden states, and perhaps rotary positions
             return super().forward(*states)
         attention, (up, _, down), norm = self.attention, cast(Any, self.mlp.main), self.mlp.norm
         qkv, proj = attention.qkv, attention.proj
@@ -56,23 +56,33 @@ class FusedBlock(FlowBlock):
 
     residuals: ClassVar[torch.dtype] = torch.float32  # type of the sums of hidden states
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map (B, T, D) tokens one block towards the noise; see `FlowBlock.forward`."""
-        if self.volume_preserving or not torch.is_grad_enabled():
-            return super().forward(tokens, labels)
+        if not (fusible(self.config) and torch.is_grad_enabled()):
+            return super().forward(tokens, condition)
         tokens = self.permute(tokens)
-        return fused_affine(affine, tokens, self.output(tokens, labels), self.backwards)
+        return fused_affine(affine, tokens, self.output(tokens, condition), self.backwards)
 
-    def output(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the last projection, (B, T, D or 2D); see `FlowBlock.output`."""
-        if not torch.is_grad_enabled():
-            return super().output(tokens, labels)
-        hidden = self.proj_in(tokens) + self.embedding(labels).to(self.residuals)
+    def output(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the last projection, (B, T, D or 2D); see `FlowBlock.output`.
+
+        Rotary positions are left to PyTorch.
+        """
+        embedding = self.embedding(condition)
+        if not torch.is_grad_enabled() or not isinstance(embedding, Tensor):
+            return super().output(tokens, condition)
+        hidden = self.proj_in(tokens) + embedding.to(self.residuals)
+        if self.proj_txt is not None:
+            hidden = torch.cat([self.proj_txt(condition).to(hidden.dtype), hidden], 1)
         update = torch.zeros_like(hidden, dtype=product_dtype())
         bias: Tensor = torch.zeros_like(self.proj_in.bias)
         for layer in self.attn_blocks:
             hidden, update = layer(hidden, update, bias)
             bias = cast(Any, layer).mlp.main[2].bias
+        hidden, update = hidden[:, self.prefix :], update[:, self.prefix :]
+        if self.final_norm is not None:
+            projected: Tensor = self.proj_out(self.final_norm(hidden + update + bias))
+            return projected
         weight, dtype = self.proj_out.weight, product_dtype()
         offset = self.proj_out.bias + (weight * bias).sum(1)  # saves a pass that adds the bias
         return F.linear((hidden + update).to(dtype), weight.to(dtype), offset.to(dtype))

@@ -135,7 +135,7 @@ def score(
     flow = flow.eval().requires_grad_(False)
     model, count = config.model, len(images)
     if model.classes:
-        flow.check_labels(torch.from_numpy(images.labels))
+        flow.check_condition(torch.from_numpy(images.labels))
     batch = min(batch, images_at_a_time(model, 1, flow.var.element_size()))
     decoder = reference.decoder if reference else None
     kind = "bound" if config.noise.type == "gaussian" else "dequantised"

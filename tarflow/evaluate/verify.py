@@ -65,14 +65,15 @@ def verify(
     if not weights.passed:
         return
     flow.requires_grad_(False)
-    tokens = patchify(images.double(), flow.config.patch)
+    tokens = patchify(images.double(), flow.config)
     logdet = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    first = None if labels is None else labels[:1]
+    complete = flow.complete(labels, len(images))
+    first = None if complete is None else complete[:1].to(_wide(complete))
     for index, block in enumerate(flow.blocks):
         wide = copy.deepcopy(cast(FlowBlock, block)).double()
         yield _causality(f"block {index} causality", wide, tokens[:1], first)
         yield _block_log_determinant(f"block {index} log-determinant", wide, tokens[:1], first)
-        tokens, part = wide(tokens, labels)
+        tokens, part = wide(tokens, None if complete is None else complete.to(_wide(complete)))
         logdet += part
     yield _flow_log_determinant(flow, images, labels, logdet)
     single = negative_log_likelihood(*flow(images, labels)).double()
@@ -81,6 +82,11 @@ def verify(
     yield Check("arithmetic of the likelihood", error, SINGLE, quantity)
     error = (invert(flow, flow(images, labels)[0], labels) - images).abs().max().item()
     yield Check("round trip", error, default_tolerance(noise), "largest pixel error")
+
+
+def _wide(condition: Tensor) -> torch.dtype:
+    """Return the type of a condition in float64 arithmetic: labels keep theirs."""
+    return torch.float64 if condition.is_floating_point() else condition.dtype
 
 
 def _finite_weights(flow: TarFlow) -> Check:
@@ -127,7 +133,8 @@ def _block_log_determinant(
         return block.permute(block.permute(values)[:, :kept])
 
     short = copy.deepcopy(block)
-    short.pos_embed = nn.Parameter(cut(block.pos_embed[None])[0], requires_grad=False)
+    if block.pos_embed is not None:
+        short.pos_embed = nn.Parameter(cut(block.pos_embed[None])[0], requires_grad=False)
     error = _log_determinant_error(short, cut(tokens), labels)
     return Check(name, error, EXACT, f"against autograd, nats per dimension, {kept} tokens")
 
@@ -140,7 +147,7 @@ def _flow_log_determinant(
     if flow.config.dims > JACOBIAN:
         error = (flow(images, labels)[1] - of_blocks).abs().max().item() / math.log(2)
         return Check(name, error, SINGLE, "against the sum of its blocks', bits per dimension")
-    first = None if labels is None else labels[:1]
+    first = None if labels is None else labels[:1].to(_wide(labels))
     error = _log_determinant_error(copy.deepcopy(flow).double(), images[:1].double(), first)
     return Check(name, error, EXACT, "against autograd, nats per dimension")
 
@@ -156,7 +163,8 @@ def _log_determinant_error(
     for rows in torch.eye(dims, dtype=point.dtype, device=point.device).split(ROWS):
         with torch.enable_grad():
             batch = point.expand(len(rows), *point.shape[1:]).clone().requires_grad_()
-            mapped, _ = mapping(batch, None if labels is None else labels.expand(len(rows)))
+            of_all = None if labels is None else labels.expand(len(rows), *labels.shape[1:])
+            mapped, _ = mapping(batch, of_all)
             jacobian += torch.autograd.grad(mapped, batch, rows.view_as(mapped))
     exact = torch.linalg.slogdet(torch.cat(jacobian).flatten(1)).logabsdet.item() / dims
     error: float = abs(mapping(point, labels)[1].item() - exact) / max(1.0, abs(exact))

@@ -7,8 +7,11 @@ the patches before it. So the map is invertible, its Jacobian triangular and its
 This file is the mathematics alone. How a machine runs it fast (compiled kernels, CUDA graphs,
 sharding, recomputed activations) wraps it from outside.
 
+Options of the config turn a TarFlow into a STARFlow (Gu et al. 2025, arXiv 2506.06276).
+
 Legend: `B` batch, `T` tokens per image, `D` values per token, `C` channels, `H` heads,
-`K` channels of a head. Parameter names are those of the published weights.
+`K` channels of a head, `P` condition tokens of `E` values. A condition is a label for each image,
+(B,) int64, or vectors, (B, P, E). Parameter names are those of the published weights.
 """
 
 import math
@@ -21,23 +24,33 @@ from torch import Tensor, nn
 from tarflow.config import ModelConfig
 from tarflow.errors import UserError
 from tarflow.model import noise
+from tarflow.model.rotary import rotate, rotations
+
+UNIT = math.log(math.e - 1)  # softplus(UNIT) is 1
 
 
-def patchify(images: Tensor, patch: int) -> Tensor:
+def patchify(images: Tensor, model: ModelConfig) -> Tensor:
     """Cut (B, c, height, width) images into (B, T, D) tokens in raster order.
 
-    Inside a token the order is channel, row, column.
+    Inside a token the order is channel, row, column, or row, column, channel.
 
-    >>> patchify(torch.zeros(2, 3, 8, 8), patch=4).shape
+    >>> model = ModelConfig(image_size=8, image_channels=3, patch=4)
+    >>> patchify(torch.zeros(2, 3, 8, 8), model).shape
     torch.Size([2, 4, 48])
     """
-    return F.pixel_unshuffle(images, patch).flatten(2).mT
+    cells = F.pixel_unshuffle(images, model.patch)
+    if model.token_order == "channel-last":
+        cells = cells.unflatten(1, (model.image_channels, -1)).transpose(1, 2).flatten(1, 2)
+    return cells.flatten(2).mT
 
 
-def unpatchify(tokens: Tensor, patch: int) -> Tensor:
+def unpatchify(tokens: Tensor, model: ModelConfig) -> Tensor:
     """Join the (B, T, D) tokens of square images; the inverse of `patchify`."""
     side = math.isqrt(tokens.shape[1])
-    return F.pixel_shuffle(tokens.mT.reshape(len(tokens), tokens.shape[2], side, side), patch)
+    cells = tokens.mT.reshape(len(tokens), tokens.shape[2], side, side)
+    if model.token_order == "channel-last":
+        cells = cells.unflatten(1, (-1, model.image_channels)).transpose(1, 2).flatten(1, 2)
+    return F.pixel_shuffle(cells, model.patch)
 
 
 class Attention(nn.Module):
@@ -50,12 +63,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Mix (B, T, C) hidden states, each with those before it."""
+    def forward(self, hidden: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """Mix (B, n, C) hidden states, each with those before it.
+
+        Args:
+            hidden: States of n tokens.
+            rotation: Rotary positions (2, n, K / 2), or `None` where positions are learned.
+        """
         query, key, value = (
-            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, K)
+            part.unflatten(2, (-1, self.head_dim)).transpose(1, 2)  # (B, H, n, K)
             for part in self.qkv(self.norm(hidden)).chunk(3, dim=2)
         )
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         mixed = self.attend(query, key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return projected
@@ -91,113 +111,191 @@ class Layer(nn.Module):
         self.attention = self.attention_type(channels, head_dim)
         self.mlp = MLP(channels)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Transform (B, T, C) hidden states."""
-        hidden = hidden + self.attention(hidden)
+    def forward(self, hidden: Tensor, rotation: Tensor | None = None, /) -> Tensor:
+        """Transform (B, n, C) hidden states; for the rotation see `Attention.forward`."""
+        hidden = hidden + self.attention(hidden, rotation)
         transformed: Tensor = hidden + self.mlp(hidden)
         return transformed
+
+
+class FinalNorm(nn.Module):
+    """Root mean square norm whose weight starts at zero and is added to one (Gu et al. 2025)."""
+
+    eps = 1e-6
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalize (..., C) hidden states, in float32 or wider."""
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        return F.rms_norm(wide, wide.shape[-1:], 1 + self.weight.to(wide.dtype), self.eps)
 
 
 class FlowBlock(nn.Module):
     """One autoregressive affine map (Zhai et al. 2025, equation 4).
 
-    It reads the tokens in raster order, or the other way round if `backwards`.
+    It reads the tokens in raster order, or the other way round if `backwards`. The Transformer
+    predicts the shift and scale of each token from its predecessors. Without a start token the
+    first one has none and passes unchanged.
     """
 
-    def __init__(
-        self, config: ModelConfig, backwards: bool, layer_type: type[Layer] = Layer
-    ) -> None:
+    def __init__(self, config: ModelConfig, index: int, layer_type: type[Layer] = Layer) -> None:
+        """Build block `index`, counted from the images."""
         super().__init__()
-        self.backwards = backwards
-        self.volume_preserving = config.volume_preserving
+        self.config = config
+        self.backwards = (config.first_block == "backwards") != bool(index % 2)
+        self.prefix = config.prefix(index)
+        sees_labels = config.classes and (
+            config.conditioned == "all" or index == config.blocks - 1
+        )
         outputs = config.token_dim * (1 if config.volume_preserving else 2)
         self.proj_in = nn.Linear(config.token_dim, config.channels)
-        self.pos_embed = nn.Parameter(torch.randn(config.tokens, config.channels) * 0.01)
+        self.proj_txt = nn.Linear(config.condition_dim, config.channels) if self.prefix else None
+        self.sos_embed = (
+            nn.Parameter(torch.randn(1, 1, config.token_dim) * 0.01)
+            if config.start_token
+            else None
+        )
+        self.pos_embed = (
+            nn.Parameter(torch.randn(config.tokens, config.channels) * 0.01)
+            if config.positions == "learned"
+            else None
+        )
         self.class_embed = (
             nn.Parameter(torch.randn(config.classes, 1, config.channels) * 0.01)
-            if config.classes
+            if sees_labels
             else None
         )
         self.attn_blocks = nn.ModuleList(
-            layer_type(config.channels, config.head_dim) for _ in range(config.layers)
+            layer_type(config.channels, config.head_dim) for _ in range(config.depths[index])
         )
+        self.final_norm = FinalNorm(config.channels) if config.final_norm else None
         self.proj_out = nn.Linear(config.channels, outputs)
         nn.init.zeros_(self.proj_out.weight)  # the bias is not zeroed, as published
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map tokens one block towards the noise.
+    @property
+    def conditional(self) -> bool:
+        """Whether this block sees the condition."""
+        return self.class_embed is not None or self.proj_txt is not None
 
-        The first token in the block's order passes unchanged; each other one is shifted and scaled
-        by what its predecessors say.
+    @property
+    def passed(self) -> int:
+        """Number of tokens at the front that pass unchanged: 1, or 0 with a start token."""
+        return 0 if self.config.start_token else 1
+
+    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map tokens one block towards the noise.
 
         Args:
             tokens: (B, T, D) in raster order.
-            labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+            condition: Labels (B,) int64, -1 where dropped, or vectors (B, P, E), `null_condition`
+                of the flow where dropped. `None` is for blocks without a condition, and drops all
+                labels.
 
         Returns:
             Tokens (B, T, D) in raster order, log-determinant (B,) in nats per dimension.
         """
         tokens = self.permute(tokens)
-        log_scale, shift = self.coefficients(tokens, labels)
-        log_scale, shift = log_scale[:, :-1], shift[:, :-1]
-        rest = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
+        log_scale, shift = self.coefficients(tokens, condition)
+        first, rest = tokens[:, : self.passed], tokens[:, self.passed :]
+        rest = (rest - shift) * torch.exp(-log_scale)
         logdet = -log_scale.sum((1, 2)) / tokens[0].numel()
-        return self.permute(torch.cat([tokens[:, :1], rest], 1)), logdet
+        return self.permute(torch.cat([first, rest], 1)), logdet
 
     def permute(self, tokens: Tensor) -> Tensor:
         """Take (B, T, ...) from raster order to the order of this block, or back."""
         return tokens.flip(1) if self.backwards else tokens
 
-    def coefficients(self, tokens: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log-scale and shift, (B, T, D) each, for the successor of each token.
+    def coefficients(self, tokens: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return log-scale and shift, (B, T, D) each, of all tokens that do not pass unchanged.
+
+        Without a start token these are all but the first: (B, T - 1, D).
 
         Args:
             tokens: (B, T, D) in the block's order.
-            labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+            condition: See `forward`.
         """
-        return split_output(self.output(tokens, labels), self.volume_preserving)
+        count = tokens.shape[1]
+        output = self.output(self.with_start(tokens)[:, :count], condition)
+        log_scale, shift = self.split(output)
+        return log_scale[:, : count - self.passed], shift[:, : count - self.passed]
 
-    def output(self, tokens: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the last projection, (B, T, D or 2D); arguments as for `coefficients`."""
-        hidden = self.proj_in(tokens) + self.embedding(labels)
+    def with_start(self, tokens: Tensor) -> Tensor:
+        """Return tokens (B, T, D) after the start token, if this block has one."""
+        if self.sos_embed is None:
+            return tokens
+        return torch.cat([self.sos_embed.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
+
+    def output(self, tokens: Tensor, condition: Tensor | None) -> Tensor:
+        """Return the last projection, (B, T, D or 2D), at each token for its successor.
+
+        Args:
+            tokens: (B, T, D) in the block's order, from the start token on if there is one.
+            condition: See `forward`.
+        """
+        hidden = self.proj_in(tokens) + self.embedding(condition)
+        if self.proj_txt is not None:
+            hidden = torch.cat([self.proj_txt(condition), hidden], 1)
+        rotation = self.rotation(hidden)
+        positions = () if rotation is None else (rotation[:, : hidden.shape[1]],)
         for layer in self.attn_blocks:
-            hidden = layer(hidden)
-        projected: Tensor = self.proj_out(hidden)
+            hidden = layer(hidden, *positions)
+        hidden = hidden[:, self.prefix :]
+        projected: Tensor = self.proj_out(
+            hidden if self.final_norm is None else self.final_norm(hidden)
+        )
         return projected
 
-    def embedding(self, labels: Tensor | None) -> Tensor:
-        """Return positions plus classes, (1 or B, T, C), in the block's order.
+    def rotation(self, like: Tensor) -> Tensor | None:
+        """Return rotary positions (2, P + T, K / 2) on a tensor's device, or `None` if learned."""
+        if self.config.positions == "learned":
+            return None
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        every = rotations(self.config, like.device, dtype)
+        return every[:, self.config.condition_tokens - self.prefix :]
+
+    def embedding(self, condition: Tensor | None) -> Tensor | float:
+        """Return positions plus classes, (1 or B, 1 or T, C), in the block's order; 0 for neither.
 
         A dropped label (-1; `None` for the whole batch) is the mean of the class table.
         """
-        position = self.permute(self.pos_embed[None])
+        position = 0.0 if self.pos_embed is None else self.permute(self.pos_embed[None])
         if self.class_embed is None:
             return position
         mean = self.class_embed.mean(0, keepdim=True)
-        if labels is None:
+        if condition is None:
             return position + mean
-        chosen = self.class_embed[labels.clamp(min=0)]
-        return position + torch.where((labels < 0)[:, None, None], mean, chosen)
+        chosen = self.class_embed[condition.clamp(min=0)]
+        return position + torch.where((condition < 0)[:, None, None], mean, chosen)
 
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Split what the last projection gives into log-scale and shift, in float32 or wider.
 
-def split_output(output: Tensor, volume_preserving: bool) -> tuple[Tensor, Tensor]:
-    """Split what the last projection gives into log-scale and shift, in float32 or wider.
-
-    Args:
-        output: (B, T, 2D), or (B, T, D) of a volume-preserving block, which has no scale.
-        volume_preserving: Whether `output` is the shift alone; the log-scale is then 0.
-    """
-    output = output.to(torch.promote_types(output.dtype, torch.float32))
-    if volume_preserving:
-        return torch.zeros_like(output), output
-    log_scale, shift = output.chunk(2, dim=2)
-    return log_scale, shift
+        Args:
+            output: (B, T, 2D), or (B, T, D) of a volume-preserving block: the shift alone, whose
+                log-scale is 0.
+        """
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if clip := self.config.soft_clip:
+            output = clip * torch.tanh(output / clip)
+        if self.config.volume_preserving:
+            return torch.zeros_like(output), output
+        log_scale, shift = output.chunk(2, dim=2)
+        if self.config.scale == "softplus":
+            scale = F.softplus(log_scale + UNIT)
+            log_scale = scale.clamp(min=torch.finfo(scale.dtype).tiny).log()
+        return log_scale, shift
 
 
 class TarFlow(nn.Module):
     """A stack of autoregressive blocks between images and Gaussian noise."""
 
     var: Tensor  # (T, D) variance of the prior: 1 unless the flow preserves volume
+    null_condition: (
+        Tensor  # (P, E) what a dropped condition is replaced by; absent without vectors
+    )
 
     def __init__(
         self,
@@ -216,32 +314,58 @@ class TarFlow(nn.Module):
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList(
-            block_type(config, bool(index % 2), layer_type) for index in range(config.blocks)
+            block_type(config, index, layer_type) for index in range(config.blocks)
         )
         self.register_buffer("var", torch.ones(config.tokens, config.token_dim))
+        if config.condition_tokens:
+            null = torch.zeros(config.condition_tokens, config.condition_dim)
+            self.register_buffer("null_condition", null)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images to noise.
 
         Args:
             images: (B, c, height, width) in [-1, 1].
-            labels: (B,) int64, -1 where the label is dropped; `None` drops all. An unconditional
-                flow ignores them.
+            condition: Labels (B,) int64, -1 where dropped; or vectors (B, P, E), `null_condition`
+                where dropped; `None` drops all. An unconditional flow ignores it.
 
         Returns:
             Latents (B, T, D), log-determinant (B,) in nats per dimension (float32 or wider).
         """
-        steps = self.trace(images, labels)
+        steps = self.trace(images, condition)
         return steps[-1][0], torch.stack([logdet for _, logdet in steps]).sum(0)
 
-    def trace(self, images: Tensor, labels: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    def trace(
+        self, images: Tensor, condition: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return tokens (B, T, D) after each block, and its log-determinant (B,)."""
-        tokens = patchify(images, self.config.patch)
+        tokens = patchify(images, self.config)
+        condition = self.complete(condition, len(images))
         steps = []
         for block in self.blocks:
-            tokens, logdet = block(tokens, labels)
+            tokens, logdet = block(tokens, condition)
             steps.append((tokens, logdet))
         return steps
+
+    def complete(self, condition: Tensor | None, batch: int) -> Tensor | None:
+        """Return a condition that blocks take: `null_condition` for each image instead of `None`.
+
+        Labels, and the `None` that drops all of them, are returned as they are.
+        """
+        if condition is None and self.config.condition_tokens:
+            return self.null_condition.expand(batch, -1, -1)
+        return condition
+
+    def drop(self, condition: Tensor, dropped: Tensor) -> Tensor:
+        """Return the condition (B, ...) with that of some images dropped.
+
+        Args:
+            condition: Labels (B,) or vectors (B, P, E).
+            dropped: (B,) bool, true where it is dropped.
+        """
+        if not self.config.condition_tokens:
+            return condition.masked_fill(dropped, -1)
+        return torch.where(dropped[:, None, None], self.null_condition.to(condition), condition)
 
     def log_prior(self, latents: Tensor) -> Tensor:
         """Return the log-density (B,) of latents (B, T, D) under N(0, var), nats per dimension."""
@@ -256,16 +380,23 @@ class TarFlow(nn.Module):
         """
         self.var.lerp_(mean_square.to(self.var.dtype), 0.1)
 
-    def check_labels(self, labels: Tensor | None) -> None:
-        """Refuse labels (B,) that this flow has no class for; -1 stands for a dropped label.
+    def check_condition(self, condition: Tensor | None) -> None:
+        """Refuse labels (B,) that this flow has no class for, and vectors of a wrong shape.
 
         Raises:
-            UserError: Naming the first wrong label.
+            UserError: Naming the first wrong label, or the shape.
         """
-        if labels is None:
+        if condition is None:
             return
-        classes = self.config.classes
-        wrong = labels[(labels < -1) | (labels >= classes)]
+        config, classes = self.config, self.config.classes
+        shape = config.condition_tokens, config.condition_dim
+        if condition.is_floating_point() or any(shape):
+            if condition.shape[1:] != shape:
+                given = " x ".join(map(str, condition.shape[1:])) or "one label"
+                needed = " x ".join(map(str, shape)) if any(shape) else "no vectors"
+                raise UserError(f"the condition of an image is {given}: the model takes {needed}")
+            return
+        wrong = condition[(condition < -1) | (condition >= classes)]
         if len(wrong):
             known = f"labels are 0 to {classes - 1}" if classes else "the model has no classes"
             raise UserError(f"label {int(wrong[0])} is unknown: {known}")
@@ -288,8 +419,10 @@ def initialise(flow: TarFlow, seed: int) -> None:
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(module, FlowBlock):
-            for table in (module.pos_embed, module.class_embed):
+            for table in (module.pos_embed, module.class_embed, module.sos_embed):
                 if table is not None:
                     normal = torch.randn(table.shape, generator=rng, dtype=torch.float64)
                     table.copy_(0.01 * normal)
+        elif isinstance(module, FinalNorm):
+            module.weight.zero_()
     flow.var.fill_(1.0)

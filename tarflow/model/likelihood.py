@@ -70,10 +70,10 @@ def score_function(
     Raises:
         UserError: If a label is unknown.
     """
-    flow.check_labels(labels)
+    flow.check_condition(labels)
     config = flow.config
     constants = {name: weight.detach() for name, weight in flow.named_parameters()}
-    most = images_at_a_time(config, config.blocks * config.layers, images.element_size())
+    most = images_at_a_time(config, config.total_layers, images.element_size())
     scores: list[Tensor] = []
     densities = []
     for start in range(0, len(images), most):

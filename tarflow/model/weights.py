@@ -5,18 +5,20 @@ Legend: `T` tokens per image, `D` values per token, `C` channels.
 
 import json
 import math
+import re
 import shlex
 import zlib
 from collections.abc import Mapping
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tarflow.config import ModelConfig, RunConfig, from_dict, to_dict
+from tarflow.config import STARFLOW, ModelConfig, RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
 from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
@@ -87,7 +89,8 @@ def build(
 ) -> TarFlow:
     """Build a flow in eval mode from the tensors of a state dict, without copying them.
 
-    Attention masks, which published files hold, are ignored.
+    Attention masks, which published files hold, are ignored. Buffers that STARFlow's files lack
+    (the variance of the prior, and what a dropped condition is replaced by) keep their defaults.
 
     Raises:
         UserError: If names or shapes are not those of the config.
@@ -95,6 +98,12 @@ def build(
     with torch.device("meta"):
         flow = TarFlow(config, layer_type=layer_type)
     weights = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
+    if config.start_token:
+        like = next(iter(weights.values()))
+        weights.setdefault("var", like.new_ones(config.tokens, config.token_dim))
+    if config.condition_tokens:
+        shape = config.condition_tokens, config.condition_dim
+        weights.setdefault("null_condition", like.new_zeros(shape))
     try:
         flow.load_state_dict(weights, assign=True)
     except RuntimeError as error:
@@ -104,42 +113,69 @@ def build(
 
 
 def config_from_state(
-    state: Mapping[str, Tensor], image_channels: int = 3, head_dim: int = 64
+    state: Mapping[str, Tensor],
+    image_channels: int = 3,
+    head_dim: int = 64,
+    image_size: int = 0,
+    condition_tokens: int = 0,
 ) -> ModelConfig:
     """Infer the architecture from the shapes of a state dict with the published names.
+
+    A state dict with start tokens is taken for a STARFlow.
 
     Args:
         state: State dict of a flow; it may hold attention masks.
         image_channels: Colour channels; shapes only tell channels times patch area.
         head_dim: Channels of a head, which shapes do not tell; 64 in all published weights.
+        image_size: Pixels along one side, which only learned positions tell.
+        condition_tokens: Vectors of a condition, which shapes do not tell.
 
     Raises:
-        UserError: If the names are not those of a TarFlow, or the shapes contradict each other.
+        UserError: If the names are not those of a TarFlow, the shapes contradict each other, or
+            something is not told.
     """
     try:
-        tokens, channels = state["blocks.0.pos_embed"].shape
-        token_dim = state["blocks.0.proj_in.weight"].shape[1]
+        channels, token_dim = state["blocks.0.proj_in.weight"].shape
         outputs = state["blocks.0.proj_out.weight"].shape[0]
+        if "blocks.0.sos_embed" not in state:
+            tokens = len(state["blocks.0.pos_embed"])
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"these are not the weights of a TarFlow: no usable {error}") from None
+    layers: dict[str, set[str]] = {}
+    for block, layer in re.findall(r"blocks\.(\d+)\.attn_blocks\.(\d+)\.", " ".join(state)):
+        layers.setdefault(block, set()).add(layer)
+    depths = tuple(len(layers[block]) for block in sorted(layers, key=int))
+    top = len(depths) - 1
+    options: dict[str, Any] = {}
+    if "blocks.0.sos_embed" in state:
+        if not image_size:
+            raise UserError("STARFlow's weights do not tell the size of the images: give it")
+        text = state.get(f"blocks.{top}.proj_txt.weight")
+        if text is not None and not condition_tokens:
+            raise UserError("the weights do not tell how many vectors a condition has: give it")
+        options = dict(STARFLOW)
+        if text is not None:
+            options |= {"condition_tokens": condition_tokens, "condition_dim": text.shape[1]}
+            if "blocks.0.proj_txt.weight" in state and top:
+                options["conditioned"] = "all"
+        patch = math.isqrt(token_dim // image_channels)
+        tokens = (image_size // patch) ** 2 if patch else 0
     side, patch = math.isqrt(tokens), math.isqrt(token_dim // image_channels)
     if side**2 != tokens or image_channels * patch**2 != token_dim:
         raise UserError(
             f"{tokens} tokens of {token_dim} values are no square image with {image_channels} "
             "channels; give the right image_channels"
         )
-    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    first = "blocks.0.attn_blocks."
-    layers = {name.split(".")[3] for name in state if name.startswith(first)}
-    table = state.get("blocks.0.class_embed")
+    table = state.get(f"blocks.{top}.class_embed")
     return ModelConfig(
-        image_size=side * patch,
+        image_size=image_size or side * patch,
         image_channels=image_channels,
         classes=0 if table is None else len(table),
         patch=patch,
         channels=channels,
-        blocks=len(blocks),
-        layers=len(layers),
+        blocks=len(depths),
+        layers=depths,
         head_dim=head_dim,
         volume_preserving=outputs == token_dim,
+        **options,
     )

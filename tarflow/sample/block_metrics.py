@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import FlowBlock, TarFlow, patchify, split_output
+from tarflow.model.flow import FlowBlock, TarFlow, patchify
 
 
 def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:
@@ -21,11 +21,13 @@ def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:
     and shift.
     """
     bounds = []
+    vp = flow.config.volume_preserving
     for block, tokens, _ in _blocks(flow, images):
-        log_scale, _ = block.coefficients(tokens, None)
-        scaled = (torch.exp(-log_scale[:, :-1]) * tokens[:, 1:]).mean(0)
-        halves = split_output(block.proj_out.weight.mT[None], block.volume_preserving)
-        scale, shift = (torch.linalg.matrix_norm(half[0].mT, 2) for half in halves)
+        log_scale, _ = block.coefficients(tokens, flow.complete(None, len(tokens)))
+        scaled = (torch.exp(-log_scale) * tokens[:, block.passed :]).mean(0)
+        weight = block.proj_out.weight
+        halves = (torch.zeros_like(weight), weight) if vp else weight.chunk(2)
+        scale, shift = (torch.linalg.matrix_norm(half, 2) for half in halves)
         bounds.append(float(shift) + float(torch.linalg.matrix_norm(scaled, 2) * scale))
     return [100 * bound / sum(bounds) for bound in bounds]
 
@@ -38,13 +40,13 @@ def initial_guessing(flow: TarFlow, images: Tensor) -> list[tuple[float, float]]
     """
     metrics = []
     for block, tokens, latents in _blocks(flow, images):
-        zeros = torch.zeros_like(latents)
-        zeros[:, 0] = latents[:, 0]
+        zeros, passed = torch.zeros_like(latents), block.passed
+        zeros[:, :passed] = latents[:, :passed]
         norms = []
         for guess in (latents, zeros):
-            log_scale, shift = block.coefficients(guess, None)
-            iterated = torch.addcmul(shift[:, :-1], latents[:, 1:], torch.exp(log_scale[:, :-1]))
-            residual = (iterated - tokens[:, 1:]).mean(0)
+            log_scale, shift = block.coefficients(guess, flow.complete(None, len(guess)))
+            iterated = torch.addcmul(shift, latents[:, passed:], torch.exp(log_scale))
+            residual = (iterated - tokens[:, passed:]).mean(0)
             norms.append(float(torch.linalg.matrix_norm(residual, 2)))
         metrics.append((norms[0], norms[1]))
     return metrics
@@ -52,7 +54,7 @@ def initial_guessing(flow: TarFlow, images: Tensor) -> list[tuple[float, float]]
 
 def _blocks(flow: TarFlow, images: Tensor) -> Iterator[tuple[FlowBlock, Tensor, Tensor]]:
     """Yield each block with its tokens and latents (B, T, D), both in its order."""
-    tokens = patchify(images, flow.config.patch)
+    tokens = patchify(images, flow.config)
     for module, (latents, _) in zip(flow.blocks, flow.trace(images), strict=True):
         block = cast(FlowBlock, module)
         yield block, block.permute(tokens), block.permute(latents)

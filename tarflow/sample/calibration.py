@@ -233,7 +233,7 @@ class _Batch:
             return 0.0
         with torch.autocast(tokens.device.type, enabled=False):
             exact = invert(self.flow, self.latents, self.labels, self.sampler)
-        return largest_error(unpatchify(tokens, self.flow.config.patch), exact)
+        return largest_error(unpatchify(tokens, self.flow.config), exact)
 
     def choose(
         self, index: int, reference: _Reference, igm: tuple[float, float], tolerance: float
@@ -295,7 +295,8 @@ class _Batch:
         self, index: int, latents: Tensor, method: Method, limit: float = math.inf
     ) -> tuple[float, int]:
         """Return the seconds and iterations of a method on one block; no iterations if slower."""
-        latents = cast(FlowBlock, self.flow.blocks[index]).permute(latents)
+        block = cast(FlowBlock, self.flow.blocks[index])
+        latents = block.with_start(block.permute(latents))
         inversion = Inversion(self.flow, self.latents, self.labels, self.sampler)
 
         def solve() -> JacobiResult:

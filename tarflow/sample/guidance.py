@@ -11,11 +11,14 @@ from torch import Tensor
 from tarflow.config import SamplerConfig
 
 
-def is_guided(sampler: SamplerConfig | None, labels: Tensor | None) -> bool:
+def is_guided(sampler: SamplerConfig | None, condition: Tensor | None) -> bool:
     """Return whether the two branches differ at all."""
     if not sampler or not sampler.guidance:
         return False
-    return sampler.temperature != 1 or (labels is not None and bool((labels >= 0).any()))
+    given = condition is not None and (
+        condition.is_floating_point() or bool((condition >= 0).any())
+    )
+    return sampler.temperature != 1 or given
 
 
 def weights(sampler: SamplerConfig, positions: Tensor, last: int) -> Tensor:

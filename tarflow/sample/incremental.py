@@ -2,7 +2,8 @@
 
 Legend: `B` images, `R` rows (`B`, or `2B` with guidance), `n` tokens of a window, `M = R * n`,
 `T` tokens per image, `D` values per token, `C` channels, `H` heads, `K` channels of a head,
-`P` parts into which the heads and the MLP are split.
+`P` parts into which the heads and the MLP are split. Windows count image tokens, or the start
+token and these; keys and values of condition tokens stand before them in the cache.
 
 What a training pass computes for all tokens at once is computed here for few, thousands of times,
 so the weights are laid out once per block. A CPU multiplies few rows fastest when each thread
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from tarflow.config import SamplerConfig
 from tarflow.device import supports_triton
-from tarflow.model.flow import FlowBlock, Layer, split_output
+from tarflow.model.flow import FlowBlock, Layer
+from tarflow.model.rotary import rotate
 from tarflow.sample import guidance
 from tarflow.sample.kv_cache import AnyWindow, DeviceWindow, KVCache, Window
 
@@ -42,41 +44,49 @@ class IncrementalBlock:
         block: FlowBlock,
         cache: KVCache,
         batch: int,
-        labels: Tensor | None,
+        condition: Tensor | None,
         sampler: SamplerConfig | None = None,
     ) -> None:
-        """Lay out the weights of a block.
+        """Lay out the weights of a block, and cache the keys and values of its condition tokens.
 
         Args:
             block: Flow block to invert.
             cache: Keys and values, overwritten; at least `B` rows, or `2B` with a sampler.
             batch: Number of images B.
-            labels: (B,) int64 classes, -1 where dropped; `None` drops all.
+            condition: As for `FlowBlock.forward`; with a sampler of both branches, (2B, ...).
             sampler: Guidance; `None` if this block is not guided.
         """
         rows = 2 * batch if sampler else batch
         self.block, self.cache, self.rows, self.sampler = block, cache, rows, sampler
-        self.volume_preserving = block.volume_preserving
-        if sampler and labels is not None:
-            labels = torch.cat([labels, torch.full_like(labels, -1)])
-        self.embedding = block.embedding(labels)  # (1 or R, T, C)
+        tokens, device = block.config.tokens, cache.memory.device
+        embedding = block.embedding(condition)
+        if not isinstance(embedding, Tensor):
+            embedding = block.proj_in.bias.new_zeros(1, 1, 1)
+        self.embedding = embedding.expand(-1, tokens, -1)  # (1 or R, T, 1 or C)
+        self.rotation = block.rotation(block.proj_in.bias)  # (2, keys, K / 2), or None
+        memories = cache.layers(rows, len(block.attn_blocks))
         self.layers = [
             IncrementalLayer(cast(Layer, layer), memory, cache.parts, rows)
-            for layer, memory in zip(block.attn_blocks, cache.layers(rows), strict=True)
+            for layer, memory in zip(block.attn_blocks, memories, strict=True)
         ]
-        dtype, tokens = cache.memory.dtype, len(block.pos_embed)
+        dtype = cache.memory.dtype
         self.proj_in = SplitLinear.by_outputs(block.proj_in.weight, block.proj_in.bias, 1, dtype)
         self.proj_out = SplitLinear.by_outputs(
             block.proj_out.weight, block.proj_out.bias, 1, dtype
         )
-        self.positions = torch.arange(tokens, device=self.embedding.device)
+        self.positions = torch.arange(block.prefix + tokens, device=device)
         self.weights: Tensor | None = None  # (T, 1) of guidance
         self.query_scale: Tensor | None = None  # (R, 1): inverse attention temperatures
         if sampler:
-            self.weights = guidance.weights(sampler, self.positions, tokens - 1)
+            places = self.positions[:tokens]
+            self.weights = guidance.weights(sampler, places, tokens - block.passed)
             if sampler.temperature != 1:
-                self.query_scale = torch.ones(rows, 1, dtype=dtype, device=self.positions.device)
+                self.query_scale = torch.ones(rows, 1, dtype=dtype, device=device)
                 self.query_scale[batch:] /= sampler.temperature
+        if block.proj_txt is not None:
+            assert condition is not None
+            states = block.proj_txt(condition.to(block.proj_txt.weight.dtype))
+            self._run(states, Window(0, block.prefix))
 
     @cached_property
     def buffers(self) -> "StepBuffers":
@@ -87,12 +97,13 @@ class IncrementalBlock:
     def decoder(self) -> "DecodeStep | None":
         """Single-token steps by kernels of a GPU, or `None` where there are none."""
         memory = self.cache.memory
-        if memory.dtype == torch.float64 or not supports_triton(memory.device):
+        fusible = memory.dtype != torch.float64 and self.rotation is None
+        if not fusible or not supports_triton(memory.device):
             return None
         from tarflow.cuda.decode import DecodeStep  # Triton is not there on every system
 
         layers = [cast(Layer, layer) for layer in self.block.attn_blocks]
-        return DecodeStep(layers, self.cache.layers(self.rows))
+        return DecodeStep(layers, self.cache.layers(self.rows, len(layers)))
 
     def __call__(self, tokens: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """Return scale and shift (B, n, D) for the successors of n tokens.
@@ -108,7 +119,7 @@ class IncrementalBlock:
             output = self._decode(tokens[:, 0], window)[:, None]
         else:
             output = self._transform(tokens, window)
-        log_scale, shift = split_output(output, self.volume_preserving)
+        log_scale, shift = self.block.split(output)
         if self.sampler is None or self.weights is None:
             return torch.exp(log_scale), shift
         return guidance.combine(log_scale, shift, window.read(self.weights, 0), self.sampler)
@@ -119,20 +130,40 @@ class IncrementalBlock:
             tokens = torch.cat([tokens, tokens])
         rows, count, _ = tokens.shape
         hidden = self.proj_in(tokens.reshape(rows * count, -1))[0].view(rows, count, -1)
-        hidden = (hidden + window.read(self.embedding)).view(rows * count, -1)
+        hidden = self._run(hidden + window.read(self.embedding), window.shifted(self.block.prefix))
+        return self._project(hidden).view(rows, count, -1)
+
+    def _run(self, hidden: Tensor, window: AnyWindow) -> Tensor:
+        """Pass (R, n, C) hidden states through the layers; return (R * n, C).
+
+        Args:
+            hidden: States of the tokens of a window; overwritten.
+            window: Position of these tokens in the cache.
+        """
+        rows, count, _ = hidden.shape
+        hidden = hidden.reshape(rows * count, -1)
         causal = self.positions[: window.filled] <= window.read(self.positions, 0)[:, None]
+        rotation = None if self.rotation is None else window.read(self.rotation)
         for layer in self.layers:
-            layer(hidden, window, causal, self.query_scale)
-        return self.proj_out(hidden)[0].view(rows, count, -1)
+            layer(hidden, window, causal, self.query_scale, rotation)
+        return hidden
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Map (M, C) hidden states to the last projection, (M, D or 2D)."""
+        if self.block.final_norm is not None:
+            hidden = self.block.final_norm(hidden)
+        return self.proj_out(hidden[None])[0]
 
     def _step(self, token: Tensor, index: int) -> Tensor:
         """Do the same for one token (B, D) whose position the host knows; return (R, D or 2D)."""
         if self.sampler:
             token = token.repeat(2, 1)
         hidden = self.proj_in(token[None])[0] + self.embedding[:, index]
+        index += self.block.prefix
+        rotation = None if self.rotation is None else self.rotation[:, index]
         for layer in self.layers:
-            layer.step(hidden, index, self.buffers, self.query_scale)
-        return self.proj_out(hidden[None])[0]
+            layer.step(hidden, index, self.buffers, self.query_scale, rotation)
+        return self._project(hidden)
 
     def _decode(self, token: Tensor, window: DeviceWindow) -> Tensor:
         """Do the same for one token (B, D) whose position the device knows."""
@@ -140,8 +171,8 @@ class IncrementalBlock:
         if self.sampler:
             token = token.repeat(2, 1)
         hidden = self.proj_in(token[None])[0] + window.read(self.embedding)[:, 0]
-        hidden = self.decoder(hidden, window.positions, self.query_scale)
-        return self.proj_out(hidden[None])[0]
+        position = window.positions + self.block.prefix
+        return self._project(self.decoder(hidden, position, self.query_scale))
 
 
 class IncrementalLayer:
@@ -165,7 +196,12 @@ class IncrementalLayer:
         self.down = SplitLinear.by_inputs(down.weight, down.bias, parts, dtype)
 
     def __call__(
-        self, hidden: Tensor, window: AnyWindow, causal: Tensor, query_scale: Tensor | None
+        self,
+        hidden: Tensor,
+        window: AnyWindow,
+        causal: Tensor,
+        query_scale: Tensor | None,
+        rotation: Tensor | None,
     ) -> None:
         """Transform (M, C) hidden states in place.
 
@@ -174,21 +210,29 @@ class IncrementalLayer:
             window: Position of its tokens.
             causal: (n, filled) mask, true where a token may attend to a key.
             query_scale: (R, 1) factors of the queries, or `None`.
+            rotation: Rotary positions (2, n, K / 2), or `None`.
         """
         attention, mlp = self.norms
         qkv = self.qkv(_normalize(hidden, attention))
-        for term in self.proj(self.attend(qkv, window, causal, query_scale)):
+        for term in self.proj(self.attend(qkv, window, causal, query_scale, rotation)):
             hidden += term
         for term in self.down(F.gelu(self.up(_normalize(hidden, mlp)))):
             hidden += term
 
     def attend(
-        self, qkv: Tensor, window: AnyWindow, causal: Tensor, query_scale: Tensor | None
+        self,
+        qkv: Tensor,
+        window: AnyWindow,
+        causal: Tensor,
+        query_scale: Tensor | None,
+        rotation: Tensor | None,
     ) -> Tensor:
         """Cache the keys and values of (3 P, M, C / P); return mixed values (P, M, C / P)."""
         parts, rows, heads, width = self.shape
         split = qkv.view(3, parts, rows, window.count, heads, width).transpose(3, 4)
         split = split.reshape(3, -1, window.count, width)
+        if rotation is not None:
+            split[:2] = rotate(split[:2], rotation)
         window.write(self.cache, split[1:], 2)
         query = split[0]
         if query_scale is not None:
@@ -203,12 +247,19 @@ class IncrementalLayer:
         return mixed.reshape(parts, rows * window.count, -1)
 
     def step(
-        self, hidden: Tensor, index: int, buffers: "StepBuffers", query_scale: Tensor | None
+        self,
+        hidden: Tensor,
+        index: int,
+        buffers: "StepBuffers",
+        query_scale: Tensor | None,
+        rotation: Tensor | None,
     ) -> None:
         """Do the same for one token of all rows, (R, C), without temporary views."""
         attention, mlp = self.norms
         buffers.normalized.copy_(_normalize(hidden, attention))
         self.qkv.write(buffers.qkv, buffers.qkv_input)
+        if rotation is not None:
+            buffers.rotated.copy_(rotate(buffers.rotated, rotation))
         if query_scale is not None:
             buffers.queries *= query_scale
         end = index + 1
@@ -241,6 +292,7 @@ class StepBuffers:
         self.mlp_input = self.normalized.expand(parts, -1, -1)
         self.qkv = empty(3 * parts, rows, heads * width)
         self.queries = self.qkv[:parts]
+        self.rotated = self.qkv[: 2 * parts].unflatten(2, (-1, width))  # queries and keys
         split = self.qkv.view(3, -1, 1, width)
         self.query, self.keys_values = split[0], split[1:]
         self.proj_input = empty(parts, rows, heads * width)

@@ -3,7 +3,8 @@
 Legend: `B` images, `T` tokens per image, `D` values per token, `n` tokens of a window.
 Each block solves `u[0] = v[0]` and `u[i + 1] = v[i + 1] * scale(u[..i]) + shift(u[..i])` for the
 tokens `u` given the latents `v`: one token after another, or a window of tokens at once by Jacobi
-iteration. Both give the same tokens up to the tolerance of the iteration.
+iteration. Both give the same tokens up to the tolerance of the iteration. A start token is both
+`u[0]` and `v[0]`, and dropped in the end.
 """
 
 import logging
@@ -35,7 +36,7 @@ ROUNDING = 16  # largest change that is put down to rounding, in units of machin
 def invert(
     flow: TarFlow,
     latents: Tensor,
-    labels: Tensor | None = None,
+    condition: Tensor | None = None,
     sampler: SamplerConfig | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
@@ -44,22 +45,22 @@ def invert(
     Args:
         flow: Model to invert.
         latents: (B, T, D) output of `flow`, or noise times `flow.var.sqrt()`; not changed.
-        labels: (B,) int64 classes, -1 where dropped; `None` drops all.
+        condition: As for `TarFlow.forward`.
         sampler: Guidance, which makes the map another one than the inverse; `None` for no
             guidance.
         plan: Method for each block; `None` solves all sequentially.
 
     Raises:
-        UserError: If a label is unknown.
+        UserError: If a label is unknown, or vectors have the wrong shape.
     """
-    flow.check_labels(labels)
+    flow.check_condition(condition)
     with torch.inference_mode():  # autograd's records would slow thousands of small operations
-        inversion = Inversion(flow, latents, labels, sampler)
+        inversion = Inversion(flow, latents, condition, sampler)
         tokens = latents
         for index in reversed(range(len(flow.blocks))):
             method = plan.methods[index] if plan else SEQUENTIAL
             tokens = inversion.invert_block(index, tokens, method)
-        images = unpatchify(tokens, flow.config.patch)
+        images = unpatchify(tokens, flow.config)
     return images.clone()  # a normal tensor, which autograd accepts
 
 
@@ -70,7 +71,7 @@ class Inversion:
         self,
         flow: TarFlow,
         latents: Tensor,
-        labels: Tensor | None,
+        condition: Tensor | None,
         sampler: SamplerConfig | None,
     ) -> None:
         """Allocate what all blocks share.
@@ -78,13 +79,13 @@ class Inversion:
         Args:
             flow: Model to invert.
             latents: (B, T, D) tensor of the size and type of the latents.
-            labels: (B,) int64 classes, -1 where dropped, or `None`.
+            condition: As for `TarFlow.forward`.
             sampler: Guidance, or `None`.
         """
         self.flow = flow
         self.batch = len(latents)
-        self.labels = labels
-        self.sampler = sampler if is_guided(sampler, labels) else None
+        self.condition = flow.complete(condition, self.batch)
+        self.sampler = sampler if is_guided(sampler, condition) else None
         rows = self.batch * (2 if self.sampler else 1)
         self.cache = KVCache(flow, rows, product_dtype(latents))
 
@@ -94,10 +95,11 @@ class Inversion:
         Tokens that Jacobi iteration leaves unsolved are solved sequentially, with a warning.
         """
         flow_block = cast(FlowBlock, self.flow.blocks[index])
-        latents = flow_block.permute(latents)
+        latents = flow_block.with_start(flow_block.permute(latents))
+        first = latents.shape[1] - self.flow.config.tokens
         block = self.incremental_block(index)
         if not method.segments:
-            return flow_block.permute(sequential(block, latents))
+            return flow_block.permute(sequential(block, latents)[:, first:])
         result = jacobi(block, latents, method)
         if result.converged < latents.shape[1] - 1:
             LOG.warning(
@@ -107,16 +109,22 @@ class Inversion:
                 result.converged,
                 result.iterations,
             )
-        return flow_block.permute(sequential(block, latents, result.tokens, result.converged))
+        tokens = sequential(block, latents, result.tokens, result.converged)
+        return flow_block.permute(tokens[:, first:])
 
     def incremental_block(self, index: int) -> IncrementalBlock:
         """Return the scale and shift of a block; the one returned before becomes invalid."""
-        guided = self.sampler and self.sampler.guides(index, len(self.flow.blocks))
-        block = cast(FlowBlock, self.flow.blocks[index])
+        block, sampler = cast(FlowBlock, self.flow.blocks[index]), self.sampler
+        condition = self.condition
+        if sampler:
+            differs = block.conditional or sampler.temperature != 1
+            guided = differs and sampler.guides(index, len(self.flow.blocks))
+            sampler = sampler if guided else None
+        if sampler and condition is not None:
+            every = torch.ones(self.batch, dtype=torch.bool, device=condition.device)
+            condition = torch.cat([condition, self.flow.drop(condition, every)])
         with torch.autocast(self.flow.var.device.type, enabled=False):
-            return IncrementalBlock(
-                block, self.cache, self.batch, self.labels, self.sampler if guided else None
-            )
+            return IncrementalBlock(block, self.cache, self.batch, condition, sampler)
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -223,7 +231,7 @@ def jacobi(
         position.copy_(start + final)
         largest.copy_(change)
 
-    replay = _captured(device_step, JACOBI_BUCKET, last + 1, device)
+    replay = _captured(device_step, JACOBI_BUCKET, last, device)
 
     def advance(start: int) -> tuple[int, float]:
         if supports_cuda_graphs(device):
@@ -253,7 +261,7 @@ def _successors(
 ) -> tuple[AnyWindow, Tensor]:
     """Return the window one token further, and its tokens (B, n, D) given those before."""
     scale, shift = block(window.read(tokens), window)
-    successors = window.successors()
+    successors = window.shifted(1)
     return successors, torch.addcmul(shift, successors.read(latents), scale)
 
 

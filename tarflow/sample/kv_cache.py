@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens, and windows of tokens that are read and written at once.
 
 Legend: `R` rows (images, twice as many with guidance), `n` tokens of a window, `T` tokens per
-image, `L` layers, `H` heads, `K` channels of a head.
+image, `P` condition tokens, `L` layers, `H` heads, `K` channels of a head.
 """
 
 import math
@@ -28,16 +28,17 @@ class KVCache:
         self.heads = config.channels // config.head_dim
         # a CPU multiplies few rows fastest when each thread computes a product by itself
         self.parts = 1 if flow.var.is_cuda else math.gcd(self.heads, torch.get_num_threads())
+        keys = config.condition_tokens + config.tokens
         # zeros, because masked values still enter products
         self.memory = torch.zeros(
-            (config.layers, 2, rows * self.heads, config.tokens, config.head_dim),
+            (max(config.depths), 2, rows * self.heads, keys, config.head_dim),
             dtype=dtype,
             device=flow.var.device,
         )
 
-    def layers(self, rows: int) -> tuple[Tensor, ...]:
-        """Return the keys and values of `rows` rows, (2, R * H, T, K) for each layer."""
-        return self.memory[:, :, : rows * self.heads].unbind()
+    def layers(self, rows: int, depth: int) -> tuple[Tensor, ...]:
+        """Return the keys and values of layers for `rows` rows, (2, R * H, P + T, K) each."""
+        return self.memory[:depth, :, : rows * self.heads].unbind()
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Window:
         """Number of keys and values that attention reads."""
         return self.start + self.count
 
-    def successors(self) -> "Window":
-        """Return the window one token further."""
-        return Window(self.start + 1, self.count)
+    def shifted(self, tokens: int) -> "Window":
+        """Return the window some tokens further."""
+        return Window(self.start + tokens, self.count)
 
     def read(self, tensor: Tensor, dim: int = 1) -> Tensor:
         """Return a tensor's values at these tokens; `dim` is the dimension of tokens."""
@@ -81,9 +82,9 @@ class DeviceWindow:
         """Number of tokens."""
         return len(self.positions)
 
-    def successors(self) -> "DeviceWindow":
-        """Return the window one token further."""
-        return DeviceWindow(self.positions + 1, self.filled)
+    def shifted(self, tokens: int) -> "DeviceWindow":
+        """Return the window some tokens further."""
+        return DeviceWindow(self.positions + tokens, self.filled + tokens)
 
     def read(self, tensor: Tensor, dim: int = 1) -> Tensor:
         """Return a tensor's values at these tokens; `dim` is the dimension of tokens."""

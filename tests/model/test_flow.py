@@ -4,6 +4,7 @@ Legend: `B` batch, `T` tokens per image, `D` values per token.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarflow import cost
-from tarflow.config import ModelConfig, SamplerConfig
+from tarflow.config import STARFLOW, ModelConfig, SamplerConfig
 from tarflow.errors import UserError
 from tarflow.model.flow import TarFlow, initialise, patchify, unpatchify
 from tarflow.sample.inverse import invert
@@ -26,6 +27,7 @@ shapes = st.fixed_dictionaries(
         "blocks": st.integers(1, 4),
         "layers": st.integers(1, 2),
         "volume_preserving": st.booleans(),
+        "family": st.sampled_from(["tarflow", "starflow"]),
         "seed": st.integers(0, 1000),
     }
 )
@@ -42,6 +44,12 @@ def some_labels(flow):
     return torch.tensor([0, 2, -1]) if flow.config.classes else None
 
 
+def some_vectors(flow, count=3):
+    rng = torch.Generator().manual_seed(2)
+    shape = count, flow.config.condition_tokens, flow.config.condition_dim
+    return torch.randn(shape, generator=rng, dtype=torch.float64).to(flow.var.dtype)
+
+
 @settings(max_examples=25, deadline=None)
 @given(shape=shapes)
 def test_forward_and_inverse_undo_each_other(random_flow, shape):
@@ -51,7 +59,7 @@ def test_forward_and_inverse_undo_each_other(random_flow, shape):
     before = latents.detach().clone()
     torch.testing.assert_close(invert(flow, latents, labels), images, atol=1e-7, rtol=1e-7)
     assert torch.equal(latents, before)
-    noise = patchify(images, flow.config.patch)
+    noise = patchify(images, flow.config)
     again, _ = flow(invert(flow, noise, labels), labels)
     torch.testing.assert_close(again, noise, atol=1e-7, rtol=1e-7)
 
@@ -66,6 +74,54 @@ def test_log_determinant_is_that_of_the_jacobian(random_flow, shape):
     jacobian = torch.autograd.functional.jacobian(lambda x: flow(x, label)[0], images[1:2])
     dense = torch.linalg.slogdet(jacobian.reshape(flow.config.dims, -1)).logabsdet
     torch.testing.assert_close(logdet[1], dense / flow.config.dims, atol=1e-9, rtol=0)
+
+
+OPTIONS = {  # each option of STARFLOW alone
+    **{name: {name: value} for name, value in STARFLOW.items()},
+    "layers": {"layers": (1, 3, 2)},
+    "vectors for all": {"condition_tokens": 3, "condition_dim": 5, "head_dim": 16},
+    "vectors for the top": {
+        "condition_tokens": 3,
+        "condition_dim": 5,
+        "head_dim": 16,
+        "family": "starflow",
+        "layers": (1, 1, 3),
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_option_alone_is_an_exact_invertible_flow(random_flow, options):
+    flow = random_flow(**options)
+    images = 0.3 * some_images(flow)  # three layers of random weights amplify rounding
+    condition = some_vectors(flow) if flow.config.condition_tokens else None
+    latents, logdet = flow(images, condition)
+    torch.testing.assert_close(invert(flow, latents, condition), images, atol=1e-7, rtol=1e-7)
+    one = None if condition is None else condition[1:2]
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow(x, one)[0], images[1:2])
+    dense = torch.linalg.slogdet(jacobian.reshape(flow.config.dims, -1)).logabsdet
+    torch.testing.assert_close(logdet[1], dense / flow.config.dims, atol=1e-9, rtol=0)
+    config = flow.config
+    assert sum(p.numel() for p in flow.parameters()) == cost.params_total(config)
+    matrices = [m.weight for m in flow.modules() if isinstance(m, torch.nn.Linear)]
+    assert sum(weight.numel() for weight in matrices) == cost.params(config)
+
+
+def test_vectors_condition_the_top_block_and_are_dropped_to_the_null_condition(random_flow):
+    flow = random_flow(**OPTIONS["vectors for the top"])
+    images, vectors = some_images(flow), some_vectors(flow)
+    dropped = flow.drop(vectors, torch.tensor([True, False, False]))
+    none, given, mixed = (flow.trace(images, each) for each in (None, vectors, dropped))
+    for plain, other in zip(none[:-1], given[:-1], strict=True):
+        assert torch.equal(plain[0], other[0])
+    assert (none[-1][0] - given[-1][0]).abs().amax((1, 2)).gt(1e-3).all()
+    torch.testing.assert_close(mixed[-1][0][0], none[-1][0][0])
+    torch.testing.assert_close(mixed[-1][0][1:], given[-1][0][1:])
+    latents, guided = none[-1][0], SamplerConfig(guidance=2.0, rule="gaussian-score")
+    torch.testing.assert_close(invert(flow, latents, None, guided), images, atol=1e-7, rtol=1e-7)
+    assert (invert(flow, latents, vectors, guided) - images).abs().max() > 1e-3
+    with pytest.raises(UserError, match="condition of an image is 2 x 5: the model takes 3 x 5"):
+        invert(flow, latents, vectors[:, :2])
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -85,9 +141,13 @@ def test_blocks_are_causal_and_keep_their_first_token(random_flow, index):
 
 def test_patches_are_channel_major_in_raster_order():
     image = torch.arange(2 * 4 * 4.0).reshape(1, 2, 4, 4)
-    tokens = patchify(image, 2)
+    model = ModelConfig(image_size=4, image_channels=2, patch=2)
+    tokens = patchify(image, model)
     assert tokens[0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
-    assert torch.equal(unpatchify(tokens, 2), image)
+    assert torch.equal(unpatchify(tokens, model), image)
+    last = replace(model, token_order="channel-last")
+    assert patchify(image, last)[0, 1].tolist() == [2, 18, 3, 19, 6, 22, 7, 23]
+    assert torch.equal(unpatchify(patchify(image, last), last), image)
 
 
 def test_untrained_flow_without_output_bias_is_the_identity():
@@ -95,7 +155,9 @@ def test_untrained_flow_without_output_bias_is_the_identity():
     initialise(flow, 0)
     images = some_images(flow)
     biased, _ = flow(images)
-    assert not torch.allclose(biased, patchify(images, 2))  # the published start keeps the bias
+    assert not torch.allclose(
+        biased, patchify(images, flow.config)
+    )  # the published start keeps the bias
     for block in flow.blocks:
         torch.nn.init.zeros_(block.proj_out.bias)
     latents, logdet = flow(images)
@@ -137,7 +199,7 @@ def test_dropped_label_is_the_mean_class(random_flow):
 
 def test_unknown_labels_are_refused(random_flow):
     flow = random_flow(classes=3)
-    latents = patchify(some_images(flow), flow.config.patch)
+    latents = patchify(some_images(flow), flow.config)
     for label in (3, -2):
         with pytest.raises(UserError, match=f"label {label} is unknown: labels are 0 to 2"):
             invert(flow, latents, torch.tensor([0, label, 1]))
@@ -202,7 +264,7 @@ def test_bfloat16_gradients_point_where_exact_ones_do(random_flow):
 
 def test_guidance_without_another_branch_changes_nothing(random_flow):
     flow = random_flow(classes=3)
-    latents = patchify(some_images(flow), flow.config.patch)
+    latents = patchify(some_images(flow), flow.config)
     guided = SamplerConfig(guidance=2.0)
     torch.testing.assert_close(invert(flow, latents, None, guided), invert(flow, latents))
     labels = torch.tensor([-1, 1, -1])
@@ -234,17 +296,22 @@ def test_cost_counts_the_parameters_of_the_model(classes, volume_preserving):
 
 
 @pytest.mark.filterwarnings("ignore:.*lookup_backend.*")
-def test_cost_counts_the_flops_of_the_model(random_flow):
-    flow = random_flow(torch.float32, layers=2, classes=3)
+@pytest.mark.parametrize("options", [{"classes": 3, "layers": 2}, OPTIONS["vectors for the top"]])
+def test_cost_counts_the_flops_of_the_model(random_flow, options):
+    flow = random_flow(torch.float32, **options)
     config = flow.config
     batch = 3
     images = some_images(flow, batch).requires_grad_()  # the first product goes backward too
+    condition = some_labels(flow)
+    if config.condition_tokens:  # its projection goes backward too
+        condition = some_vectors(flow).requires_grad_()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        latents, logdet = flow(images, some_labels(flow))
+        latents, logdet = flow(images, condition)
         forward = counter.get_total_flops()
         (latents.square().mean() - logdet.mean()).backward()
-    tokens = config.tokens
-    unseen = tokens**2 - tokens * (tokens + 1) // 2  # pairs that explicit attention computes too
-    dense = config.blocks * config.layers * 4 * config.channels * unseen
+    dense = 0  # what explicit attention computes for pairs that causal attention leaves out
+    for block, layers in enumerate(config.depths):
+        read = config.prefix(block) + config.tokens
+        dense += layers * 4 * config.channels * (read**2 - read * (read + 1) // 2)
     assert forward == batch * (cost.forward_flops(config) + dense)
     assert counter.get_total_flops() == batch * (cost.training_flops(config) + 3 * dense)

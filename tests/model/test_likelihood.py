@@ -51,7 +51,7 @@ def test_a_density_of_known_entropy_costs_its_entropy():
     rng = torch.Generator().manual_seed(0)
     drawn = torch.randn(4000, 4, 4, generator=rng, dtype=torch.float64)
     tokens = torch.tensor(means)[:, None] + torch.tensor(stds)[:, None] * drawn
-    images = unpatchify(tokens, SMALL.patch)
+    images = unpatchify(tokens, SMALL)
     cost = -log_density(flow, images)
     entropy = 4 * sum(math.log(std) for std in stds) + 8 * math.log(2 * math.pi * math.e)
     standard_error = cost.std().item() / math.sqrt(len(cost))

@@ -263,7 +263,7 @@ def test_unguided_blocks_cost_one_branch(random_flow, monkeypatch):
         plain = Inversion(flow, latents, labels, None)
         for index in (1, 0):
             tokens = plain.invert_block(index, tokens, Method())
-    torch.testing.assert_close(patchify(inverted, flow.config.patch), tokens)
+    torch.testing.assert_close(patchify(inverted, flow.config), tokens)
 
 
 def test_iteration_stops_where_only_rounding_is_left(random_flow):

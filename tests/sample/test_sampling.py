@@ -38,7 +38,7 @@ def test_denoising_is_exact_for_gaussian_data():
     images = torch.randn(5, 1, 8, 8, dtype=torch.float64)
     for multiplier in (1.0, 0.7):
         factor = 1 - multiplier * std**2 / variance
-        expected = unpatchify(patchify(images, 2) * factor, 2)
+        expected = unpatchify(patchify(images, flow.config) * factor, flow.config)
         torch.testing.assert_close(denoise(flow, images, None, std, multiplier), expected)
 
 

@@ -141,7 +141,8 @@ def _allocated(shown: go.Figure, items: Sequence[Allocation], name: str, label: 
     text = [
         f"<b>{power(item.flops)} FLOPs</b><br>{label} {count(getattr(item, name))}"
         f"<br>90% interval {interval(end, count)}<br>channels {item.channels}"
-        f" · blocks {item.blocks} · layers {item.layers} · {count(item.images)} images"
+        f" · blocks {item.blocks} · layers {item.layer_split or item.layers}"
+        f" · {count(item.images)} images"
         for item, end in zip(items, ends, strict=True)
     ]
     shown.add_trace(

@@ -90,7 +90,7 @@ def _stop(plan: Plan, largest: float) -> dict[str, Any]:
         "band": interval(item.bpd_interval, bits),
         "kid": [number(kid.kid), interval(kid.interval)] if kid else None,
         "size": f"{config.model.channels} channels",
-        "shape": f"{config.model.blocks}x{config.model.layers} · "
+        "shape": f"{config.model.layer_split or f'{config.model.blocks}x{config.model.layers}'} · "
         f"{count(item.model_params)} parameters",
         "images": count(config.images),
         "epochs": f"{number(item.epochs)} epochs" if item.epochs else "",
