@@ -127,7 +127,9 @@ def decoding(arguments: argparse.Namespace) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for rows, keys in ((64, 256), (64, 1024), (256, 256), (256, 1024)):
             cache = KVCache(flow, rows, dtype)
-            step = DecodeStep(list(flow.blocks[0].attn_blocks), cache.layers(rows))
+            step = DecodeStep(
+                list(flow.blocks[0].attn_blocks), cache.layers(rows, model.depths[0])
+            )
             hidden = torch.randn(rows, model.channels, device=GPU)
             position = torch.tensor([keys - 1], device=GPU)
             with torch.inference_mode():

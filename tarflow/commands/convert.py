@@ -17,11 +17,15 @@ def convert(
     noise_std: float | None = None,
     data: str = "",
     key: str = "",
+    image_size: int = 0,
+    condition_tokens: int = 0,
 ) -> int:
-    """Turn published TarFlow weights into a model that the other commands take.
+    """Turn published TarFlow or STARFlow weights into a model that the other commands take.
 
     Patch and noise are read from the name of the file, everything else from its shapes. A file
-    that holds anything but weights is refused.
+    that holds anything but weights is refused. STARFlow's files need --noise-std and --image-size,
+    those with text --condition-tokens as well; guidance then needs the encoding of the empty text,
+    which no file holds: give it with the conditions (`sample --condition`).
 
     Example: python -m tarflow convert afhq_model_8_768_8_8_0.07.pth afhq
 
@@ -34,6 +38,8 @@ def convert(
             does not say; 0 for uniform noise.
         data: Images to evaluate on, as in the config of a run.
         key: Key of the weights, such as ema, if the file holds several.
+        image_size: Pixels, or values of a latent, along one side; only STARFlow needs it.
+        condition_tokens: Text tokens of an image; only STARFlow with text needs it.
     """
     from tarflow.data import match_data
     from tarflow.model.official import read_official
@@ -43,7 +49,9 @@ def convert(
     target = out / "model.safetensors"
     if target.exists():
         raise UserError(f"{target} exists: remove it or name another folder")
-    flow, config = read_official(source, name, patch, noise_std, data, key)
+    flow, config = read_official(
+        source, name, patch, noise_std, data, key, image_size, condition_tokens
+    )
     if data:
         config = match_data(config)
     save_model(target, flow.state_dict(), config)
@@ -53,6 +61,6 @@ def convert(
     print(
         f"{target}: images of {model.image_channels} x {model.image_size} x {model.image_size}, "
         f"patch {model.patch}, {model.channels} channels, {model.blocks} blocks, "
-        f"{model.layers} layers, {labels}, noise {noise}"
+        f"{model.layer_split or model.layers} layers, {labels}, noise {noise}"
     )
     return 0

@@ -68,9 +68,9 @@ class FusedBlock(FlowBlock):
 
         Rotary positions are left to PyTorch.
         """
-        embedding = self.embedding(condition)
-        if not torch.is_grad_enabled() or not isinstance(embedding, Tensor):
+        if self.config.positions == "rope" or not torch.is_grad_enabled():
             return super().output(tokens, condition)
+        embedding = cast(Tensor, self.embedding(condition))
         hidden = self.proj_in(tokens) + embedding.to(self.residuals)
         if self.proj_txt is not None:
             hidden = torch.cat([self.proj_txt(condition).to(hidden.dtype), hidden], 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tarflow.config import DataConfig, ModelConfig, NoiseConfig, RunConfig
 from tarflow.errors import UserError
 from tarflow.model.flow import TarFlow
-from tarflow.model.weights import build, config_from_state
+from tarflow.model.weights import START, build, config_from_state
 
 _NAME = re.compile(
     r"(?P<data>.+)_model_(?P<patch>\d+)_(?P<channels>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)"
@@ -70,8 +70,12 @@ def read_official(
     noise_std: float | None = None,
     data: str = "",
     key: str = "",
+    image_size: int = 0,
+    condition_tokens: int = 0,
 ) -> tuple[TarFlow, RunConfig]:
     """Read published weights as a flow, and infer the config of its run.
+
+    Weights with a start token are STARFlow's.
 
     How the weights were trained is unknown except for the noise: the optimizer, the number of
     images and the seed of the config are defaults.
@@ -80,12 +84,14 @@ def read_official(
         source: Published file.
         name: Published name, if the file has been renamed.
         patch: Pixels along one side of a patch; overrides the name. By default the largest that
-            the shapes allow for colour images, or else for grey ones.
+            the shapes allow for colour images, or else for grey ones; 1 for STARFlow.
         noise_std: Standard deviation of the training noise, 0 for uniform noise; overrides the
             name.
         data: Images to score the model on; by default the data set in the file's name, which may
             not be the name of images here.
         key: Key of the state dict in the file; empty if the file is a bare one.
+        image_size: Pixels along one side, for STARFlow, whose shapes do not tell them.
+        condition_tokens: Vectors of a condition, for STARFlow with text.
 
     Raises:
         UserError: If the file does not hold plain finite weights; if name, flags and shapes
@@ -102,7 +108,8 @@ def read_official(
             )
         noise_std = named.noise_std
     state = read_state(source, key)
-    model = _model(state, patch or (named.patch if named else None))
+    patch = patch or (named.patch if named else None)
+    model = _model(state, patch, image_size, condition_tokens)
     if named:
         for field in ("channels", "blocks", "layers"):
             expected, found = getattr(named, field), getattr(model, field)
@@ -174,14 +181,20 @@ def _is_state(value: Any) -> TypeGuard[Mapping[str, Tensor]]:
 
 def _is_flow(state: Mapping[str, Tensor]) -> bool:
     """Tell whether a state dict has the names of a TarFlow, perhaps with prefixes."""
-    return any(name.endswith("blocks.0.pos_embed") for name in state)
+    return any(name.endswith("blocks.0.proj_in.weight") for name in state)
 
 
-def _model(state: Mapping[str, Tensor], patch: int | None) -> ModelConfig:
+def _model(
+    state: Mapping[str, Tensor], patch: int | None, image_size: int, condition_tokens: int
+) -> ModelConfig:
     """Infer the architecture; without patch, D = 3 patch^2 or patch^2, which are never both."""
     projection = state.get("blocks.0.proj_in.weight")
     image_channels = 3
-    if projection is not None and projection.ndim == 2:
+    if projection is not None and START in state:
+        image_channels, rest = divmod(projection.shape[1], (patch or 1) ** 2)
+        if rest:
+            raise UserError(f"{projection.shape[1]} values a token are no patch of side {patch}")
+    elif projection is not None and projection.ndim == 2:
         token_dim = projection.shape[1]
         if patch:
             image_channels, rest = divmod(token_dim, patch**2)
@@ -192,4 +205,6 @@ def _model(state: Mapping[str, Tensor], patch: int | None) -> ModelConfig:
                 )
         elif math.isqrt(token_dim) ** 2 == token_dim:
             image_channels = 1
-    return config_from_state(state, image_channels)
+    return config_from_state(
+        state, image_channels, image_size=image_size, condition_tokens=condition_tokens
+    )

@@ -24,6 +24,7 @@ from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
 from tarflow.storage import local_copy, locate
 
+START = "blocks.0.sos_embed"  # its start token tells a STARFlow from a TarFlow
 _TORCH_FILES = (b"PK", b"\x80\x02")  # first bytes: a zip file, or before torch 1.6 a pickle
 
 
@@ -137,7 +138,7 @@ def config_from_state(
     try:
         channels, token_dim = state["blocks.0.proj_in.weight"].shape
         outputs = state["blocks.0.proj_out.weight"].shape[0]
-        if "blocks.0.sos_embed" not in state:
+        if START not in state:
             tokens = len(state["blocks.0.pos_embed"])
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"these are not the weights of a TarFlow: no usable {error}") from None
@@ -147,12 +148,17 @@ def config_from_state(
     depths = tuple(len(layers[block]) for block in sorted(layers, key=int))
     top = len(depths) - 1
     options: dict[str, Any] = {}
-    if "blocks.0.sos_embed" in state:
+    if START in state:
         if not image_size:
-            raise UserError("STARFlow's weights do not tell the size of the images: give it")
+            raise UserError(
+                "the weights of a STARFlow do not tell the size of its images: give --image-size"
+            )
         text = state.get(f"blocks.{top}.proj_txt.weight")
         if text is not None and not condition_tokens:
-            raise UserError("the weights do not tell how many vectors a condition has: give it")
+            raise UserError(
+                "the weights do not tell how many text tokens the model takes: "
+                "give --condition-tokens"
+            )
         options = dict(STARFLOW)
         if text is not None:
             options |= {"condition_tokens": condition_tokens, "condition_dim": text.shape[1]}

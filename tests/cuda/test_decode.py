@@ -27,7 +27,9 @@ def test_decode_steps_are_those_of_plain_layers(random_flow, scaled, monkeypatch
         incremental = IncrementalBlock(block, cache, batch, None)
         incremental.query_scale = scale
         if decoded:
-            incremental.decoder = decode.DecodeStep(block.attn_blocks, cache.layers(batch))
+            incremental.decoder = decode.DecodeStep(
+                block.attn_blocks, cache.layers(batch, len(block.attn_blocks))
+            )
         windows = [Window(index, 1) for index in range(flow.config.tokens)]
         if decoded:
             windows = [DeviceWindow(torch.tensor([w.start]), flow.config.tokens) for w in windows]

@@ -3,6 +3,8 @@
 That compiled kernels do the same on a GPU is shown by `tests/test_cuda.py`.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,12 +56,26 @@ def compare(block_type, config=CONFIG):
     plain, fused = flows(config, block_type)
     images = torch.randn(2, config.image_channels, config.image_size, config.image_size)
     labels = torch.tensor([2, -1]) if config.classes else None
+    if config.condition_tokens:
+        labels = torch.randn(2, config.condition_tokens, config.condition_dim)
     given = images.clone().requires_grad_(), images.clone().requires_grad_()
     return largest_error(gradients(fused, given[0], labels), gradients(plain, given[1], labels))
 
 
 def test_a_fused_block_is_the_plain_one():
     assert compare(layers.FusedBlock) < 1e-4
+
+
+OPTIONS = (
+    {"start_token": True, "scale": "softplus", "soft_clip": 4.0, "final_norm": True},
+    {"positions": "rope"},
+    {"condition_tokens": 3, "condition_dim": 5, "classes": 0},
+)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_fused_block_with_other_options_is_the_plain_one(options):
+    assert compare(layers.FusedBlock, replace(CONFIG, **options)) < 1e-4
 
 
 @pytest.mark.parametrize(("block_type", "most"), [("FusedBlock", 0.05), ("NarrowBlock", 0.2)])

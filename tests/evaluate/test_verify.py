@@ -30,10 +30,10 @@ def failures(random_flow):
 
 
 @pytest.mark.parametrize("jacobian", [verifying.JACOBIAN, 24])  # whole images; 3 of 16 tokens
-@pytest.mark.parametrize("volume_preserving", [False, True])
-def test_right_flows_pass(failures, monkeypatch, jacobian, volume_preserving):
+@pytest.mark.parametrize("options", [{}, {"volume_preserving": True}, {"family": "starflow"}])
+def test_right_flows_pass(failures, monkeypatch, jacobian, options):
     monkeypatch.setattr(verifying, "JACOBIAN", jacobian)
-    assert failures(volume_preserving=volume_preserving) == set()
+    assert failures(**options) == set()
 
 
 def test_attention_that_sees_the_future_is_found(failures, monkeypatch):

@@ -13,11 +13,13 @@ from safetensors import safe_open
 from tarflow.__main__ import main
 from tarflow.config import NoiseConfig, SamplerConfig
 from tarflow.model import noise
+from tarflow.model.flow import patchify
 from tarflow.model.weights import load_model
 from tarflow.sample.inverse import invert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FILES = sorted(GOLDEN.glob("*.safetensors"))
+FILES = sorted(GOLDEN.glob("tarflow*.safetensors"))
+STARFLOWS = sorted(GOLDEN.glob("starflow*.safetensors"))
 COND = GOLDEN / "tarflow_cond.safetensors"
 GREY = GOLDEN / "tarflow_uncond_gray.safetensors"
 
@@ -69,6 +71,30 @@ def test_converted_weights_give_the_published_outputs(published, tmp_path):
     images = invert(flow, tensors["in.noise"] * flow.var.sqrt(), labels, SamplerConfig())
     expected = tensors[f"sample_{mode}.images"]
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("published", STARFLOWS, ids=lambda path: path.stem)
+def test_converted_starflow_weights_give_the_published_outputs(published, tmp_path, capsys):
+    metadata, tensors = read(published)
+    path = tmp_path / "starflow.pth"
+    prefix = "weights."
+    torch.save({n.removeprefix(prefix): t for n, t in tensors.items() if prefix in n}, path)
+    command = ["convert", str(path), str(tmp_path / "out"), "--noise-std", "0.3"]
+    assert main(command) == 2
+    assert "do not tell the size of its images: give --image-size" in capsys.readouterr().err
+    command += ["--image-size", metadata["img"]]
+    condition = tensors.get("in.condition")
+    if condition is not None:
+        assert main(command) == 2
+        assert "how many text tokens the model takes" in capsys.readouterr().err
+        command += ["--condition-tokens", str(condition.shape[1])]
+    assert main(command) == 0
+    flow, config = load_model(tmp_path / "out" / "model.safetensors")
+    assert (config.noise.std, config.model.image_channels) == (0.3, 4)
+    with torch.no_grad():
+        latents, _ = flow(tensors["in.images"], condition)
+    expected = patchify(tensors["forward.latents"], flow.config)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
