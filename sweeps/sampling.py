@@ -54,7 +54,7 @@ def effective(sampler: SamplerConfig, config: RunConfig) -> SamplerConfig:
     """Return the one setting that stands for all that do the same to a run."""
     if config.noise.type == "uniform":
         sampler = replace(sampler, denoise=config.sampler.denoise)
-    same_branches = not config.model.classes and sampler.temperature == 1.0
+    same_branches = not config.model.conditional and sampler.temperature == 1.0
     if same_branches or not sampler.guidance:
         return replace(SamplerConfig(), denoise=sampler.denoise)
     if sampler.guides(0, config.model.blocks):  # the last of all

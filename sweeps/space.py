@@ -252,7 +252,7 @@ class SamplingSpace:
         With classes, guidance leads away from the mean class; without, it leads away from the
         same network at another attention temperature (Zhai et al. 2025, section 3.5).
         """
-        conditional = self.config.model.classes > 0
+        conditional = self.config.model.conditional
         ranges = {
             "guidance": (0.0, 3.0) if conditional else (0.0, 1.0),
             "temperature": (0.5, 1.5) if conditional else (0.2, 2.0),
@@ -280,7 +280,7 @@ class SamplingSpace:
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
         """The run's own setting, and the same with a published guidance."""
-        guided = {"guidance": 2.0} if self.config.model.classes else USUAL
+        guided = {"guidance": 2.0} if self.config.model.conditional else USUAL
         return self.base, self.base | guided
 
     def sampler(self, params: Params) -> SamplerConfig:

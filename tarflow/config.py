@@ -238,7 +238,7 @@ class OptimConfig:
     warmup_images: int = 1024  # images over which the learning rate rises linearly
     cooldown: float = 0.2  # share of the images in the linear decay of wsd, 0 to 1
     ema: float = 0.05  # width of the weight average, as a share of the images seen; 0 is off
-    label_drop: float = 0.1  # share of labels dropped in training of conditional models, 0 to 1
+    label_drop: float = 0.1  # share of conditions dropped in training, 0 to 1
 
     def __post_init__(self) -> None:
         check_fields(

@@ -25,6 +25,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
     from tarflow.evaluate.held_out import noise_names, noised_batches
     from tarflow.evaluate.verify import verify
     from tarflow.model.noise import normal_per_image
+    from tarflow.sample.calibration import default_condition
     from tarflow.sample.inverse import invert
 
     if count < 1:
@@ -35,15 +36,16 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
         held_out = data.open_split(data.match_data(config).data, "validation")
         indices = np.arange(min(count, len(held_out)))
         batches = noised_batches(held_out, indices, config, flow, noise_names(1), count)
-        _, _, labels, images = next(batches)
+        _, _, condition, images = next(batches)
         source = f"{len(images)} validation images of {config.data.name}"
     except UserError:
-        labels = torch.arange(count, device=device) % model.classes if model.classes else None
+        condition = default_condition(flow, config, count)
+        condition = None if condition is None else condition.to(device)
         shape = (model.tokens, model.token_dim)
         latents = normal_per_image(torch.arange(count), shape, seed, "check", flow.var.dtype)
-        images = invert(flow, latents.to(device) * flow.var.sqrt(), labels)
+        images = invert(flow, latents.to(device) * flow.var.sqrt(), condition)
         source = f"{count} samples of the model"
-    checks = list(verify(flow, images, labels, config.noise))
+    checks = list(verify(flow, images, condition, config.noise))
     print_table(
         f"{checkpoint}, at {source}",
         ("check", "result", "measured", "tolerance", "what"),

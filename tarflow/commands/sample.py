@@ -2,12 +2,19 @@
 
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
+from tarflow.config import RunConfig
+from tarflow.errors import UserError
 from tarflow.sample.plan import PLAN
 from tarflow.storage import locate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tarflow.model.flow import TarFlow
 
 
 def sample(
@@ -18,6 +25,7 @@ def sample(
     columns: int = 8,
     seed: int = 0,
     labels: tuple[int, ...] = (),
+    condition: Path | None = None,
     batch: int = 64,
     solver: str = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -34,6 +42,9 @@ def sample(
         columns: Images in a row of the picture.
         seed: Seed of the noise; image i depends on (seed, i) only.
         labels: Classes to draw, in turn; all of them by default.
+        condition: Parquet table whose column `condition` holds the vectors to condition on, in
+            turn; by default those of the run's held-out images. What the table stores for a
+            dropped condition replaces the model's.
         batch: Images to draw at a time.
         solver: sequential, jacobi, selective or segmented:8; auto uses the plan that
             `python -m tarflow calibrate` measured for this batch size and guidance, if there is
@@ -41,7 +52,6 @@ def sample(
         precision: Precision of the matrix products.
         sampling: Sampler settings.
     """
-    import torch
 
     from tarflow.device import autocast
     from tarflow.sample.calibration import choose_plan
@@ -59,7 +69,7 @@ def sample(
         count,
         config.sampler,
         config.noise,
-        labels=torch.tensor(labels)[torch.arange(count) % len(labels)] if labels else None,
+        condition=_condition(flow, config, count, labels, condition),
         seed=seed,
         batch=batch,
         plan=plan,
@@ -75,3 +85,26 @@ def sample(
     if drawn.redrawn or drawn.lost:
         print(f"{drawn.redrawn} draws were not finite and were repeated, {drawn.lost} given up")
     return 0
+
+
+def _condition(
+    flow: "TarFlow", config: RunConfig, count: int, labels: tuple[int, ...], table: Path | None
+) -> "Tensor | None":
+    """Return what samples are conditioned on: what the flags say, or else the default."""
+    import torch
+
+    from tarflow.data.conditions import read_conditions
+    from tarflow.sample.calibration import default_condition
+
+    if labels and table:
+        raise UserError("give --labels or --condition, not both")
+    if labels:
+        return torch.tensor(labels)[torch.arange(count) % len(labels)]
+    if table is None:
+        return default_condition(flow, config, count)
+    vectors, dropped = read_conditions(table)
+    given = torch.from_numpy(vectors)[torch.arange(count) % len(vectors)]
+    flow.check_condition(given)
+    if dropped is not None:
+        flow.null_condition.copy_(torch.from_numpy(dropped.copy()))
+    return given

@@ -1,5 +1,6 @@
 """`python -m tarflow score`: which images a trained model finds unlikely."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ def score(
     split: Literal["validation", "test", "train"] = "validation",
     by: Literal["likelihood", "typicality"] = "likelihood",
     posterior: bool = False,
+    conditions: Path | None = None,
     draws: int = 1,
     resize: bool = False,
     skip_broken: bool = False,
@@ -56,6 +58,8 @@ def score(
         split: Split of the run's own data, if no images are named.
         by: Either likelihood, or typicality: how far the loss is from the mean of training images.
         posterior: Also name the most probable class by Bayes' rule; takes a pass per class.
+        conditions: Parquet table whose column `condition` holds the candidates of the posterior,
+            for a model conditioned on vectors; `class` is then the row of the most probable one.
         draws: Number of noise draws.
         resize: Convert images of another size or colour to the model's instead of refusing them.
         skip_broken: Leave out images that cannot be decoded instead of refusing them.
@@ -66,6 +70,7 @@ def score(
     import torch
 
     from tarflow import data
+    from tarflow.data.conditions import read_conditions
     from tarflow.data.pictures import read_pictures
     from tarflow.evaluate import scoring
     from tarflow.evaluate.held_out import training_reference
@@ -92,8 +97,13 @@ def score(
             pictures = replace(pictures, labels=np.full(len(pictures), -1))
         names = [f"{config.data.name}/{split}#{index}" for index in range(len(pictures))]
     reference = None if missing else training_reference(flow, config)
-    prior = scoring.class_log_prior(config, from_data=not missing) if posterior else None
-    scores = scoring.score(flow, config, pictures, reference, draws, prior)
+    prior = candidates = None
+    if conditions:
+        candidates = torch.from_numpy(read_conditions(conditions)[0])
+        prior = torch.full((len(candidates),), -math.log(len(candidates)))
+    elif posterior:
+        prior = scoring.class_log_prior(config, from_data=not missing)
+    scores = scoring.score(flow, config, pictures, reference, draws, prior, candidates)
     ranked = scoring.rows(scores, names, by)
     if out:
         write_table(out, ranked, scoring.SCORES)

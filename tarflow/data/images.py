@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tarflow.config import CLASSIFIER, DataConfig, RunConfig
+from tarflow.config import CLASSIFIER, DataConfig, ModelConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
 from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
@@ -37,6 +37,8 @@ class Description:
     image_size: int  # S, pixels along one side
     channels: int  # C
     classes: int  # 0 if the images have no labels
+    condition_tokens: int  # vectors of an image's condition, P; 0 if there are none
+    condition_dim: int  # values of each of these vectors, E
     train: int  # images of each split
     validation: int
     test: int
@@ -49,6 +51,22 @@ class Images:
     pixels: NDArray[np.uint8]  # (N, C, S, S), read only, memory-mapped
     labels: NDArray[np.int64]  # (N,)
     classes: int  # 0 if the images have no labels
+    vectors: NDArray[np.float32] | None = None  # (N, P, E) to condition on, memory-mapped
+    dropped: NDArray[np.float32] | None = None  # (P, E) what stands for a dropped condition
+
+    def condition(
+        self, indices: NDArray[np.int64], model: ModelConfig
+    ) -> NDArray[np.int64] | NDArray[np.float32] | None:
+        """Return what a model is conditioned on: labels (B,), vectors (B, P, E), or `None`.
+
+        It is `None` also if the model takes vectors and these images have none.
+        """
+        if model.classes:
+            return self.labels[indices]
+        if not model.condition_tokens or self.vectors is None:
+            return None
+        copied: NDArray[np.float32] = self.vectors.take(indices, axis=0)
+        return copied
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -87,15 +105,19 @@ def match_data(config: RunConfig) -> RunConfig:
         UserError: As `hash_data`.
     """
     model, data = config.model, describe(config.data)
+    vectors = bool(model.condition_tokens)
     for name, configured, actual in (
         ("image_size", model.image_size, data.image_size),
         ("image_channels", model.image_channels, data.channels),
         ("classes", model.classes, model.classes and data.classes),
+        ("condition_tokens", model.condition_tokens, vectors and data.condition_tokens),
+        ("condition_dim", model.condition_dim, vectors and data.condition_dim),
     ):
         if configured != actual:
+            hint = _label_hint(config.data) if name == "classes" and actual == 0 else ""
             raise ConfigError(
                 f"model.{name} is {configured}, but the data set {config.data.name} has "
-                f"{actual}; write {actual}" + (_label_hint(config.data) if actual == 0 else "")
+                f"{actual}; write {actual}{hint}"
             )
     evaluation = config.evaluation
     if evaluation.samples and evaluation.features == CLASSIFIER and data.classes < 2:
@@ -114,8 +136,14 @@ def describe(config: DataConfig) -> Description:
     """
     source = _source(config)
     channels, image_size, _ = source.shape
+    tokens, dim = source.condition_shape if isinstance(source, Table) else (0, 0)
     return Description(
-        image_size=image_size, channels=channels, classes=source.classes, **source.counts
+        image_size=image_size,
+        channels=channels,
+        classes=source.classes,
+        condition_tokens=tokens,
+        condition_dim=dim,
+        **source.counts,
     )
 
 
@@ -128,7 +156,9 @@ def open_split(config: DataConfig, split: Split) -> Images:
     if split not in SPLITS:
         raise UserError(f"no split '{split}': write {', '.join(SPLITS)}")
     source = _source(config)
-    folder = cache_folder() / hash_data(config).hash / f"{split}-{_DECODING}"
+    conditions = _conditions(source)
+    version = f"{_DECODING}-conditions" if conditions else f"{_DECODING}"
+    folder = cache_folder() / hash_data(config).hash / f"{split}-{version}"
     try:
         if not folder.exists():
             with _lock(folder.with_suffix(".lock")):
@@ -140,7 +170,12 @@ def open_split(config: DataConfig, split: Split) -> Images:
             "TARFLOW_CACHE chooses another folder"
         ) from None
     pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-    return Images(pixels.view(np.ndarray), np.load(folder / "labels.npy"), source.classes)
+    labels = np.load(folder / "labels.npy")
+    if conditions is None:
+        return Images(pixels.view(np.ndarray), labels, source.classes)
+    vectors = np.load(folder / "conditions.npy", mmap_mode="r").view(np.ndarray)
+    dropped = conditions.dropped_condition
+    return Images(pixels.view(np.ndarray), labels, source.classes, vectors, dropped)
 
 
 def order(n: int, seed: int, start: int, count: int) -> NDArray[np.int64]:
@@ -192,6 +227,11 @@ def _source(config: DataConfig) -> Table | Procedural:
     return find_procedural(config.name) or find_table(config.name)
 
 
+def _conditions(source: Table | Procedural) -> Table | None:
+    """Return the source if it holds vectors to condition on."""
+    return source if isinstance(source, Table) and any(source.condition_shape) else None
+
+
 def _decode(source: Table | Procedural, split: Split, folder: Path) -> None:
     """Write `pixels.npy` and `labels.npy` of a split, whole or not at all."""
     count = source.counts[split]
@@ -209,6 +249,15 @@ def _decode(source: Table | Procedural, split: Split, folder: Path) -> None:
         labels = np.empty(count, np.int64)
         source.fill(split, pixels, labels)
         pixels.flush()
+        if conditions := _conditions(source):
+            vectors = np.lib.format.open_memmap(
+                temporary / "conditions.npy",
+                mode="w+",
+                dtype=np.float32,
+                shape=(count, *conditions.condition_shape),
+            )
+            conditions.fill_conditions(split, vectors)
+            vectors.flush()
         np.save(temporary / "labels.npy", labels)
         temporary.rename(folder)
     finally:

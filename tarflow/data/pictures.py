@@ -30,7 +30,7 @@ def read_pictures(
     """Read all pictures at some paths, in order.
 
     Tables and archives (`tarflow.data.archives` has the layouts) are read in full, whatever their
-    splits. Only they have labels.
+    splits. Only they have labels, and only tables vectors to condition on.
 
     Args:
         paths: Image files, Parquet files, .npz files, folders of images or of Parquet files.
@@ -47,8 +47,10 @@ def read_pictures(
     """
     pixels, labels, names = [], [], []
     broken = Broken(skip_broken)
+    kept: list[bool] = []  # of all pictures, those that can be decoded
     for path in paths:
         for name, decode, label in _pictures(path):
+            kept.append(False)
             try:
                 picture = decode()
             except UserError as error:
@@ -57,17 +59,34 @@ def read_pictures(
             pixels.append(_model_pixels(picture, name, model, resize))
             labels.append(label)
             names.append(name)
+            kept[-1] = True
     broken.check(len(names) + len(broken.reasons))
     if not names:
         raise UserError(f"no images in {', '.join(map(str, paths))}")
-    images = Images(np.stack(pixels), np.array(labels, np.int64), model.classes)
+    vectors = _vectors(paths)[kept] if model.condition_tokens and _all_tables(paths) else None
+    images = Images(np.stack(pixels), np.array(labels, np.int64), model.classes, vectors)
     return images, names, broken.notes
+
+
+def _all_tables(paths: Sequence[Path]) -> bool:
+    """Tell whether all paths are image tables with conditions."""
+    return all(_is_table(path) and any(find_table(str(path)).condition_shape) for path in paths)
+
+
+def _vectors(paths: Sequence[Path]) -> NDArray[np.float32]:
+    """Return the conditions of all rows of image tables, (N, P, E)."""
+    tables = [find_table(str(path)) for path in paths]
+    return np.concatenate([table.conditions(np.ones(len(table.codes), bool)) for table in tables])
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet")))
 
 
 def _pictures(path: Path) -> Iterator[Picture]:
     if path.suffix == ".npz":
         yield from _archive(path)
-    elif path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet"))):
+    elif _is_table(path):
         yield from _table(path)
     else:
         for file in find_images(path).paths if path.is_dir() else [path]:

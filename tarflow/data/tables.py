@@ -1,7 +1,7 @@
 """Image tables: Parquet files in the Hugging Face image convention, read shard by shard.
 
-Columns: `image: struct<bytes: binary, path: string>`, `label: int64` (optional) and
-`split: string` (optional). The table alone decides which split a row belongs to:
+Columns: `image: struct<bytes: binary, path: string>`, and optionally `label: int64`, `condition`
+(`tarflow.data.conditions`) and `split: string`. The table alone decides which split a row is in:
 
 1. by the `split` column, else by the name of the file or its folder (`train-00000.parquet`,
    `validation/0.parquet`), else every row is `train`;
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from tarflow.data import codec
+from tarflow.data import codec, conditions
 from tarflow.errors import UserError
 from tarflow.record import write_text
 from tarflow.storage import cache_folder, expand
@@ -125,7 +125,45 @@ class Table:
     @cached_property
     def unread_columns(self) -> list[str]:
         """Names of the columns that have no meaning here; one may hold labels."""
-        return [name for name in self._schema.names if name not in ("image", "label", "split")]
+        read = ("image", "label", conditions.COLUMN, "split")
+        return [name for name in self._schema.names if name not in read]
+
+    @cached_property
+    def condition_shape(self) -> conditions.Shape:
+        """Vectors of a condition and values of each, (P, E); zeros if the table has none."""
+        if not self._has(conditions.COLUMN):
+            return 0, 0
+        for file in self._files():
+            for part in conditions.of_file(file, self.root, 1):
+                return part.shape[1], part.shape[2]
+        return 0, 0
+
+    @property
+    def dropped_condition(self) -> NDArray[np.float32]:
+        """What stands for a dropped condition, (P, E)."""
+        return conditions.dropped(self._schema, self.condition_shape)
+
+    def fill_conditions(self, split: Split, target: NDArray[np.float32]) -> None:
+        """Write the conditions of a split to `target` (N, P, E).
+
+        Raises:
+            UserError: If rows differ in shape, or hold values that are not finite.
+        """
+        self._fill_conditions(self.codes == SPLITS.index(split), target)
+
+    def conditions(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Return the conditions of the rows that a mask (N,) chooses, in order, (n, P, E)."""
+        target = np.empty((int(chosen.sum()), *self.condition_shape), np.float32)
+        self._fill_conditions(chosen, target)
+        return target
+
+    def _fill_conditions(self, chosen: NDArray[np.bool_], target: NDArray[np.float32]) -> None:
+        start = filled = 0
+        for file in self._files():
+            for part in conditions.of_file(file, self.root, _ROWS, self.condition_shape):
+                kept = part[chosen[start : start + len(part)]]
+                target[filled : filled + len(kept)] = kept
+                start, filled = start + len(part), filled + len(kept)
 
     @property
     def counts(self) -> Mapping[str, int]:

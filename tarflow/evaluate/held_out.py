@@ -87,14 +87,14 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Tr
     clean = [torch.empty(empty, dtype=torch.uint8)]
     xhats, losses = [torch.empty(empty, dtype=flow.var.dtype)], [flow.var.new_empty(0)]
     batches = noised_batches(train, share, config, flow, ["decoder"], batch)
-    for _, pixels, labels, noised in batches:
+    for _, pixels, condition, noised in batches:
         if config.noise.type == "gaussian":
-            xhat, density = denoised_mean(flow, noised, labels, config.noise.std)
+            xhat, density = denoised_mean(flow, noised, condition, config.noise.std)
             xhats.append(xhat.cpu())
             clean.append(pixels.cpu())
         else:
             with torch.no_grad():
-                density = log_density(flow, noised, labels)
+                density = log_density(flow, noised, condition)
         losses.append(training_loss(density, flow.config.dims))
     all_xhats, all_clean, all_losses = (
         distributed.gather_rows(torch.cat(parts), flow.var.device)
@@ -112,7 +112,7 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
     With Gaussian noise BPD is the bound
     `E[-log p(y) - log P(x | xhat(y)) + log N(y; x, std^2)] / (N_dim ln 2)`, a code length of the
     clean image at every noise level; with uniform noise it is the dequantised BPD, a bound by
-    Jensen's inequality. Conditional models are scored with the label given.
+    Jensen's inequality. Conditional models are scored with the condition given.
 
     Args:
         flow: The trained flow on its device.
@@ -130,13 +130,13 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
     share = np.arange(len(all_labels))[distributed.local_slice(len(all_labels))]
     values = flow.var.new_zeros(len(share), 2, dtype=torch.float64)  # bits per dimension and loss
     batches = noised_batches(held_out, share, config, flow, draws, batch)
-    for rows, pixels, labels, noised in batches:
+    for rows, pixels, condition, noised in batches:
         if decoder is None:
             with torch.no_grad():
-                loss = training_loss(log_density(flow, noised, labels), flow.config.dims)
+                loss = training_loss(log_density(flow, noised, condition), flow.config.dims)
             bits = dequantised_bpd(loss)
         else:
-            bits, density = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
+            bits, density = bound_bpd(flow, decoder, pixels, noised, condition, config.noise)
             loss = training_loss(density, flow.config.dims)
         values[rows] += torch.stack([bits, loss], 1) / len(draws)
     bpd, losses = distributed.gather_rows(values, flow.var.device).T.numpy()
@@ -167,14 +167,14 @@ def noised_batches(
     Args:
         images: Images to choose from.
         indices: Numbers of the images to yield, (N,).
-        config: Configuration of the run; says which noise, and whether labels are given.
+        config: Configuration of the run; says which noise, and what the model is conditioned on.
         flow: The model whose device and type the batches get.
         draws: Names of independent draws of the noise; each goes through all images.
         batch: Images in a batch.
 
     Yields:
-        The positions of a batch in `indices`, its 8-bit pixels (B, C, H, H), labels (B,) or None,
-        and noisy images (B, C, H, H).
+        The positions of a batch in `indices`, its 8-bit pixels (B, C, H, H), condition or
+        None, and noisy images (B, C, H, H).
     """
     device, dtype = flow.var.device, flow.var.dtype
     for draw, start in itertools.product(draws, range(0, len(indices), batch)):
@@ -188,7 +188,6 @@ def noised_batches(
             noised = noise.unit(pixels, dtype) + config.noise.std * normal
         else:
             noised = (pixels.to(dtype) + torch.special.ndtr(normal)) / 128 - 1
-        labels = None
-        if config.model.classes:
-            labels = torch.from_numpy(np.asarray(images.labels)[part]).to(device)
-        yield rows, pixels.to(device), labels, noised.to(device)
+        given = images.condition(part, config.model)
+        condition = None if given is None else torch.from_numpy(given).to(device)
+        yield rows, pixels.to(device), condition, noised.to(device)

@@ -20,7 +20,7 @@ from tarflow.identity import HALVES, WHOLE, run_id
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.record import replacing
-from tarflow.sample.calibration import choose_plan
+from tarflow.sample.calibration import choose_plan, default_condition
 from tarflow.sample.plan import Plan
 from tarflow.sample.sampling import image_grid, sample
 
@@ -64,7 +64,15 @@ def evaluate_samples(
     plan = from_dict(Plan, distributed.broadcast(to_dict(plan), device))
     share = distributed.local_slice(count)
     drawn = sample(
-        flow, count, config.sampler, config.noise, seed=seed, batch=batch, plan=plan, part=share
+        flow,
+        count,
+        config.sampler,
+        config.noise,
+        default_condition(flow, config, count),
+        seed=seed,
+        batch=batch,
+        plan=plan,
+        part=share,
     )
     seconds = time.perf_counter() - start
     redraws = torch.tensor([[drawn.redrawn, drawn.lost]])

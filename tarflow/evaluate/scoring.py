@@ -39,9 +39,9 @@ SCORES = pa.schema(
         ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image
         ("bpd_kind", pa.string()),  # dequantised or bound
         ("typicality", pa.float64()),  # |loss - mean loss of training images|, nats per dimension
-        ("predicted", pa.int64()),  # most probable class
-        ("probability", pa.float64()),  # of that class given the image
-        ("log_marginal", pa.float64()),  # nats of the noisy image over all classes
+        ("predicted", pa.int64()),  # most probable class, or row of the candidate conditions
+        ("probability", pa.float64()),  # of that one given the image
+        ("log_marginal", pa.float64()),  # nats of the noisy image over all of them
     ],
     metadata={"schema_version": SCHEMA_VERSION},
 )
@@ -49,14 +49,14 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class Posterior:
-    """Probability of each class given the image, by Bayes' rule over a conditional flow."""
+    """Probability of each class, or candidate condition, given the image, by Bayes' rule."""
 
-    log_probability: NDArray[np.float64]  # (N, classes) nats, of each class given the image
-    log_marginal: NDArray[np.float64]  # (N,) nats, of the image over all classes
+    log_probability: NDArray[np.float64]  # (N, candidates) nats, of each given the image
+    log_marginal: NDArray[np.float64]  # (N,) nats, of the image over all candidates
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """The most probable class of each image, (N,)."""
+        """The most probable candidate of each image, (N,)."""
         best: NDArray[np.int64] = self.log_probability.argmax(1)
         return best
 
@@ -109,24 +109,27 @@ def score(
     images: data.Images,
     reference: held_out.TrainingReference | None = None,
     draws: int = 1,
-    class_log_prior: Tensor | None = None,
+    log_prior: Tensor | None = None,
+    candidates: Tensor | None = None,
     batch: int = 250,
 ) -> Scores:
     """Score each image.
 
     Typicality is the distance of an image's loss from the mean loss of training images, the test
     of Nalisnick et al. 2019 (arXiv 1906.02994) for one image: in high dimension the likeliest
-    images are no more typical than the unlikely ones. The class posterior is
+    images are no more typical than the unlikely ones. The posterior of a condition is
     `log p(x | y) + log p(y)`, normalised after averaging over the draws.
 
     Args:
         flow: The trained flow on its device.
         config: Configuration of its run; says which noise.
-        images: 8-bit images; with label -1 an image is scored with its label dropped.
+        images: 8-bit images; with label -1, or without vectors, they are scored with the condition
+            dropped.
         reference: What training images tell; without it there is no typicality and, with Gaussian
             noise, no BPD.
         draws: Number of noise draws; the first is the one that the run's held-out images had.
-        class_log_prior: Nats, (classes,); asks for the posterior, one more pass per class.
+        log_prior: Nats, (K,), of each candidate; asks for the posterior, one more pass for each.
+        candidates: Conditions (K, ...) that the posterior compares; by default the classes.
         batch: Images that go through the flow at a time, fewer if the model is large.
 
     Raises:
@@ -140,12 +143,15 @@ def score(
     decoder = reference.decoder if reference else None
     kind = "bound" if config.noise.type == "gaussian" else "dequantised"
     prior, logdets, bits = np.zeros(count), np.zeros((count, model.blocks)), np.zeros(count)
-    by_class = np.zeros((count, model.classes))
+    if candidates is None:
+        candidates = torch.arange(model.classes)
+    flow.check_condition(candidates)
+    joint = np.zeros((count, len(candidates)))
     batches = held_out.noised_batches(
         images, np.arange(count), config, flow, held_out.noise_names(draws), batch
     )
-    for rows, pixels, labels, noised in batches:
-        steps = flow.trace(noised, labels)
+    for rows, pixels, condition, noised in batches:
+        steps = flow.trace(noised, condition)
         logdet = torch.stack([block for _, block in steps], 1) * model.dims
         gaussian = flow.log_prior(steps[-1][0]) * model.dims
         prior[rows] += _numpy(gaussian) / draws
@@ -154,10 +160,10 @@ def score(
             loss = held_out.training_loss(gaussian + logdet.sum(1), model.dims)
             bits[rows] += _numpy(dequantised_bpd(loss)) / draws
         elif decoder:
-            bpd, _ = bound_bpd(flow, decoder, pixels, noised, labels, config.noise)
+            bpd, _ = bound_bpd(flow, decoder, pixels, noised, condition, config.noise)
             bits[rows] += _numpy(bpd) / draws
-        if class_log_prior is not None:
-            by_class[rows] += _numpy(_class_densities(flow, noised)) / draws
+        if log_prior is not None:
+            joint[rows] += _numpy(_densities(flow, noised, candidates)) / draws
     typicality = None
     if reference:
         losses = held_out.training_loss(prior + logdets.sum(1), model.dims)
@@ -169,7 +175,7 @@ def score(
         bpd=bits if kind == "dequantised" or decoder else None,
         bpd_kind=kind,
         typicality=typicality,
-        posterior=None if class_log_prior is None else _bayes(by_class, class_log_prior),
+        posterior=None if log_prior is None else _bayes(joint, log_prior),
     )
 
 
@@ -183,7 +189,8 @@ def class_log_prior(config: RunConfig, from_data: bool) -> Tensor:
     """
     classes = config.model.classes
     if not classes:
-        raise UserError("the model has no classes, so it has no class posterior")
+        vectors = "; give candidates with --conditions" if config.model.condition_tokens else ""
+        raise UserError(f"the model has no classes, so it has no class posterior{vectors}")
     if not from_data:
         return torch.full((classes,), -math.log(classes), dtype=torch.float64)
     labels = torch.from_numpy(np.asarray(data.open_split(config.data, "train").labels))
@@ -216,16 +223,17 @@ def rows(scores: Scores, names: list[str], by: str = "likelihood") -> list[dict[
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _class_densities(flow: TarFlow, noised: Tensor) -> Tensor:
-    """Return the log density of images (B, ...) given each class, (B, classes) nats."""
-    batch = torch.ones(len(noised), dtype=torch.int64, device=noised.device)
-    classes = range(flow.config.classes)
-    return torch.stack([log_density(flow, noised, label * batch) for label in classes], 1)
+def _densities(flow: TarFlow, noised: Tensor, candidates: Tensor) -> Tensor:
+    """Return the log density of images (B, ...) given each of K conditions, (B, K) nats."""
+    given = candidates.to(noised.device)
+    return torch.stack(
+        [log_density(flow, noised, one.expand(len(noised), *one.shape)) for one in given], 1
+    )
 
 
-def _bayes(by_class: NDArray[np.float64], class_log_prior: Tensor) -> Posterior:
-    """Normalise log densities given each class, (N, classes) nats."""
-    joint = torch.from_numpy(by_class) + class_log_prior.double()
+def _bayes(densities: NDArray[np.float64], log_prior: Tensor) -> Posterior:
+    """Normalise log densities given each candidate, (N, K) nats."""
+    joint = torch.from_numpy(densities) + log_prior.double()
     marginal = joint.logsumexp(1)
     return Posterior((joint - marginal[:, None]).numpy(), marginal.numpy())
 

@@ -45,7 +45,7 @@ class Check:
 
 
 def verify(
-    flow: TarFlow, images: Tensor, labels: Tensor | None, noise: NoiseConfig
+    flow: TarFlow, images: Tensor, condition: Tensor | None, noise: NoiseConfig
 ) -> Iterator[Check]:
     """Yield the checks of a flow; if its weights are not finite, nothing else is measured.
 
@@ -53,7 +53,7 @@ def verify(
         flow: The model in float32 and eval mode, on its device.
         images: Images like those it was trained on, noise included, (N, c, H, H). Derivatives are
             taken at the first.
-        labels: Classes of the images, (N,) int64, or None.
+        condition: As for `TarFlow.forward`.
         noise: Training noise, which says what error of an inverse matters.
 
     Yields:
@@ -67,7 +67,7 @@ def verify(
     flow.requires_grad_(False)
     tokens = patchify(images.double(), flow.config)
     logdet = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    complete = flow.complete(labels, len(images))
+    complete = flow.complete(condition, len(images))
     first = None if complete is None else complete[:1].to(_wide(complete))
     for index, block in enumerate(flow.blocks):
         wide = copy.deepcopy(cast(FlowBlock, block)).double()
@@ -75,12 +75,12 @@ def verify(
         yield _block_log_determinant(f"block {index} log-determinant", wide, tokens[:1], first)
         tokens, part = wide(tokens, None if complete is None else complete.to(_wide(complete)))
         logdet += part
-    yield _flow_log_determinant(flow, images, labels, logdet)
-    single = negative_log_likelihood(*flow(images, labels)).double()
+    yield _flow_log_determinant(flow, images, condition, logdet)
+    single = negative_log_likelihood(*flow(images, condition)).double()
     error = (single - negative_log_likelihood(tokens, logdet)).abs().max().item() / math.log(2)
     quantity = "float32 against float64, bits per dimension"
     yield Check("arithmetic of the likelihood", error, SINGLE, quantity)
-    error = (invert(flow, flow(images, labels)[0], labels) - images).abs().max().item()
+    error = (invert(flow, flow(images, condition)[0], condition) - images).abs().max().item()
     yield Check("round trip", error, default_tolerance(noise), "largest pixel error")
 
 
@@ -96,7 +96,7 @@ def _finite_weights(flow: TarFlow) -> Check:
     return Check("weights", sum(bad.values()), 0, f"values that are not finite{first}")
 
 
-def _causality(name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | None) -> Check:
+def _causality(name: str, block: FlowBlock, tokens: Tensor, condition: Tensor | None) -> Check:
     """Change all tokens after a position; no output up to that position may change.
 
     In small images every position is tried, which covers every pair of tokens; in others
@@ -104,14 +104,14 @@ def _causality(name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | Non
     """
     last = tokens.shape[1] - 1
     positions = last if last < ALL_POSITIONS else SOME_POSITIONS
-    outputs = block.permute(block(tokens, labels)[0])
+    outputs = block.permute(block(tokens, condition)[0])
     original = block.permute(tokens)
     others = original.roll(1, 1) + 1
     worst = 0.0
     for position in torch.linspace(0, last - 1, positions).round().long().tolist():
         kept = position + 1
         changed = block.permute(torch.cat([original[:, :kept], others[:, kept:]], 1))
-        difference = block.permute(block(changed, labels)[0]) - outputs
+        difference = block.permute(block(changed, condition)[0]) - outputs
         change = difference[:, :kept].abs().max().item()
         worst = max(worst, change if math.isfinite(change) else math.inf)
     quantity = f"change of outputs with later tokens, after {positions} of {last} positions"
@@ -119,7 +119,7 @@ def _causality(name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | Non
 
 
 def _block_log_determinant(
-    name: str, block: FlowBlock, tokens: Tensor, labels: Tensor | None
+    name: str, block: FlowBlock, tokens: Tensor, condition: Tensor | None
 ) -> Check:
     """Compare a block's log-determinant with that of its Jacobian.
 
@@ -135,19 +135,19 @@ def _block_log_determinant(
     short = copy.deepcopy(block)
     if block.pos_embed is not None:
         short.pos_embed = nn.Parameter(cut(block.pos_embed[None])[0], requires_grad=False)
-    error = _log_determinant_error(short, cut(tokens), labels)
+    error = _log_determinant_error(short, cut(tokens), condition)
     return Check(name, error, EXACT, f"against autograd, nats per dimension, {kept} tokens")
 
 
 def _flow_log_determinant(
-    flow: TarFlow, images: Tensor, labels: Tensor | None, of_blocks: Tensor
+    flow: TarFlow, images: Tensor, condition: Tensor | None, of_blocks: Tensor
 ) -> Check:
     """Compare the flow's log-determinant with autograd's, or with its blocks' if it is large."""
     name = "flow log-determinant"
     if flow.config.dims > JACOBIAN:
-        error = (flow(images, labels)[1] - of_blocks).abs().max().item() / math.log(2)
+        error = (flow(images, condition)[1] - of_blocks).abs().max().item() / math.log(2)
         return Check(name, error, SINGLE, "against the sum of its blocks', bits per dimension")
-    first = None if labels is None else labels[:1].to(_wide(labels))
+    first = None if condition is None else condition[:1].to(_wide(condition))
     error = _log_determinant_error(copy.deepcopy(flow).double(), images[:1].double(), first)
     return Check(name, error, EXACT, "against autograd, nats per dimension")
 
@@ -155,7 +155,7 @@ def _flow_log_determinant(
 def _log_determinant_error(
     mapping: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]],
     point: Tensor,
-    labels: Tensor | None,
+    condition: Tensor | None,
 ) -> float:
     """Return the relative error of a map's own log-determinant at one point (1, ...)."""
     dims = point.numel()
@@ -163,9 +163,11 @@ def _log_determinant_error(
     for rows in torch.eye(dims, dtype=point.dtype, device=point.device).split(ROWS):
         with torch.enable_grad():
             batch = point.expand(len(rows), *point.shape[1:]).clone().requires_grad_()
-            of_all = None if labels is None else labels.expand(len(rows), *labels.shape[1:])
+            of_all = (
+                None if condition is None else condition.expand(len(rows), *condition.shape[1:])
+            )
             mapped, _ = mapping(batch, of_all)
             jacobian += torch.autograd.grad(mapped, batch, rows.view_as(mapped))
     exact = torch.linalg.slogdet(torch.cat(jacobian).flatten(1)).logabsdet.item() / dims
-    error: float = abs(mapping(point, labels)[1].item() - exact) / max(1.0, abs(exact))
+    error: float = abs(mapping(point, condition)[1].item() - exact) / max(1.0, abs(exact))
     return error

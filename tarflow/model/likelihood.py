@@ -38,9 +38,9 @@ def negative_log_likelihood(latents: Tensor, logdet: Tensor) -> Tensor:
     return loss
 
 
-def log_density(flow: TarFlow, images: Tensor, labels: Tensor | None = None) -> Tensor:
+def log_density(flow: TarFlow, images: Tensor, condition: Tensor | None = None) -> Tensor:
     """Return the log density of continuous images in nats, (B,) for (B, C, H, H)."""
-    latents, logdet = flow(images, labels)
+    latents, logdet = flow(images, condition)
     density: Tensor = (flow.log_prior(latents) + logdet) * flow.config.dims
     return density
 
@@ -51,7 +51,7 @@ def dequantised_bpd(loss: Tensor) -> Tensor:
 
 
 def score_function(
-    flow: TarFlow, images: Tensor, labels: Tensor | None = None, *, standard_prior: bool = False
+    flow: TarFlow, images: Tensor, condition: Tensor | None = None, *, standard_prior: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the log density with respect to the images, and the log density.
 
@@ -60,7 +60,7 @@ def score_function(
     Args:
         flow: Model in eval mode; its parameters get no gradient.
         images: (B, C, H, H) continuous images; they are not changed.
-        labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        condition: As for `TarFlow.forward`.
         standard_prior: Whether to take a standard normal prior instead of `flow.log_prior`; they
             differ for volume-preserving flows only.
 
@@ -68,9 +68,9 @@ def score_function(
         (B, C, H, H) scores and (B,) log densities in nats, both detached.
 
     Raises:
-        UserError: If a label is unknown.
+        UserError: If the condition does not fit the flow.
     """
-    flow.check_condition(labels)
+    flow.check_condition(condition)
     config = flow.config
     constants = {name: weight.detach() for name, weight in flow.named_parameters()}
     most = images_at_a_time(config, config.total_layers, images.element_size())
@@ -80,8 +80,8 @@ def score_function(
         part = slice(start, start + most)
         with torch.enable_grad():
             point = images[part].detach().clone().requires_grad_()
-            part_labels = None if labels is None else labels[part]
-            latents, logdet = functional_call(flow, constants, (point, part_labels))
+            part_condition = None if condition is None else condition[part]
+            latents, logdet = functional_call(flow, constants, (point, part_condition))
             if standard_prior:
                 prior = -0.5 * latents.square().mean((1, 2)) - HALF_LN_2PI
             else:
@@ -99,7 +99,7 @@ def images_at_a_time(model: ModelConfig, layers: int, value_bytes: int) -> int:
 
 
 def denoised_mean(
-    flow: TarFlow, noised: Tensor, labels: Tensor | None, std: float
+    flow: TarFlow, noised: Tensor, condition: Tensor | None, std: float
 ) -> tuple[Tensor, Tensor]:
     """Return the flow's own denoised mean and its log density.
 
@@ -108,13 +108,13 @@ def denoised_mean(
     Args:
         flow: Model in eval mode; its parameters get no gradient.
         noised: (B, C, H, H) noisy images, y.
-        labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        condition: As for `TarFlow.forward`.
         std: Standard deviation of the Gaussian noise in y.
 
     Returns:
         xhat (B, C, H, H) and log p(y) (B,) in nats, both detached.
     """
-    score, density = score_function(flow, noised, labels)
+    score, density = score_function(flow, noised, condition)
     return noised.detach() + std**2 * score, density
 
 
@@ -123,7 +123,7 @@ def bound_bpd(
     decoder: Decoder,
     pixels: Tensor,
     noised: Tensor,
-    labels: Tensor | None,
+    condition: Tensor | None,
     noise_config: NoiseConfig,
 ) -> tuple[Tensor, Tensor]:
     """Return the BPD bound of clean images for one draw of noise.
@@ -133,13 +133,13 @@ def bound_bpd(
         decoder: P(pixel | denoised value), fitted on training images.
         pixels: (B, C, H, H) uint8, the clean images.
         noised: (B, C, H, H) `unit(pixels)` plus Gaussian noise.
-        labels: (B,) int64, -1 where the label is dropped; `None` drops all.
+        condition: As for `TarFlow.forward`.
         noise_config: Says the standard deviation of that noise.
 
     Returns:
         (B,) bits per dimension, and (B,) log p(y) in nats.
     """
-    xhat, density = denoised_mean(flow, noised, labels, noise_config.std)
+    xhat, density = denoised_mean(flow, noised, condition, noise_config.std)
     clean = noise.unit(pixels, noised.dtype)
     drawn = (noised - clean) / noise_config.std
     posterior = -(0.5 * drawn.square() + HALF_LN_2PI + math.log(noise_config.std))

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,12 +80,12 @@ def choose_plan(
     tolerance = default_tolerance(config.noise)
     if solver != "auto":
         return named_plan(solver, len(flow.blocks), tolerance)
-    labels = torch.zeros(1, dtype=torch.int64) if flow.config.classes else None
-    now = situation(flow, min(batch, count), labels, config.sampler, tolerance)
+    condition = default_condition(flow, config, 1)
+    now = situation(flow, min(batch, count), condition, config.sampler, tolerance)
     plan = find_plan(path, now) if path else None
     if plan is None and count >= WORTHWHILE_BATCHES * batch:
-        images, labels = calibration_images(flow, config, batch)
-        plan = calibrate(flow, images, labels, config.noise, config.sampler)
+        images, condition = calibration_images(flow, config, batch)
+        plan = calibrate(flow, images, condition, config.noise, config.sampler)
         if path:
             keep_plan(path, plan)
     return plan or named_plan("sequential", len(flow.blocks), tolerance)
@@ -93,33 +94,50 @@ def choose_plan(
 def calibration_images(
     flow: TarFlow, config: RunConfig, count: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return images (B, c, H, H) in [-1, 1] to calibrate on, and labels (B,) or `None`.
+    """Return images (B, c, H, H) in [-1, 1] to calibrate on, and their condition or `None`.
 
     They are training images of the run if its data can be opened, and samples otherwise.
     """
-    classes = flow.config.classes
-    labels = torch.arange(count) % classes if classes else None
     try:
         images = data.open_split(config.data, "train")
     except UserError:
-        drawn = sample(flow, count, SamplerConfig(denoise=0), config.noise, labels)
-        return drawn.images, drawn.labels
+        condition = default_condition(flow, config, count)
+        drawn = sample(flow, count, SamplerConfig(denoise=0), config.noise, condition)
+        return drawn.images, drawn.condition
     picked = data.order(len(images.labels), 0, 0, count)
     pixels = torch.from_numpy(data.batch(images, picked))
-    labels = torch.from_numpy(images.labels[picked].astype("int64")) if classes else None
-    return unit(pixels), labels
+    given = images.condition(picked, flow.config)
+    return unit(pixels), None if given is None else torch.from_numpy(given)
+
+
+def default_condition(flow: TarFlow, config: RunConfig, count: int) -> Tensor | None:
+    """Return what `count` samples are conditioned on if nobody says, or `None`.
+
+    Every class in turn, or the vectors of the run's held-out images in turn. Vectors are dropped
+    if these images cannot be opened.
+    """
+    if flow.config.classes:
+        return torch.arange(count) % flow.config.classes
+    if not flow.config.condition_tokens:
+        return None
+    try:
+        images = data.open_split(config.data, config.evaluation.split)
+    except UserError:
+        return None
+    given = images.condition(np.arange(count) % len(images), flow.config)
+    return None if given is None else torch.from_numpy(given)
 
 
 def situation(
     flow: TarFlow,
     batch: int,
-    labels: Tensor | None,
+    condition: Tensor | None,
     sampler: SamplerConfig | None,
     tolerance: float,
 ) -> Situation:
     """Return the situation that a plan measured now would hold for."""
     device = flow.var.device
-    guided = sampler if is_guided(sampler, labels) else None
+    guided = sampler if is_guided(sampler, condition) else None
     return Situation(
         device=describe_device(device),
         threads=torch.get_num_threads(),
@@ -134,7 +152,7 @@ def situation(
 def calibrate(
     flow: TarFlow,
     images: Tensor,
-    labels: Tensor | None,
+    condition: Tensor | None,
     noise: NoiseConfig,
     sampler: SamplerConfig | None = None,
     tolerance: float | None = None,
@@ -152,22 +170,22 @@ def calibrate(
     Args:
         flow: Model in eval mode.
         images: (B, c, H, H) clean images in [-1, 1], such as training images.
-        labels: (B,) int64 classes, -1 where dropped, or `None`.
+        condition: As for `TarFlow.forward`.
         noise: Training noise of the model.
         sampler: Guidance of the samples that will be drawn.
         tolerance: Largest error of a pixel; `None` for `default_tolerance`.
     """
     tolerance = default_tolerance(noise) if tolerance is None else tolerance
     images = images.to(flow.var)
-    labels = None if labels is None else labels.to(flow.var.device)
+    condition = None if condition is None else condition.to(flow.var.device)
     rng = generator(0, "calibration", device=flow.var.device.type)
     noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
-    flow(noised, labels)  # the first pass sets libraries up
-    (latents, _), forward_seconds = _timed(flow.var.device, partial(flow, noised, labels))
-    batch = _Batch(flow, latents, labels, sampler)
+    flow(noised, condition)  # the first pass sets libraries up
+    (latents, _), forward_seconds = _timed(flow.var.device, partial(flow, noised, condition))
+    batch = _Batch(flow, latents, condition, sampler)
     references = batch.solve_sequentially()
     ranking, guessing = convergence_ranking(flow, images), initial_guessing(flow, images)
-    judge = Judge(flow, labels, sampler, len(images), batch.rounding(references[0].tokens))
+    judge = Judge(flow, condition, sampler, len(images), batch.rounding(references[0].tokens))
     methods: tuple[Method, ...] = (SEQUENTIAL,) * len(references)
     if judge.accepts(judge.rounding, tolerance):
         strict = tolerance / MARGIN
@@ -193,7 +211,7 @@ def calibrate(
     )
     return Plan(
         methods=methods,
-        situation=situation(flow, len(images), labels, sampler, tolerance),
+        situation=situation(flow, len(images), condition, sampler, tolerance),
         measured=measured,
         error=judge.error(methods),
         forward_seconds=forward_seconds,
@@ -215,7 +233,7 @@ class _Batch:
 
     flow: TarFlow
     latents: Tensor
-    labels: Tensor | None
+    condition: Tensor | None
     sampler: SamplerConfig | None
 
     def solve_sequentially(self) -> list[_Reference]:
@@ -232,7 +250,7 @@ class _Batch:
         if product_dtype(tokens) == tokens.dtype:
             return 0.0
         with torch.autocast(tokens.device.type, enabled=False):
-            exact = invert(self.flow, self.latents, self.labels, self.sampler)
+            exact = invert(self.flow, self.latents, self.condition, self.sampler)
         return largest_error(unpatchify(tokens, self.flow.config), exact)
 
     def choose(
@@ -288,7 +306,7 @@ class _Batch:
 
     def time_sequential(self, index: int, latents: Tensor) -> tuple[Tensor, float]:
         """Return the tokens (B, T, D) of one block and the seconds of sequential decoding."""
-        inversion = Inversion(self.flow, self.latents, self.labels, self.sampler)
+        inversion = Inversion(self.flow, self.latents, self.condition, self.sampler)
         return _timed(latents.device, partial(inversion.invert_block, index, latents, SEQUENTIAL))
 
     def time_method(
@@ -297,7 +315,7 @@ class _Batch:
         """Return the seconds and iterations of a method on one block; no iterations if slower."""
         block = cast(FlowBlock, self.flow.blocks[index])
         latents = block.with_start(block.permute(latents))
-        inversion = Inversion(self.flow, self.latents, self.labels, self.sampler)
+        inversion = Inversion(self.flow, self.latents, self.condition, self.sampler)
 
         def solve() -> JacobiResult:
             return jacobi(inversion.incremental_block(index), latents, method, limit)

@@ -27,7 +27,7 @@ class Judge:
     """Draws from the prior, with the images that sequential decoding gives for them."""
 
     flow: TarFlow
-    labels: Tensor | None  # (B,) int64 classes, -1 where dropped
+    condition: Tensor | None  # as for `TarFlow.forward`
     sampler: SamplerConfig | None
     batch: int  # images per batch, B
     rounding: float  # largest error of a pixel that sequential decoding makes
@@ -41,7 +41,7 @@ class Judge:
         latents = noise.to(flow.var.device) * flow.var.sqrt()
         with torch.autocast(flow.var.device.type, enabled=False):
             return [
-                (part, invert(flow, part, self.labels, self.sampler))
+                (part, invert(flow, part, self.condition, self.sampler))
                 for part in latents.split(self.batch)
             ]
 
@@ -55,7 +55,7 @@ class Judge:
             return self.rounding
         plan = Plan(methods=methods)
         return max(
-            largest_error(invert(self.flow, latents, self.labels, self.sampler, plan), exact)
+            largest_error(invert(self.flow, latents, self.condition, self.sampler, plan), exact)
             for latents, exact in self.draws
         )
 

@@ -27,7 +27,7 @@ class Samples:
     """Images drawn from a flow, and the number of failed draws."""
 
     images: Tensor  # (N, c, H, H) float32 in [-1, 1], on the CPU, without the lost ones
-    labels: Tensor | None  # (N,) int64
+    condition: Tensor | None  # of these images, (N, ...)
     redrawn: int  # draws that were not finite and were repeated with other noise
     lost: int  # images that were still not finite after `REDRAWS` repetitions
 
@@ -37,21 +37,22 @@ def sample(
     count: int,
     sampler: SamplerConfig,
     noise: NoiseConfig,
-    labels: Tensor | None = None,
+    condition: Tensor | None = None,
     seed: int = 0,
     batch: int = 64,
     plan: Plan | None = None,
     precision: str = "float32",
     part: slice = slice(None),
 ) -> Samples:
-    """Draw images; image i is a function of (seed, i, its label), whatever the batch size.
+    """Draw images; image i is a function of (seed, i, its condition), whatever the batch size.
 
     Args:
         flow: Model in eval mode, on its device.
         count: Number of images.
         sampler: Guidance and denoising.
         noise: Training noise of the model; only Gaussian noise can be denoised.
-        labels: (count,) int64 classes, -1 for none; `None` takes every class in turn.
+        condition: Labels (count,) int64, -1 for none, or vectors (count, P, E). `None` takes every
+            class in turn, and no vectors.
         seed: Seed of the noise.
         batch: Images per batch.
         plan: Method that inverts each block; `None` inverts all sequentially.
@@ -59,16 +60,17 @@ def sample(
         part: Slice of the images to draw in this process.
 
     Raises:
-        UserError: If `count` is not positive, labels are unknown or their number is wrong.
+        UserError: If `count` is not positive, or the condition does not fit the flow.
     """
     if count < 1:
         raise UserError(f"cannot draw {count} images: ask for at least 1")
-    if labels is None and flow.config.classes:
-        labels = torch.arange(count) % flow.config.classes
-    if labels is not None and len(labels) != count:
-        raise UserError(f"{len(labels)} labels for {count} images: give one label per image")
+    if condition is None and flow.config.classes:
+        condition = torch.arange(count) % flow.config.classes
+    flow.check_condition(condition)
+    if condition is not None and len(condition) != count:
+        raise UserError(f"{len(condition)} conditions for {count} images: give one per image")
     indices = torch.arange(count)[part]
-    labels = None if labels is None else labels[part]
+    condition = None if condition is None else condition[part]
     config, device = flow.config, flow.var.device
     shape = config.tokens, config.token_dim
     images = torch.empty(len(indices), config.image_channels, *(config.image_size,) * 2)
@@ -80,17 +82,17 @@ def sample(
             purpose = f"sample {attempt}"
             latents = normal_per_image(indices[rows], shape, seed, purpose, flow.var.dtype)
             latents = latents.to(device) * flow.var.sqrt()
-            row_labels = None if labels is None else labels[rows].to(device)
+            row_condition = None if condition is None else condition[rows].to(device)
             with autocast(precision, device):
-                drawn = invert(flow, latents, row_labels, sampler, plan)
+                drawn = invert(flow, latents, row_condition, sampler, plan)
                 if noise.type == "gaussian" and sampler.denoise:
-                    drawn = denoise(flow, drawn, row_labels, noise.std, sampler.denoise)
+                    drawn = denoise(flow, drawn, row_condition, noise.std, sampler.denoise)
             images[rows] = drawn.float().cpu()
         pending = pending[~images[pending].isfinite().flatten(1).all(1)]
     kept = images.isfinite().flatten(1).all(1)
     return Samples(
         images[kept].clamp(-1, 1),
-        None if labels is None else labels[kept],
+        None if condition is None else condition[kept],
         redrawn,
         lost=len(pending),
     )
@@ -99,7 +101,7 @@ def sample(
 def denoise(
     flow: TarFlow,
     images: Tensor,
-    labels: Tensor | None,
+    condition: Tensor | None,
     noise_std: float,
     multiplier: float = 1.0,
 ) -> Tensor:
@@ -112,14 +114,14 @@ def denoise(
     Args:
         flow: Model in eval mode; its parameters get no gradient.
         images: (N, c, H, H) noisy images, not changed.
-        labels: (N,) int64 classes, -1 where dropped; `None` drops all.
+        condition: As for `TarFlow.forward`.
         noise_std: Standard deviation of the training noise.
         multiplier: Factor of the step; 1 is Tweedie's formula.
 
     Raises:
-        UserError: If a label is unknown.
+        UserError: If the condition does not fit the flow.
     """
-    score, _ = score_function(flow, images, labels, standard_prior=True)
+    score, _ = score_function(flow, images, condition, standard_prior=True)
     return images.detach() + multiplier * noise_std**2 * score
 
 

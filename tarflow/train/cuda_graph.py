@@ -38,29 +38,29 @@ class GraphedTrainStep(TrainStep):
         share = self.config.batch // self.execution.workers
         return self.execution.micro_batch < share or super().needs_buffer()
 
-    def forward_backward(self, images: Tensor, labels: Tensor | None) -> None:
+    def forward_backward(self, images: Tensor, condition: Tensor | None) -> None:
         """Add the gradients and the loss of a micro-batch to those of the step."""
         if self.gradients is not None:
-            self._pass(images, labels)
+            self._pass(images, condition)
             return
         # A captured backward pass that finds no gradients allocates them itself, and every replay
         # writes there: nothing is zeroed or added. Capturing computes none, so replay at once.
         captured = self._pass.captured
-        self._pass(images, labels)
+        self._pass(images, condition)
         if not captured:
             self.loss.zero_()
             self.square.zero_()
-            self._pass(images, labels)
+            self._pass(images, condition)
 
     def clear_gradients(self) -> None:
         """Make ready for the next step; without a buffer, replays overwrite the gradients."""
         if self.gradients is not None:
             super().clear_gradients()
 
-    def _new_gradients(self, images: Tensor, labels: Tensor | None) -> None:
+    def _new_gradients(self, images: Tensor, condition: Tensor | None) -> None:
         if self.gradients is None:
             super().clear_gradients()
-        super().forward_backward(images, labels)
+        super().forward_backward(images, condition)
 
     def make_update(self) -> Update | OnePassUpdate:
         """Return the update as CUDA graphs."""

@@ -58,6 +58,7 @@ def train(
     """
     execution = execution or resolve_execution(config)
     state = new_state(config, execution)
+    set_dropped_condition(state, config)
     restore(state, folder / "state", config, trunk)
     distributed.barrier()
     execution = fit_micro_batch(state, config, execution)
@@ -72,9 +73,9 @@ def train(
     started = time.perf_counter() - state.seconds
     saved = reported = state.seconds
     with CheckpointWriter(folder / "state") as writer, catch_sigterm() as stop_requested:
-        for pixels, labels in batches(config, state.images, execution.device):
+        for pixels, condition in batches(config, state.images, execution.device):
             with name_micro_batch(execution.micro_batch):
-                loss, norm = step(pixels, labels)
+                loss, norm = step(pixels, condition)
             state.loss_sum += loss
             state.loss_steps += 1
             state.seconds = time.perf_counter() - started
@@ -123,6 +124,16 @@ def train(
     return state
 
 
+def set_dropped_condition(state: TrainState, config: RunConfig) -> None:
+    """Set what stands for a dropped condition to what the data say."""
+    if not config.model.condition_tokens:
+        return
+    dropped = data.open_split(config.data, "train").dropped
+    if dropped is not None:
+        for target in (state.flow.null_condition, state.ema["null_condition"]):
+            target.copy_(torch.from_numpy(dropped.copy()))
+
+
 def has_row(step: int) -> bool:
     """Tell whether the loss curve has a row after this step, whatever the length of the run.
 
@@ -135,12 +146,13 @@ def has_row(step: int) -> bool:
 def batches(
     config: RunConfig, start: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield pixels and labels of global batches from image `start` on, in the seed's order."""
+    """Yield pixels and conditions of global batches from image `start` on, in the seed's order."""
     images = data.open_split(config.data, "train")
     for seen in range(start, config.images, config.batch):
         indices = data.order(len(images.labels), config.seed, seen, config.batch)
         pixels = torch.from_numpy(data.batch(images, indices)).to(device, non_blocking=True)
-        labels = None
-        if config.model.classes:
-            labels = torch.from_numpy(images.labels[indices]).to(device, non_blocking=True)
-        yield pixels, labels
+        given = images.condition(indices, config.model)
+        condition = None
+        if given is not None:
+            condition = torch.from_numpy(given).to(device, non_blocking=True)
+        yield pixels, condition

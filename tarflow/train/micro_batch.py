@@ -40,10 +40,14 @@ def fit_micro_batch(state: TrainState, config: RunConfig, execution: Execution) 
         dtype=execution.dtype,
         device=device,
     )
-    labels = torch.zeros(len(images), dtype=torch.int64, device=device) if model.classes else None
+    condition = (
+        torch.zeros(len(images), dtype=torch.int64, device=device) if model.classes else None
+    )
+    if model.condition_tokens:
+        condition = state.flow.null_condition.expand(len(images), -1, -1)
     micro = min(state.micro_batch or len(images), len(images))
     while True in distributed.any_worker(
-        [not _fits(state.flow, images[:micro], labels, execution)], device
+        [not _fits(state.flow, images[:micro], condition, execution)], device
     ):
         if micro == 1:
             raise UserError(
@@ -57,7 +61,7 @@ def fit_micro_batch(state: TrainState, config: RunConfig, execution: Execution) 
     return replace(execution, micro_batch=micro, reasons={**execution.reasons, **why})
 
 
-def _fits(flow: nn.Module, images: Tensor, labels: Tensor | None, execution: Execution) -> bool:
+def _fits(flow: nn.Module, images: Tensor, condition: Tensor | None, execution: Execution) -> bool:
     """Tell whether memory suffices for a pass over these images; gradients are left empty."""
     try:
         held = [torch.empty_like(p) for p in flow.parameters() for _ in range(2)]  # moments
@@ -66,7 +70,7 @@ def _fits(flow: nn.Module, images: Tensor, labels: Tensor | None, execution: Exe
         for parameter in flow.parameters():
             parameter.grad = torch.zeros_like(parameter)  # as an earlier pass leaves it
         with autocast(execution.precision, images.device):
-            latents, logdet = flow(images, None if labels is None else labels[: len(images)])
+            latents, logdet = flow(images, None if condition is None else condition[: len(images)])
         negative_log_likelihood(latents, logdet).mean().backward()
         del held
     except RuntimeError as error:

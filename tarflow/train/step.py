@@ -42,12 +42,12 @@ class TrainStep:
         self.update = self.make_update()
         self.ema_exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
-    def __call__(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, pixels: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Take one step.
 
         Args:
             pixels: (B, C, H, H) uint8, the global batch, on the device.
-            labels: (B,) int64, or None for an unconditional model.
+            condition: Labels (B,) int64 or vectors (B, P, E), or None for an unconditional model.
 
         Returns:
             Mean loss of the global batch (nats per dimension) and the gradient norm before
@@ -57,20 +57,20 @@ class TrainStep:
             Diverged: If either is not finite; the weights are then those before the step.
         """
         state, config = self.state, self.config
-        images, labels = self.draw_noise(pixels, labels)
+        images, condition = self.draw_noise(pixels, condition)
 
         self.loss.zero_()
         self.square.zero_()
         for start in range(0, len(images), self.execution.micro_batch):
             part = slice(start, start + self.execution.micro_batch)
-            self.forward_backward(images[part], None if labels is None else labels[part])
+            self.forward_backward(images[part], None if condition is None else condition[part])
 
         if self.gradients is not None:
             distributed.average_gradients(self.gradients)
         loss, norm = distributed.mean(self.loss), self.update.gradient_norm()
 
         if not torch.isfinite(loss + norm):
-            raise Diverged(describe_divergence(state, images, labels))
+            raise Diverged(describe_divergence(state, images, condition))
         if config.model.volume_preserving:
             state.flow.update_prior_variance(distributed.mean(self.square))
 
@@ -84,8 +84,8 @@ class TrainStep:
         """Tell whether passes must add their gradients to a buffer: workers average it."""
         return self.execution.workers > 1 and not self.execution.sharded
 
-    def draw_noise(self, pixels: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Draw flips, noise and dropped labels, and return this worker's part of the batch.
+    def draw_noise(self, pixels: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Draw flips, noise and dropped conditions, and return this worker's part of the batch.
 
         They are drawn for the whole batch, so that the numbers do not depend on how many workers
         there are.
@@ -96,17 +96,17 @@ class TrainStep:
             flipped = torch.rand(len(pixels), generator=rng, device=device) < 0.5
             pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
         images = noise.noisy(pixels, config.noise, rng, self.execution.dtype)
-        if labels is not None:
-            dropped = torch.rand(len(labels), generator=rng, device=device)
-            labels = labels.masked_fill(dropped < config.optim.label_drop, -1)
+        if condition is not None:
+            dropped = torch.rand(len(condition), generator=rng, device=device)
+            condition = self.state.flow.drop(condition, dropped < config.optim.label_drop)
         part = distributed.batch_slice(len(images))
-        return images[part], None if labels is None else labels[part]
+        return images[part], None if condition is None else condition[part]
 
-    def forward_backward(self, images: Tensor, labels: Tensor | None) -> None:
+    def forward_backward(self, images: Tensor, condition: Tensor | None) -> None:
         """Add the gradients and the loss of a micro-batch to those of the step."""
         share = self.config.batch // self.execution.workers
         with autocast(self.execution.precision, images.device):
-            latents, logdet = self.state.flow(images, labels)
+            latents, logdet = self.state.flow(images, condition)
         loss = negative_log_likelihood(latents, logdet).mean() * (len(images) / share)
         loss.backward()
         self.loss += loss.detach()
@@ -142,11 +142,11 @@ class TrainStep:
 
 
 @torch.no_grad()
-def describe_divergence(state: TrainState, images: Tensor, labels: Tensor | None) -> str:
+def describe_divergence(state: TrainState, images: Tensor, condition: Tensor | None) -> str:
     """Say after how many images and in which block the numbers stopped being finite."""
     values = [
         bool(latents.isfinite().all() and logdet.isfinite().all())
-        for latents, logdet in state.flow.trace(images, labels)
+        for latents, logdet in state.flow.trace(images, condition)
     ]
     gradients = [
         all(
