@@ -37,8 +37,8 @@ class Description:
     image_size: int  # S, pixels along one side
     channels: int  # C
     classes: int  # 0 if the images have no labels
-    condition_tokens: int  # vectors of an image's condition, P; 0 if there are none
-    condition_dim: int  # values of each of these vectors, E
+    condition_tokens: int = 0  # vectors of an image's condition, P; 0 if there are none
+    condition_dim: int = 0  # values of each of these vectors, E
     train: int  # images of each split
     validation: int
     test: int

@@ -115,7 +115,7 @@ def test_the_class_posterior_is_bayes_rule(random_flow, digits):
     config = RunConfig(model=flow.config, noise=NoiseConfig(std=0.1))
     images = as_images(np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), np.uint8))
     prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    posterior = scoring.score(flow, config, images, class_log_prior=prior.log(), batch=3).posterior
+    posterior = scoring.score(flow, config, images, log_prior=prior.log(), batch=3).posterior
     joint = np.stack(
         [
             scoring.score(flow, config, replace(images, labels=np.full(4, c))).log_likelihood
@@ -132,7 +132,7 @@ def test_the_class_posterior_is_bayes_rule(random_flow, digits):
     held_out = data.open_split(config.data, "validation")
     prior = scoring.class_log_prior(config, from_data=True)
     assert prior.exp().sum().item() == pytest.approx(1)
-    scores = scoring.score(flow, config, held_out, class_log_prior=prior)
+    scores = scoring.score(flow, config, held_out, log_prior=prior)
     assert scores.posterior.accuracy(held_out.labels) > 0.2  # chance is 0.1
     assert scores.posterior.accuracy(np.full(500, -1)) is None
 
