@@ -93,7 +93,7 @@ def choose_plan(
 def calibration_images(
     flow: TarFlow, config: RunConfig, count: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return images (B, c, H, H) in [-1, 1] to calibrate on, and labels (B,) or `None`.
+    """Return images (B, c, H, H) in [-1, 1], or latents, and labels (B,) or `None`.
 
     They are training images of the run if its data can be opened, and samples otherwise.
     """
@@ -102,7 +102,7 @@ def calibration_images(
     try:
         images = data.open_split(config.data, "train")
     except UserError:
-        drawn = sample(flow, count, SamplerConfig(denoise=0), config.noise, labels)
+        drawn = sample(flow, count, SamplerConfig(denoise=0), config.noise, labels, bounded=False)
         return drawn.images, drawn.labels
     picked = data.order(len(images.labels), 0, 0, count)
     pixels = torch.from_numpy(data.batch(images, picked))
@@ -161,7 +161,8 @@ def calibrate(
     images = images.to(flow.var)
     labels = None if labels is None else labels.to(flow.var.device)
     rng = generator(0, "calibration", device=flow.var.device.type)
-    noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
+    clean = to_pixels(images) if noise.type == "uniform" else images
+    noised = noisy(clean, noise, rng, flow.var.dtype)
     flow(noised, labels)  # the first pass sets libraries up
     (latents, _), forward_seconds = _timed(flow.var.device, partial(flow, noised, labels))
     batch = _Batch(flow, latents, labels, sampler)
