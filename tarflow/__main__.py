@@ -8,25 +8,35 @@ from tarflow.commands.calibrate import calibrate
 from tarflow.commands.check import check
 from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
-from tarflow.commands.data import data
+from tarflow.commands.data import data, data_encode, data_text
 from tarflow.commands.evaluate import evaluate
+from tarflow.commands.finetune_decoder import finetune_decoder
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
 from tarflow.errors import exit_code_of
 
-COMMANDS = (train, sample, calibrate, evaluate, cost, data, score, check, convert)
+COMMANDS = {
+    command.__name__.replace("_", "-"): command
+    for command in (
+        *(train, sample, calibrate, evaluate, cost, score, check, convert),
+        *(data, data_encode, data_text, finetune_decoder),
+    )
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if "-".join(words[:2]) in COMMANDS:  # data encode is the command data-encode
+        words = ["-".join(words[:2]), *words[2:]]
 
     def run() -> int:
         code: int = tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in COMMANDS},
+            COMMANDS,
             prog="python -m tarflow",
             description="Train, sample and score one TarFlow model; sweeps/ runs whole studies.",
-            args=arguments,
+            args=words,
         )
         return code
 

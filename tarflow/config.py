@@ -305,6 +305,7 @@ class EvaluationConfig:
     decoder_images: int = 1000  # training images to fit the decoder of the BPD bound on
     samples: int = 500  # images to generate and compare with the held-out ones; 0 skips it
     features: str = "efficientnet-lite0"  # feature extractor of KID, FD, precision and recall
+    autoencoder: str = ""  # folder that decodes latents, if not the one that encoded them
 
     def __post_init__(self) -> None:
         check_fields(

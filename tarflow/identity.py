@@ -62,6 +62,7 @@ def setting_id(config: RunConfig, seed: int, parts: Sequence[str] = WHOLE) -> st
     evaluation = config.evaluation
     settings = [evaluation.split, evaluation.samples, evaluation.features, seed]
     settings += [] if tuple(parts) == WHOLE else parts
+    settings += [f"autoencoder {evaluation.autoencoder}"] if evaluation.autoencoder else []
     text = json.dumps([to_dict(config.sampler), *settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -70,8 +70,8 @@ RUNS = pa.schema(
         ("mfu", pa.float64()),  # share of the peak rate, with causal attention
         ("loss", pa.float64()),  # held-out, nats per dimension without the Gaussian constant
         ("train_loss", pa.float64()),  # the same quantity on training images
-        ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image
-        ("bpd_kind", pa.string()),  # dequantised or bound
+        ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image, or of the latent
+        ("bpd_kind", pa.string()),  # dequantised, bound or latent
         ("bpd_se", pa.float64()),  # standard error over images
         ("bpd_median", pa.float64()),
         ("bpd_p99", pa.float64()),
@@ -105,6 +105,7 @@ EVALUATIONS = pa.schema(
         ("n", pa.int64()),  # samples
         ("n_reference", pa.int64()),
         ("reference", pa.string()),  # which images, e.g. digits/validation
+        ("autoencoder", pa.string()),  # what decoded the samples: name and hash; null for pixels
         ("feature_extractor", pa.string()),
         ("kid", pa.float64()),
         ("kid_se", pa.float64()),

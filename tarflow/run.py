@@ -20,6 +20,7 @@ from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
 from tarflow.execution import choose_precision, resolve_execution
 from tarflow.identity import run_id
+from tarflow.latent.autoencoder import autoencoder_of
 from tarflow.model.weights import build, save_model
 from tarflow.record import (
     CURVE,
@@ -90,15 +91,17 @@ def run(
         write_text(folder / "execution.txt", f"{execution}\n")
         (folder / "error.txt").unlink(missing_ok=True)
     extractor = None
-    if config.evaluation.samples:  # fails before the training if its weights are missing
+    if config.evaluation.samples:  # fails before the training if weights are missing
         extractor = find_extractor(
             config.evaluation.features, device=execution.device.type, data=config.data
         )
+        autoencoder_of(config.data, config.evaluation.autoencoder)
     try:
         state = train(config, folder, report, trunk, execution)
         if execution.first:
             write_table(folder / "curve.parquet", state.curve, CURVE)
-            save_model(folder / "model.safetensors", state.ema, config)
+            latents = data.latent_space(config.data)
+            save_model(folder / "model.safetensors", state.ema, config, latents)
         flow = build(config.model, state.ema).to(execution.device).requires_grad_(False)
         evaluating = time.perf_counter()
         scores = held_out_likelihood(flow, config)

@@ -41,7 +41,7 @@ def convert(
         image_size: Pixels, or values of a latent, along one side; only STARFlow needs it.
         condition_tokens: Text tokens of an image; only STARFlow with text needs it.
     """
-    from tarflow.data import match_data
+    from tarflow.data import latent_space, match_data
     from tarflow.model.official import read_official
     from tarflow.model.weights import save_model
 
@@ -54,7 +54,7 @@ def convert(
     )
     if data:
         config = match_data(config)
-    save_model(target, flow.state_dict(), config)
+    save_model(target, flow.state_dict(), config, latent_space(config.data) if data else None)
     model = config.model
     labels = f"{model.classes} classes" if model.classes else "no classes"
     noise = f"Gaussian, std {config.noise.std}" if config.noise.type == "gaussian" else "uniform"

@@ -1,9 +1,17 @@
-"""`python -m tarflow data`: import images."""
+"""`python -m tarflow data`: import images; `data encode` makes latents of them."""
 
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from tarflow import human
+from tarflow.errors import UserError
+
+PROGRESS_SECONDS = 5
 
 if TYPE_CHECKING:
     from tarflow.data.tables import Table
@@ -22,6 +30,9 @@ def data(
     """Import images into the one format that training reads: Parquet, as Hugging Face writes it.
 
     Example: python -m tarflow data photos data/photos --size 64 --preview photos.png
+
+    `python -m tarflow data encode` then makes latents of the images, if a model is to be trained
+    on these; a source that is called encode is written ./encode.
 
     Args:
         source: Folder with a subfolder per class; file or folder of NumPy archives, such as
@@ -60,6 +71,102 @@ def data(
         _write_preview(table, preview)
         print(f"preview: {preview}")
     return 0
+
+
+def data_encode(
+    table: Annotated[str, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    /,
+    autoencoder: Path,
+    dtype: Literal["float16", "float32"] = "float16",
+) -> int:
+    """Encode images by an autoencoder, for a model of latents instead of pixels (STARFlow).
+
+    The splits of the images stay; labels and conditions are copied. To resume after an
+    interruption, run the same command again.
+
+    Example: python -m tarflow data encode data/photos data/photos-latents --autoencoder sd-vae
+
+    Args:
+        table: Images, as data.name of a config: a folder that `python -m tarflow data` wrote, or
+            the name of an embedded set.
+        target: Folder to create; its path is then the name of the data in a config.
+        autoencoder: Folder of an AutoencoderKL that diffusers saved. Its scaling_factor and
+            shift_factor scale the latents.
+        dtype: Type of the stored values.
+    """
+    from tarflow.config import ExecutionConfig
+    from tarflow.device import choose_device
+    from tarflow.latent.autoencoder import load_autoencoder
+    from tarflow.latent.encoding import describe_encoding, encode_table
+
+    device = choose_device(ExecutionConfig())
+    space = encode_table(
+        table, target, load_autoencoder(autoencoder, device), dtype, progress("encoded")
+    )
+    for line in describe_encoding(target, space):
+        print(line)
+    return 0
+
+
+def data_text(
+    table: Annotated[str, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    /,
+    encoder: Path,
+    column: str = "",
+    tokens: int = 128,
+) -> int:
+    """Encode captions, for a model that is conditioned on text.
+
+    The images and their other columns are copied, with the encoded captions as the column
+    `condition` beside them. The encoding of the empty text stands for a dropped condition.
+
+    Example: python -m tarflow data text captioned captioned-t5 --encoder flan-t5-xl
+
+    Args:
+        table: Folder or file of images with a column of text.
+        target: Folder to create; its path is then the name of the data in a config.
+        encoder: Folder of a text encoder that transformers saved, such as T5.
+        column: Name of the column of text, if there are several.
+        tokens: Tokens of every text: `model.condition_tokens`. Longer texts are cut.
+    """
+    from tarflow.config import ExecutionConfig
+    from tarflow.data.text import encode_captions, load_encoder
+    from tarflow.device import choose_device
+
+    if tokens < 1:
+        raise UserError(f"--tokens is {tokens}: it must be at least 1")
+    device = choose_device(ExecutionConfig()).type
+    encode, report, start = load_encoder(encoder, tokens, device), progress("encoded"), time.time()
+    encoded = encode_captions(
+        table, target, encode, column, lambda done, total: report(done, total, time.time() - start)
+    )
+    count, width = encoded.condition_shape
+    print(
+        f"{target}: {len(encoded.codes):,} captions; in the config of a run set "
+        f"model.condition_tokens to {count} and model.condition_dim to {width}"
+    )
+    return 0
+
+
+def progress(verb: str) -> Callable[[int, int, float], None]:
+    """Return what prints a line of progress every few seconds.
+
+    Args:
+        verb: What was done to the items that the numbers count.
+    """
+    printed = time.monotonic()
+
+    def report(done: int, total: int, seconds: float) -> None:
+        nonlocal printed
+        if time.monotonic() - printed < PROGRESS_SECONDS:
+            return
+        printed = time.monotonic()
+        left = human.seconds(seconds * (total / done - 1))
+        print(f"{done / total:4.0%}  {done:,} {verb}, {left} left", file=sys.stderr)
+
+    return report
 
 
 def _describe(table: "Table") -> str:

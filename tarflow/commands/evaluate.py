@@ -21,6 +21,7 @@ def evaluate(
     draws: FromRun[int] = None,
     features: FromRun[str] = None,
     weights: Path | None = None,
+    autoencoder: FromRun[str] = None,
     seed: int = 0,
     sampling: Flags = NO_FLAGS,
 ) -> int:
@@ -38,6 +39,8 @@ def evaluate(
         features: efficientnet-lite0 (offline), classifier (trained on the labels of the data),
             inception, or CLIP and DINOv2 such as clip-vit-b-32 and dinov2-vit-s-14.
         weights: Published weights of the extractor, if they must not be downloaded.
+        autoencoder: Folder of the autoencoder that decodes the samples of a model of latents, if
+            not the one that encoded the images.
         seed: Seed of the samples' noise.
         sampling: Sampler settings.
     """
@@ -53,7 +56,12 @@ def evaluate(
     path = locate(checkpoint)
     flow, config = load(path, sampling)
     evaluation = override(
-        config.evaluation, split=split, samples=count, draws=draws, features=features
+        config.evaluation,
+        split=split,
+        samples=count,
+        draws=draws,
+        features=features,
+        autoencoder=autoencoder,
     )
     config = replace(config, evaluation=evaluation)
     extractor = None

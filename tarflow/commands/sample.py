@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tarflow import human
-from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
+from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, decoder, load
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.sample.plan import PLAN
@@ -29,6 +29,7 @@ def sample(
     batch: int = 64,
     solver: str = "auto",
     precision: Literal["float32", "bfloat16"] = "float32",
+    autoencoder: Path | None = None,
     sampling: Flags = NO_FLAGS,
 ) -> int:
     """Draw images from a trained model and arrange them in one picture.
@@ -50,6 +51,8 @@ def sample(
             `python -m tarflow calibrate` measured for this batch size and guidance, if there is
             one.
         precision: Precision of the matrix products.
+        autoencoder: Folder of the autoencoder that decodes the samples of a model of latents; by
+            default the one that encoded the images it was trained on.
         sampling: Sampler settings.
     """
 
@@ -59,6 +62,7 @@ def sample(
     from tarflow.sample.sampling import sample as draw
 
     flow, config = load(checkpoint, sampling)
+    decodes = decoder(checkpoint, flow, config, autoencoder)
     with autocast(precision, flow.var.device):
         plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
     if plan.situation:
@@ -74,10 +78,12 @@ def sample(
         batch=batch,
         plan=plan,
         precision=precision,
+        bounded=decodes is None,
     )
+    images = decodes.decode(drawn.images) if decodes else drawn.images
     seconds = time.perf_counter() - start
     grid.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(drawn.images, columns).save(grid)
+    image_grid(images, columns).save(grid)
     print(
         f"{grid}: {len(drawn.images)} images in {human.seconds(seconds)}, "
         f"{human.digits(count / seconds)} images per second ({plan})"

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from rich.table import Column
 
-from tarflow.commands.checkpoint import Checkpoint, load
+from tarflow.commands.checkpoint import Checkpoint, decoder, load
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
@@ -44,6 +44,7 @@ def score(
     skip_broken: bool = False,
     show: int = 10,
     grid: Path | None = None,
+    autoencoder: Path | None = None,
     out: Path | None = None,
 ) -> int:
     """Rank images by their exact log-likelihood, the least likely first (an anomaly score).
@@ -65,6 +66,8 @@ def score(
         skip_broken: Leave out images that cannot be decoded instead of refusing them.
         show: Number of images to print from either end.
         grid: Picture to write: the worst images, then the best.
+        autoencoder: Folder of the autoencoder of a model of latents, if not the one that encoded
+            the images it was trained on.
         out: Parquet table to write, one row per image.
     """
     import torch
@@ -75,6 +78,7 @@ def score(
     from tarflow.evaluate import scoring
     from tarflow.evaluate.held_out import training_reference
     from tarflow.model.noise import unit
+    from tarflow.model.weights import latents_of_model
     from tarflow.record import write_table
     from tarflow.sample.sampling import image_grid
 
@@ -87,8 +91,17 @@ def score(
     except UserError as error:
         missing = str(error)
     left_out: list[str] = []
+    space = latents_of_model(checkpoint)
+    codes = decoder(checkpoint, flow, config, autoencoder) if images or grid else None
     if images:
-        pictures, names, left_out = read_pictures(images, config.model, resize, skip_broken)
+        model = config.model
+        if space:
+            side, channels = space.image_size, space.image_channels
+            model = replace(model, image_size=side, image_channels=channels)
+        pictures, names, left_out = read_pictures(images, model, resize, skip_broken)
+        if codes:
+            encoded = codes.encode(unit(torch.from_numpy(pictures.pixels)))
+            pictures = replace(pictures, pixels=encoded.numpy())
     elif missing:
         raise UserError(f"{missing}; or name the images to score")
     else:
@@ -110,7 +123,8 @@ def score(
     if grid:
         grid.parent.mkdir(parents=True, exist_ok=True)
         indices = np.array([row["index"] for row in _ends(ranked, GRID_HALF)])
-        image_grid(unit(torch.from_numpy(data.batch(pictures, indices))), GRID_COLUMNS).save(grid)
+        shown = unit(torch.from_numpy(data.batch(pictures, indices)))
+        image_grid(codes.decode(shown) if codes else shown, GRID_COLUMNS).save(grid)
     _print_rows(_ends(ranked, show), f"{len(ranked):,} images, worst first")
     for line in (*left_out, *_summary(scores, config, missing)):
         print(line)
@@ -143,7 +157,8 @@ def _summary(scores: "Scores", config: RunConfig, missing: str) -> Iterator[str]
     mean = scores.log_likelihood.mean() / dims
     yield f"mean, nats per dimension: {mean:.4f} = {' '.join(parts)}"
     if scores.bpd is not None:
-        yield f"mean bits per dimension: {scores.bpd.mean():.4f} ({scores.bpd_kind})"
+        unit = "bits per latent dimension" if scores.bpd_kind == "latent" else "bits per dimension"
+        yield f"mean {unit}: {scores.bpd.mean():.4f} ({scores.bpd_kind})"
     if missing:
         yield f"no typicality, as there are no training images: {missing}"
         if scores.bpd is None:

@@ -63,8 +63,9 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
         console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1
     if row:
+        unit = "bits per latent dimension" if row["bpd_kind"] == "latent" else "bits per dimension"
         print(
-            f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} bits per dimension "
+            f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} {unit} "
             f"({row['bpd_kind']}, {row['split']} images)"
         )
         if compared := write_outcome(study, row):

@@ -4,11 +4,15 @@ from tarflow.data.images import (
     Description,
     Images,
     batch,
+    choose_images,
     describe,
     hash_data,
+    images_behind,
+    latent_space,
     match_data,
     open_split,
     order,
+    rows,
 )
 from tarflow.data.tables import SPLITS, Split
 
@@ -18,9 +22,13 @@ __all__ = [
     "Images",
     "Split",
     "batch",
+    "choose_images",
     "describe",
     "hash_data",
+    "images_behind",
+    "latent_space",
     "match_data",
     "open_split",
     "order",
+    "rows",
 ]

@@ -76,7 +76,9 @@ def _all_tables(paths: Sequence[Path]) -> bool:
 def _vectors(paths: Sequence[Path]) -> NDArray[np.float32]:
     """Return the conditions of all rows of image tables, (N, P, E)."""
     tables = [find_table(str(path)) for path in paths]
-    return np.concatenate([table.conditions(np.ones(len(table.codes), bool)) for table in tables])
+    return np.concatenate(
+        [table.conditions_of(np.ones(len(table.codes), bool)) for table in tables]
+    )
 
 
 def _is_table(path: Path) -> bool:

@@ -8,6 +8,9 @@ Columns: `image: struct<bytes: binary, path: string>`, and optionally `label: in
 2. if that leaves `validation` or `test` empty, the hash of the row number moves one row in ten
    there from `train`, or about 10,000 rows of a large table.
 
+A table of latents (`tarflow.latent`) has the column `latent`, bytes of floats, instead of `image`,
+and its metadata say which autoencoder made them.
+
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
 
@@ -29,6 +32,7 @@ from pyarrow import fs
 
 from tarflow.data import codec, conditions
 from tarflow.errors import UserError
+from tarflow.latent import space
 from tarflow.record import write_text
 from tarflow.storage import cache_folder, expand
 
@@ -93,8 +97,30 @@ class Table:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one image, (C, S, S)."""
-        return self._first.shape
+        """Shape of one image or latent, (C, S, S)."""
+        return self.latents.shape if self.latents else self._first.shape
+
+    @cached_property
+    def latents(self) -> space.LatentSpace | None:
+        """Where the latents of this table come from; None for a table of images.
+
+        Raises:
+            UserError: If the shards hold latents of several autoencoders.
+        """
+        spaces = {
+            path: space.latent_space(
+                {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()},
+                path,
+            )
+            for path, schema in self._schemas.items()
+        }
+        first = next(iter(spaces.values()))
+        if other := [path for path, found in spaces.items() if found != first]:
+            raise UserError(
+                f"{other[0]} was not encoded as the first shard of the table was; encode all "
+                "images anew with: python -m tarflow data encode"
+            )
+        return first
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -125,7 +151,7 @@ class Table:
     @cached_property
     def unread_columns(self) -> list[str]:
         """Names of the columns that have no meaning here; one may hold labels."""
-        read = ("image", "label", conditions.COLUMN, "split")
+        read = ("image", space.COLUMN, "label", conditions.COLUMN, "split")
         return [name for name in self._schema.names if name not in read]
 
     @cached_property
@@ -151,7 +177,7 @@ class Table:
         """
         self._fill_conditions(self.codes == SPLITS.index(split), target)
 
-    def conditions(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def conditions_of(self, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the conditions of the rows that a mask (N,) chooses, in order, (n, P, E)."""
         target = np.empty((int(chosen.sum()), *self.condition_shape), np.float32)
         self._fill_conditions(chosen, target)
@@ -170,16 +196,57 @@ class Table:
         """Images in each split."""
         return {split: int((self.codes == code).sum()) for code, split in enumerate(SPLITS)}
 
-    def fill(self, split: Split, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
-        """Decode a split into `pixels` (N, C, S, S) and `labels` (N,).
+    def fill(self, split: Split, pixels: NDArray[Any], labels: NDArray[np.int64]) -> None:
+        """Decode a split into `pixels` (N, C, S, S), bytes or floats, and `labels` (N,).
 
         Raises:
             UserError: If a row is not an image, or not of the size of the first; names the row.
         """
         chosen = self.codes == SPLITS.index(split)
         labels[:] = self.labels[chosen]
-        for position, image in enumerate(self.images(chosen)):
-            pixels[position] = image
+        rows = self.floats(chosen) if self.latents else self.images(chosen)
+        for position, row in enumerate(rows):
+            pixels[position] = row
+
+    def floats(self, chosen: NDArray[np.bool_]) -> Iterator[NDArray[np.floating[Any]]]:
+        """Read the latents of the rows that a mask (N,) chooses, in order, each (C, S, S)."""
+        assert self.latents
+        dtype = np.dtype(self.latents.dtype).newbyteorder("<")
+        for start, batch in self._batches(space.COLUMN):
+            for row in np.flatnonzero(chosen[start : start + len(batch)]).tolist():
+                stored = batch[row].as_py() or b""
+                if len(stored) != self.latents.row_bytes:
+                    raise UserError(
+                        f"row {start + row} of {self.root} has {len(stored)} bytes of latents, "
+                        f"not {self.latents.row_bytes}: the table is damaged, encode it anew"
+                    )
+                yield np.frombuffer(stored, dtype).reshape(self.latents.shape)
+
+    def rows(
+        self, split: Split, start: int = 0
+    ) -> Iterator[tuple[NDArray[np.uint8], pa.RecordBatch]]:
+        """Yield the images of a split (B, C, S, S) and their other columns, from a row on.
+
+        Args:
+            split: Split to read, in the order of the table.
+            start: Images of the split to skip; they are not decoded.
+
+        Raises:
+            UserError: As `fill`.
+        """
+        chosen = self.codes == SPLITS.index(split)
+        chosen &= chosen.cumsum() > start
+        first = 0
+        for file in self._files():
+            names = [name for name in file.schema_arrow.names if name != "split"]
+            for batch in file.iter_batches(_ROWS, columns=names):
+                picked = np.flatnonzero(chosen[first : first + len(batch)])
+                if len(picked):
+                    stored = batch.column("image").take(picked).to_pylist()
+                    numbered = zip((first + picked).tolist(), stored, strict=True)
+                    images = [self.decode(image, row, self.shape) for row, image in numbered]
+                    yield np.stack(images), batch.drop_columns("image").take(picked)
+                first += len(batch)
 
     def images(self, chosen: NDArray[np.bool_]) -> Iterator[NDArray[np.uint8]]:
         """Decode the rows that a mask (N,) chooses, in order, each to (C, S, S).
@@ -275,6 +342,12 @@ class Table:
                 raise UserError(f"{shard.path} is not a Parquet file: {reason}") from None
             names = file.schema_arrow.names
             image = file.schema_arrow.field("image").type if "image" in names else pa.null()
+            latents = space.COLUMN in names and space.KEY.encode() in (
+                file.schema_arrow.metadata or {}
+            )
+            if latents:
+                yield file
+                continue
             if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
                 raise UserError(
                     f"{shard.path} has the columns {', '.join(names)}: an image table "
@@ -320,12 +393,12 @@ class Table:
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             raise UserError(f"{self.root}: the shards differ in their column '{name}'") from None
 
-    def _batches(self) -> Iterator[tuple[int, pa.Array]]:
-        """Yield the number of the first row and the images of every batch."""
+    def _batches(self, column: str = "image") -> Iterator[tuple[int, pa.Array]]:
+        """Yield the number of the first row and the images, or another column, of every batch."""
         start = 0
         for file in self._files():
-            for batch in file.iter_batches(_ROWS, columns=["image"]):
-                yield start, batch.column("image")
+            for batch in file.iter_batches(_ROWS, columns=[column]):
+                yield start, batch.column(column)
                 start += len(batch)
 
     @cached_property

@@ -137,14 +137,15 @@ def encode_captions(
 
 def _only_text(schema: pa.Schema, source: str) -> str:
     """Return the name of the only column of text."""
-    names = [
-        f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
-    ]
-    names = [name for name in names if name != "split"]
+    names: list[str] = [f.name for f in schema if _is_text(f) and f.name != "split"]
     if len(names) != 1:
         found = ", ".join(names) or "none"
         raise UserError(f"{source} has these columns of text: {found}; name one with --column")
     return names[0]
+
+
+def _is_text(field: pa.Field) -> bool:
+    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
 def _schema(
@@ -154,7 +155,7 @@ def _schema(
     if column not in schema.names:
         raise UserError(f"{source} has no column '{column}': {', '.join(schema.names)}")
     field = schema.field(column)
-    if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+    if not _is_text(field):
         raise UserError(f"the column '{column}' of {source} is {field.type}, not text")
     tokens, width = dropped.shape
     kind = pa.list_(pa.list_(pa.float32(), width), tokens)

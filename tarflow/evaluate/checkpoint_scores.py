@@ -13,6 +13,7 @@ from tarflow.evaluate.features import Extractor, find_extractor
 from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
 from tarflow.identity import HALVES, WHOLE, setting_id
+from tarflow.latent.autoencoder import autoencoder_of
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import load_model
 from tarflow.record import read_json, write_json
@@ -95,7 +96,10 @@ def evaluate_checkpoint(
     )
     if extractor is None:
         return scores
-    name = f"{setting_id(config, seed)}-{_short_hash(weights, extractor.name, extractor.digest)}"
+    autoencoder = autoencoder_of(config.data, evaluation.autoencoder)
+    made_by = [weights, extractor.name, extractor.digest]
+    made_by += [autoencoder.digest] if autoencoder else []
+    name = f"{setting_id(config, seed)}-{_short_hash(*made_by)}"
     plans = checkpoint.parent / PLAN
     (row,) = _read_or_compute(
         checkpoint.parent / "evaluations" / f"{name}.json",

@@ -25,6 +25,7 @@ from tarflow.model.likelihood import (
     bound_bpd,
     denoised_mean,
     dequantised_bpd,
+    latent_bpd,
     log_density,
 )
 
@@ -37,8 +38,8 @@ Densities = TypeVar("Densities", Tensor, NDArray[np.float64])
 class Likelihood:
     """Likelihood of held-out images under a model; every array has one value per image."""
 
-    kind: str  # dequantised or bound
-    bpd: np.ndarray  # bits per dimension of the clean 8-bit image
+    kind: str  # dequantised, bound or latent
+    bpd: np.ndarray  # bits per dimension of the clean 8-bit image, or of the noisy latent
     loss: np.ndarray  # nats per dimension of the noisy image, the training loss
     labels: np.ndarray
     train_loss: float  # mean loss of training images under fresh noise
@@ -64,7 +65,7 @@ class Likelihood:
 class TrainingReference:
     """What training images tell about a trained flow."""
 
-    decoder: Decoder | None  # for the BPD bound; None with uniform noise
+    decoder: Decoder | None  # for the BPD bound; None with uniform noise and for latents
     losses: Tensor  # (N,) nats per dimension under fresh noise, on the CPU
 
 
@@ -88,7 +89,7 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Tr
     xhats, losses = [torch.empty(empty, dtype=flow.var.dtype)], [flow.var.new_empty(0)]
     batches = noised_batches(train, share, config, flow, ["decoder"], batch)
     for _, pixels, condition, noised in batches:
-        if config.noise.type == "gaussian":
+        if config.noise.type == "gaussian" and not train.are_latents:
             xhat, density = denoised_mean(flow, noised, condition, config.noise.std)
             xhats.append(xhat.cpu())
             clean.append(pixels.cpu())
@@ -112,7 +113,9 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
     With Gaussian noise BPD is the bound
     `E[-log p(y) - log P(x | xhat(y)) + log N(y; x, std^2)] / (N_dim ln 2)`, a code length of the
     clean image at every noise level; with uniform noise it is the dequantised BPD, a bound by
-    Jensen's inequality. Conditional models are scored with the condition given.
+    Jensen's inequality. The BPD of latents is `-log2 p(y) / N_dim` of the noisy latent alone, and
+    comparable between runs on the same latents with the same noise only. Conditional models are
+    scored with the condition given.
 
     Args:
         flow: The trained flow on its device.
@@ -134,14 +137,21 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
         if decoder is None:
             with torch.no_grad():
                 loss = training_loss(log_density(flow, noised, condition), flow.config.dims)
-            bits = dequantised_bpd(loss)
+            bits = latent_bpd(loss) if held_out.are_latents else dequantised_bpd(loss)
         else:
             bits, density = bound_bpd(flow, decoder, pixels, noised, condition, config.noise)
             loss = training_loss(density, flow.config.dims)
         values[rows] += torch.stack([bits, loss], 1) / len(draws)
     bpd, losses = distributed.gather_rows(values, flow.var.device).T.numpy()
-    kind = "dequantised" if decoder is None else "bound"
+    kind = bpd_kind(config, held_out)
     return Likelihood(kind, bpd, losses, all_labels, float(reference.losses.mean()))
+
+
+def bpd_kind(config: RunConfig, images: data.Images) -> str:
+    """Name what the bits of images or latents are: dequantised, bound or latent."""
+    if images.are_latents:
+        return "latent"
+    return "bound" if config.noise.type == "gaussian" else "dequantised"
 
 
 def training_loss(density: Densities, dims: int) -> Densities:
@@ -173,8 +183,8 @@ def noised_batches(
         batch: Images in a batch.
 
     Yields:
-        The positions of a batch in `indices`, its 8-bit pixels (B, C, H, H), condition or
-        None, and noisy images (B, C, H, H).
+        The positions of a batch in `indices`, its 8-bit pixels or latents (B, C, H, H), condition
+        or None, and noisy images (B, C, H, H).
     """
     device, dtype = flow.var.device, flow.var.dtype
     for draw, start in itertools.product(draws, range(0, len(indices), batch)):

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tarflow import data, distributed
 from tarflow.config import FEWEST_IMAGES, RunConfig, from_dict, to_dict
 from tarflow.device import choose_device
+from tarflow.errors import UserError
 from tarflow.evaluate.feature_cache import cached_features
 from tarflow.evaluate.features import Extractor, features, find_extractor
 from tarflow.evaluate.metrics import compare
 from tarflow.identity import HALVES, WHOLE, run_id
+from tarflow.latent.autoencoder import Autoencoder, autoencoder_of
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.record import replacing
@@ -61,6 +64,7 @@ def evaluate_samples(
     start = time.perf_counter()
     count, batch = evaluation.samples, BATCH
     plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
+    autoencoder = autoencoder_of(config.data, evaluation.autoencoder, device)
     plan = from_dict(Plan, distributed.broadcast(to_dict(plan), device))
     share = distributed.local_slice(count)
     drawn = sample(
@@ -73,19 +77,28 @@ def evaluate_samples(
         batch=batch,
         plan=plan,
         part=share,
+        bounded=autoencoder is None,
     )
     seconds = time.perf_counter() - start
     redraws = torch.tensor([[drawn.redrawn, drawn.lost]])
     redrawn, lost = distributed.gather_rows(redraws, device).sum(0).tolist()
     first = distributed.gather_rows(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
-    local_features = torch.from_numpy(features(to_pixels(drawn.images), extractor))
+    decode = autoencoder.decode if autoencoder else _as_they_are
+    local_features = torch.from_numpy(
+        np.concatenate(
+            [
+                features(to_pixels(decode(part)), extractor)
+                for part in drawn.images.split(BATCH)  # decoded images are large
+            ]
+        )
+    )
     sample_features = distributed.gather_rows(local_features, device).numpy()
     if distributed.rank():
         return []
     if picture:
         with replacing(picture) as temporary:
-            image_grid(first, GRID_COLUMNS).save(temporary, format="PNG")
-    scores = _compare_with_held_out(sample_features, parts, config, extractor)
+            image_grid(decode(first), GRID_COLUMNS).save(temporary, format="PNG")
+    scores = _compare_with_held_out(sample_features, parts, config, extractor, autoencoder)
     return [
         {
             "run_id": run_id(config),
@@ -96,6 +109,7 @@ def evaluate_samples(
             "seconds_per_image": seconds / (share.stop - share.start),
             "redrawn": redrawn,
             "lost": lost,
+            "autoencoder": autoencoder.name if autoencoder else None,
             **columns,
         }
         for part, columns in scores.items()
@@ -107,27 +121,56 @@ def reference_quality(config: RunConfig) -> dict[str, Any]:
 
     They are the scores that perfect samples would get.
     """
-    train = data.open_split(config.data, "train")
-    count = min(config.evaluation.samples, len(train.labels))
-    indices = data.order(len(train.labels), 0, 0, count)
+    images = data.images_behind(config.data)
+    total = data.describe(images).train
+    count = min(config.evaluation.samples, total)
+    indices = data.order(total, 0, 0, count)
     device = choose_device(config.execution)
     extractor = find_extractor(config.evaluation.features, device=device.type, data=config.data)
+    train = data.open_split(images, "train")
     real = features(data.batch(train, indices), extractor)
     return _compare_with_held_out(real, WHOLE[:1], config, extractor)["all"]
 
 
 def _compare_with_held_out(
-    samples: Features, parts: Sequence[str], config: RunConfig, extractor: Extractor
+    samples: Features,
+    parts: Sequence[str],
+    config: RunConfig,
+    extractor: Extractor,
+    autoencoder: Autoencoder | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the quality columns of the parts of samples with features (M, F)."""
-    split = config.evaluation.split
-    held_out = cached_features(data.open_split(config.data, split).pixels, extractor)
-    reference = f"{config.data.name}/{split}"
+    pixels, reference = reference_images(config, autoencoder)
+    held_out = cached_features(pixels, extractor)
     return {
         name: compare(part, real, extractor, reference)
         for name, (part, real) in pair_parts(samples, held_out).items()
         if name in parts and (name == "all" or len(part) >= FEWEST_IMAGES)
     }
+
+
+def reference_images(
+    config: RunConfig, autoencoder: Autoencoder | None
+) -> tuple[NDArray[np.uint8], str]:
+    """Return the held-out images that samples are compared with, (N, c, H, H), and their name.
+
+    For a model of latents these are the images that were encoded or, if they are missing here, the
+    decoded latents, which are easier to match.
+    """
+    split = config.evaluation.split
+    try:
+        images = data.images_behind(config.data)
+        return data.open_split(images, split).pixels, f"{images.name}/{split}"
+    except UserError:
+        if autoencoder is None:
+            raise
+    latents = torch.from_numpy(np.array(data.open_split(config.data, split).pixels))
+    parts = [to_pixels(autoencoder.decode(part)) for part in latents.split(BATCH)]
+    return torch.cat(parts).numpy(), f"{config.data.name}/{split}, decoded"
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
 
 
 def pair_parts(samples: Features, held_out: Features) -> dict[str, tuple[Features, Features]]:

@@ -24,7 +24,13 @@ from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.evaluate import held_out
 from tarflow.model.flow import TarFlow
-from tarflow.model.likelihood import bound_bpd, dequantised_bpd, images_at_a_time, log_density
+from tarflow.model.likelihood import (
+    bound_bpd,
+    dequantised_bpd,
+    images_at_a_time,
+    latent_bpd,
+    log_density,
+)
 from tarflow.record import SCHEMA_VERSION
 
 SCORES = pa.schema(
@@ -36,8 +42,8 @@ SCORES = pa.schema(
         ("log_likelihood", pa.float64()),  # nats of the noisy image, prior + sum of logdets
         ("prior", pa.float64()),  # nats
         ("logdets", pa.list_(pa.float64())),  # nats, of each block from the image on
-        ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image
-        ("bpd_kind", pa.string()),  # dequantised or bound
+        ("bpd", pa.float64()),  # bits per dimension of the clean 8-bit image, or of the latent
+        ("bpd_kind", pa.string()),  # dequantised, bound or latent
         ("typicality", pa.float64()),  # |loss - mean loss of training images|, nats per dimension
         ("predicted", pa.int64()),  # most probable class, or row of the candidate conditions
         ("probability", pa.float64()),  # of that one given the image
@@ -74,7 +80,7 @@ class Scores:
     logdets: NDArray[np.float64]  # (N, K) nats
     labels: NDArray[np.int64]  # (N,), -1 where unknown
     bpd: NDArray[np.float64] | None  # (N,) bits per dimension; None if it needs training images
-    bpd_kind: str  # dequantised or bound
+    bpd_kind: str  # dequantised, bound or latent
     typicality: NDArray[np.float64] | None  # (N,) nats per dimension; None without training images
     posterior: Posterior | None
 
@@ -123,8 +129,8 @@ def score(
     Args:
         flow: The trained flow on its device.
         config: Configuration of its run; says which noise.
-        images: 8-bit images; with label -1, or without vectors, they are scored with the condition
-            dropped.
+        images: 8-bit images or latents; with label -1, or without vectors, they are scored with
+            the condition dropped.
         reference: What training images tell; without it there is no typicality and, with Gaussian
             noise, no BPD.
         draws: Number of noise draws; the first is the one that the run's held-out images had.
@@ -141,7 +147,7 @@ def score(
         flow.check_condition(torch.from_numpy(images.labels))
     batch = min(batch, images_at_a_time(model, 1, flow.var.element_size()))
     decoder = reference.decoder if reference else None
-    kind = "bound" if config.noise.type == "gaussian" else "dequantised"
+    kind = held_out.bpd_kind(config, images)
     prior, logdets, bits = np.zeros(count), np.zeros((count, model.blocks)), np.zeros(count)
     if candidates is None:
         candidates = torch.arange(model.classes)
@@ -156,9 +162,10 @@ def score(
         gaussian = flow.log_prior(steps[-1][0]) * model.dims
         prior[rows] += _numpy(gaussian) / draws
         logdets[rows] += _numpy(logdet) / draws
-        if kind == "dequantised":
+        if kind != "bound":
             loss = held_out.training_loss(gaussian + logdet.sum(1), model.dims)
-            bits[rows] += _numpy(dequantised_bpd(loss)) / draws
+            to_bits = latent_bpd if kind == "latent" else dequantised_bpd
+            bits[rows] += _numpy(to_bits(loss)) / draws
         elif decoder:
             bpd, _ = bound_bpd(flow, decoder, pixels, noised, condition, config.noise)
             bits[rows] += _numpy(bpd) / draws
@@ -172,7 +179,7 @@ def score(
         prior=prior,
         logdets=logdets,
         labels=np.asarray(images.labels),
-        bpd=bits if kind == "dequantised" or decoder else None,
+        bpd=bits if kind != "bound" or decoder else None,
         bpd_kind=kind,
         typicality=typicality,
         posterior=None if log_prior is None else _bayes(joint, log_prior),

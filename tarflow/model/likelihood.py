@@ -50,6 +50,15 @@ def dequantised_bpd(loss: Tensor) -> Tensor:
     return loss / math.log(2) + BPD_OFFSET
 
 
+def latent_bpd(loss: Tensor) -> Tensor:
+    """Return bits per latent dimension, `-log2 p(y)` per value, from the loss of noisy latents.
+
+    It is the density of a continuous variable: it may be negative, depends on the noise level and
+    the scaling of the latents, and cannot be compared with the bits of pixels.
+    """
+    return (loss + HALF_LN_2PI) / math.log(2)
+
+
 def score_function(
     flow: TarFlow, images: Tensor, condition: Tensor | None = None, *, standard_prior: bool = False
 ) -> tuple[Tensor, Tensor]:

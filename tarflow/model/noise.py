@@ -43,8 +43,8 @@ def normal_per_image(
 
 
 def unit(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map 8-bit pixels to [-1, 1]."""
-    return pixels.to(dtype) / 127.5 - 1
+    """Map 8-bit pixels to [-1, 1]; floats, which are latents, keep their values."""
+    return pixels.to(dtype) if pixels.is_floating_point() else pixels.to(dtype) / 127.5 - 1
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -54,6 +54,8 @@ def to_pixels(images: Tensor) -> Tensor:
 
 def noisy(pixels: Tensor, noise: NoiseConfig, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
     """Add training noise to (B, C, H, H) 8-bit pixels, giving values in about [-1, 1].
+
+    Latents are floats of any range, and take Gaussian noise only.
 
     Gaussian noise has standard deviation `noise.std`; uniform noise fills the 256 bins, so that
     the density of the result bounds the probability of the pixels (dequantisation).

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tarflow.config import STARFLOW, ModelConfig, RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
+from tarflow.latent.space import KEY, LatentSpace, latent_space
 from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
 from tarflow.storage import local_copy, locate
@@ -28,9 +29,24 @@ START = "blocks.0.sos_embed"  # its start token tells a STARFlow from a TarFlow
 _TORCH_FILES = (b"PK", b"\x80\x02")  # first bytes: a zip file, or before torch 1.6 a pickle
 
 
-def save_model(path: Path, state: Mapping[str, Tensor], config: RunConfig) -> None:
-    """Write the state dict of a flow and the config of its run, whole or not at all."""
-    write_tensors(path, state, {"config": json.dumps(to_dict(config))})
+def save_model(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: RunConfig,
+    latents: LatentSpace | None = None,
+) -> None:
+    """Write the state dict of a flow and the config of its run, whole or not at all.
+
+    Args:
+        path: File to write.
+        state: State dict of the flow.
+        config: Configuration of its run.
+        latents: Where its latents come from, if it was trained on latents instead of images.
+    """
+    metadata = {"config": json.dumps(to_dict(config))}
+    if latents:
+        metadata[KEY] = latents.to_json()
+    write_tensors(path, state, metadata)
 
 
 def write_tensors(
@@ -49,6 +65,12 @@ def write_tensors(
             raise OSError(str(error)) from None  # usually a full disk
         with temporary.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             return zlib.crc32(content)
+
+
+def latents_of_model(path: Path) -> LatentSpace | None:
+    """Return where the latents of a model that `load_model` reads come from; None for pixels."""
+    with local_copy(locate(path)) as local, safe_open(local, "pt") as file:
+        return latent_space(file.metadata() or {}, str(path))
 
 
 def load_model(path: Path, layer_type: type[Layer] = Layer) -> tuple[TarFlow, RunConfig]:

@@ -94,7 +94,7 @@ def choose_plan(
 def calibration_images(
     flow: TarFlow, config: RunConfig, count: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Return images (B, c, H, H) in [-1, 1] to calibrate on, and their condition or `None`.
+    """Return images (B, c, H, H) in [-1, 1], or latents, and their condition or `None`.
 
     They are training images of the run if its data can be opened, and samples otherwise.
     """
@@ -102,7 +102,9 @@ def calibration_images(
         images = data.open_split(config.data, "train")
     except UserError:
         condition = default_condition(flow, config, count)
-        drawn = sample(flow, count, SamplerConfig(denoise=0), config.noise, condition)
+        drawn = sample(
+            flow, count, SamplerConfig(denoise=0), config.noise, condition, bounded=False
+        )
         return drawn.images, drawn.condition
     picked = data.order(len(images.labels), 0, 0, count)
     pixels = torch.from_numpy(data.batch(images, picked))
@@ -179,7 +181,8 @@ def calibrate(
     images = images.to(flow.var)
     condition = None if condition is None else condition.to(flow.var.device)
     rng = generator(0, "calibration", device=flow.var.device.type)
-    noised = noisy(to_pixels(images), noise, rng, flow.var.dtype)
+    clean = to_pixels(images) if noise.type == "uniform" else images
+    noised = noisy(clean, noise, rng, flow.var.dtype)
     flow(noised, condition)  # the first pass sets libraries up
     (latents, _), forward_seconds = _timed(flow.var.device, partial(flow, noised, condition))
     batch = _Batch(flow, latents, condition, sampler)

@@ -26,7 +26,7 @@ REDRAWS = 3  # times that an image which is not finite is drawn again with other
 class Samples:
     """Images drawn from a flow, and the number of failed draws."""
 
-    images: Tensor  # (N, c, H, H) float32 in [-1, 1], on the CPU, without the lost ones
+    images: Tensor  # (N, c, H, H) float32 in [-1, 1] or latents, on the CPU, without lost ones
     condition: Tensor | None  # of these images, (N, ...)
     redrawn: int  # draws that were not finite and were repeated with other noise
     lost: int  # images that were still not finite after `REDRAWS` repetitions
@@ -43,6 +43,7 @@ def sample(
     plan: Plan | None = None,
     precision: str = "float32",
     part: slice = slice(None),
+    bounded: bool = True,
 ) -> Samples:
     """Draw images; image i is a function of (seed, i, its condition), whatever the batch size.
 
@@ -58,6 +59,7 @@ def sample(
         plan: Method that inverts each block; `None` inverts all sequentially.
         precision: Type of matrix products, float32 or bfloat16; tokens keep the flow's type.
         part: Slice of the images to draw in this process.
+        bounded: Whether to clamp values to [-1, 1]; latents of an autoencoder have no bounds.
 
     Raises:
         UserError: If `count` is not positive, or the condition does not fit the flow.
@@ -91,7 +93,7 @@ def sample(
         pending = pending[~images[pending].isfinite().flatten(1).all(1)]
     kept = images.isfinite().flatten(1).all(1)
     return Samples(
-        images[kept].clamp(-1, 1),
+        images[kept].clamp(-1, 1) if bounded else images[kept],
         None if condition is None else condition[kept],
         redrawn,
         lost=len(pending),

@@ -124,7 +124,7 @@ def test_the_example_trains_samples_and_scores_with_conditions(tmp_path, capsys)
     runpy.run_path(str(script))["main"](folder, 1280)
     assert (folder / "samples.png").stat().st_size > 1000
     model = str(folder / "run" / "model.safetensors")
-    flow, config = load_model(Path(model))
+    _, config = load_model(Path(model))
     assert (config.model.condition_tokens, config.model.condition_dim) == (2, 16)
     capsys.readouterr()
     wanted = str(folder / "wanted.parquet")

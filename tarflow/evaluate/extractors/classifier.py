@@ -77,6 +77,7 @@ def trained_classifier(config: DataConfig) -> tuple[Classifier, str]:
     Raises:
         UserError: If the images have fewer than two labels, or the file cannot be written.
     """
+    config = data.images_behind(config)
     classes = data.describe(config).classes
     if classes < 2:
         raise UserError(

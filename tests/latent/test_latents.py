@@ -1,0 +1,220 @@
+"""Latents instead of pixels: encoded, trained on, scored, decoded."""
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from tarflow import data
+from tarflow.__main__ import main
+from tarflow.config import (
+    STARFLOW,
+    DataConfig,
+    EvaluationConfig,
+    ExecutionConfig,
+    ModelConfig,
+    NoiseConfig,
+    OptimConfig,
+    RunConfig,
+)
+from tarflow.errors import ConfigError, UserError
+from tarflow.evaluate.held_out import noise_names, noised_batches
+from tarflow.latent import encoding
+from tarflow.latent.autoencoder import load_autoencoder
+from tarflow.model.likelihood import log_density
+from tarflow.model.weights import latents_of_model, load_model
+from tarflow.run import resolve_config, run
+
+SHAPE = (4, 8, 8)
+
+
+def config(table, **changes):
+    plain = RunConfig(
+        model=ModelConfig(
+            **STARFLOW
+            | {"image_size": 8, "image_channels": 4, "classes": 10, "patch": 1, "channels": 32}
+            | {"head_dim": 8, "blocks": 3, "layers": (1, 1, 2)}
+        ),
+        data=DataConfig(name=str(table)),
+        noise=NoiseConfig(std=0.3),
+        optim=OptimConfig(lr=3e-3, warmup_images=512),
+        images=6400,
+        batch=64,
+        evaluation=EvaluationConfig(samples=32),
+        execution=ExecutionConfig(threads=1),
+    )
+    return replace(plain, **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, latents):
+    """The folder and the row of a small STARFlow."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, run(resolve_config(config(latents)), folder)
+
+
+def test_a_table_of_latents_keeps_rows_labels_and_splits(pictures, autoencoder, latents):
+    space = data.latent_space(DataConfig(name=str(latents)))
+    assert (space.shape, space.source) == (SHAPE, str(pictures))
+    encoder = load_autoencoder(autoencoder)
+    for split in data.SPLITS:
+        images = data.open_split(DataConfig(name=str(pictures)), split)
+        encoded = data.open_split(DataConfig(name=str(latents)), split)
+        assert encoded.pixels.dtype == np.float16
+        assert not encoded.pixels.flags.writeable
+        np.testing.assert_array_equal(encoded.labels, images.labels)
+        expected = encoder.encode(torch.from_numpy(images.pixels / np.float32(127.5) - 1))
+        np.testing.assert_allclose(encoded.pixels, expected.numpy(), atol=4e-3)
+    train = data.open_split(DataConfig(name=str(latents)), "train").pixels.astype(float)
+    assert (abs(train.mean()) < 0.05, abs(train.std() - 1) < 0.05) == (True, True)
+
+
+def test_an_interrupted_encoding_resumes_after_its_last_shard(
+    tmp_path, monkeypatch, pictures, autoencoder, latents
+):
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 128)
+    seen = []
+
+    def stop(done, total, _seconds):
+        seen.append((done, total))
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+
+    target, loaded = tmp_path / "latents", load_autoencoder(autoencoder)
+    with pytest.raises(KeyboardInterrupt):
+        encoding.encode_table(str(pictures), target, loaded, progress=stop)
+    assert not target.exists()
+    seen = [None] * 10
+    encoding.encode_table(str(pictures), target, loaded, progress=stop)
+    assert seen[10][0] == 16  # 128 of the 480 rows were kept
+    assert seen[-1] == (480 - 128, 480 - 128)
+    for split in data.SPLITS:
+        whole, resumed = (
+            data.open_split(DataConfig(name=str(folder)), split).pixels
+            for folder in (latents, target)
+        )
+        np.testing.assert_array_equal(whole, resumed)
+
+
+def test_other_columns_are_copied(tmp_path, pictures, autoencoder):
+    source = tmp_path / "source"
+    shutil.copytree(pictures, source)
+    for path in source.glob("*.parquet"):
+        table = pq.read_table(path)
+        vectors = [[[float(row), 1.0]] for row in range(len(table))]
+        pq.write_table(table.append_column("condition", [vectors]), path)
+    loaded = load_autoencoder(autoencoder)
+    encoding.encode_table(str(source), tmp_path / "target", loaded, "float32")
+    copied = pq.read_table(tmp_path / "target" / "train-00000.parquet")
+    assert copied["condition"].to_pylist() == [[[float(row), 1.0]] for row in range(384)]
+    assert b"huggingface" in copied.schema.metadata
+
+
+def test_a_run_reports_bits_of_latents_and_decodes_its_samples(trained, pictures, autoencoder):
+    folder, row = trained
+    assert (row["status"], row["bpd_kind"]) == ("done", "latent")
+    flow, saved = load_model(folder / "model.safetensors")
+    held_out = data.open_split(saved.data, "validation")
+    indices = np.arange(len(held_out))
+    _, _, labels, noised = next(
+        noised_batches(held_out, indices, saved, flow, noise_names(1), len(indices))
+    )
+    with torch.no_grad():
+        bits = -log_density(flow, noised, labels) / math.log(2) / math.prod(SHAPE)
+    assert row["bpd"] == pytest.approx(bits.mean().item(), abs=1e-4)
+    gaussian = 0.5 * math.log2(2 * math.pi * math.e * (1 + saved.noise.std**2))
+    assert row["bpd"] < gaussian - 0.1  # better than a Gaussian of the same variance
+    assert Image.open(folder / "samples.png").size == (8 * 18 + 2, 4 * 18 + 2)
+    (scores,) = [
+        row
+        for row in json.loads((folder / "result.json").read_text())["evaluations"]
+        if row["half"] == "all"
+    ]
+    assert scores["reference"] == f"{pictures}/validation"
+    assert scores["autoencoder"].startswith("leaves-vae@")
+    assert latents_of_model(folder / "model.safetensors").autoencoder == str(autoencoder)
+
+
+def test_commands_decode(trained, tmp_path, capsys, pictures):
+    model = str(trained[0] / "model.safetensors")
+    picture = tmp_path / "samples.png"
+    assert main(["sample", model, "--count", "8", "--grid", str(picture)]) == 0
+    assert Image.open(picture).size == (8 * 18 + 2, 20)
+    assert main(["evaluate", model, "--count", "16"]) == 0
+    assert "leaves-vae@" in capsys.readouterr().out
+
+    photo = tmp_path / "leaf.png"
+    pixels = data.open_split(DataConfig(name=str(pictures)), "validation").pixels[0]
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(photo)
+    assert main(["score", model, str(photo), "--grid", str(tmp_path / "scored.png")]) == 0
+    assert "bits per latent dimension" in capsys.readouterr().out
+    shown = np.asarray(Image.open(tmp_path / "scored.png"))[2:18, 2:18].astype(int)
+    assert abs(shown - pixels.transpose(1, 2, 0)).mean() < 25
+    assert main(["check", model]) == 0
+
+
+def test_a_decoder_learns_noisy_latents(trained, tmp_path, capsys, latents):
+    model, target = str(trained[0] / "model.safetensors"), tmp_path / "tuned"
+    assert main(["finetune-decoder", model, str(target), "--steps", "80", "--lr", "1e-3"]) == 0
+    printed = re.search(r"latents (\S+) before and (\S+) after", capsys.readouterr().out)
+    before, after = map(float, printed.groups())
+    assert after < 0.9 * before
+    grid = ["--grid", str(tmp_path / "samples.png"), "--denoise", "0"]
+    assert main(["sample", model, "--autoencoder", str(target), *grid]) == 0
+    assert main(["finetune-decoder", str(latents), str(tmp_path / "other")]) == 2
+    assert "--noise-std" in capsys.readouterr().err
+
+
+def test_missing_folders_are_one_line(trained, tmp_path, capsys, pictures, autoencoder):
+    model = str(trained[0] / "model.safetensors")
+    hidden = autoencoder.with_name("hidden")
+    autoencoder.rename(hidden)
+    try:
+        assert main(["sample", model]) == 2
+        assert "--autoencoder" in capsys.readouterr().err
+        grid = ["--grid", str(tmp_path / "samples.png")]
+        assert main(["sample", model, "--autoencoder", str(hidden), *grid]) == 0
+    finally:
+        hidden.rename(autoencoder)
+    away = pictures.with_name("away")
+    pictures.rename(away)
+    try:
+        assert main(["evaluate", model, "--count", "12"]) == 0
+        assert "validation, decoded" in capsys.readouterr().out.replace("\n", " ")
+    finally:
+        away.rename(pictures)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise": NoiseConfig(type="uniform")}, "no grey levels"),
+        ({"data.flip": True}, "data.flip"),
+        ({"model.image_channels": 3}, "image_channels is 3"),
+    ],
+)
+def test_what_makes_sense_for_pixels_only_is_refused(latents, changes, message):
+    plain = config(latents)
+    for name, value in changes.items():
+        section, _, member = name.partition(".")
+        inner = replace(getattr(plain, section), **{member: value}) if member else value
+        plain = replace(plain, **{section: inner})
+    with pytest.raises(ConfigError, match=message):
+        resolve_config(plain)
+
+
+def test_an_autoencoder_that_does_not_fit_is_refused(tmp_path, autoencoder, latents):
+    with pytest.raises(UserError, match="holds latents already"):
+        encoding.encode_table(str(latents), tmp_path / "twice", load_autoencoder(autoencoder))
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load_autoencoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(UserError, match="UNet2DModel"):
+        load_autoencoder(tmp_path)
