@@ -23,9 +23,10 @@ from sweeps.failures import by_machine, transient
 from sweeps.lease import lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.plan import Plan
-from sweeps.presets import IMPORTS, PRESETS, description, how_to_import
-from sweeps.study import Study, resolve_precision, resolve_study
+from sweeps.presets import IMPORTS, PRESETS, description, how_to_import, load
+from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
+from tarflow.commands.flags import Changes, flat
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
@@ -51,6 +52,9 @@ class Options:
     """Print the plan and its price, then stop."""
     yes: bool = False
     """Start an expensive plan without asking."""
+    changes: Changes = ()
+    """Change fields of the study, such as seeds=2 or budgets='[1e9, 3e9]', and of its base run, by
+    the path that a run's config has for them: optim.lr=0.02. Values are YAML."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +261,15 @@ def expected_and_spent(outcome: "Outcome", wall: float, command: Command) -> lis
         + (f", {human.money(use / 3600 * price)}" if price else "")
         for name, (seconds, use) in rows.items()
     ]
+
+
+def study_asked_for(options: StudyOptions) -> Study:
+    """Return the study that the options name, with the changes of `--set`.
+
+    Raises:
+        UserError: If there is no such study, or if it cannot be changed like this.
+    """
+    return override_study(load(options.study), flat(options.changes))
 
 
 def study_folder(out: Path | None, study: Study) -> Path:

@@ -21,9 +21,11 @@ from sweeps.plan import finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load
 from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
+from tarflow.commands.flags import Changes, flat
 from tarflow.config import RunConfig, from_dict, read_yaml, round_images
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast, forecast_of, write_forecast, write_outcome
+from tarflow.override import override
 from tarflow.storage import expand, locate
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Options(CommonOptions):
     """Training budget for which the law recommends a run."""
     config: Annotated[Path | None, default("best.yaml of the study", "FILE")] = None
     """Config to train."""
+    changes: Changes = ()
+    """Change fields of that config, such as optim.lr=0.02 batch=32. Values are YAML."""
 
 
 def main() -> None:
@@ -84,6 +88,7 @@ class Final(Command):
         ledger = read_ledger(self.out)
         findings = cache(lambda: find(*read_study(self.out), forecasts=ledger))  # takes seconds
         config, why = chosen_config(options, self.out, findings, ledger)
+        config = override(config, flat(options.changes))
         self.final_run = final_run(study, config)
         run_id = self.final_run.run_id
         row = finished(self.out, run_id)

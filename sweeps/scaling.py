@@ -22,12 +22,12 @@ from sweeps.driver import (
     drive,
     resolve_or_explain,
     run_command_line,
+    study_asked_for,
     study_folder,
     with_kept,
 )
 from sweeps.limits import limits_from
 from sweeps.plan import Plan, finished, make_plan, study_summary, table
-from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES
 from sweeps.study import Study
 from tarflow import human, record
@@ -243,7 +243,7 @@ class Scaling(Command):
 
 def chosen_study(options: Options) -> Study:
     """Return the study that the options name, with the changes they make."""
-    study = load(options.study)
+    study = study_asked_for(options)
     if options.seeds is not None:
         study = replace(study, seeds=options.seeds)
     if options.features is not None:

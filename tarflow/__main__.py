@@ -10,6 +10,7 @@ from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
 from tarflow.commands.data import data
 from tarflow.commands.evaluate import evaluate
+from tarflow.commands.flags import check_flags_of_fields
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
@@ -21,12 +22,16 @@ COMMANDS = (train, sample, calibrate, evaluate, cost, data, score, check, conver
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; a user's mistake is one line and exit code 2."""
 
+    given = sys.argv[1:] if arguments is None else arguments
+
     def run() -> int:
+        if given[:1] == ["train"]:
+            check_flags_of_fields(given[1:])
         code: int = tyro.extras.subcommand_cli_from_dict(
             {command.__name__: command for command in COMMANDS},
             prog="python -m tarflow",
             description="Train, sample and score one TarFlow model; sweeps/ runs whole studies.",
-            args=arguments,
+            args=given,
         )
         return code
 

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -16,6 +15,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tarflow.errors import ConfigError, UserError
+from tarflow.fields import leaves, must_be, unknown
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")
@@ -362,18 +362,14 @@ def _truths(kind: Any, plain: Any, path: str = "") -> Iterator[str]:
 
 
 def _first_line(kind: type[Any], error: ValidationError) -> str:
-    unknown = ("unexpected_keyword_argument", "extra_forbidden")
-    mistake = min(error.errors(), key=lambda error: error["type"] not in unknown)  # typos first
+    typos = ("unexpected_keyword_argument", "extra_forbidden")
+    mistake = min(error.errors(), key=lambda error: error["type"] not in typos)  # typos first
     path = ".".join(map(str, mistake["loc"]))
-    if mistake["type"] in unknown:
-        owner: Any = kind
-        for part in mistake["loc"][:-1]:
-            if is_dataclass(owner):
-                owner = next((f.type for f in fields(owner) if f.name == part), owner)
-            owner = next((option for option in get_args(owner) if is_dataclass(option)), owner)
-        names = [f.name for f in fields(owner)] if is_dataclass(owner) else []
-        near = get_close_matches(str(mistake["loc"][-1]), names, n=1, cutoff=0.0)
-        return f"unknown key '{path}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if mistake["type"] in typos:
+        return unknown(path, leaves(kind))
+    if rule := must_be(kind, path, mistake["type"]):
+        name, words = rule
+        return f"{name} is {mistake['input']!r}: it must be {words}"
     message = mistake["msg"].removeprefix("Value error, ")
     return message if not path or message.startswith(path) else f"{path}: {message}"
 

@@ -134,6 +134,19 @@ def test_flags_change_the_study():
     assert study.base.evaluation.features == "inception"
 
 
+def test_set_changes_the_study_and_never_one_that_has_begun(call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(
+        scaling, "tiny", "--dry-run", "--set", "seeds=2", "noise.std=0.5", "--set", "batch=16"
+    )
+    assert code == 0
+    assert "13 runs (0 done)" in printed.out
+    declare(resolve_study(load("tiny")), tmp_path / "studies" / "tiny")
+    code, printed = call(scaling, "tiny", "--yes", "--set", "noise.std=0.5")
+    assert code == 2
+    assert "base.noise.std is 0.25 there, 0.5 here" in printed.err
+
+
 def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):
     study = resolve_study(load("tiny"))
     declare(study, tmp_path)

@@ -235,10 +235,14 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("channels: 16\n  blocks", "chanels: 16\n  blocks", "'sizes.1.chanels'; did you mean 'c"),
+        (
+            "channels: 16\n  blocks",
+            "chanels: 16\n  blocks",
+            "'sizes.1.chanels'; did you mean 'sizes.1.c",
+        ),
         ("lr_power", "lr_powr", "unknown key 'lr_powr'; did you mean 'lr_power'?"),
         ("size: c16-b2-l1", "size: c17-b2-l1", "'c17-b2-l1' is not known; did you mean 'c16-b2"),
-        ("- 1000000000.0", "- much", "budgets.0: "),
+        ("- 1000000000.0", "- much", "budgets.0 is 'much': it must be a number"),
         ("- 1000000000.0", "- .nan", "budgets are training FLOPs: they must be positive and fin"),
         ("- 1000000000.0", "- .inf", "budgets are training FLOPs: they must be positive and fin"),
         ("- 1000000000.0", "- 1e400", "budgets are training FLOPs: they must be positive and fin"),
@@ -266,7 +270,7 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
         (
             "variants: []",
             "variants: [{name: wide, change: {noise: {sdt: 1}}}]",
-            "variant wide: unknown key 'noise.sdt'; did you mean 'std'?",
+            "variant wide: unknown key 'noise.sdt'; did you mean 'noise.std'?",
         ),
         (
             "variants: []",
