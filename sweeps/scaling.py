@@ -81,6 +81,8 @@ class Options(StudyOptions):
     next: Annotated[int | None, default("none", "K")] = None
     """Add K runs to a finished study, those that tell most about its best run at 4 times the
     largest budget for their time. The study keeps them."""
+    list: bool = False
+    """List every preset with its cost and the data it needs, then stop."""
     watch: bool = False
     """Show the progress of a study that another process drives, perhaps on another machine."""
 
@@ -96,6 +98,12 @@ def scale(options: Options) -> int:
     Raises:
         UserError: For a user's mistake.
     """
+    if options.list:
+        from sweeps.listing import listing
+
+        for line in listing(options.devices, options.accelerator, options.price):
+            print(line)
+        return 0
     if options.watch:
         from sweeps.final import existing_folder
         from sweeps.watch import watch
