@@ -11,11 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tarflow.errors import ConfigError, UserError
-from tarflow.fields import leaves, must_be, unknown
+from tarflow.fields import explained, leaves, must_be, unknown
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")
@@ -381,16 +380,31 @@ def read_yaml(kind: type[Config], path: Path) -> Config:
         UserError: If the file cannot be read.
         ConfigError: If it is not YAML or does not describe a config.
     """
+    return from_dict(kind, read_plain(path), where=str(path))
+
+
+def read_plain(path: Path) -> Any:
+    """Return the content of a YAML file, which is {} if it is empty.
+
+    Raises:
+        UserError: If the file cannot be read.
+        ConfigError: If it is not YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise UserError(f"cannot read {path}: {reason}") from None
     plain = parse(text, str(path))
-    return from_dict(kind, {} if plain is None else plain, where=str(path))
+    return {} if plain is None else plain
 
 
 def to_yaml(config: Any, comment: str = "") -> str:
-    """Return a config as YAML, with `comment` as leading comment lines."""
+    """Return a config as YAML whose fields say what they mean.
+
+    Args:
+        config: Config.
+        comment: Leading comment lines.
+    """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    return head + yaml.safe_dump(to_dict(config), sort_keys=False)
+    return head + explained(type(config), to_dict(config))

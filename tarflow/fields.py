@@ -5,6 +5,7 @@ A field's comment in the source is its only description: YAML files and `--help`
 
 import ast
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,6 +13,8 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
+
+import yaml
 
 # Names that other programs use, and the fields that mean the same: the first one that the config
 # has. Runs count images; studies derive them from their budgets.
@@ -83,6 +86,29 @@ def descriptions(kind: Any) -> Mapping[str, str]:
         if is_dataclass(member.type) and member.name not in found:
             found[member.name] = (member.type.__doc__ or "").partition("\n")[0].rstrip(".")
     return found
+
+
+def explained(kind: Any, plain: Mapping[str, Any]) -> str:
+    """Return a config, given as nested dictionaries, as YAML with a comment behind every field."""
+    text = ""
+    for member in fields(kind):
+        described, value = descriptions(kind).get(member.name, ""), plain[member.name]
+        words = choices(member.type)
+        if any(word not in described for word in words):
+            described = f"{described} ({', '.join(words)})".strip()
+        comment = f"  # {described}" * bool(described)
+        if is_dataclass(member.type):
+            inner = textwrap.indent(explained(member.type, value), "  ")
+            text += f"{member.name}:{comment}\n{inner}"
+            continue
+        first, _, rest = yaml.safe_dump(
+            {member.name: value}, sort_keys=False, width=math.inf
+        ).partition("\n")
+        if rest and not first.endswith(":"):  # text of several lines
+            text += f"{comment.strip()}\n{first}\n{rest}"
+        else:
+            text += f"{first}{comment}\n{rest}"
+    return text
 
 
 def leaves(kind: Any) -> Mapping[str, tuple[Any, str]]:

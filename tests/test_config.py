@@ -339,3 +339,12 @@ def test_yaml_numbers_written_without_a_point_are_read(tmp_path: Path):
 
 def test_images_round_to_whole_steps_and_never_to_none():
     assert [round_images(n, 64) for n in (1, 64, 95, 97, 1e4)] == [64, 64, 64, 128, 9984]
+
+
+def test_yaml_files_explain_every_field_in_the_words_of_the_source():
+    lines = to_yaml(PLAIN).splitlines()
+    assert "  lr: 0.001  # peak learning rate" in lines
+    assert (
+        "precision: float32  # arithmetic of training (auto, float32, bfloat16, float64)" in lines
+    )
+    assert all("  # " in line for line in lines)
