@@ -9,6 +9,7 @@ from tarflow.commands.check import check
 from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
 from tarflow.commands.data import data
+from tarflow.commands.diff import diff
 from tarflow.commands.evaluate import evaluate
 from tarflow.commands.flags import check_flags_of_fields
 from tarflow.commands.sample import sample
@@ -16,7 +17,7 @@ from tarflow.commands.score import score
 from tarflow.commands.train import train
 from tarflow.errors import exit_code_of
 
-COMMANDS = (train, sample, calibrate, evaluate, cost, data, score, check, convert)
+COMMANDS = (train, sample, calibrate, evaluate, cost, data, score, check, diff, convert)
 
 
 def main(arguments: list[str] | None = None) -> int:
