@@ -209,7 +209,8 @@ def execute(command: Command, console: Console) -> int:
     if outcome is None:
         given_up = command.plan.given_up
         if not given_up:
-            console.print("every run is done already")
+            asked = " that was asked for" * bool(command.plan.left_out)
+            console.print(f"every run{asked} is done already")
         return 1 if given_up else 0
     close(outcome, time.monotonic() - started, command, console)
     return 1 if outcome.left or outcome.failed or not has_results else 0

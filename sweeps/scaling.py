@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console, RenderableType
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
-from sweeps import expect
+from sweeps import expect, selection
 from sweeps.driver import (
     Command,
     StudyOptions,
@@ -27,9 +27,9 @@ from sweeps.driver import (
     with_kept,
 )
 from sweeps.limits import limits_from
-from sweeps.plan import Plan, finished, make_plan, study_summary, table
+from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table
 from sweeps.space import FEWEST_SAMPLES
-from sweeps.study import Study
+from sweeps.study import Study, grid
 from tarflow import human, record
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
@@ -68,6 +68,11 @@ class Options(StudyOptions):
     """Start nothing that would cost more in all: device-hours times their price."""
     retry: Annotated[Literal["failed"] | None, default("none", "failed")] = None
     """Carry out again also the runs that failed by themselves, such as by diverging."""
+    only: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="CONDITION")] = ()
+    """Carry out only runs with such fields: 'channels=32,64' or 'channels>=32,budget<1e10'. A
+    later command without it completes the study."""
+    skip: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="RUN")] = ()
+    """Leave out a run for now, by its id or by its name in the plan."""
     features: Annotated[str | None, default("the study's", "NAME")] = None
     """Feature extractor of KID."""
     accelerator: Annotated[str | None, default("the study's, or this machine", "NAME")] = None
@@ -136,7 +141,9 @@ class Scaling(Command):
             from sweeps.additions import grow  # pandas and SciPy are needed from here on
 
             self.study, chosen = grow(self.study, self.out, options.next, plan_of)
-        plan = replace(plan_of(self.study), retry=options.retry == "failed")
+        left_out = selection.left_out(grid(self.study), options.only, options.skip)
+        plan = plan_of(self.study, left_out=left_out)
+        plan = replace(plan, retry=options.retry == "failed")
         self.plan, self.gpus = plan, plan.gpus
         self.limits = limits_from(
             time.time(),
@@ -147,6 +154,7 @@ class Scaling(Command):
             max_cost=options.max_cost,
         )
         self.lines = [*chosen, table(plan), *study_summary(self.study, plan)]
+        self.lines += selection.in_words(plan)
         self.trials = options.sampler_trials
         self.trials_left = trials_left(plan, self.trials, self.out)
         self.todo = bool(plan.left or plan.samplings or self.trials_left)
@@ -219,6 +227,7 @@ class Scaling(Command):
                 "expected": self.expected,
                 "stopped": outcome.stopped,
                 "missing": list(outcome.missing),
+                "left_out": [row.run.label for row in self.plan.rows if row.state == LEFT_OUT],
             }
             record.write_json(self.out / "outcome.json", spent)  # for the report
         settle(self.out)
