@@ -26,7 +26,7 @@ from sweeps.plan import Plan
 from sweeps.presets import IMPORTS, PRESETS, description, how_to_import, load
 from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
-from tarflow.commands.flags import Changes, flat
+from tarflow.commands.flags import Changes, Tags, flat, split_tags
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
@@ -52,6 +52,9 @@ class Options:
     """Print the plan and its price, then stop."""
     yes: bool = False
     """Start an expensive plan without asking."""
+    tag: Tags = ()
+    """Word to find the runs by that this command trains, in the tables and on the page. The study
+    keeps its tags until others replace them; '' removes them."""
     changes: Changes = ()
     """Change fields of the study, such as seeds=2 or budgets='[1e9, 3e9]', and of its base run, by
     the path that a run's config has for them: optim.lr=0.02. Values are YAML."""
@@ -316,13 +319,24 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
 
 
 def with_kept(study: Study, out: Path) -> Study:
-    """Return a study with what its folder keeps: the runs of `--next`, and the last note."""
+    """Return a study with what its folder keeps: runs of `--next`, note, tags and pinned runs."""
     path = out / "study.yaml"
     if not path.exists():
         return study
     kept = read_yaml(Study, path)
     added = tuple(dict.fromkeys((*kept.added, *study.added)))
-    return replace(study, added=added, note=study.note or kept.note)
+    return replace(
+        study,
+        added=added,
+        note=study.note or kept.note,
+        tags=study.tags or kept.tags,
+        pinned=study.pinned or kept.pinned,
+    )
+
+
+def with_tags(study: Study, texts: Sequence[str]) -> Study:
+    """Return a study with the tags of the command line, or with its own if there are none."""
+    return replace(study, tags=split_tags(texts)) if texts else study
 
 
 def declare(study: Study, out: Path) -> None:

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from sweeps.driver import Command, default, drive, run_command_line, study_folder
+from sweeps.driver import Command, default, drive, run_command_line, study_folder, with_tags
 from sweeps.driver import Options as CommonOptions
 from sweeps.plan import finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load
@@ -84,7 +84,7 @@ class Final(Command):
         from analysis.study import read_study
 
         self.out = existing_folder(options.study)
-        study = resolve_study(load(str(self.out)))
+        study = with_tags(resolve_study(load(str(self.out))), options.tag)
         ledger = read_ledger(self.out)
         findings = cache(lambda: find(*read_study(self.out), forecasts=ledger))  # takes seconds
         config, why = chosen_config(options, self.out, findings, ledger)
@@ -219,7 +219,7 @@ def final_run(study: Study, config: RunConfig) -> PlannedRun:
     alone = replace(study, base=config, sizes=(size,), replicated=None, held_out=None)
     config = resolve_study(alone).base
     label = f"final-{size.label}-{short(budget)}"
-    return PlannedRun(config=config, label=label, budget=budget, role="final")
+    return PlannedRun(config=config, label=label, budget=budget, role="final", tags=study.tags)
 
 
 def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:

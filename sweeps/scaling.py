@@ -25,6 +25,7 @@ from sweeps.driver import (
     study_asked_for,
     study_folder,
     with_kept,
+    with_tags,
 )
 from sweeps.limits import limits_from
 from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table
@@ -81,6 +82,9 @@ class Options(StudyOptions):
     """Number of devices to plan with."""
     price: Annotated[float | None, default("the accelerator's list price", "USD")] = None
     """Price of a device-hour."""
+    pin: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="RUN")] = ()
+    """Mark a run that is quoted, by its id or name: the page says so wherever it shows it. Others
+    replace those pinned before; '' removes them."""
     note: Annotated[str | None, default("the study's", "TEXT")] = None
     """What the study is for, shown on its page; another text replaces it, '' removes it."""
     next: Annotated[int | None, default("none", "K")] = None
@@ -126,7 +130,7 @@ class Scaling(Command):
         study = chosen_study(options)
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
-        self.study = with_kept(study, self.out)
+        self.study = with_tags(with_kept(study, self.out), options.tag)
         if options.note is not None:
             self.study = replace(self.study, note=" ".join(options.note.split()))
         plan_of = partial(
@@ -136,6 +140,9 @@ class Scaling(Command):
             accelerator=options.accelerator,
             price=options.price,
         )
+        if options.pin:
+            pinned = selection.pinned(options.pin, grid(self.study), self.out)
+            self.study = replace(self.study, pinned=pinned)
         chosen: list[RenderableType] = []
         if options.next is not None:
             from sweeps.additions import grow  # pandas and SciPy are needed from here on

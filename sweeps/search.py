@@ -24,6 +24,8 @@ from sweeps.driver import (
     run_command_line,
     study_asked_for,
     study_folder,
+    with_kept,
+    with_tags,
 )
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
 from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
@@ -88,6 +90,7 @@ class Search(Command):
         self.options = options
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
+        study = with_tags(with_kept(study, self.out), options.tag)
         self.space = TrainingSpace(study, options.budget or middle(study.budgets))
         check(options, self.space)
         self.plan = make_search_plan(options, self.space, self.out)

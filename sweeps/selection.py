@@ -4,6 +4,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sweeps.plan import LEFT_OUT, Plan
@@ -12,6 +13,7 @@ from tarflow import cost, human
 from tarflow.config import RunConfig, to_dict
 from tarflow.errors import UserError
 from tarflow.fields import leaves, unknown
+from tarflow.record import read_result
 
 CONDITION = re.compile(r"\s*([\w.-]+)\s*(>=|<=|!=|==|=|>|<)\s*(.+?)\s*")
 EXPONENT = re.compile(r"(?<=\d)e0*(?=\d)")
@@ -47,14 +49,41 @@ def left_out(
             if not meets(run) and run.run_id not in reasons
         }
     for name in skip:
-        named = [run for run in runs if is_named(run, name)]
+        named = [run for run in runs if is_named(run.run_id, run.label, name)]
         if not named:
-            names = [text for run in runs for text in (run.run_id, *names_of(run))]
+            names = [text for run in runs for text in (run.run_id, *names_of(run.label))]
             raise UserError(f"--skip: run {did_you_mean(name, names)}")
         reasons |= {run.run_id: f"--skip {name}" for run in named}
     if runs and len(reasons) == len({run.run_id for run in runs}):
         raise UserError("--only and --skip leave no run of this study: --dry-run alone lists them")
     return reasons
+
+
+def pinned(names: Sequence[str], runs: Sequence[PlannedRun], out: Path) -> tuple[str, ...]:
+    """Return the ids of the runs that a user pins, each once.
+
+    Args:
+        names: For each run its id or the beginning of it, or its name in the plan; empty ones
+            name none.
+        runs: Runs of the study.
+        out: Folder of the study, whose other runs may be pinned too.
+
+    Raises:
+        UserError: If a name fits no run, or several.
+    """
+    known = {run.run_id: run.label for run in runs}
+    results = (read_result(folder) for folder in sorted((out / "runs").glob("*")))
+    known |= {row["run_id"]: row["label"] for row in (x["run"] for x in results if x)}
+    ids = []
+    for name in filter(None, names):
+        named = [run_id for run_id, label in known.items() if is_named(run_id, label, name)]
+        if not named:
+            raise UserError(f"--pin: run {did_you_mean(name, known.values())}")
+        if len(named) > 1:
+            labels = human.names([known[run_id] for run_id in named])
+            raise UserError(f"--pin {name} fits {len(named)} runs: {labels}; write one of them")
+        ids += named
+    return tuple(dict.fromkeys(ids))
 
 
 def in_words(plan: Plan) -> list[str]:
@@ -137,16 +166,16 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def is_named(run: PlannedRun, name: str) -> bool:
+def is_named(run_id: str, label: str, name: str) -> bool:
     """Tell whether a run has this name: its id or the beginning of it, or one of `names_of`."""
     name = EXPONENT.sub("e", name)  # budgets of plans and of labels: 9e9 and 9e09
-    return run.run_id.startswith(name) or name in [EXPONENT.sub("e", x) for x in names_of(run)]
+    return run_id.startswith(name) or name in [EXPONENT.sub("e", x) for x in names_of(label)]
 
 
-def names_of(run: PlannedRun) -> list[str]:
-    """Return the label of a run and what it begins with, up to each dash.
+def names_of(label: str) -> list[str]:
+    """Return a run's label and what it begins with, up to each dash.
 
     A plan shows the first parts of the label, and the budget beside them.
     """
-    parts = run.label.split("-")
+    parts = label.split("-")
     return ["-".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -98,6 +98,8 @@ class Study:
     __pydantic_config__ = ConfigDict(extra="forbid")
     name: str  # also the default folder, studies/<name>
     note: str = ""  # what the study is for, shown on its page; changes no run
+    tags: tuple[str, ...] = ()  # words to find the runs trained from now on by; change no run
+    pinned: tuple[str, ...] = ()  # ids of the runs that are quoted, marked on its page
     base: RunConfig = field(default_factory=RunConfig)  # what sizes and budgets do not set
     sizes: tuple[Size, ...]  # model sizes, each trained at every budget
     budgets: tuple[float, ...]  # training FLOPs
@@ -155,6 +157,7 @@ class PlannedRun:
     budget: float  # requested training FLOPs; the config rounds them to whole batches
     role: str = "grid"  # grid, ablation, search or final
     trunk: int = 0  # images of the longest run that shares its training; 0 shares nothing
+    tags: tuple[str, ...] = ()  # words to find its row by
     branch_points: frozenset[int] = frozenset()  # images at which it saves a checkpoint for others
 
     @cached_property
@@ -224,7 +227,9 @@ def plan_run(study: Study, point: Point, seed: int, variant: Variant = PLAIN) ->
     label = f"{size.label}-{short(point.budget)}-s{seed}"
     if variant.name:
         label = f"{variant.name}-{label}"
-    return PlannedRun(config=config, label=label, budget=point.budget, role=study.role)
+    return PlannedRun(
+        config=config, label=label, budget=point.budget, role=study.role, tags=study.tags
+    )
 
 
 def apply_variant(config: RunConfig, variant: Variant) -> RunConfig:

@@ -16,6 +16,18 @@ Changes = Annotated[
     tuple[tuple[str, ...], ...], UseAppendAction, arg(name="set", metavar="NAME=VALUE ...")
 ]
 
+Tags = Annotated[tuple[str, ...], UseAppendAction, arg(name="tag", metavar="TEXT")]
+
+
+def split_tags(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags of a command line, each once; a comma ends one.
+
+    >>> split_tags(["wide, new", "new", ""])
+    ('wide', 'new')
+    """
+    tags = (" ".join(tag.split()) for text in texts for tag in text.split(","))
+    return tuple(dict.fromkeys(filter(None, tags)))
+
 
 def _flags(kind: Any) -> Any:
     """Return a typed dictionary of the fields of a config, all of them optional."""

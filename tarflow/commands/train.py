@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tarflow.commands.flags import Changes, RunFlags, flat
+from tarflow.commands.flags import Changes, RunFlags, Tags, flat, split_tags
 from tarflow.config import RunConfig, read_yaml
 from tarflow.identity import run_id
 from tarflow.override import override
@@ -20,6 +20,7 @@ def train(
     out: Path | None = None,
     *,
     changes: Changes = (),
+    tags: Tags = (),
     fields: RunFlags = {},  # noqa: B006 tyro needs a value, and nothing changes it
 ) -> int:
     """Train the run that a YAML file describes, then score and sample the result.
@@ -39,6 +40,7 @@ def train(
         config: Config file, such as best.yaml of a study.
         out: Folder of the run; by default runs/RUN_ID.
         changes: Change fields of the config, such as --set optim.lr=0.02 batch=32.
+        tags: Word to find the run by, kept in its row.
         fields: Fields of the config to change.
     """
     from rich.console import Console
@@ -69,7 +71,7 @@ def train(
         with distributed.process_group():
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
-            row = run(chosen, folder, role="final", report=report)
+            row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
     except Preempted:
         console.print("told to end: the state is saved; run the same command again to resume")
         return 128 + signal.SIGTERM

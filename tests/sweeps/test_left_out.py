@@ -1,12 +1,15 @@
 """A command may leave out runs of its study for now, says so, and a later one completes it."""
 
+from dataclasses import replace
+
 import pytest
 
 from analysis.report.checklist import missing_runs
-from sweeps import scaling
+from sweeps import scaling, search
+from sweeps.driver import declare
 from sweeps.plan import LEFT_OUT, make_plan
 from sweeps.presets import load
-from sweeps.selection import in_words, left_out
+from sweeps.selection import in_words, left_out, pinned
 from sweeps.study import grid, resolve_study
 from tarflow.errors import UserError
 
@@ -78,6 +81,45 @@ def test_what_is_left_out_costs_nothing_and_nothing_waits_for_it(tmp_path):
 def test_the_page_says_what_was_left_out():
     words = missing_runs({"missing": [], "stopped": "", "left_out": ["c8-b2-l1"]})
     assert words == " Left out by --only or --skip: c8-b2-l1; without them, it runs the rest."
+
+
+def test_pins_name_one_run_each(tmp_path):
+    first = RUNS[0]
+    assert pinned(["c16-b2-l1-9e9", first.run_id[:6], first.label], RUNS, tmp_path) == (
+        RUNS[-1].run_id,
+        first.run_id,
+    )
+    assert pinned([""], RUNS, tmp_path) == ()
+    with pytest.raises(UserError, match="--pin c16 fits 3 runs"):
+        pinned(["c16"], RUNS, tmp_path)
+    with pytest.raises(UserError, match="did you mean"):
+        pinned(["c17-b2-l1"], RUNS, tmp_path)
+
+
+@pytest.mark.parametrize("script", [scaling, search])
+def test_tags_and_pins_stay_until_others_replace_them(script, tmp_path):
+    command = {scaling: scaling.Scaling, search: search.Search}[script]
+
+    def marks(**options):
+        made = command(script.Options(study="tiny", out=tmp_path, **options))
+        if script is scaling:
+            made.begin()
+            assert {row.run.tags for row in made.plan.rows} == {made.study.tags}
+            return made.study.tags, made.study.pinned
+        return made.space.run_of(made.space.base).tags
+
+    if script is search:
+        declare(replace(TINY, tags=("kept",)), tmp_path)
+        assert marks() == ("kept",)
+        assert marks(tag=("new",)) == ("new",)
+        return
+    assert marks(tag=("wide, a b", "new"), pin=("c16-b2-l1-9e9",)) == (
+        ("wide", "a b", "new"),
+        (RUNS[-1].run_id,),
+    )
+    assert marks() == (("wide", "a b", "new"), (RUNS[-1].run_id,))
+    assert marks(tag=("",), pin=("",)) == ((), ())
+    assert [run.run_id for run in grid(replace(TINY, tags=("x",)))] == [x.run_id for x in RUNS]
 
 
 @pytest.mark.ray
