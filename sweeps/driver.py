@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 EXPENSIVE_SECONDS = 1800.0  # expected wall time that is worth a question
 EXPENSIVE_MONEY = 5.0  # US dollars that are worth a question
+RULE_OF_SET = (
+    "Use --set for any field by its name in study.yaml, such as seeds=2 or budgets='[1e9, 3e9]', "
+    "and any field of the base run by its path in the config of a run, such as optim.lr=0.02. "
+    "Values are YAML. What the grid derives (channels, blocks, layers, images, seed) is set by "
+    "sizes, budgets and seeds."
+)
 
 
 def default(words: str, metavar: str) -> Any:
@@ -53,11 +59,9 @@ class Options:
     yes: bool = False
     """Start an expensive plan without asking."""
     tag: Tags = ()
-    """Word to find the runs by that this command trains, in the tables and on the page. The study
-    keeps its tags until others replace them; '' removes them."""
+    """Word to find the runs of this command by, kept in their rows."""
     changes: Changes = ()
-    """Change fields of the study, such as seeds=2 or budgets='[1e9, 3e9]', and of its base run, by
-    the path that a run's config has for them: optim.lr=0.02. Values are YAML."""
+    """Change fields of the study or of its base run, such as seeds=2 optim.lr=0.02."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +132,7 @@ def run_command_line(
     """
     text = inspect.cleandoc(kind.__doc__ or "")
     if issubclass(kind, StudyOptions):
-        text += "\n\nPresets:\n" + "\n".join(
+        text += f"\n\n{RULE_OF_SET}\n\nPresets:\n" + "\n".join(
             f"- {preset}: {description(preset)}" for preset in PRESETS
         )
 

@@ -58,7 +58,7 @@ class Options(CommonOptions):
     config: Annotated[Path | None, default("best.yaml of the study", "FILE")] = None
     """Config to train."""
     changes: Changes = ()
-    """Change fields of that config, such as optim.lr=0.02 batch=32. Values are YAML."""
+    """Change fields of that config, such as optim.lr=0.02 batch=32."""
 
 
 def main() -> None:

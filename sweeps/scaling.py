@@ -70,8 +70,7 @@ class Options(StudyOptions):
     retry: Annotated[Literal["failed"] | None, default("none", "failed")] = None
     """Carry out again also the runs that failed by themselves, such as by diverging."""
     only: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="CONDITION")] = ()
-    """Carry out only runs with such fields: 'channels=32,64' or 'channels>=32,budget<1e10'. A
-    later command without it completes the study."""
+    """Carry out only these runs for now: channels=32,64 or 'channels>=32,budget<1e10'."""
     skip: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="RUN")] = ()
     """Leave out a run for now, by its id or by its name in the plan."""
     features: Annotated[str | None, default("the study's", "NAME")] = None
@@ -83,8 +82,7 @@ class Options(StudyOptions):
     price: Annotated[float | None, default("the accelerator's list price", "USD")] = None
     """Price of a device-hour."""
     pin: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="RUN")] = ()
-    """Mark a run that is quoted, by its id or name: the page says so wherever it shows it. Others
-    replace those pinned before; '' removes them."""
+    """Mark a run that is quoted, by its id or name, instead of those marked before."""
     note: Annotated[str | None, default("the study's", "TEXT")] = None
     """What the study is for, shown on its page; another text replaces it, '' removes it."""
     next: Annotated[int | None, default("none", "K")] = None
