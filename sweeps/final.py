@@ -88,7 +88,9 @@ class Final(Command):
         ledger = read_ledger(self.out)
         findings = cache(lambda: find(*read_study(self.out), forecasts=ledger))  # takes seconds
         config, why = chosen_config(options, self.out, findings, ledger)
-        config = override(config, flat(options.changes))
+        if changes := flat(options.changes):
+            config = override(config, changes)
+            why += f"\nwith {', '.join(changes)}"
         self.final_run = final_run(study, config)
         run_id = self.final_run.run_id
         row = finished(self.out, run_id)
