@@ -26,7 +26,7 @@ from tarflow.human import number
 
 SAME = ["data_hash", "split", "label", "seed"]  # what the two runs of a pair share
 UNPAIRED = ("search", "final")  # roles whose labels name other configs in another study
-ASIDE = ("name", "note")  # of study.yaml: what names a study, not what sets it apart
+ASIDE = ("name", "note", "tags", "pinned")  # of study.yaml: names and marks
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from tarflow.record import EVALUATIONS, gather, read_json, read_table
 def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the runs and evaluations tables of a study, rebuilt first if a run is newer.
 
-    The column `name` names runs for readers.
+    The column `name` names runs for readers, and marks those that the study has pinned.
 
     Raises:
         UserError: If the folder holds no study, or tables of another version.
@@ -31,7 +31,9 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     elif results and max(results) >= built:
         gather(study)
     runs, evaluations = (read_table(path).to_pandas() for path in tables)
-    runs = runs.assign(name=run_names(runs))
+    pinned = runs["run_id"].isin(read_settings(study).get("pinned") or [])
+    names = pd.Series(run_names(runs), index=runs.index, dtype=object)
+    runs = runs.assign(name=names.where(~pinned, names + " · pinned"))
     return runs, evaluations.reindex(columns=EVALUATIONS.names)  # older tables lack columns
 
 

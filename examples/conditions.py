@@ -18,7 +18,20 @@ from tarflow.config import STARFLOW, DataConfig, ModelConfig, OptimConfig, RunCo
 from tarflow.data.codec import encode_png, to_image
 from tarflow.data.images import open_split
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "thin", "bold"]
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "thin",
+    "bold",
+]
 
 
 def main(folder: Path, images: int) -> None:

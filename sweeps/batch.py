@@ -282,7 +282,7 @@ def record_death(run: PlannedRun, out: Path, error: Exception, progress: Progres
         return
     cause.add_note(str(error))
     folder, host = out / "runs" / run.run_id, progress.machines.name_of(run.run_id)
-    row = record_failure(run.config, folder, run.role, run.label, cause, host)
+    row = record_failure(run.config, folder, run.role, run.label, cause, host, run.tags)
     progress.end(run, row)
 
 

@@ -23,9 +23,10 @@ from sweeps.failures import by_machine, transient
 from sweeps.lease import lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.plan import Plan
-from sweeps.presets import IMPORTS, PRESETS, description, how_to_import
-from sweeps.study import Study, resolve_precision, resolve_study
+from sweeps.presets import IMPORTS, PRESETS, description, how_to_import, load
+from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
+from tarflow.commands.flags import Changes, Tags, flat, split_tags
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 
 EXPENSIVE_SECONDS = 1800.0  # expected wall time that is worth a question
 EXPENSIVE_MONEY = 5.0  # US dollars that are worth a question
+RULE_OF_SET = (
+    "Use --set for any field by its name in study.yaml, such as seeds=2 or budgets='[1e9, 3e9]', "
+    "and any field of the base run by its path in the config of a run, such as optim.lr=0.02. "
+    "Values are YAML. What the grid derives (channels, blocks, layers, images, seed) is set by "
+    "sizes, budgets and seeds."
+)
 
 
 def default(words: str, metavar: str) -> Any:
@@ -51,6 +58,10 @@ class Options:
     """Print the plan and its price, then stop."""
     yes: bool = False
     """Start an expensive plan without asking."""
+    tag: Tags = ()
+    """Word to find the runs of this command by, kept in their rows."""
+    changes: Changes = ()
+    """Change fields of the study or of its base run, such as seeds=2 optim.lr=0.02."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +132,7 @@ def run_command_line(
     """
     text = inspect.cleandoc(kind.__doc__ or "")
     if issubclass(kind, StudyOptions):
-        text += "\n\nPresets:\n" + "\n".join(
+        text += f"\n\n{RULE_OF_SET}\n\nPresets:\n" + "\n".join(
             f"- {preset}: {description(preset)}" for preset in PRESETS
         )
 
@@ -205,7 +216,8 @@ def execute(command: Command, console: Console) -> int:
     if outcome is None:
         given_up = command.plan.given_up
         if not given_up:
-            console.print("every run is done already")
+            asked = " that was asked for" * bool(command.plan.left_out)
+            console.print(f"every run{asked} is done already")
         return 1 if given_up else 0
     close(outcome, time.monotonic() - started, command, console)
     return 1 if outcome.left or outcome.failed or not has_results else 0
@@ -259,6 +271,15 @@ def expected_and_spent(outcome: "Outcome", wall: float, command: Command) -> lis
     ]
 
 
+def study_asked_for(options: StudyOptions) -> Study:
+    """Return the study that the options name, with the changes of `--set`.
+
+    Raises:
+        UserError: If there is no such study, or if it cannot be changed like this.
+    """
+    return override_study(load(options.study), flat(options.changes))
+
+
 def study_folder(out: Path | None, study: Study) -> Path:
     """Return the absolute folder of a study.
 
@@ -302,13 +323,24 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
 
 
 def with_kept(study: Study, out: Path) -> Study:
-    """Return a study with what its folder keeps: the runs of `--next`, and the last note."""
+    """Return a study with what its folder keeps: runs of `--next`, note, tags and pinned runs."""
     path = out / "study.yaml"
     if not path.exists():
         return study
     kept = read_yaml(Study, path)
     added = tuple(dict.fromkeys((*kept.added, *study.added)))
-    return replace(study, added=added, note=study.note or kept.note)
+    return replace(
+        study,
+        added=added,
+        note=study.note or kept.note,
+        tags=study.tags or kept.tags,
+        pinned=study.pinned or kept.pinned,
+    )
+
+
+def with_tags(study: Study, texts: Sequence[str]) -> Study:
+    """Return a study with the tags of the command line, or with its own if there are none."""
+    return replace(study, tags=split_tags(texts)) if texts else study
 
 
 def declare(study: Study, out: Path) -> None:

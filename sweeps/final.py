@@ -15,15 +15,17 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from sweeps.driver import Command, default, drive, run_command_line, study_folder
+from sweeps.driver import Command, default, drive, run_command_line, study_folder, with_tags
 from sweeps.driver import Options as CommonOptions
 from sweeps.plan import finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load
 from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
+from tarflow.commands.flags import Changes, flat
 from tarflow.config import RunConfig, from_dict, read_yaml, round_images
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast, forecast_of, write_forecast, write_outcome
+from tarflow.override import override
 from tarflow.storage import expand, locate
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Options(CommonOptions):
     """Training budget for which the law recommends a run."""
     config: Annotated[Path | None, default("best.yaml of the study", "FILE")] = None
     """Config to train."""
+    changes: Changes = ()
+    """Change fields of that config, such as optim.lr=0.02 batch=32."""
 
 
 def main() -> None:
@@ -80,10 +84,13 @@ class Final(Command):
         from analysis.study import read_study
 
         self.out = existing_folder(options.study)
-        study = resolve_study(load(str(self.out)))
+        study = with_tags(resolve_study(load(str(self.out))), options.tag)
         ledger = read_ledger(self.out)
         findings = cache(lambda: find(*read_study(self.out), forecasts=ledger))  # takes seconds
         config, why = chosen_config(options, self.out, findings, ledger)
+        if changes := flat(options.changes):
+            config = override(config, changes)
+            why += f"\nwith {', '.join(changes)}"
         self.final_run = final_run(study, config)
         run_id = self.final_run.run_id
         row = finished(self.out, run_id)
@@ -214,7 +221,7 @@ def final_run(study: Study, config: RunConfig) -> PlannedRun:
     alone = replace(study, base=config, sizes=(size,), replicated=None, held_out=None)
     config = resolve_study(alone).base
     label = f"final-{size.label}-{short(budget)}"
-    return PlannedRun(config=config, label=label, budget=budget, role="final")
+    return PlannedRun(config=config, label=label, budget=budget, role="final", tags=study.tags)
 
 
 def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:

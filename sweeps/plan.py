@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from rich.table import Table
@@ -21,6 +22,7 @@ from tarflow.config import RunConfig, from_dict
 from tarflow.errors import UserError
 
 FAILS_AGAIN = "failed for good"  # state of a run that only another try by the user may save
+LEFT_OUT = "left out"  # state of a run that this command is not to carry out
 STARTING_SECONDS = 12.0  # Ray, imports and the report of a whole study
 
 
@@ -29,7 +31,7 @@ class PlanRow:
     """One run of the plan."""
 
     run: PlannedRun
-    state: str  # done, partly, failed, `FAILS_AGAIN` or to do
+    state: str  # done, partly, failed, `FAILS_AGAIN`, `LEFT_OUT` or to do
     seconds: Seconds  # of the whole run
     left: float  # seconds still to spend
     epochs: float
@@ -64,6 +66,7 @@ class Plan:
     spread: float  # relative error of one run's expected seconds
     samplings: Mapping[SamplingTask, float] = field(default_factory=dict)  # missing, with seconds
     retry: bool = True  # whether to carry out again what fails for good
+    left_out: Mapping[str, str] = field(default_factory=dict)  # ids of runs, and why
 
     @property
     def flops(self) -> float:
@@ -117,7 +120,7 @@ class Plan:
     @property
     def left(self) -> tuple[PlanRow, ...]:
         """Rows of the runs that are to be carried out."""
-        over = {"done"} if self.retry else {"done", FAILS_AGAIN}
+        over = {"done", LEFT_OUT} if self.retry else {"done", LEFT_OUT, FAILS_AGAIN}
         return tuple(row for row in self.rows if row.state not in over)
 
     @property
@@ -133,6 +136,7 @@ def make_plan(
     accelerator: str | None = None,
     price: float | None = None,
     runs: Sequence[PlannedRun] | None = None,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Price the runs of a study, given what its folder already holds.
 
@@ -145,6 +149,7 @@ def make_plan(
         price: US dollars per device-hour; by default the user's for the device, or else the list
             price of the named accelerator.
         runs: Runs to price; by default the grid of the study.
+        left_out: Ids of runs that are not to be carried out, and why.
 
     Raises:
         UserError: If the accelerator is not known, or the number of devices is not positive.
@@ -157,7 +162,7 @@ def make_plan(
     tasks = []
     if runs is None:
         runs = grid(study)
-        tasks = to_sample(study, runs, out)
+        tasks = to_sample(study, [run for run in runs if run.run_id not in left_out], out)
     sharing = expect.runs_per_device(run.config for run in runs)
     rate = (
         expect.accelerator_rate(device, study.base.precision, sharing)
@@ -173,7 +178,8 @@ def make_plan(
         for name, row in done.items()
     ]
     correction = expect.correction(measured, study.validation_images, rate)
-    starts = start_points([run for run in runs if run.run_id not in done], out)
+    over = {*done, *left_out}
+    starts = start_points([run for run in runs if run.run_id not in over], out)
     rows = []
     for run in runs:
         raw = expect.expected_seconds(run.config, study.validation_images, rate)
@@ -184,10 +190,11 @@ def make_plan(
             start = StartPoint(row["images"], round(row["images"] * saved / row["flops"]))
             rows.append(PlanRow(run, "done", seconds, 0.0, epochs, start, saved))
             continue
-        start = starts[run.run_id]
+        start = starts.get(run.run_id, StartPoint())
         left = seconds.train * (1 - start.images / run.config.images) + seconds.evaluate
         saved = float(cost.training_flops(run.config.model)) * start.inherited
-        rows.append(PlanRow(run, state(out, run, start), seconds, left, epochs, start, saved))
+        now = LEFT_OUT if run.run_id in left_out else state(out, run, start)
+        rows.append(PlanRow(run, now, seconds, left, epochs, start, saved))
     return Plan(
         rows=tuple(sorted(rows, key=lambda row: -row.seconds.total)),
         rate=rate,
@@ -196,6 +203,7 @@ def make_plan(
         corrected_by=len(done),
         spread=correction.spread,
         samplings={task: sampling_seconds(task, rate) * correction.evaluate for task in tasks},
+        left_out=left_out,
     )
 
 

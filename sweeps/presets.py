@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from sweeps.study import Study, did_you_mean
-from tarflow.config import read_yaml
-from tarflow.errors import UserError
+from tarflow.config import from_dict, read_plain, read_yaml
+from tarflow.errors import ConfigError, UserError
+from tarflow.fields import merged
 from tarflow.storage import expand, locate
 
 FOLDER = Path(__file__).with_name("studies")
@@ -46,11 +47,23 @@ def load(name: str) -> Study:
     path = expand(locate(name))
     path = path / "study.yaml" if path.is_dir() else path
     if path.is_file():
-        return read_yaml(Study, path)
+        return _read(path)
     if path.suffix in (".yaml", ".yml"):
         files = [str(file) for file in path.parent.glob("*.y*ml")]
         raise UserError(f"study {did_you_mean(name, files)}")
     raise UserError(f"study {did_you_mean(name, PRESETS)} (or give a YAML file)")
+
+
+def _read(path: Path) -> Study:
+    """Read a study file; with a key `preset`, it holds only what differs from that preset."""
+    plain = read_plain(path)
+    if isinstance(plain, dict) and "preset" in plain:
+        changes = {"name": path.stem} | plain
+        preset = str(changes.pop("preset"))
+        if preset not in PRESETS:
+            raise ConfigError(f"{path}: preset {did_you_mean(preset, PRESETS)}")
+        plain = merged(read_plain(FOLDER / f"{preset}.yaml"), changes)
+    return from_dict(Study, plain, where=str(path))
 
 
 def description(preset: str) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console, RenderableType
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
-from sweeps import expect
+from sweeps import expect, selection
 from sweeps.driver import (
     Command,
     StudyOptions,
@@ -22,14 +22,15 @@ from sweeps.driver import (
     drive,
     resolve_or_explain,
     run_command_line,
+    study_asked_for,
     study_folder,
     with_kept,
+    with_tags,
 )
 from sweeps.limits import limits_from
-from sweeps.plan import Plan, finished, make_plan, study_summary, table
-from sweeps.presets import load
+from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table
 from sweeps.space import FEWEST_SAMPLES
-from sweeps.study import Study
+from sweeps.study import Study, grid
 from tarflow import human, record
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
@@ -68,6 +69,10 @@ class Options(StudyOptions):
     """Start nothing that would cost more in all: device-hours times their price."""
     retry: Annotated[Literal["failed"] | None, default("none", "failed")] = None
     """Carry out again also the runs that failed by themselves, such as by diverging."""
+    only: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="CONDITION")] = ()
+    """Carry out only these runs for now: channels=32,64 or 'channels>=32,budget<1e10'."""
+    skip: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="RUN")] = ()
+    """Leave out a run for now, by its id or by its name in the plan."""
     features: Annotated[str | None, default("the study's", "NAME")] = None
     """Feature extractor of KID."""
     accelerator: Annotated[str | None, default("the study's, or this machine", "NAME")] = None
@@ -76,11 +81,15 @@ class Options(StudyOptions):
     """Number of devices to plan with."""
     price: Annotated[float | None, default("the accelerator's list price", "USD")] = None
     """Price of a device-hour."""
+    pin: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="RUN")] = ()
+    """Mark a run that is quoted, by its id or name, instead of those marked before."""
     note: Annotated[str | None, default("the study's", "TEXT")] = None
     """What the study is for, shown on its page; another text replaces it, '' removes it."""
     next: Annotated[int | None, default("none", "K")] = None
     """Add K runs to a finished study, those that tell most about its best run at 4 times the
     largest budget for their time. The study keeps them."""
+    list: bool = False
+    """List every preset with its cost and the data it needs, then stop."""
     watch: bool = False
     """Show the progress of a study that another process drives, perhaps on another machine."""
 
@@ -96,6 +105,12 @@ def scale(options: Options) -> int:
     Raises:
         UserError: For a user's mistake.
     """
+    if options.list:
+        from sweeps.listing import listing
+
+        for line in listing(options.devices, options.accelerator, options.price):
+            print(line)
+        return 0
     if options.watch:
         from sweeps.final import existing_folder
         from sweeps.watch import watch
@@ -113,7 +128,7 @@ class Scaling(Command):
         study = chosen_study(options)
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
-        self.study = with_kept(study, self.out)
+        self.study = with_tags(with_kept(study, self.out), options.tag)
         if options.note is not None:
             self.study = replace(self.study, note=" ".join(options.note.split()))
         plan_of = partial(
@@ -123,12 +138,17 @@ class Scaling(Command):
             accelerator=options.accelerator,
             price=options.price,
         )
+        if options.pin:
+            pinned = selection.pinned(options.pin, grid(self.study), self.out)
+            self.study = replace(self.study, pinned=pinned)
         chosen: list[RenderableType] = []
         if options.next is not None:
             from sweeps.additions import grow  # pandas and SciPy are needed from here on
 
             self.study, chosen = grow(self.study, self.out, options.next, plan_of)
-        plan = replace(plan_of(self.study), retry=options.retry == "failed")
+        left_out = selection.left_out(grid(self.study), options.only, options.skip)
+        plan = plan_of(self.study, left_out=left_out)
+        plan = replace(plan, retry=options.retry == "failed")
         self.plan, self.gpus = plan, plan.gpus
         self.limits = limits_from(
             time.time(),
@@ -139,6 +159,7 @@ class Scaling(Command):
             max_cost=options.max_cost,
         )
         self.lines = [*chosen, table(plan), *study_summary(self.study, plan)]
+        self.lines += selection.in_words(plan)
         self.trials = options.sampler_trials
         self.trials_left = trials_left(plan, self.trials, self.out)
         self.todo = bool(plan.left or plan.samplings or self.trials_left)
@@ -211,6 +232,7 @@ class Scaling(Command):
                 "expected": self.expected,
                 "stopped": outcome.stopped,
                 "missing": list(outcome.missing),
+                "left_out": [row.run.label for row in self.plan.rows if row.state == LEFT_OUT],
             }
             record.write_json(self.out / "outcome.json", spent)  # for the report
         settle(self.out)
@@ -243,7 +265,7 @@ class Scaling(Command):
 
 def chosen_study(options: Options) -> Study:
     """Return the study that the options name, with the changes they make."""
-    study = load(options.study)
+    study = study_asked_for(options)
     if options.seeds is not None:
         study = replace(study, seeds=options.seeds)
     if options.features is not None:

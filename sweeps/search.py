@@ -22,10 +22,12 @@ from sweeps.driver import (
     drive,
     resolve_or_explain,
     run_command_line,
+    study_asked_for,
     study_folder,
+    with_kept,
+    with_tags,
 )
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
-from sweeps.presets import load
 from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
 from tarflow import human
 from tarflow.errors import UserError
@@ -84,10 +86,11 @@ class Search(Command):
     """A search on both levels, and its report."""
 
     def __init__(self, options: Options) -> None:
-        study = load(options.study)
+        study = study_asked_for(options)
         self.options = options
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
+        study = with_tags(with_kept(study, self.out), options.tag)
         self.space = TrainingSpace(study, options.budget or middle(study.budgets))
         check(options, self.space)
         self.plan = make_search_plan(options, self.space, self.out)

@@ -4,7 +4,7 @@ Nothing here trains or writes to disk. `presets` finds the studies that have a n
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -17,8 +17,18 @@ from tarflow import config as configs
 from tarflow import cost, data, identity
 from tarflow.config import ModelConfig, RunConfig, SamplerConfig
 from tarflow.errors import ConfigError
+from tarflow.fields import leaves, merged
+from tarflow.override import override
 from tarflow.train.trunk import any_length
 
+SIZES = "sizes='[{channels: 64, blocks: 4, layers: 2}]'"
+BY_THE_GRID = {  # fields of a run that a study derives, and an example of what to set instead
+    "model.channels": SIZES,
+    "model.blocks": SIZES,
+    "model.layers": SIZES,
+    "images": "budgets='[1e9, 3e9]'",
+    "seed": "seeds=3",
+}
 CHANGEABLE = ("model", "noise", "optim", "batch", "precision")  # by a variant
 
 
@@ -100,8 +110,10 @@ class Study:
     __pydantic_config__ = ConfigDict(extra="forbid")
     name: str  # also the default folder, studies/<name>
     note: str = ""  # what the study is for, shown on its page; changes no run
+    tags: tuple[str, ...] = ()  # words to find the runs trained from now on by; change no run
+    pinned: tuple[str, ...] = ()  # ids of the runs that are quoted, marked on its page
     base: RunConfig = field(default_factory=RunConfig)  # what sizes and budgets do not set
-    sizes: tuple[Size, ...]
+    sizes: tuple[Size, ...]  # model sizes, each trained at every budget
     budgets: tuple[float, ...]  # training FLOPs
     variants: tuple[Variant, ...] = ()  # every point is trained with each; empty: the base alone
     settings: tuple[SamplerConfig, ...] = ()  # every finished run is sampled with each of these
@@ -157,6 +169,7 @@ class PlannedRun:
     budget: float  # requested training FLOPs; the config rounds them to whole batches
     role: str = "grid"  # grid, ablation, search or final
     trunk: int = 0  # images of the longest run that shares its training; 0 shares nothing
+    tags: tuple[str, ...] = ()  # words to find its row by
     branch_points: frozenset[int] = frozenset()  # images at which it saves a checkpoint for others
 
     @cached_property
@@ -226,7 +239,9 @@ def plan_run(study: Study, point: Point, seed: int, variant: Variant = PLAIN) ->
     label = f"{size.label}-{short(point.budget)}-s{seed}"
     if variant.name:
         label = f"{variant.name}-{label}"
-    return PlannedRun(config=config, label=label, budget=point.budget, role=study.role)
+    return PlannedRun(
+        config=config, label=label, budget=point.budget, role=study.role, tags=study.tags
+    )
 
 
 def apply_variant(config: RunConfig, variant: Variant) -> RunConfig:
@@ -241,17 +256,9 @@ def apply_variant(config: RunConfig, variant: Variant) -> RunConfig:
     for name in variant.change:
         if name not in CHANGEABLE:
             raise ConfigError(f"{where}: {did_you_mean(name, CHANGEABLE)}")
-    plain = _merged(configs.to_dict(config), variant.change)
+    plain = merged(configs.to_dict(config), variant.change)
     plain["images"] = plain["batch"]  # any multiple of the batch: the budget decides
     return configs.from_dict(RunConfig, plain, where)
-
-
-def _merged(plain: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**plain}
-    for name, value in change.items():
-        inner = isinstance(value, Mapping) and isinstance(plain.get(name), Mapping)
-        merged[name] = _merged(plain[name], value) if inner else value
-    return merged
 
 
 def learning_rate(study: Study, channels: int) -> float:
@@ -263,6 +270,25 @@ def learning_rate(study: Study, channels: int) -> float:
 def sized_model(base: ModelConfig, size: Size) -> ModelConfig:
     """Return the base model at another size."""
     return replace(base, channels=size.channels, blocks=size.blocks, layers=size.layers)
+
+
+def override_study(study: Study, changes: Sequence[str]) -> Study:
+    """Return a study with some fields changed, each written as NAME=VALUE.
+
+    A name is a field of the study, or else of its base run by the path it has in a run's config.
+
+    Raises:
+        UserError: If there is no such field, or if the grid sets it.
+        ConfigError: If a value is wrong.
+    """
+    own = {path: path for path in leaves(Study) if "*" not in path}
+    short_paths = {path: f"base.{path}" for path in leaves(RunConfig)}
+    for name in (change.partition("=")[0].strip() for change in changes):
+        if name in BY_THE_GRID:
+            raise ConfigError(
+                f"--set {name}: a study derives it from its grid; write --set {BY_THE_GRID[name]}"
+            )
+    return override(study, changes, short_paths | own)
 
 
 def short(number: float) -> str:

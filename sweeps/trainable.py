@@ -54,7 +54,7 @@ def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, A
     trunk = trunk_of(run.config, run.trunk, run.branch_points, study) if run.trunk else None
     reference = study / "reference.json"  # scores of real images, once per study
     with workplace(home):
-        row = train_and_score(run.config, folder, run.role, run.label, report, trunk)
+        row = train_and_score(run.config, folder, run.role, run.label, report, trunk, run.tags)
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row
@@ -101,7 +101,7 @@ def execute_and_record(run: PlannedRun, out: str, home: str, report: Report) -> 
         if transient(f"{type(error).__name__}: {error}"):
             raise
         folder = locate(out) / "runs" / run.run_id
-        return record_failure(run.config, folder, run.role, run.label, error)
+        return record_failure(run.config, folder, run.role, run.label, error, tags=run.tags)
 
 
 def with_micro_batch(run: PlannedRun, images: int) -> PlannedRun:

@@ -9,8 +9,10 @@ from tarflow.commands.check import check
 from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
 from tarflow.commands.data import data, data_encode, data_text
+from tarflow.commands.diff import diff
 from tarflow.commands.evaluate import evaluate
 from tarflow.commands.finetune_decoder import finetune_decoder
+from tarflow.commands.flags import check_flags_of_fields
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
@@ -19,7 +21,7 @@ from tarflow.errors import exit_code_of
 COMMANDS = {
     command.__name__.replace("_", "-"): command
     for command in (
-        *(train, sample, calibrate, evaluate, cost, score, check, convert),
+        *(train, sample, calibrate, evaluate, cost, score, check, diff, convert),
         *(data, data_encode, data_text, finetune_decoder),
     )
 }
@@ -32,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
         words = ["-".join(words[:2]), *words[2:]]
 
     def run() -> int:
+        if words[:1] == ["train"]:
+            check_flags_of_fields(words[1:])
         code: int = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="python -m tarflow",

@@ -7,15 +7,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from tarflow.errors import ConfigError, UserError
+from tarflow.fields import explained, leaves, must_be, unknown
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")
@@ -464,18 +463,14 @@ def _truths(kind: Any, plain: Any, path: str = "") -> Iterator[str]:
 
 
 def _first_line(kind: type[Any], error: ValidationError) -> str:
-    unknown = ("unexpected_keyword_argument", "extra_forbidden")
-    mistake = min(error.errors(), key=lambda error: error["type"] not in unknown)  # typos first
+    typos = ("unexpected_keyword_argument", "extra_forbidden")
+    mistake = min(error.errors(), key=lambda error: error["type"] not in typos)  # typos first
     path = ".".join(str(part) for part in mistake["loc"] if part not in UNION)
-    if mistake["type"] in unknown:
-        owner: Any = kind
-        for part in mistake["loc"][:-1]:
-            if is_dataclass(owner):
-                owner = next((f.type for f in fields(owner) if f.name == part), owner)
-            owner = next((option for option in get_args(owner) if is_dataclass(option)), owner)
-        names = [f.name for f in fields(owner)] if is_dataclass(owner) else []
-        near = get_close_matches(str(mistake["loc"][-1]), names, n=1, cutoff=0.0)
-        return f"unknown key '{path}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    if mistake["type"] in typos:
+        return unknown(path, leaves(kind))
+    if rule := must_be(kind, path, mistake["type"]):
+        name, words = rule
+        return f"{name} is {mistake['input']!r}: it must be {words}"
     message = mistake["msg"].removeprefix("Value error, ")
     return message if not path or message.startswith(path) else f"{path}: {message}"
 
@@ -487,16 +482,31 @@ def read_yaml(kind: type[Config], path: Path) -> Config:
         UserError: If the file cannot be read.
         ConfigError: If it is not YAML or does not describe a config.
     """
+    return from_dict(kind, read_plain(path), where=str(path))
+
+
+def read_plain(path: Path) -> Any:
+    """Return the content of a YAML file, which is {} if it is empty.
+
+    Raises:
+        UserError: If the file cannot be read.
+        ConfigError: If it is not YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise UserError(f"cannot read {path}: {reason}") from None
     plain = parse(text, str(path))
-    return from_dict(kind, {} if plain is None else plain, where=str(path))
+    return {} if plain is None else plain
 
 
 def to_yaml(config: Any, comment: str = "") -> str:
-    """Return a config as YAML, with `comment` as leading comment lines."""
+    """Return a config as YAML whose fields say what they mean.
+
+    Args:
+        config: Config.
+        comment: Leading comment lines.
+    """
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
-    return head + yaml.safe_dump(to_dict(config), sort_keys=False)
+    return head + explained(type(config), to_dict(config))

@@ -85,6 +85,7 @@ RUNS = pa.schema(
         ("git", pa.string()),
         ("host", pa.string()),
         ("error", pa.string()),
+        ("tags", pa.string()),  # of --tag, with commas between them
     ],
     metadata=METADATA,
 )

@@ -7,6 +7,7 @@ import json
 import math
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +63,7 @@ def run(
     label: str = "",
     report: Report = lambda _: None,
     trunk: Trunk | None = None,
+    tags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train, score and sample a run, resuming it if it was interrupted; leave its folder complete.
 
@@ -75,6 +77,7 @@ def run(
         label: What differs from its neighbours, for people.
         report: Receives progress; see `train.loop.train`.
         trunk: Trunk of the run's family, or None if it shares nothing.
+        tags: Words to find its row by; a run that is done already keeps its own.
 
     Returns:
         The row of `runs.parquet`; its status is `failed` if training diverged, also if only the
@@ -108,7 +111,9 @@ def run(
         if not math.isfinite(scores.bpd.mean()):  # the last step has spoilt the weights
             raise Diverged(f"held-out images have no finite score after {config.images} images")
     except Diverged as error:
-        return record_failure(config, folder, role, label, error) if execution.first else {}
+        if not execution.first:
+            return {}
+        return record_failure(config, folder, role, label, error, tags=tags)
     evaluations = []
     if extractor:
         evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
@@ -120,7 +125,7 @@ def run(
     devices = 1 if execution.device.type != "cpu" else max(1, config.execution.threads)
     peak = peak_flops(execution.device, config.precision) * execution.workers
     wall_seconds = state.seconds - state.inherited_seconds + evaluate_seconds
-    row = row_of(config, role, label) | {
+    row = row_of(config, role, label, tags) | {
         "status": "done",
         "started": started.isoformat(timespec="seconds"),
         "train_seconds": state.seconds,
@@ -155,7 +160,7 @@ def image_rows(scores: Likelihood) -> list[dict[str, Any]]:
     ]
 
 
-def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
+def row_of(config: RunConfig, role: str, label: str, tags: Sequence[str] = ()) -> dict[str, Any]:
     """Return the columns of a run's row that follow from its config and the code."""
     model, unique = config.model, data.describe(config.data).train
     flops = cost.run_flops(config)
@@ -191,16 +196,23 @@ def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
         "flops_marginal": flops,
         "split": config.evaluation.split,
         "numerics_version": config.numerics_version,
+        "tags": ", ".join(tags),
         **environment(),
     }
 
 
 def record_failure(
-    config: RunConfig, folder: Path, role: str, label: str, error: BaseException, host: str = ""
+    config: RunConfig,
+    folder: Path,
+    role: str,
+    label: str,
+    error: BaseException,
+    host: str = "",
+    tags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the row of a run that failed, on this host or another, and its `error.txt`."""
     message = f"{type(error).__name__}: {error}".splitlines()[0]
-    row = row_of(config, role, label) | {"status": "failed", "error": message}
+    row = row_of(config, role, label, tags) | {"status": "failed", "error": message}
     row["host"] = host or row["host"]
     write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
     write_json(folder / "result.json", {"run": row, "evaluations": []})

@@ -115,12 +115,14 @@ def interruptions(table: pd.DataFrame, outcome: Mapping[str, Any]) -> str:
 
 
 def missing_runs(outcome: Mapping[str, Any]) -> str:
-    """Say in a sentence which runs the last command has left undone, and why; empty if none."""
-    left = outcome.get("missing")
-    if not left:
-        return ""
-    why = f" ({outcome['stopped']})" if outcome["stopped"] else ""
-    return f" Missing: {names(left)}{why}; the same command resumes."
+    """Say which runs the last command has left undone, and why; empty if none."""
+    words = ""
+    if missed := outcome.get("missing"):
+        why = f" ({outcome['stopped']})" if outcome["stopped"] else ""
+        words += f" Missing: {names(missed)}{why}; the same command resumes."
+    if aside := outcome.get("left_out"):
+        words += f" Left out by --only or --skip: {names(aside)}; without them, it runs the rest."
+    return words
 
 
 def expected_and_spent(outcome: Mapping[str, Any]) -> tuple[Table, ...]:

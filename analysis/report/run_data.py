@@ -48,8 +48,8 @@ class RunRow:
 class Filter:
     """A choice between groups of runs."""
 
-    key: str  # size, budget, noise, role or status
-    options: tuple[str, ...]  # at least two
+    key: str  # size, budget, noise, role, status or tag
+    options: tuple[str, ...]  # at least two, or one tag
 
 
 def run_rows(material: Material) -> list[RunRow]:
@@ -88,6 +88,8 @@ def filters(material: Material) -> list[Filter]:
         options = groups.loc[table.sort_values(column).index, key].drop_duplicates()
         if len(options) > 1:
             choices.append(Filter(key, tuple(options)))
+    if tags := sorted({tag for words in groups["tag"] for tag in words.split(", ") if tag}):
+        choices.append(Filter("tag", tuple(tags)))
     return choices
 
 
@@ -110,7 +112,7 @@ def run_data(material: Material, shown: set[str]) -> list[dict[str, Any]]:
             "id": run_id,
             "label": run["label"],
             "name": run["name"],
-            **dict(zip(FILTERS, words, strict=True)),
+            **dict(zip((*FILTERS, "tag"), words, strict=True)),
             "flops": _plain(run["flops"]),
             "bpd": _plain(run["bpd"]),
             "kid": _plain(kid.get(run_id, (None, None))[0]),
@@ -138,8 +140,9 @@ def by_compute(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def run_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """Return in words which size, budget, noise, role and status each run has."""
+    """Return in words which size, budget, noise, role, status and tags each run has."""
     noises = zip(table["noise_type"], table["noise_std"], strict=True)
+    tags = table.get("tags", pd.Series("", index=table.index))  # older tables have none
     return pd.DataFrame(
         {
             "size": [f"{human.count(params)} params" for params in table["params"]],
@@ -147,6 +150,7 @@ def run_groups(table: pd.DataFrame) -> pd.DataFrame:
             "noise": [_noise(*noise) for noise in noises],
             "role": table["role"],
             "status": table["status"],
+            "tag": tags.fillna(""),
         },
         index=table.index,
     )
@@ -218,6 +222,8 @@ def _facts(run: Row, kid: tuple[float, float] | None) -> list[tuple[str, str]]:
     facts.append(("training", seen))
     if not human.missing(run["wall_seconds"]):
         facts.append(("time", human.seconds(run["wall_seconds"])))
+    if isinstance(run.get("tags"), str) and run["tags"]:
+        facts.append(("tags", run["tags"]))
     return facts
 
 

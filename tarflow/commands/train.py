@@ -7,12 +7,22 @@ from typing import Annotated, Any
 
 import tyro
 
+from tarflow.commands.flags import Changes, RunFlags, Tags, flat, split_tags
 from tarflow.config import RunConfig, read_yaml
 from tarflow.identity import run_id
+from tarflow.override import override
 from tarflow.storage import locate
 
 
-def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
+def train(
+    config: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path | None = None,
+    *,
+    changes: Changes = (),
+    tags: Tags = (),
+    fields: RunFlags = {},  # noqa: B006 tyro needs a value, and nothing changes it
+) -> int:
     """Train the run that a YAML file describes, then score and sample the result.
 
     To resume after an interruption, run the same command again. If forecasts.parquet beside the
@@ -20,12 +30,18 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     printed first, and what came out is written beside it.
     Example: python -m tarflow train studies/digits/best.yaml
 
+    Any field of the config may be changed for this run, which then has another name:
+    python -m tarflow train best.yaml --optim.lr 0.02 --model.channels 64
+
     Several workers on one machine share the run and leave the same folder:
     torchrun --standalone --nproc-per-node 2 -m tarflow train studies/digits/best.yaml
 
     Args:
         config: Config file, such as best.yaml of a study.
         out: Folder of the run; by default runs/RUN_ID.
+        changes: Change fields of the config, such as --set optim.lr=0.02 batch=32.
+        tags: Word to find the run by, kept in its row.
+        fields: Fields of the config to change.
     """
     from rich.console import Console
 
@@ -35,7 +51,9 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     from tarflow.train.preemption import Preempted
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    chosen, study = resolve_config(read_yaml(RunConfig, locate(config))), locate(config).parent
+    study = locate(config).parent
+    asked = override(read_yaml(RunConfig, locate(config)), flat(changes, fields))
+    chosen = resolve_config(asked)
     folder = locate(out) if out else Path("runs") / run_id(chosen)
 
     def report(progress: dict[str, Any]) -> None:
@@ -53,7 +71,7 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
         with distributed.process_group():
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
-            row = run(chosen, folder, role="final", report=report)
+            row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
     except Preempted:
         console.print("told to end: the state is saved; run the same command again to resume")
         return 128 + signal.SIGTERM

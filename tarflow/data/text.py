@@ -81,7 +81,7 @@ def encode_captions(
     target: Path,
     encode: Encode,
     column: str = "",
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Table:
     """Write a copy of an image table whose column `condition` holds the encoded captions.
 

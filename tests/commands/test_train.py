@@ -41,3 +41,15 @@ def test_the_expected_value_comes_first_and_what_came_out_last(run, tmp_path, ca
     assert "outside the 90% interval" in found.verdict
     assert main(command) == 0  # trained already
     assert read_forecasts(tmp_path) == [untouched, found]
+
+
+def test_flags_of_fields_change_the_run_and_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(to_yaml(run))
+    command = ["train", "run.yaml", "--optim.lr", "0.02", "--set", "seed=3", "data.flip=true"]
+    command += ["--tag", "wide, new", "--tag", "wide"]
+    assert main(command) == 0
+    optim, data = replace(run.optim, lr=0.02), replace(run.data, flip=True)
+    changed = resolve_config(replace(run, optim=optim, data=data, seed=3))
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [run_id(changed)]
+    assert read_result(tmp_path / "runs" / run_id(changed))["run"]["tags"] == "wide, new"

@@ -129,6 +129,17 @@ def largest_and_best(study):
     return grid.sort_values("bpd").iloc[0]
 
 
+def test_set_changes_the_config_to_train(study):
+    plain = final.Final(Options(study=str(study), flops=LARGE))
+    changed = final.Final(
+        Options(study=str(study), flops=LARGE, changes=(("optim.lr=0.02",),), tag=("fast",))
+    )
+    assert changed.final_run.config.optim.lr == 0.02
+    assert changed.final_run.run_id != plain.final_run.run_id
+    assert changed.final_run.tags == ("fast",)
+    assert "with optim.lr=0.02" in changed.lines
+
+
 def test_it_works_from_a_script_that_lies_alone(study, tmp_path):
     assert study.parent == tmp_path
     script = shutil.copy(final.__file__, tmp_path)

@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -57,6 +58,21 @@ def test_help_needs_nothing_heavy_and_lists_the_presets(script):
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     listed = [f"- {name}: {description(name)}" in printed.stdout for name in PRESETS]
     assert all(listed) if script is not final else not any(listed)
+
+
+def test_the_list_prices_every_preset_and_says_how_to_make_missing_data(
+    call, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(scaling, "--list")
+    assert code == 0
+    lines = printed.out.splitlines()
+    for name in PRESETS:
+        price = lines[lines.index(f"{name}: {description(name)}") + 1]
+        assert re.fullmatch(r"    \d+ runs?, \S+ FLOPs, .* on \d+ \w+.*; data: .*", price)
+    assert "data/cifar10: make it with: python -m tarflow data cifar-10-batches-py" in printed.out
+    assert call(scaling, "--list", "--accelerator", "H10")[0] == 2
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_plan_needs_no_data_but_a_run_does(call, monkeypatch, tmp_path):
@@ -132,6 +148,19 @@ def test_flags_change_the_study():
     study = scaling.chosen_study(options)
     assert study.seeds == 3
     assert study.base.evaluation.features == "inception"
+
+
+def test_set_changes_the_study_and_never_one_that_has_begun(call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, printed = call(
+        scaling, "tiny", "--dry-run", "--set", "seeds=2", "noise.std=0.5", "--set", "batch=16"
+    )
+    assert code == 0
+    assert "13 runs (0 done)" in printed.out
+    declare(resolve_study(load("tiny")), tmp_path / "studies" / "tiny")
+    code, printed = call(scaling, "tiny", "--yes", "--set", "noise.std=0.5")
+    assert code == 2
+    assert "base.noise.std is 0.25 there, 0.5 here" in printed.err
 
 
 def test_study_yaml_is_kept_and_may_grow_but_not_change(tmp_path):

@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from sweeps import hardware
 from sweeps import study as studies
@@ -10,7 +11,7 @@ from sweeps.presets import FOLDER, IMPORTS, PRESETS, description, load
 from sweeps.sampling import settings
 from sweeps.study import Point, Size, Study, Variant, apply_variant, grid, resolve_study
 from tarflow import cost
-from tarflow.config import NoiseConfig, RunConfig, to_yaml
+from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import with_hash
 
@@ -235,10 +236,14 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("channels: 16\n  blocks", "chanels: 16\n  blocks", "'sizes.1.chanels'; did you mean 'c"),
+        (
+            "channels: 16\n  blocks",
+            "chanels: 16\n  blocks",
+            "'sizes.1.chanels'; did you mean 'sizes.1.c",
+        ),
         ("lr_power", "lr_powr", "unknown key 'lr_powr'; did you mean 'lr_power'?"),
         ("size: c16-b2-l1", "size: c17-b2-l1", "'c17-b2-l1' is not known; did you mean 'c16-b2"),
-        ("- 1000000000.0", "- much", "budgets.0: "),
+        ("- 1000000000.0", "- much", "budgets.0 is 'much': it must be a number"),
         ("- 1000000000.0", "- .nan", "budgets are training FLOPs: they must be positive and fin"),
         ("- 1000000000.0", "- .inf", "budgets are training FLOPs: they must be positive and fin"),
         ("- 1000000000.0", "- 1e400", "budgets are training FLOPs: they must be positive and fin"),
@@ -266,7 +271,7 @@ def test_a_mistyped_study_names_the_nearest(tmp_path, name, message):
         (
             "variants: []",
             "variants: [{name: wide, change: {noise: {sdt: 1}}}]",
-            "variant wide: unknown key 'noise.sdt'; did you mean 'std'?",
+            "variant wide: unknown key 'noise.sdt'; did you mean 'noise.std'?",
         ),
         (
             "variants: []",
@@ -305,3 +310,25 @@ def test_rates_are_not_scaled_twice():
 def test_a_point_may_only_name_a_size_of_the_study():
     with pytest.raises(ConfigError, match=r"held_out.size 'c9-b2-l1' is not known"):
         replace(load("tiny"), held_out=Point(size="c9-b2-l1", budget=1e9))
+
+
+def test_a_study_file_may_hold_only_what_differs_from_its_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "preset: tiny\nseeds: 2\nbase: {noise: {std: 0.5}}\nheld_out: {budget: 2e10}\n"
+    )
+    tiny = load("tiny")
+    base = replace(tiny.base, noise=replace(tiny.base.noise, std=0.5))
+    held_out = replace(tiny.held_out, budget=2e10)
+    changed = replace(tiny, name="mine", seeds=2, base=base, held_out=held_out)
+    assert load(str(path)) == changed
+    path.write_text("preset: tinny\n")
+    with pytest.raises(ConfigError, match="preset 'tinny' is not known; did you mean 'tiny'"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("note", ["", "a: b # c", "one\n\ntwo 'three'", "[red]", "ä" * 300])
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_explained_study_is_read_back(name, note):
+    study = replace(load(name), note=note)
+    assert from_dict(Study, yaml.safe_load(to_yaml(study))) == study

@@ -9,6 +9,7 @@
   const controls = [...form.querySelectorAll("select, input")];
   const pill = document.getElementById("filtered");
   const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const has = (run, key, value) => (key === "tag" ? run.tag.split(", ").includes(value) : run[key] === value);
   const visible = () => [...body.rows].filter((row) => !row.hidden);
   const rowOf = (id) => body.querySelector(`[data-run="${CSS.escape(id)}"]`);
 
@@ -49,7 +50,7 @@
     for (const row of body.rows) {
       const run = runById.get(row.dataset.run);
       const text = `${row.textContent} ${run.id} ${run.label}`.toLowerCase();
-      row.hidden = !(groups.every(({ name, value }) => run[name.slice("show-".length)] === value) && words.every((word) => text.includes(word)));
+      row.hidden = !(groups.every(({ name, value }) => has(run, name.slice("show-".length), value)) && words.every((word) => text.includes(word)));
       if (!row.hidden) selection.kept.add(run.id);
     }
     const count = `${selection.kept.size} of ${runById.size} runs`;

@@ -35,12 +35,19 @@ def hostile():
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory, hostile):
-    """A planted study with a search and its report."""
+    """A planted study with a search, tags on two runs, a pinned run, and its report."""
     folder = plant(tmp_path_factory.mktemp("studies") / "digits", search=6)
     result = min(folder.glob("runs/*/result.json"))
     stored = json.loads(result.read_text())
     stored["run"] |= {"label": hostile, "error": hostile}
     record.write_json(result, stored)
+    second, third = sorted(folder.glob("runs/*/result.json"))[1:3]
+    for path, tags in ((second, "new, wide"), (third, "new")):
+        tagged = json.loads(path.read_text())
+        tagged["run"]["tags"] = tags
+        record.write_json(path, tagged)
+    settings = {"name": "digits", "pinned": [second.parent.name]}
+    record.write_text(folder / "study.yaml", json.dumps(settings))
     record.gather(folder)
     write_report(folder)
     return folder

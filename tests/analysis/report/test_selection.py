@@ -147,6 +147,20 @@ def test_filters_fade_points_and_hide_rows(page, runs):
     assert set(opacities(page)) == {"1"}
 
 
+def test_tags_filter_and_a_pinned_run_is_marked_everywhere(page, runs):
+    tagged = runs[runs["tags"].fillna("") != ""]
+    for tag, count in (("new", 2), ("wide", 1)):
+        page.select_option("[name=show-tag]", tag)
+        assert page.locator("#run-table tbody tr:visible").count() == count
+    [pinned] = tagged.index[tagged["tags"] == "new, wide"]
+    row = page.locator("#run-table tbody tr:visible")
+    assert row.get_attribute("data-run") == pinned
+    assert row.locator("td").first.inner_text().endswith(" · pinned")
+    row.click()
+    assert page.locator("#run-panel h2").inner_text().endswith(" · pinned")
+    assert "new, wide" in page.locator("#run-panel dl").inner_text()
+
+
 def opacities(page):
     return page.locator("#cost .points path").evaluate_all(
         "points => points.map(point => getComputedStyle(point).opacity)"
