@@ -12,6 +12,14 @@ from tarflow.sample.plan import PLAN, Plan, keep_plan
 from tarflow.storage import locate
 
 MEASUREMENTS = ("guess", "seconds", "sequential", "iterations", "CRM %", "IGM")
+KEY = """\
+solver: how the block is inverted; sequential is token by token, jacobi solves all tokens at once,
+  segmented:N a sliding window of one Nth of them
+guess: what iteration starts from, the latents or zeros
+seconds, sequential: time of the chosen solver and of sequential decoding, for one batch
+iterations: passes that the chosen solver took; none if it is sequential
+CRM %: convergence ranking metric, how hard the block is to iterate; all blocks sum to 100
+IGM: initial guessing metric, the error left after one iteration from the latents / from zeros"""
 
 
 def calibrate(
@@ -69,6 +77,7 @@ def _print_plan(plan: Plan, batch: int) -> None:
             for index, (method, block) in reversed(blocks)
         ),
     )
+    print(KEY)
     planned = sum(block.seconds for block in plan.measured)
     sequential = sum(block.sequential_seconds for block in plan.measured)
     print(

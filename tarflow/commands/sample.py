@@ -13,9 +13,9 @@ from tarflow.storage import locate
 def sample(
     checkpoint: Checkpoint,
     /,
-    count: int = 64,
+    count: int | None = None,
     grid: Path = Path("samples.png"),
-    columns: int = 8,
+    columns: int | None = None,
     seed: int = 0,
     labels: tuple[int, ...] = (),
     batch: int = 64,
@@ -29,9 +29,9 @@ def sample(
 
     Args:
         checkpoint: File model.safetensors of a run.
-        count: Number of images to draw.
-        grid: Picture to write.
-        columns: Images in a row of the picture.
+        count: Number of images to draw; by default 8 of each class, or 64.
+        grid: Picture to write, as PNG; its text says how it was made.
+        columns: Images in a row of the picture; by default every class has a row, or 8.
         seed: Seed of the noise; image i depends on (seed, i) only.
         labels: Classes to draw, in turn; all of them by default.
         batch: Images to draw at a time.
@@ -45,10 +45,13 @@ def sample(
 
     from tarflow.device import autocast
     from tarflow.sample.calibration import choose_plan
-    from tarflow.sample.sampling import image_grid
+    from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
     from tarflow.sample.sampling import sample as draw
 
     flow, config = load(checkpoint, sampling)
+    classes = labels or range(flow.config.classes)
+    if count is None:
+        count = usual_count(len(set(classes)))
     with autocast(precision, flow.var.device):
         plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
     if plan.situation:
@@ -66,8 +69,8 @@ def sample(
         precision=precision,
     )
     seconds = time.perf_counter() - start
-    grid.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(drawn.images, columns).save(grid)
+    words = captions(str(checkpoint), seed, config.sampler, " ".join(map(str, classes)))
+    save_grid(grid, image_grid(drawn.images, drawn.labels, columns), words)
     print(
         f"{grid}: {len(drawn.images)} images in {human.seconds(seconds)}, "
         f"{human.digits(count / seconds)} images per second ({plan})"

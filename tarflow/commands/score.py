@@ -69,9 +69,8 @@ def score(
     from tarflow.data.pictures import read_pictures
     from tarflow.evaluate import scoring
     from tarflow.evaluate.held_out import training_reference
-    from tarflow.model.noise import unit
     from tarflow.record import write_table
-    from tarflow.sample.sampling import image_grid
+    from tarflow.sample.grid import image_grid, save_grid
 
     if draws < 1:
         raise UserError(f"--draws is {draws}: it must be at least 1")
@@ -98,9 +97,10 @@ def score(
     if out:
         write_table(out, ranked, scoring.SCORES)
     if grid:
-        grid.parent.mkdir(parents=True, exist_ok=True)
         indices = np.array([row["index"] for row in _ends(ranked, GRID_HALF)])
-        image_grid(unit(torch.from_numpy(data.batch(pictures, indices))), GRID_COLUMNS).save(grid)
+        shown = torch.from_numpy(data.batch(pictures, indices))
+        words = {"model": str(checkpoint), "images": f"worst by {by} first, the best last"}
+        save_grid(grid, image_grid(shown, columns=GRID_COLUMNS), words)
     _print_rows(_ends(ranked, show), f"{len(ranked):,} images, worst first")
     for line in (*left_out, *_summary(scores, config, missing)):
         print(line)

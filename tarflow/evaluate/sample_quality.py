@@ -19,15 +19,14 @@ from tarflow.evaluate.metrics import compare
 from tarflow.identity import HALVES, WHOLE, run_id
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
-from tarflow.record import replacing
 from tarflow.sample.calibration import choose_plan
+from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import image_grid, sample
+from tarflow.sample.sampling import sample
 
 Features = NDArray[np.float32]
 
 BATCH = 250  # images drawn at a time
-GRID_IMAGES, GRID_COLUMNS = 64, 8  # layout of samples.png
 
 
 def evaluate_samples(
@@ -69,14 +68,19 @@ def evaluate_samples(
     seconds = time.perf_counter() - start
     redraws = torch.tensor([[drawn.redrawn, drawn.lost]])
     redrawn, lost = distributed.gather_rows(redraws, device).sum(0).tolist()
-    first = distributed.gather_rows(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
+    shown = usual_count(flow.config.classes)
+    first = distributed.gather_rows(drawn.images[:shown], device)[:shown]
+    labels = None
+    if drawn.labels is not None:
+        labels = distributed.gather_rows(drawn.labels[:shown], device)[:shown]
     local_features = torch.from_numpy(features(to_pixels(drawn.images), extractor))
     sample_features = distributed.gather_rows(local_features, device).numpy()
     if distributed.rank():
         return []
     if picture:
-        with replacing(picture) as temporary:
-            image_grid(first, GRID_COLUMNS).save(temporary, format="PNG")
+        turns = "every class in turn" if labels is not None else ""
+        words = captions(run_id(config), seed, config.sampler, turns)
+        save_grid(picture, image_grid(first, labels), words)
     scores = _compare_with_held_out(sample_features, parts, config, extractor)
     return [
         {
