@@ -9,7 +9,7 @@ from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.commands.table import print_table
 from tarflow.errors import check_flags
 from tarflow.sample.plan import PLAN, Plan, keep_plan
-from tarflow.storage import locate
+from tarflow.storage import locate_model
 
 MEASUREMENTS = ("guess", "seconds", "sequential", "iterations", "CRM %", "IGM")
 KEY = """\
@@ -36,7 +36,7 @@ def calibrate(
     same device with the same batch size, precision and guidance.
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         batch: Images to draw at a time.
         tolerance: Largest error of a pixel in [-1, 1] units; by default a tenth of the training
             noise, or half a grey level for uniform noise.
@@ -51,7 +51,7 @@ def calibrate(
     images, labels = calibration.calibration_images(flow, config, batch)
     with autocast(precision, flow.var.device):
         plan = calibration.calibrate(flow, images, labels, config.noise, config.sampler, tolerance)
-    path = locate(checkpoint).parent / PLAN
+    path = locate_model(checkpoint).parent / PLAN
     keep_plan(path, plan)
     _print_plan(plan, len(images))
     print(f"kept in {path}")

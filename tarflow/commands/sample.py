@@ -7,7 +7,7 @@ from typing import Literal
 from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.sample.plan import PLAN
-from tarflow.storage import locate
+from tarflow.storage import locate_model
 
 
 def sample(
@@ -28,7 +28,7 @@ def sample(
     Example: python -m tarflow sample model.safetensors --guidance 2 --count 64 --grid samples.png
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         count: Number of images to draw; by default 8 of each class, or 64.
         grid: Picture to write, as PNG; its text says how it was made.
         columns: Images in a row of the picture; by default every class has a row, or 8.
@@ -52,8 +52,9 @@ def sample(
     classes = labels or range(flow.config.classes)
     if count is None:
         count = usual_count(len(set(classes)))
+    plans = locate_model(checkpoint).parent / PLAN
     with autocast(precision, flow.var.device):
-        plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
+        plan = choose_plan(solver, flow, config, count, batch, plans)
     if plan.situation:
         print(f"inverting by the measured plan takes about {human.seconds(plan.seconds(count))}")
     start = time.perf_counter()

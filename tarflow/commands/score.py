@@ -51,7 +51,7 @@ def score(
     if they are known and dropped otherwise.
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         images: Folders, image files, Parquet tables or .npz files; by default the run's own data.
         split: Split of the run's own data, if no images are named.
         by: Either likelihood, or typicality: how far the loss is from the mean of training images.

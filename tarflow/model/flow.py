@@ -270,6 +270,17 @@ class TarFlow(nn.Module):
             known = f"labels are 0 to {classes - 1}" if classes else "the model has no classes"
             raise UserError(f"label {int(wrong[0])} is unknown: {known}")
 
+    def log_prob(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the log-density of images as they are, (B,) nats; differentiable.
+
+        The flow was trained on images with noise: this is a density of such images, not the
+        probability of a clean one. Arguments as for `forward`; an unknown label is a `UserError`.
+        """
+        self.check_labels(labels)
+        latents, logdet = self(images, labels)
+        density: Tensor = (self.log_prior(latents) + logdet) * self.config.dims
+        return density
+
 
 @torch.no_grad()
 def initialise(flow: TarFlow, seed: int) -> None:
