@@ -26,6 +26,7 @@ _HOMES = {
     ),
     "errors": ("ConfigError", "UserError"),
     "loaded": ("Model", "load"),
+    "publish": ("release",),
     "model.flow": ("TarFlow",),
     "model.weights": ("load_model", "save_model"),
 }

@@ -10,12 +10,13 @@ from tarflow.commands.convert import convert
 from tarflow.commands.cost import cost
 from tarflow.commands.data import data
 from tarflow.commands.evaluate import evaluate
+from tarflow.commands.release import release
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
 from tarflow.errors import exit_code_of
 
-COMMANDS = (train, sample, calibrate, evaluate, cost, data, score, check, convert)
+COMMANDS = (train, sample, calibrate, evaluate, score, check, release, cost, data, convert)
 
 
 def main(arguments: list[str] | None = None) -> int:

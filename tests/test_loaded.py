@@ -2,6 +2,8 @@
 
 import base64
 import io
+import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -112,6 +114,16 @@ def test_without_training_images_there_are_bits_under_uniform_noise_only(model):
         replace(model, config=absent).bits(np.zeros((1, 28, 28), np.uint8))
     uniform = replace(absent, noise=NoiseConfig(type="uniform"))
     assert replace(model, config=uniform).bits(np.zeros((1, 28, 28), np.uint8)).shape == (1,)
+
+
+def test_the_posterior_example_completes_digits(model, tmp_path, capsys):
+    example = runpy.run_path(str(ROOT / "examples" / "posterior.py"))
+    picture = tmp_path / "completed.png"
+    example["main"](str(model.path), str(picture), count=2, steps=5)
+    losses = [float(word) for word in re.findall(r": (\S+) nats", capsys.readouterr().out)]
+    assert losses[-1] < losses[0]
+    with Image.open(picture) as shown:
+        assert shown.width >= 512 or shown.height >= 512
 
 
 def test_the_notebook_runs_and_its_pictures_are_not_black(tmp_path, monkeypatch):
