@@ -107,7 +107,8 @@ class Model:
         """Draw images by the sampler settings of the run, and its measured plan if it has one.
 
         Args:
-            count: Number of images; by default 8 of each class, or 64.
+            count: Number of images; by default 64 in all, or a few less so that every class
+            has as many.
             labels: Classes to draw, in turn; by default all of them.
             guidance: Guidance weight, 0 for none; by default that of the run.
             seed: Seed of the noise; image i depends on (seed, i, its label) only.

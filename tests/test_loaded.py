@@ -75,7 +75,7 @@ def test_samples_show_themselves(model):
         first = np.asarray(shown)[::scale, ::scale][2:30, 2:30]
     np.testing.assert_array_equal(first, drawn.pixels[0])
     assert not torch.equal(drawn.images, model.sample(4, labels=[3, 8]).images)
-    assert len(model.sample(batch=80).images) == 80  # 8 of each class
+    assert len(model.sample().images) == 60  # 6 of each class
 
 
 def test_log_prob_is_the_density_that_a_gradient_climbs(model):

@@ -29,7 +29,8 @@ def sample(
 
     Args:
         checkpoint: Folder of a run or of a release, or its file model.safetensors.
-        count: Number of images to draw; by default 8 of each class, or 64.
+        count: Number of images to draw; by default 64 in all, or a few less so that every class
+            has as many.
         grid: Picture to write, as PNG; its text says how it was made.
         columns: Images in a row of the picture; by default every class has a row, or 8.
         seed: Seed of the noise; image i depends on (seed, i) only.

@@ -20,17 +20,18 @@ from tarflow.record import environment, replacing
 
 GAP = 2  # white pixels between images, before enlarging
 LONGER_SIDE = 512  # pixels that the longer side of a picture has at least
+COUNT = 64  # images of a picture
 COLUMNS = 8  # images in a row, unless classes decide
 MOST_CLASSES = 20  # that have a row each
 
 
 def usual_count(classes: int) -> int:
-    """Return how many images a picture of a model with so many classes shows.
+    """Return how many images a picture of so many classes shows: the same number of each.
 
     >>> usual_count(0), usual_count(10), usual_count(1000)
-    (64, 80, 64)
+    (64, 60, 64)
     """
-    return COLUMNS * (classes if 0 < classes <= MOST_CLASSES else COLUMNS)
+    return COUNT // classes * classes if 0 < classes <= MOST_CLASSES else COUNT
 
 
 def image_grid(
