@@ -22,14 +22,13 @@ def main(run: str, picture: str, count: int = 8, steps: int = 200) -> None:
     model = tarflow.load(run)
     flow, split = model.flow, open_split(model.config.data, "validation")
     digits, labels = unit(torch.tensor(split.pixels[:count])), torch.tensor(split.labels[:count])
+    labels = labels if flow.config.classes else None
     known = torch.zeros_like(digits)
     known[:, :, : digits.shape[2] // 2] = 1
     latents = torch.zeros(count, *flow.var.shape, requires_grad=True)
     optimizer = torch.optim.Adam([latents], lr=0.1)
     for step in range(steps):
-        images = flow.inverse(
-            latents, labels if flow.config.classes else None, differentiable=True
-        )
+        images = model.inverse(latents, labels, differentiable=True)
         misfit = (known * (images - digits)).square().sum() / (2 * model.config.noise.std**2)
         loss = misfit + 0.5 * (latents.square() / flow.var).sum()
         optimizer.zero_grad()

@@ -25,7 +25,7 @@ _HOMES = {
         "SamplerConfig",
     ),
     "errors": ("ConfigError", "UserError"),
-    "loaded": ("Model", "load"),
+    "loaded": ("Model", "load", "train_model"),
     "publish": ("release",),
     "model.flow": ("TarFlow",),
     "model.weights": ("load_model", "save_model"),

@@ -44,7 +44,9 @@ from tarflow.model.weights import load_model
 from tarflow.record import read_result
 from tarflow.run import resolve_config, run
 from tarflow.sample.calibration import choose_plan
+from tarflow.sample.differentiable import differentiable_inverse
 from tarflow.sample.grid import image_grid, usual_count
+from tarflow.sample.inverse import invert
 from tarflow.sample.plan import PLAN
 from tarflow.sample.sampling import Samples, sample
 from tarflow.storage import locate, locate_model
@@ -207,6 +209,31 @@ class Model:
         classes = None if labels is None else torch.as_tensor(labels).to(var.device)
         return self.flow.log_prob(images.to(var), classes)
 
+    def inverse(
+        self,
+        latents: Tensor,
+        labels: ArrayLike | Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Tensor:
+        """Map latents to images, without guidance or denoising: the inverse of `flow`.
+
+        Args:
+            latents: (N, T, D) tensor; samples come from noise times `flow.var.sqrt()`.
+            labels: (N,) classes, -1 where unknown; by default all are unknown.
+            differentiable: Whether gradients reach the latents and parameters; see
+                `tarflow.sample.differentiable`.
+
+        Returns:
+            (N, c, H, H) images in about [-1, 1].
+
+        Raises:
+            UserError: If a label is unknown.
+        """
+        device = self.flow.var.device
+        classes = None if labels is None else torch.as_tensor(labels).to(device)
+        solve = differentiable_inverse if differentiable else invert
+        return solve(self.flow, latents.to(device), classes)
+
     @cached_property
     def _missing(self) -> str:
         """Why the training images are missing; empty if they are there."""
@@ -248,10 +275,10 @@ def load(path: str | Path) -> Model:
     return Model(file, flow, config, result["run"])
 
 
-def train(config: RunConfig | str | Path, out: str | Path | None = None) -> Model:
+def train_model(config: RunConfig | str | Path, out: str | Path | None = None) -> Model:
     """Train a run, score and sample it, and load the result; the same run is not trained twice.
 
-    An interrupted run is resumed by the same call.
+    `tarflow.train` is a short name for this. An interrupted run is resumed by the same call.
 
     Args:
         config: Configuration of the run, or its YAML file, such as best.yaml of a study.

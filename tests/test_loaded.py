@@ -90,6 +90,16 @@ def test_log_prob_is_the_density_that_a_gradient_climbs(model):
     torch.testing.assert_close(before, nats)
 
 
+def test_the_inverse_undoes_the_flow_with_and_without_gradients(model):
+    latents = torch.randn(2, *model.flow.var.shape, requires_grad=True)
+    images = model.inverse(latents, [1, -1], differentiable=True)
+    plain = model.inverse(latents.detach(), [1, -1])
+    torch.testing.assert_close(images.detach(), plain, rtol=1e-4, atol=1e-4)
+    back, _ = model.flow(plain, torch.tensor([1, -1]))
+    torch.testing.assert_close(back, latents.detach(), rtol=1e-3, atol=1e-3)
+    assert torch.autograd.grad(images.sum(), latents)[0].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

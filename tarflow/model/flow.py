@@ -281,16 +281,6 @@ class TarFlow(nn.Module):
         density: Tensor = (self.log_prior(latents) + logdet) * self.config.dims
         return density
 
-    def inverse(
-        self, latents: Tensor, labels: Tensor | None = None, differentiable: bool = False
-    ) -> Tensor:
-        """Map latents (B, T, D) to images; see `tarflow.sample.inverse` and `.differentiable`."""
-        from tarflow.sample import differentiable as gradients
-        from tarflow.sample import inverse
-
-        invert = gradients.differentiable_inverse if differentiable else inverse.invert
-        return invert(self, latents, labels)
-
 
 @torch.no_grad()
 def initialise(flow: TarFlow, seed: int) -> None:

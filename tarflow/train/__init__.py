@@ -1,6 +1,6 @@
 """The training loop: one step, its state on disk, and what runs share.
 
-Calling the package, `tarflow.train(config)`, trains a run: see `tarflow.loaded.train`.
+Calling the package, `tarflow.train(config)`, trains a run: see `tarflow.train_model`.
 """
 
 import sys
@@ -12,9 +12,9 @@ class _Callable(ModuleType):
     """A module that users call by the name that its files are imported by."""
 
     def __call__(self, *args: Any, **settings: Any) -> Any:
-        from tarflow.loaded import train
+        import tarflow
 
-        return train(*args, **settings)
+        return tarflow.train_model(*args, **settings)
 
 
 sys.modules[__name__].__class__ = _Callable
