@@ -11,13 +11,13 @@ from tarflow.errors import check_flags
 from tarflow.sample.plan import PLAN, Plan, keep_plan
 from tarflow.storage import locate_model
 
-MEASUREMENTS = ("guess", "seconds", "sequential", "iterations", "CRM %", "IGM")
+MEASUREMENTS = ("guess", "time", "seq. time", "passes", "CRM %", "IGM")
 KEY = """\
 solver: how the block is inverted; sequential is token by token, jacobi solves all tokens at once,
   segmented:N a sliding window of one Nth of them
 guess: what iteration starts from, the latents or zeros
-seconds, sequential: time of the chosen solver and of sequential decoding, for one batch
-iterations: passes that the chosen solver took; none if it is sequential
+time, seq. time: seconds of the chosen solver and of sequential decoding, for one batch
+passes: iterations that the chosen solver took; none if it is sequential
 CRM %: convergence ranking metric, how hard the block is to iterate; all blocks sum to 100
 IGM: initial guessing metric, the error left after one iteration from the latents / from zeros"""
 
