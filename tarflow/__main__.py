@@ -13,6 +13,7 @@ from tarflow.commands.diff import diff
 from tarflow.commands.evaluate import evaluate
 from tarflow.commands.finetune_decoder import finetune_decoder
 from tarflow.commands.flags import check_flags_of_fields
+from tarflow.commands.release import release
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
 from tarflow.commands.train import train
@@ -21,7 +22,7 @@ from tarflow.errors import exit_code_of
 COMMANDS = {
     command.__name__.replace("_", "-"): command
     for command in (
-        *(train, sample, calibrate, evaluate, cost, score, check, diff, convert),
+        *(train, sample, calibrate, evaluate, score, check, release, diff, cost, convert),
         *(data, data_encode, data_text, finetune_decoder),
     )
 }

@@ -37,6 +37,24 @@ def locate(name: str | Path) -> Path:
     return Remote(name) if _ADDRESS.match(str(name)) else Path(name)
 
 
+MODEL = "model.safetensors"  # name of the file in the folder of a run, or of a release
+
+
+def locate_model(name: str | Path) -> Path:
+    """Return the file of a model, given the file itself or the folder that holds it.
+
+    Raises:
+        UserError: If the folder holds no model.
+    """
+    path = locate(name)
+    if path.suffix == ".safetensors" or not path.is_dir():
+        return path
+    if (path / MODEL).exists():
+        return path / MODEL
+    advice = f"; name one of its runs, such as {path}/runs/RUN_ID" * (path / "runs").is_dir()
+    raise UserError(f"{path} holds no {MODEL}{advice}")
+
+
 class Remote(PosixPath):
     """A path on an object store, which holds whole files; folders are only parts of names.
 

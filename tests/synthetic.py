@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from written_forecasts import written
 
 from analysis.laws.repetition import effective_tokens
@@ -309,4 +310,9 @@ def _samples(path: Path, bpd: float, rng: np.random.Generator) -> None:
         sheet.paste(tile.rotate(float(rng.normal(0, 12))), at)
     pixels = np.asarray(sheet.filter(ImageFilter.GaussianBlur(0.6)), dtype=float)
     pixels = pixels + rng.normal(0, 120 * max(0.0, bpd - 1.5), pixels.shape)
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    written = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    text = PngInfo()
+    text.add_text("scale", "3")
+    written.resize((3 * written.width, 3 * written.height), Image.Resampling.NEAREST).save(
+        path, pnginfo=text
+    )

@@ -33,6 +33,8 @@ ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files b
     ("evaluate",),
     ("train",),
     ("run",),
+    ("loaded",),
+    ("publish",),
     ("commands",),
     ("__main__",),
 )

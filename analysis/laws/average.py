@@ -19,7 +19,7 @@ from analysis.laws.fit import Fit, fit
 from analysis.laws.forms import Array, Form
 from analysis.laws.intervals import Interval, interval_ends
 from analysis.laws.observations import Mask, Observations, Space, log_compute
-from analysis.laws.predictor import Predictor
+from analysis.laws.predictor import Predictor, in_words
 from analysis.laws.validation import (
     AVERAGE,
     SPARE,
@@ -42,7 +42,7 @@ FEW = 500  # draws of a form whose parameters are shown beside those of the gene
 LIGHT = 0.01  # members that weigh less are left out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Law(Predictor):
     """An average of fitted forms."""
 
@@ -54,6 +54,9 @@ class Law(Predictor):
     sample: Observations  # the rows of the roll-outs: of a long table every second, third, ...
     trials: Trials
     discrepancy: Discrepancy
+
+    def __repr__(self) -> str:
+        return in_words(self.formula, self.rows, self.values, self.intervals)
 
     @property
     def general(self) -> Fit:

@@ -22,7 +22,7 @@ from analysis.laws.observations import (
     shared_size,
     with_repeats,
 )
-from analysis.laws.predictor import Predictor
+from analysis.laws.predictor import Predictor, in_words
 from analysis.laws.solver import Problem, minimise
 from analysis.laws.uncertainty import IDENTIFIED, rank_deficient, reasons, settle_scale
 
@@ -36,7 +36,7 @@ SEVERAL_STARTS_TO = 60  # rows up to which each draw is fitted from three starts
 LINEAR_FROM = 1000  # rows from which draws take one linear step: their laws hardly differ
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit(Predictor):
     """A fitted law of one form."""
 
@@ -57,6 +57,9 @@ class Fit(Predictor):
     problem: Problem  # what theta minimises
     unique_tokens: float = np.inf  # of the training set, nan if rows differ; repeats count less
     discrepancy: Discrepancy = NEVER  # how far the form errs beyond `reach`
+
+    def __repr__(self) -> str:
+        return in_words(self.formula, self.rows, self.values, self.intervals)
 
     @property
     def name(self) -> str:

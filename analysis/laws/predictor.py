@@ -4,6 +4,7 @@ Legend: `n` points, `R` draws.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import ArrayLike
 
 from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.forms import Array
-from analysis.laws.intervals import LEVEL, interval_ends
+from analysis.laws.intervals import LEVEL, Interval, interval_ends
 from analysis.laws.observations import Space
+from tarflow.human import interval, number
 
 
 class Predictor(ABC):
@@ -68,3 +70,14 @@ class Predictor(ABC):
         ends = values[0] + (ends - values[0]) * self.discrepancy.widening(distance)
         low, high = np.exp(ends) if self.space == "log" else ends
         return low.reshape(shape), high.reshape(shape)
+
+
+def in_words(
+    formula: str, rows: int, values: Mapping[str, float], intervals: Mapping[str, Interval]
+) -> str:
+    """Write a law as a line: its formula, and its parameters with their intervals."""
+    parameters = (
+        f"{name} = {number(value)} ({interval(intervals.get(name))})"
+        for name, value in values.items()
+    )
+    return f"{formula}, fitted to {rows} rows: {', '.join(parameters)}"

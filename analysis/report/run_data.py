@@ -1,6 +1,5 @@
 """What the page knows of each run: rows of its table, filters, and data for its scripts."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from PIL import Image
 
 from analysis.laws.validation import levels
 from analysis.report.figures.theme import Row
-from analysis.report.section import Material, png_uri
+from analysis.report.section import Material, png_uri, sample_sheet
 from tarflow import human
 
 COLUMNS = (
@@ -157,15 +156,21 @@ def run_groups(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_samples(study: Path, run: Row) -> str:
-    """Return the first row of the samples of a run as a data URI; empty if it has none."""
+    """Return a row of the first samples of a run as a data URI; empty if it has none.
+
+    They are the first row of its picture, or the first of each row if every class has one.
+    """
     path = study / "runs" / run["run_id"] / "samples.png"
     if not path.exists():
         return ""
     side = json.loads(run["config"])["model"]["image_size"]
-    written = io.BytesIO()
-    with Image.open(path) as sheet:
-        sheet.crop((0, 0, sheet.width, side + 2 * GAP)).save(written, "PNG")
-    return png_uri(written.getvalue())
+    sheet, step, height = sample_sheet(path), side + GAP, side + 2 * GAP
+    if sheet.info["rows"] == "images":
+        return png_uri(sheet.crop((0, 0, sheet.width, height)))
+    strip = Image.new(sheet.mode, (sheet.height, height))
+    for at in range(0, sheet.height - GAP, step):
+        strip.paste(sheet.crop((0, at, height, at + height)), (at, 0))
+    return png_uri(strip)
 
 
 def _budgets(table: pd.DataFrame) -> "pd.Series[float]":

@@ -1,6 +1,7 @@
 """What the sections of the page are made of, and what they are made from."""
 
 import base64
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from PIL import Image
 
 from analysis.advice import Recommendation
 from analysis.budgets import Plan
@@ -107,9 +109,21 @@ def existing(**figures: go.Figure | None) -> dict[str, go.Figure]:
 
 def embedded(path: Path, title: str, note: str, run: str = "") -> Picture:
     """Return a PNG file as a picture of the page."""
-    return Picture(png_uri(path.read_bytes()), title, note, run)
+    return Picture(png_uri(sample_sheet(path)), title, note, run)
 
 
-def png_uri(data: bytes) -> str:
-    """Return a PNG file as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def sample_sheet(path: Path) -> Image.Image:
+    """Read a picture of samples, one pixel for each of theirs: browsers enlarge it sharply."""
+    with Image.open(io.BytesIO(path.read_bytes())) as picture:
+        scale = int(picture.info.get("scale", 1))  # absent from pictures of earlier releases
+        size = picture.width // scale, picture.height // scale
+        sheet = picture.resize(size, Image.Resampling.NEAREST)
+        sheet.info = {"rows": picture.info.get("rows", "images")}
+    return sheet
+
+
+def png_uri(picture: Image.Image) -> str:
+    """Return a picture as the data URI of a PNG file."""
+    written = io.BytesIO()
+    picture.save(written, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"

@@ -9,9 +9,17 @@ from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.commands.table import print_table
 from tarflow.errors import check_flags
 from tarflow.sample.plan import PLAN, Plan, keep_plan
-from tarflow.storage import locate
+from tarflow.storage import locate_model
 
-MEASUREMENTS = ("guess", "seconds", "sequential", "iterations", "CRM %", "IGM")
+MEASUREMENTS = ("guess", "time", "seq. time", "passes", "CRM %", "IGM")
+KEY = """\
+solver: how the block is inverted; sequential is token by token, jacobi solves all tokens at once,
+  segmented:N a sliding window of one Nth of them
+guess: what iteration starts from, the latents or zeros
+time, seq. time: seconds of the chosen solver and of sequential decoding, for one batch
+passes: iterations that the chosen solver took; none if it is sequential
+CRM %: convergence ranking metric, how hard the block is to iterate; all blocks sum to 100
+IGM: initial guessing metric, the error left after one iteration from the latents / from zeros"""
 
 
 def calibrate(
@@ -28,7 +36,7 @@ def calibrate(
     same device with the same batch size, precision and guidance.
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         batch: Images to draw at a time.
         tolerance: Largest error of a pixel in [-1, 1] units; by default a tenth of the training
             noise, or half a grey level for uniform noise.
@@ -43,7 +51,7 @@ def calibrate(
     images, labels = calibration.calibration_images(flow, config, batch)
     with autocast(precision, flow.var.device):
         plan = calibration.calibrate(flow, images, labels, config.noise, config.sampler, tolerance)
-    path = locate(checkpoint).parent / PLAN
+    path = locate_model(checkpoint).parent / PLAN
     keep_plan(path, plan)
     _print_plan(plan, len(images))
     print(f"kept in {path}")
@@ -69,6 +77,7 @@ def _print_plan(plan: Plan, batch: int) -> None:
             for index, (method, block) in reversed(blocks)
         ),
     )
+    print(KEY)
     planned = sum(block.seconds for block in plan.measured)
     sequential = sum(block.sequential_seconds for block in plan.measured)
     print(

@@ -14,7 +14,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
     images are missing. The exit code is 1 if a check fails.
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         count: Number of images for the round trip.
         seed: Seed of the samples' noise.
     """

@@ -179,8 +179,7 @@ def _write_preview(table: "Table", path: Path) -> None:
     import torch
 
     from tarflow.data.preview import COLUMNS, preview
-    from tarflow.model.noise import unit
-    from tarflow.sample.sampling import image_grid
+    from tarflow.sample.grid import image_grid, save_grid
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(unit(torch.from_numpy(preview(table))), COLUMNS).save(path, format="PNG")
+    images = torch.from_numpy(preview(table))
+    save_grid(path, image_grid(images, columns=COLUMNS), {"data": Path(table.root).name})

@@ -10,7 +10,7 @@ from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, FromRun, lo
 from tarflow.commands.table import print_table
 from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError
-from tarflow.storage import locate
+from tarflow.storage import locate_model
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
     from there.
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         split: Split of the run's data to score and to compare samples with.
         count: Number of images to draw; 0 scores likelihood only.
         draws: Noise draws per held-out image, over which its likelihood is averaged.
@@ -53,7 +53,7 @@ def evaluate(
         raise UserError(f"--count is {count}: write 0 for none, or at least {FEWEST_IMAGES}")
     if draws is not None and draws < 1:
         raise UserError(f"--draws is {draws}: it must be at least 1")
-    path = locate(checkpoint)
+    path = locate_model(checkpoint)
     flow, config = load(path, sampling)
     evaluation = override(
         config.evaluation,

@@ -9,7 +9,7 @@ from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, decoder, lo
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.sample.plan import PLAN
-from tarflow.storage import locate
+from tarflow.storage import locate_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def sample(
     checkpoint: Checkpoint,
     /,
-    count: int = 64,
+    count: int | None = None,
     grid: Path = Path("samples.png"),
-    columns: int = 8,
+    columns: int | None = None,
     seed: int = 0,
     labels: tuple[int, ...] = (),
     condition: Path | None = None,
@@ -37,10 +37,11 @@ def sample(
     Example: python -m tarflow sample model.safetensors --guidance 2 --count 64 --grid samples.png
 
     Args:
-        checkpoint: File model.safetensors of a run.
-        count: Number of images to draw.
-        grid: Picture to write.
-        columns: Images in a row of the picture.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
+        count: Number of images to draw; by default 64 in all, or a few less so that every class
+            has as many.
+        grid: Picture to write, as PNG; its text says how it was made.
+        columns: Images in a row of the picture; by default every class has a row, or 8.
         seed: Seed of the noise; image i depends on (seed, i) only.
         labels: Classes to draw, in turn; all of them by default.
         condition: Parquet table whose column `condition` holds the vectors to condition on, in
@@ -58,13 +59,17 @@ def sample(
 
     from tarflow.device import autocast
     from tarflow.sample.calibration import choose_plan
-    from tarflow.sample.sampling import image_grid
+    from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
     from tarflow.sample.sampling import sample as draw
 
     flow, config = load(checkpoint, sampling)
     decodes = decoder(checkpoint, flow, config, autoencoder)
+    classes = labels or range(flow.config.classes)
+    if count is None:
+        count = usual_count(len(set(classes)))
+    plans = locate_model(checkpoint).parent / PLAN
     with autocast(precision, flow.var.device):
-        plan = choose_plan(solver, flow, config, count, batch, locate(checkpoint).parent / PLAN)
+        plan = choose_plan(solver, flow, config, count, batch, plans)
     if plan.situation:
         print(f"inverting by the measured plan takes about {human.seconds(plan.seconds(count))}")
     start = time.perf_counter()
@@ -82,8 +87,10 @@ def sample(
     )
     images = decodes.decode(drawn.images) if decodes else drawn.images
     seconds = time.perf_counter() - start
-    grid.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, columns).save(grid)
+    words = captions(str(checkpoint), seed, config.sampler, " ".join(map(str, classes)))
+    save_grid(
+        grid, image_grid(images, drawn.condition if flow.config.classes else None, columns), words
+    )
     print(
         f"{grid}: {len(drawn.images)} images in {human.seconds(seconds)}, "
         f"{human.digits(count / seconds)} images per second ({plan})"

@@ -54,7 +54,7 @@ def score(
     if they are known and dropped otherwise.
 
     Args:
-        checkpoint: File model.safetensors of a run.
+        checkpoint: Folder of a run or of a release, or its file model.safetensors.
         images: Folders, image files, Parquet tables or .npz files; by default the run's own data.
         split: Split of the run's own data, if no images are named.
         by: Either likelihood, or typicality: how far the loss is from the mean of training images.
@@ -80,7 +80,7 @@ def score(
     from tarflow.model.noise import unit
     from tarflow.model.weights import latents_of_model
     from tarflow.record import write_table
-    from tarflow.sample.sampling import image_grid
+    from tarflow.sample.grid import image_grid, save_grid
 
     if draws < 1:
         raise UserError(f"--draws is {draws}: it must be at least 1")
@@ -121,10 +121,11 @@ def score(
     if out:
         write_table(out, ranked, scoring.SCORES)
     if grid:
-        grid.parent.mkdir(parents=True, exist_ok=True)
         indices = np.array([row["index"] for row in _ends(ranked, GRID_HALF)])
-        shown = unit(torch.from_numpy(data.batch(pictures, indices)))
-        image_grid(codes.decode(shown) if codes else shown, GRID_COLUMNS).save(grid)
+        shown = torch.from_numpy(data.batch(pictures, indices))
+        shown = codes.decode(unit(shown)) if codes else shown
+        words = {"model": str(checkpoint), "images": f"worst by {by} first, the best last"}
+        save_grid(grid, image_grid(shown, columns=GRID_COLUMNS), words)
     _print_rows(_ends(ranked, show), f"{len(ranked):,} images, worst first")
     for line in (*left_out, *_summary(scores, config, missing)):
         print(line)

@@ -1,4 +1,4 @@
-"""Read a user's pictures as images of a model: image files, folders, tables, NumPy archives.
+"""A user's pictures as images of a model: files, folders, tables, NumPy archives, and arrays.
 
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
@@ -6,7 +6,7 @@ Legend: `N` images, `C` colour channels, `S` pixels along one side.
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,57 @@ def _vectors(paths: Sequence[Path]) -> NDArray[np.float32]:
 
 def _is_table(path: Path) -> bool:
     return path.suffix == ".parquet" or (path.is_dir() and any(path.rglob("*.parquet")))
+
+
+def pixels_of(given: Any, model: ModelConfig) -> NDArray[np.uint8]:
+    """Return images that are in memory as the (N, C, S, S) bytes that the model takes.
+
+    Args:
+        given: Images of the size and the channels of the model: a picture of PIL, a list of them,
+            or an array (N, C, S, S), (N, S, S, C), of grey also (N, S, S), or one such image. Its
+            values are 8-bit pixels, or floats in [-1, 1], which are rounded to pixels.
+        model: Architecture that decides the size and the channels of the images.
+
+    Raises:
+        UserError: If the images do not fit the model, or the values are neither.
+    """
+    pictures = [given] if isinstance(given, Image.Image) else given
+    if isinstance(pictures, Sequence) and all(isinstance(one, Image.Image) for one in pictures):
+        shown = [codec.standardize(one, f"image {index}") for index, one in enumerate(pictures)]
+        if len({codec.to_pixels(one).shape for one in shown}) > 1:
+            raise UserError("the pictures differ in size or colours")
+        given = np.array([codec.to_pixels(one) for one in shown])
+    array = np.asarray(given)
+    channels, side = model.image_channels, model.image_size
+    planes, pixels, grey = (channels, side, side), (side, side, channels), (side, side)
+    if array.shape in (planes, pixels) or (channels == 1 and array.shape == grey):
+        array = array[None]
+    if array.shape[1:] == pixels and pixels != planes:
+        array = array.transpose(0, 3, 1, 2)
+    elif channels == 1 and array.shape[1:] == grey:
+        array = array[:, None]
+    if array.shape[1:] != planes or not len(array):
+        wanted = f"(N, {channels}, {side}, {side}) or (N, {side}, {side}, {channels})"
+        raise UserError(f"images of shape {array.shape} do not fit the model: it takes {wanted}")
+    return _bytes(array)
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return pixels, or floats in [-1, 1], as bytes."""
+    low, high = array.min(), array.max()
+    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 255:
+        return array.astype(np.uint8)
+    if not np.issubdtype(array.dtype, np.floating) or not -1.001 <= low <= high <= 1.001:
+        raise UserError(
+            f"pixels from {low} to {high} ({array.dtype}): give integers from 0 to 255, or floats "
+            "from -1 to 1"
+        )
+    if low >= 0:
+        raise UserError(
+            f"floats from {low:g} to {high:g} look like images in [0, 1]: give 2 * images - 1, or "
+            "integers from 0 to 255"
+        )
+    return np.rint((array.clip(-1, 1).astype(np.float64) + 1) * 127.5).astype(np.uint8)
 
 
 def _pictures(path: Path) -> Iterator[Picture]:

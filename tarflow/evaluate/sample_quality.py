@@ -22,15 +22,14 @@ from tarflow.identity import HALVES, WHOLE, run_id
 from tarflow.latent.autoencoder import Autoencoder, autoencoder_of
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
-from tarflow.record import replacing
 from tarflow.sample.calibration import choose_plan, default_condition
+from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import image_grid, sample
+from tarflow.sample.sampling import sample
 
 Features = NDArray[np.float32]
 
 BATCH = 250  # images drawn at a time
-GRID_IMAGES, GRID_COLUMNS = 64, 8  # layout of samples.png
 
 
 def evaluate_samples(
@@ -82,7 +81,11 @@ def evaluate_samples(
     seconds = time.perf_counter() - start
     redraws = torch.tensor([[drawn.redrawn, drawn.lost]])
     redrawn, lost = distributed.gather_rows(redraws, device).sum(0).tolist()
-    first = distributed.gather_rows(drawn.images[:GRID_IMAGES], device)[:GRID_IMAGES]
+    shown = usual_count(flow.config.classes)
+    first = distributed.gather_rows(drawn.images[:shown], device)[:shown]
+    labels = drawn.condition if flow.config.classes else None
+    if labels is not None:
+        labels = distributed.gather_rows(labels[:shown], device)[:shown]
     decode = autoencoder.decode if autoencoder else _as_they_are
     local_features = torch.from_numpy(
         np.concatenate(
@@ -96,8 +99,9 @@ def evaluate_samples(
     if distributed.rank():
         return []
     if picture:
-        with replacing(picture) as temporary:
-            image_grid(decode(first), GRID_COLUMNS).save(temporary, format="PNG")
+        turns = "every class in turn" if labels is not None else ""
+        words = captions(run_id(config), seed, config.sampler, turns)
+        save_grid(picture, image_grid(decode(first), labels), words)
     scores = _compare_with_held_out(sample_features, parts, config, extractor, autoencoder)
     return [
         {

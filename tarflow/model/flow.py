@@ -401,6 +401,38 @@ class TarFlow(nn.Module):
             known = f"labels are 0 to {classes - 1}" if classes else "the model has no classes"
             raise UserError(f"label {int(wrong[0])} is unknown: {known}")
 
+    def log_prob(self, images: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the log-density of images as they are, (B,) nats; differentiable.
+
+        The flow was trained on images with noise: this is a density of such images, not the
+        probability of a clean one. Arguments as for `forward`; a condition that does not fit is a
+        `UserError`.
+        """
+        self.check_condition(condition)
+        latents, logdet = self(images, condition)
+        density: Tensor = (self.log_prior(latents) + logdet) * self.config.dims
+        return density
+
+    def inverse(
+        self, latents: Tensor, condition: Tensor | None = None, *, differentiable: bool = False
+    ) -> Tensor:
+        """Map latents to images, without guidance or denoising: the inverse of `forward`.
+
+        Args:
+            latents: (B, T, D); samples come from noise times `var.sqrt()`.
+            condition: As for `forward`; one that does not fit is a `UserError`.
+            differentiable: Whether gradients reach the latents, the condition and the parameters;
+                see `tarflow.sample.differentiable`.
+
+        Returns:
+            (B, c, height, width) images in about [-1, 1].
+        """
+        from tarflow.sample import differentiable as implicit  # solvers wrap the mathematics
+        from tarflow.sample.inverse import invert
+
+        solve = implicit.differentiable_inverse if differentiable else invert
+        return solve(self, latents, condition)
+
 
 @torch.no_grad()
 def initialise(flow: TarFlow, seed: int) -> None:

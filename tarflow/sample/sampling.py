@@ -5,9 +5,7 @@ Legend: `N` images, `c` colour channels, `H` height and width.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tarflow.config import NoiseConfig, SamplerConfig
@@ -15,7 +13,7 @@ from tarflow.device import autocast
 from tarflow.errors import UserError
 from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import score_function
-from tarflow.model.noise import normal_per_image, to_pixels
+from tarflow.model.noise import normal_per_image
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import Plan
 
@@ -125,23 +123,3 @@ def denoise(
     """
     score, _ = score_function(flow, images, condition, standard_prior=True)
     return images.detach() + multiplier * noise_std**2 * score
-
-
-def image_grid(images: Tensor, columns: int) -> Image.Image:
-    """Lay out (N, c, H, H) images in [-1, 1] as one picture, row by row, 2 pixels apart.
-
-    >>> image_grid(torch.zeros(5, 1, 8, 8), columns=3).size
-    (32, 22)
-    """
-    gap = 2
-    count, colours, height, width = images.shape
-    columns = max(1, min(columns, count))
-    rows = -(-count // columns)
-    canvas = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, colours), 255, dtype=np.uint8
-    )
-    for index, picture in enumerate(to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()):
-        row, column = divmod(index, columns)
-        top, left = gap + row * (height + gap), gap + column * (width + gap)
-        canvas[top : top + height, left : left + width] = picture
-    return Image.fromarray(canvas[:, :, 0] if colours == 1 else canvas)

@@ -56,6 +56,8 @@ def test_predictions_and_configs_are_those_of_the_report(study):
     assert isinstance(study.best(), RunConfig)
     assert study.best(flops=BUDGET) == advice.config
     assert study.law is study.findings.surface
+    assert study.law.formula in repr(study.law)
+    assert len(repr(study.law)) < 500  # a line, not its draws
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

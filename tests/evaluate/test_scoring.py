@@ -206,7 +206,7 @@ def test_the_command_scores_the_data_of_the_run(digits, tmp_path, capsys):
     assert distances == sorted(distances, reverse=True)
     right = np.mean([row["predicted"] == row["label"] for row in rows])
     assert f"class by Bayes' rule: {right:.2%} right" in capsys.readouterr().out
-    pictured = np.asarray(Image.open(grid))
+    pictured = np.asarray(Image.open(grid))[::3, ::3]
     assert pictured.shape == (8 * 30 + 2, 8 * 30 + 2)
     pixels = data.open_split(config.data, "validation").pixels
     assert (pictured[2:30, 2:30] == pixels[rows[0]["index"], 0]).all()  # the worst comes first

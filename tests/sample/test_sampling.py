@@ -3,7 +3,6 @@
 Legend: `N` images, `T` tokens per image, `D` values per token.
 """
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,7 @@ from tarflow.model.flow import TarFlow, patchify, unpatchify
 from tarflow.model.noise import normal_per_image
 from tarflow.sample import sampling
 from tarflow.sample.inverse import invert
-from tarflow.sample.sampling import denoise, image_grid, sample
+from tarflow.sample.sampling import denoise, sample
 
 GAUSSIAN = NoiseConfig(std=0.1)
 UNIFORM = NoiseConfig(type="uniform")
@@ -133,12 +132,3 @@ def test_wrong_requests_are_refused(random_flow):
         sample(flow, 1, PLAIN, GAUSSIAN, torch.tensor([2]))
     with pytest.raises(UserError, match="label 2 is unknown"):
         denoise(flow, torch.zeros(1, 2, 8, 8, dtype=torch.float64), torch.tensor([2]), 0.1)
-
-
-def test_grid_puts_images_in_rows():
-    images = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None].expand(3, 3, 4, 4)
-    grid = np.asarray(image_grid(images, columns=2))
-    assert grid.shape == (14, 14, 3)
-    centres = [grid[3, 3], grid[3, 9], grid[9, 3], grid[9, 9], grid[0, 0]]
-    assert [centre.tolist() for centre in centres] == [[v] * 3 for v in (0, 128, 255, 255, 255)]
-    assert image_grid(images[:, :1], columns=2).mode == "L"

@@ -2,14 +2,18 @@
 
 import base64
 import io
+import json
 import re
 
 import pandas as pd
 import pytest
+import torch
 from browser_pages import open_page
 from PIL import Image
 
+from analysis.report.run_data import first_samples
 from analysis.report.sections.samples import same_noise
+from tarflow.sample.grid import image_grid, save_grid
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +191,22 @@ def test_the_strip_cuts_the_same_noise_from_every_run(page, study):
     assert sizes == [[242, 32]] * strips.count()
     first = strips.first
     sheet = Image.open(study / "runs" / first.get_attribute("data-run") / "samples.png")
+    assert sheet.size == (726, 726)
+    sheet = sheet.reduce(3)
     data = base64.b64decode(first.get_attribute("src").split(",")[1])
     assert Image.open(io.BytesIO(data)).tobytes() == sheet.crop((0, 0, 242, 32)).tobytes()
+
+
+def test_a_strip_has_the_first_image_of_every_class(tmp_path):
+    """Images are numbered by grey level: those of class 0 are 0 and 1, of class 1 are 2 and 3."""
+    size = {"image_size": 2, "patch": 1}
+    run = {"run_id": "one", "config": json.dumps({"model": size})}
+    images = torch.arange(4, dtype=torch.uint8)[:, None, None, None].expand(4, 1, 2, 2)
+    path = tmp_path / "runs" / "one" / "samples.png"
+    save_grid(path, image_grid(images, torch.tensor([0, 0, 1, 1])), {})
+    strip = Image.open(io.BytesIO(base64.b64decode(first_samples(tmp_path, run).split(",")[1])))
+    assert strip.size == (10, 6)
+    assert [strip.getpixel(at) for at in ((2, 2), (6, 2), (4, 2))] == [0, 2, 255]
 
 
 def test_other_noise_is_not_called_the_same():
