@@ -22,8 +22,9 @@ from tyro.conf import arg
 from sweeps.failures import by_machine, transient
 from sweeps.lease import lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
-from sweeps.plan import Plan
+from sweeps.plan import STARTING_SECONDS, Plan
 from sweeps.presets import IMPORTS, PRESETS, description, how_to_import
+from sweeps.progress import FIRST_RUNS
 from sweeps.study import Study, resolve_precision, resolve_study
 from tarflow import human, record
 from tarflow.config import read_yaml, to_dict, to_yaml
@@ -85,6 +86,21 @@ class Command(ABC):
         return {
             "wall_seconds": plan.wall_seconds + self.extra_seconds,
             "device_seconds": 3600 * plan.device_hours + self.extra_seconds * plan.devices,
+        }
+
+    def revised(self, outcome: "Outcome") -> dict[str, float] | None:
+        """Return what was expected when the first runs had ended; None if there were too few.
+
+        Sampling should differ from the plan as these runs do.
+        """
+        revised, plan, first = outcome.revised, self.plan, self.expected
+        if revised is None:
+            return None
+        other = first["wall_seconds"] - STARTING_SECONDS - plan.runs_seconds
+        other_use = first["device_seconds"] - plan.runs_device_seconds
+        return {
+            "wall_seconds": STARTING_SECONDS + revised.wall_seconds + revised.pace * other,
+            "device_seconds": revised.slot_seconds + revised.pace * other_use,
         }
 
     @abstractmethod
@@ -221,9 +237,7 @@ def close(outcome: "Outcome", wall: float, command: Command, console: Console) -
         console: Where to print.
     """
     devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
-    overhead = 1 - outcome.device_seconds / (wall * outcome.devices)
-    share = "" if outcome.stopped else f"; overhead {human.percent(overhead)}"
-    console.print(f"{human.seconds(wall)} in all on {devices}{share}")
+    console.print(f"{human.seconds(wall)} in all on {devices}")
     for line in expected_and_spent(outcome, wall, command):
         console.print(line, soft_wrap=True)
     if outcome.stopped:
@@ -247,15 +261,15 @@ def close(outcome: "Outcome", wall: float, command: Command, console: Console) -
 
 def expected_and_spent(outcome: "Outcome", wall: float, command: Command) -> list[str]:
     """Return lines with the time, device time and money of a command, expected and spent."""
-    expected, price = command.expected, command.plan.price.hourly
-    rows = {
-        "expected": (expected["wall_seconds"], expected["device_seconds"]),
-        "spent": (wall, outcome.occupied),
-    }
+    price = command.plan.price.hourly
+    rows = {"expected": command.expected, f"after {FIRST_RUNS} runs": command.revised(outcome)}
+    rows["spent"] = {"wall_seconds": wall, "device_seconds": outcome.occupied}
     return [
-        f"{name + ':':10}{human.seconds(seconds)}, {human.device_time(use, outcome.device)}"
-        + (f", {human.money(use / 3600 * price)}" if price else "")
-        for name, (seconds, use) in rows.items()
+        f"{name + ':':14}{human.seconds(uses['wall_seconds'])}, "
+        + human.device_time(uses["device_seconds"], outcome.device)
+        + (f", {human.money(uses['device_seconds'] / 3600 * price)}" if price else "")
+        for name, uses in rows.items()
+        if uses
     ]
 
 

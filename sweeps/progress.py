@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -16,16 +17,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.failures import Machines
+from sweeps.failures import Machines, ProcessDied
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
-from tarflow.train.interruptions import Interruption, record_interruption
+from tarflow.train.interruptions import record_interruption
 
 LINES = 20  # of the tasks that ended last, kept for watchers
 QUIET_SECONDS = 60.0  # without a line, after which a log gets one
 LATE = 0.1  # share of the time so far that a task past its expected time still takes
 TELLING = 0.1  # share of a run from which its own pace tells when it ends
+FIRST_RUNS = 3  # of a batch, whose times revise what it should take
 
 
 class Task(Protocol):
@@ -42,6 +44,15 @@ class Task(Protocol):
     @property
     def config(self) -> RunConfig:
         """Config of the run."""
+
+
+@dataclass(frozen=True)
+class Revised:
+    """What a batch should take from its start to its end, once its first runs have ended."""
+
+    wall_seconds: float
+    slot_seconds: float  # seconds times slots
+    pace: float  # measured over expected seconds of these runs
 
 
 def in_words(row: Mapping[str, Any], objective: str) -> str:
@@ -102,8 +113,11 @@ class Progress:
         self.worked: dict[str, float] = {}  # the same without the start of the process
         self.worked_seconds = self.foreseen_seconds = 0.0  # of all of them, measured and expected
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
+        self.deaths: dict[str, int] = {}  # attempts of a run in a row that died without progress
+        self.reached: dict[str, int] = {}  # images at which a run died last
         self.lines: list[str] = []  # one for each of those that ended here
         self.machines = Machines()
+        self.revised: Revised | None = None
         self.printed = time.monotonic()  # when the last line was
         self.mistake: UserError | None = None  # a user's mistake that only a worker could find
         self._lock = threading.RLock()
@@ -166,9 +180,7 @@ class Progress:
         self.printed = time.monotonic()
         self.console.print(line, style=style, soft_wrap=True, markup=False)  # it may have brackets
 
-    def interrupted(
-        self, task: Task, error: Exception, out: Path, workers: int = 1
-    ) -> Interruption:
+    def interrupted(self, task: Task, error: Exception, out: Path, workers: int = 1) -> int:
         """Note that an attempt at a run has ended early, in its folder as well.
 
         Args:
@@ -176,15 +188,24 @@ class Progress:
             error: What ended the attempt.
             out: Folder of the study.
             workers: Number of processes of the attempt.
+
+        Returns:
+            Number of attempts in a row that died without progress; 0 after a preemption.
         """
         with self._lock:
             name, seconds = task.run_id, self._attempt_ended(task.run_id)
-        machine_lost = "with its machine" in str(error)
+        machine_lost = isinstance(error, ProcessDied) and error.machine_lost
         item = record_interruption(out / "runs" / name, seconds, workers, machine_lost)
         if item.kind == "preemption":
+            self.deaths[name] = 0
             images = human.count(item.images)
             self.note(f"{task.label} has to leave its machine; resuming from {images} images")
-        return item
+            return 0
+        reached = self.latest.get(name, {}).get("images", 0)
+        progressed = reached > self.reached.get(name, 0)
+        self.deaths[name] = 1 if progressed else self.deaths.get(name, 0) + 1
+        self.reached[name] = reached
+        return self.deaths[name]
 
     def lost(self, task: Task, error: Exception) -> None:
         """Note that a task is to start again because of an error, which counts for its machine."""
@@ -211,6 +232,8 @@ class Progress:
             self.worked_seconds += self.worked[name]
             self.foreseen_seconds += self.expected.get(name, 0.0)
             self.rows[name] = row
+            if len(self.rows) == FIRST_RUNS < self.total and self.objective == "bpd":
+                self.revised = self._revise()
             if row["status"] == "failed":
                 self.failures += 1
                 line = f"{task.label} failed: {row['error']}"
@@ -267,14 +290,25 @@ class Progress:
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
         with self._lock:
-            left = {
-                name: self._left(name, passed)
-                for name, passed in self.seconds_since_start().items()
-            }
+            return max([self.work_left() / self.slots, *self._running_left().values()])
+
+    def work_left(self) -> float:
+        """Return the expected seconds times slots of what has not ended."""
+        with self._lock:
             unknown = self.total - len(self.rows) - len(self.running) - len(self.waiting)
             work = self._pace * self.waiting_seconds + self.expected_seconds() * unknown
-            work += sum(seconds * self.width(name) for name, seconds in left.items())
-            return max([work / self.slots, *left.values()])
+            running = self._running_left().items()
+            return work + sum(seconds * self.width(name) for name, seconds in running)
+
+    def _running_left(self) -> dict[str, float]:
+        return {
+            name: self._left(name, passed) for name, passed in self.seconds_since_start().items()
+        }
+
+    def _revise(self) -> Revised:
+        passed = time.time() - self.began
+        slot_seconds = self.slot_seconds_used() + self.work_left()
+        return Revised(passed + self.seconds_left(), slot_seconds, self._pace)
 
     def _left(self, name: str, passed: float) -> float:
         """Return the expected seconds until a running task ends; never none.

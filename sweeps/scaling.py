@@ -209,6 +209,7 @@ class Scaling(Command):
                 "occupied": outcome.occupied,
                 "price": self.plan.price.hourly,
                 "expected": self.expected,
+                "revised": self.revised(outcome),
                 "stopped": outcome.stopped,
                 "missing": list(outcome.missing),
             }
