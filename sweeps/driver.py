@@ -52,6 +52,8 @@ class Options:
     """Print the plan and its price, then stop."""
     yes: bool = False
     """Start an expensive plan without asking."""
+    quiet: bool = False
+    """Print only results and errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +162,15 @@ def drive(options: Options, command: Command) -> int:
         UserError: For a user's mistake.
     """
     console = console_for_people()
-    for line in command.lines:
-        console.print(line, soft_wrap=isinstance(line, str))
-    if options.dry_run:
-        return 0
     seconds = command.plan.wall_seconds + command.extra_seconds
     expensive = seconds > EXPENSIVE_SECONDS or command.plan.money > EXPENSIVE_MONEY
-    if expensive and not options.yes and sys.stdin.isatty() and not confirmed():
+    asks = expensive and not options.yes and sys.stdin.isatty()
+    if options.dry_run or asks or not options.quiet:
+        for line in command.lines:
+            console.print(line, soft_wrap=isinstance(line, str) and not console.is_terminal)
+    if options.dry_run or (asks and not confirmed()):
         return 0
-    return execute(command, console)
+    return execute(command, console, Console(quiet=True) if options.quiet else console)
 
 
 def console_for_people() -> Console:
@@ -189,8 +191,13 @@ def confirmed() -> bool:
     return input("Start? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def execute(command: Command, console: Console) -> int:
+def execute(command: Command, console: Console, news: Console) -> int:
     """Carry out a command's plan, and print how it went.
+
+    Args:
+        command: The command.
+        console: Where to print results and errors.
+        news: Where to show the progress.
 
     Returns:
         The exit code: 0, or 1 if some runs failed or did not end.
@@ -207,13 +214,13 @@ def execute(command: Command, console: Console) -> int:
             from sweeps.versions import check_same_code
 
             def say(line: str) -> None:
-                console.print(line, style="yellow", soft_wrap=True)
+                news.print(line, soft_wrap=True)
 
             with cluster.join(command.gpus, say) as joined, LivePage(command.out) as page:
                 check_same_code()
                 outcome = command.run(
                     BatchContext(
-                        command.out, joined, own, console, page, command.seed, command.limits
+                        command.out, joined, own, news, page, command.seed, command.limits
                     )
                 )
         record.gather(command.out)
@@ -223,23 +230,20 @@ def execute(command: Command, console: Console) -> int:
         if not given_up:
             console.print("every run is done already")
         return 1 if given_up else 0
-    close(outcome, time.monotonic() - started, command, console)
+    for line in expected_and_spent(outcome, time.monotonic() - started, command):
+        news.print(line, soft_wrap=True)
+    close(outcome, command, console)
     return 1 if outcome.left or outcome.failed or not has_results else 0
 
 
-def close(outcome: "Outcome", wall: float, command: Command, console: Console) -> None:
-    """Print how a command went: what was expected and spent, and what is not done and why.
+def close(outcome: "Outcome", command: Command, console: Console) -> None:
+    """Print what of a command is not done and why.
 
     Args:
         outcome: How it went.
-        wall: Seconds in all.
-        command: The command, which knows what was expected.
+        command: The command.
         console: Where to print.
     """
-    devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
-    console.print(f"{human.seconds(wall)} in all on {devices}")
-    for line in expected_and_spent(outcome, wall, command):
-        console.print(line, soft_wrap=True)
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     for row in outcome.failed:
@@ -262,10 +266,11 @@ def close(outcome: "Outcome", wall: float, command: Command, console: Console) -
 def expected_and_spent(outcome: "Outcome", wall: float, command: Command) -> list[str]:
     """Return lines with the time, device time and money of a command, expected and spent."""
     price = command.plan.price.hourly
+    devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
     rows = {"expected": command.expected, f"after {FIRST_RUNS} runs": command.revised(outcome)}
     rows["spent"] = {"wall_seconds": wall, "device_seconds": outcome.occupied}
     return [
-        f"{name + ':':14}{human.seconds(uses['wall_seconds'])}, "
+        f"{name + ':':14}{human.seconds(uses['wall_seconds'])} on {devices}, "
         + human.device_time(uses["device_seconds"], outcome.device)
         + (f", {human.money(uses['device_seconds'] / 3600 * price)}" if price else "")
         for name, uses in rows.items()

@@ -1,4 +1,4 @@
-"""Live progress of many runs: one quiet table in a terminal, plain lines elsewhere.
+"""Live progress of many runs: a bar for each run in a terminal, plain lines elsewhere.
 
 A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on other machines.
 """
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,7 @@ LINES = 20  # of the tasks that ended last, kept for watchers
 QUIET_SECONDS = 60.0  # without a line, after which a log gets one
 LATE = 0.1  # share of the time so far that a task past its expected time still takes
 TELLING = 0.1  # share of a run from which its own pace tells when it ends
+SHORTEST_BAR, LONGEST_BAR, REST_WIDTH = 4, 16, 64  # columns of a terminal
 FIRST_RUNS = 3  # of a batch, whose times revise what it should take
 
 
@@ -178,7 +180,8 @@ class Progress:
 
     def _print(self, line: str, style: str = "") -> None:
         self.printed = time.monotonic()
-        self.console.print(line, style=style, soft_wrap=True, markup=False)  # it may have brackets
+        log = not self.console.is_terminal  # which keeps a line as it is
+        self.console.print(line, style=style, soft_wrap=log, markup=False)  # it may have brackets
 
     def interrupted(self, task: Task, error: Exception, out: Path, workers: int = 1) -> int:
         """Note that an attempt at a run has ended early, in its folder as well.
@@ -244,9 +247,9 @@ class Progress:
                 self.best = min(self.best or row, row, key=self._score)
                 self.machines.ended_well(name)
                 score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
-                line = f"{self.counts()} · {task.label} {score}, {spent}"
-                if not self._live:
-                    self._print(line)
+                ended = f"{task.label} {score}, {spent}"
+                line = f"{self.counts()} · {ended}"
+                self._print(ended if self._live else line)  # a terminal shows the counts below
             self.lines.append(line)
 
     def expected_seconds(self, name: str = "") -> float:
@@ -327,32 +330,35 @@ class Progress:
         with self._lock:
             total = self.total + self.before
             things = " sampler settings" if self.objective == "kid" else ""
-            parts = [f"{self.done} of {total}{things} done", f"{len(self.running)} running"]
+            parts = [f"{self.done} of {total}{things} done"]
+            parts += [f"{len(self.running)} running"] if self.running else []
             parts += [f"{self.failures} failed"] if self.failures else []
             if self.best and self._score(self.best) < math.inf:
                 parts.append(f"best {in_words(self.best, self.objective)}")
-            if len(self.rows) < self.total:
-                parts.append(f"{human.seconds(self.seconds_left())} left")
+            if left := self.seconds_left():
+                parts.append(f"{human.seconds(left)} left")
             return " · ".join(parts)
 
     def render(self) -> Group:
         """Return what a terminal shows."""
-        return as_table(self.snapshot())
+        return as_table(self.snapshot(), self.console.width)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the progress as plain data, for `as_table` and for other processes.
 
         Returns:
-            `began` and `written` (Unix times), `counts` (a line), `running` (label, share and loss
-            of each running task), `ended` (number of tasks), `lines` (of those that ended last).
+            `began` and `written` (Unix times), `counts` (a line), `running` (label, share of the
+            training images, loss and expected seconds left of each running task), `ended` (number
+            of tasks), `lines` (of those that ended last).
         """
         with self._lock:
             running = []
-            for name in self.running:
+            for name, passed in self.seconds_since_start().items():
                 task, latest = self.tasks[name], self.latest.get(name)
                 share = latest["images"] / task.config.images if latest else 0.0
                 loss = float(latest["loss"]) if latest else None
-                running.append({"label": task.label, "share": share, "loss": loss})
+                left = self._left(name, passed)
+                running.append({"label": task.label, "share": share, "loss": loss, "left": left})
             return {
                 "began": self.began,
                 "written": time.time(),
@@ -363,10 +369,24 @@ class Progress:
             }
 
 
-def as_table(snapshot: Mapping[str, Any]) -> Group:
-    """Return the counts of a snapshot, and a line per running task."""
-    table = Table(box=None, pad_edge=False, show_header=False)
+def as_table(snapshot: Mapping[str, Any], columns: int) -> Group:
+    """Return the counts of a snapshot, and a bar per running task.
+
+    Args:
+        snapshot: As of `Progress.snapshot`.
+        columns: Width of the terminal.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column()  # the only one that a narrow terminal cuts
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    width = min(max(columns - REST_WIDTH, SHORTEST_BAR), LONGEST_BAR)
     for task in snapshot["running"]:
-        loss = "starting" if task["loss"] is None else f"loss {task['loss']:.4f}"
-        table.add_row(Text(f"  {task['label']}"), f"{task['share']:4.0%}", loss)
-    return Group(Text(snapshot["counts"]), table)
+        label = Text(task["label"], no_wrap=True, overflow="ellipsis")
+        left = f"{human.seconds(task['left'])} left" if task.get("left") else ""
+        if task["loss"] is None:  # imports and compilers, or samples of a finished run
+            table.add_row(label, "", "", "started", left)
+        else:
+            bar = ProgressBar(total=1.0, completed=task["share"], width=width)
+            table.add_row(label, bar, f"{task['share']:4.0%}", f"loss {task['loss']:.3f}", left)
+    return Group(table, Text(snapshot["counts"]))
