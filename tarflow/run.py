@@ -17,6 +17,7 @@ from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
+from tarflow.evaluate.previews import Previews
 from tarflow.evaluate.sample_quality import evaluate_samples
 from tarflow.execution import choose_precision, resolve_execution
 from tarflow.identity import run_id
@@ -95,7 +96,8 @@ def run(
             config.evaluation.features, device=execution.device.type, data=config.data
         )
     try:
-        state = train(config, folder, report, trunk, execution)
+        previews = Previews(config, folder, execution)
+        state = train(config, folder, report, trunk, execution, previews)
         if execution.first:
             write_table(folder / "curve.parquet", state.curve, CURVE)
             save_model(folder / "model.safetensors", state.ema, config)

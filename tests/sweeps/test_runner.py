@@ -151,7 +151,7 @@ def test_a_process_that_dies_is_a_row_and_a_sick_machine_stops(tmp_path, capsys,
     path, out = write_study(tmp_path, study), tmp_path / "out"
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "stopped early: the first 4 runs all failed, 4 with RuntimeError: the" in printed
+    assert "stopped early: the first 4 runs all failed, 4 with ProcessDied: the" in printed
     errors = [row["error"] for row in rows(out).values()]
     assert 4 <= len(errors) < len(grid(resolve_study(study)))
     assert all("the process died" in error for error in errors)
