@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console, RenderableType
@@ -30,6 +30,7 @@ from tarflow import human, record
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
+from tarflow.mirror.mirror import Mirror, mirroring
 from tarflow.storage import check_reachable, expand, home_folder, locate
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Options:
     """Start an expensive plan without asking."""
     quiet: bool = False
     """Print only results and errors."""
+    tracker: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"] | None, default("none", "NAME")
+    ] = None
+    """Also show ended runs and the report in tensorboard, wandb or mlflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +175,9 @@ def drive(options: Options, command: Command) -> int:
             console.print(line, soft_wrap=isinstance(line, str) and not console.is_terminal)
     if options.dry_run or (asks and not confirmed()):
         return 0
-    return execute(command, console, Console(quiet=True) if options.quiet else console)
+    news = Console(quiet=True) if options.quiet else console
+    with mirroring(options.tracker and Mirror(options.tracker, command.out), console.print):
+        return execute(command, console, news)
 
 
 def console_for_people() -> Console:

@@ -17,11 +17,11 @@ from tarflow.config import RunConfig, to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
-from tarflow.evaluate.previews import Previews
 from tarflow.evaluate.sample_quality import evaluate_samples
 from tarflow.execution import choose_precision, resolve_execution
 from tarflow.identity import run_id
 from tarflow.model.weights import build, save_model
+from tarflow.previews import Previews
 from tarflow.record import (
     CURVE,
     IMAGES,

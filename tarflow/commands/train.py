@@ -3,7 +3,7 @@
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -12,7 +12,12 @@ from tarflow.identity import run_id
 from tarflow.storage import locate
 
 
-def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = None) -> int:
+def train(
+    config: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path | None = None,
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = None,
+) -> int:
     """Train the run that a YAML file describes, then score and sample the result.
 
     To resume after an interruption, run the same command again. If forecasts.parquet beside the
@@ -26,17 +31,22 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     Args:
         config: Config file, such as best.yaml of a study.
         out: Folder of the run; by default runs/RUN_ID.
+        tracker: Also show the run in TensorBoard, Weights & Biases or MLflow once it has ended.
     """
     from rich.console import Console
 
     from tarflow import distributed
     from tarflow.forecasts import forecast_of, write_outcome
+    from tarflow.mirror.mirror import open_tracker
+    from tarflow.mirror.recorded import read_recorded
     from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     chosen, study = resolve_config(read_yaml(RunConfig, locate(config))), locate(config).parent
     folder = locate(out) if out else Path("runs") / run_id(chosen)
+
+    mirror = None
 
     def report(progress: dict[str, Any]) -> None:
         share = progress["images"] / chosen.images
@@ -51,6 +61,8 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
     log.addHandler(handler)
     try:
         with distributed.process_group():
+            if tracker and distributed.rank() == 0:  # before the training, as it may be missing
+                mirror = open_tracker(tracker, folder.absolute().parent)
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
             row = run(chosen, folder, role="final", report=report)
@@ -59,6 +71,8 @@ def train(config: Annotated[Path, tyro.conf.Positional], /, out: Path | None = N
         return 128 + signal.SIGTERM
     finally:
         log.removeHandler(handler)
+    if row and mirror and (recorded := read_recorded(folder)):
+        mirror.put_run(recorded)
     if row.get("status") == "failed":
         console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1

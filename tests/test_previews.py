@@ -9,9 +9,9 @@ from PIL import Image
 from training_runs import Stop, config, losses, stop_at
 
 from tarflow.config import ConfigError, ExecutionConfig
-from tarflow.evaluate.previews import SAMPLES, Previews
 from tarflow.execution import resolve_execution
 from tarflow.identity import run_id
+from tarflow.previews import SAMPLES, Previews
 from tarflow.record import read_table
 from tarflow.train.loop import train
 
