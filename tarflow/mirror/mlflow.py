@@ -1,5 +1,6 @@
 """Runs in MLflow: the server of MLFLOW_TRACKING_URI, or else a database in the study's folder."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from tarflow.errors import UserError
 from tarflow.mirror.recorded import Recorded, numbers
 from tarflow.storage import Remote
 
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table that it makes
 AT_ONCE = 100  # parameters and metrics that a request may hold
 
 

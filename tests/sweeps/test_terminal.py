@@ -65,7 +65,8 @@ def test_a_terminal_shows_a_bar_per_run_and_keeps_a_line_per_end(tmp_path, call)
     assert re.search(r"^expected: .*\n(.*\n)?after 3 runs: .*\n(.*\n)?spent: ", last, re.M)
     assert "overhead" not in last
     assert not re.search(r"\x1b\[[\d;]*3\dm", written)  # NO_COLOR
-    code, printed = call(scaling, study, "--out", out, "--quiet")
+    code, printed = call(scaling, study, "--out", out, "--quiet", "--tracker", "tensorboard")
     assert code == 0
     assert printed.out.startswith("report: ")
     assert "FLOPs; to do" not in printed.out
+    assert len(list((out / "tensorboard").iterdir())) == 4 + 1  # runs, and the study
