@@ -61,9 +61,8 @@ def join(gpus: int = 0, say: Callable[[str], None] = print) -> Iterator[Cluster]
     starts_ray = not ray.is_initialized()
     if starts_ray:
         address = _address()
-        say(
-            f"starting Ray on {cores()} cores" if address == "local" else "joining the Ray cluster"
-        )
+        if address == "local":
+            say(f"starting Ray on {cores()} cores")
         ray.init(
             address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )
