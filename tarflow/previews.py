@@ -29,7 +29,7 @@ SAMPLES = 8  # images of a preview, one row
 HELD_OUT = 64  # validation images that it scores
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 1)  # of a run, after which there is a preview by default
 SHARE = 0.02  # of the training time that previews may take by default
-STEP_SECONDS = 1e-3  # to draw a token in one layer, until the first preview has been timed
+STEP_SECONDS = 0.5e-3  # to draw a token in a layer, until the first preview has been timed
 LOG = logging.getLogger("tarflow")
 
 
