@@ -4,7 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from sweeps.cluster import Cluster, grown
-from sweeps.failures import FAILURES, commonest, last_errors
+from sweeps.failures import FAILURES, ProcessDied, commonest, last_errors
 from sweeps.growth import GrowingLimiter
 from sweeps.lease import Lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
 from sweeps.live import LivePage, publishing
 from sweeps.notice import DefersSigterm, draining
 from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
-from sweeps.progress import Progress
+from sweeps.progress import Progress, Revised
 from sweeps.space import WORST
 from sweeps.study import PlannedRun
 from tarflow.errors import UserError
@@ -59,6 +59,7 @@ class Outcome:
     devices: float  # of the cluster
     device: str  # what runs occupy: core or GPU
     occupied: float  # seconds times devices of all tasks, failed ones and their starts included
+    revised: Revised | None  # what its runs should take, seen from the end of the first few
 
     def __add__(self, other: "Outcome") -> "Outcome":
         return Outcome(
@@ -70,6 +71,7 @@ class Outcome:
             devices=self.devices,
             device=self.device,
             occupied=self.occupied + other.occupied,
+            revised=self.revised or other.revised,
         )
 
     @property
@@ -166,8 +168,12 @@ class StopConditions(NotPickled, tune.Stopper):
         stopped = self.reason
         if left and not stopped and self.too_tight:
             stopped = f"{WOULD_PASS} {self.too_tight}"
+        revised = progress.revised
+        if revised:  # a slot takes several devices, or a part of one
+            revised = replace(revised, slot_seconds=self.devices * revised.slot_seconds)
+        occupied = self.occupied()
         return Outcome(
-            rows, left, missing, stopped, device_seconds, devices, device, self.occupied()
+            rows, left, missing, stopped, device_seconds, devices, device, occupied, revised
         )
 
 
@@ -185,7 +191,6 @@ class ProgressCallback(NotPickled, tune.Callback):
             progress: Progress of the batch.
         """
         self.task_of, self.out, self.progress = task_of, out, progress
-        self.reached: dict[str, int] = {}  # images at which each run's process died last
 
     def ended(self, task: Any, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the row of a trial that has ended by itself; None if it was stopped."""
@@ -224,13 +229,9 @@ class ProgressCallback(NotPickled, tune.Callback):
         if isinstance(cause, UserError):
             self.progress.mistake = cause
             return
-        if self.progress.interrupted(task, cause, self.out).kind == "preemption":
-            trial.run_metadata.num_failures = 0
-        else:
-            images = self.progress.latest.get(task.run_id, {}).get("images", 0)
-            if images > self.reached.get(task.run_id, 0):
-                trial.run_metadata.num_failures = 1
-            self.reached[task.run_id] = images
+        deaths = self.progress.interrupted(task, cause, self.out)
+        trial.run_metadata.num_failures = deaths
+        if deaths:
             self.progress.lost(task, cause)
         needs: Any = trial.placement_group_factory
         avoided = self.progress.machines.avoided(task.run_id)
@@ -305,9 +306,9 @@ def cause_of(error: Exception) -> Exception:
         if isinstance(cause := getattr(error, wrapped, None), Exception):
             return cause_of(cause)
     if isinstance(error, RayError):
+        # Ray wraps the death of a node into that of an actor, whose cause is only in its message.
         lost = "node has died" in str(error) or isinstance(error, NodeDiedError)
-        how = "with its machine" if lost else "(out of memory?)"
-        return RuntimeError(f"the process died {how}")
+        return ProcessDied(machine_lost=lost)
     return error
 
 

@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweeps.hardware import cores
 from sweeps.lease import not_visible
 from sweeps.notice import draining
 from tarflow import human
@@ -52,7 +53,7 @@ def join(gpus: int = 0, say: Callable[[str], None] = print) -> Iterator[Cluster]
         gpus: Number of GPUs that the plan counts on. A cluster that has fewer is asked to grow:
             its first GPU is waited for, and the others count as present, so that runs queue for
             them.
-        say: Tells the user what is waited for, and for how long.
+        say: Tells the user what is waited for.
 
     Raises:
         UserError: If RAY_ADDRESS names no cluster, or no GPU has joined after `GROWING_SECONDS`.
@@ -60,6 +61,8 @@ def join(gpus: int = 0, say: Callable[[str], None] = print) -> Iterator[Cluster]
     starts_ray = not ray.is_initialized()
     if starts_ray:
         address = _address()
+        if address == "local":
+            say(f"starting Ray on {cores()} cores")
         ray.init(
             address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )

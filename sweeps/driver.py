@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console, RenderableType
@@ -22,14 +22,16 @@ from tyro.conf import arg
 from sweeps.failures import by_machine, transient
 from sweeps.lease import lease
 from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
-from sweeps.plan import Plan
+from sweeps.plan import STARTING_SECONDS, Plan
 from sweeps.presets import IMPORTS, PRESETS, description, how_to_import, load
+from sweeps.progress import FIRST_RUNS
 from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
 from tarflow.commands.flags import Changes, Tags, flat, split_tags
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
+from tarflow.mirror.mirror import Mirror, mirroring
 from tarflow.storage import check_reachable, expand, home_folder, locate
 
 if TYPE_CHECKING:
@@ -62,6 +64,12 @@ class Options:
     """Word to find the runs of this command by, kept in their rows."""
     changes: Changes = ()
     """Change fields of the study or of its base run, such as seeds=2 optim.lr=0.02."""
+    quiet: bool = False
+    """Print only results and errors."""
+    tracker: Annotated[
+        Literal["tensorboard", "wandb", "mlflow"] | None, default("none", "NAME")
+    ] = None
+    """Also show ended runs and the report in tensorboard, wandb or mlflow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +104,21 @@ class Command(ABC):
         return {
             "wall_seconds": plan.wall_seconds + self.extra_seconds,
             "device_seconds": 3600 * plan.device_hours + self.extra_seconds * plan.devices,
+        }
+
+    def revised(self, outcome: "Outcome") -> dict[str, float] | None:
+        """Return what was expected when the first runs had ended; None if there were too few.
+
+        Sampling should differ from the plan as these runs do.
+        """
+        revised, plan, first = outcome.revised, self.plan, self.expected
+        if revised is None:
+            return None
+        other = first["wall_seconds"] - STARTING_SECONDS - plan.runs_seconds
+        other_use = first["device_seconds"] - plan.runs_device_seconds
+        return {
+            "wall_seconds": STARTING_SECONDS + revised.wall_seconds + revised.pace * other,
+            "device_seconds": revised.slot_seconds + revised.pace * other_use,
         }
 
     @abstractmethod
@@ -155,15 +178,17 @@ def drive(options: Options, command: Command) -> int:
         UserError: For a user's mistake.
     """
     console = console_for_people()
-    for line in command.lines:
-        console.print(line, soft_wrap=isinstance(line, str))
-    if options.dry_run:
-        return 0
     seconds = command.plan.wall_seconds + command.extra_seconds
     expensive = seconds > EXPENSIVE_SECONDS or command.plan.money > EXPENSIVE_MONEY
-    if expensive and not options.yes and sys.stdin.isatty() and not confirmed():
+    asks = expensive and not options.yes and sys.stdin.isatty()
+    if options.dry_run or asks or not options.quiet:
+        for line in command.lines:
+            console.print(line, soft_wrap=isinstance(line, str) and not console.is_terminal)
+    if options.dry_run or (asks and not confirmed()):
         return 0
-    return execute(command, console)
+    news = Console(quiet=True) if options.quiet else console
+    with mirroring(options.tracker and Mirror(options.tracker, command.out), console.print):
+        return execute(command, console, news)
 
 
 def console_for_people() -> Console:
@@ -184,8 +209,13 @@ def confirmed() -> bool:
     return input("Start? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def execute(command: Command, console: Console) -> int:
+def execute(command: Command, console: Console, news: Console) -> int:
     """Carry out a command's plan, and print how it went.
+
+    Args:
+        command: The command.
+        console: Where to print results and errors.
+        news: Where to show the progress.
 
     Returns:
         The exit code: 0, or 1 if some runs failed or did not end.
@@ -202,13 +232,13 @@ def execute(command: Command, console: Console) -> int:
             from sweeps.versions import check_same_code
 
             def say(line: str) -> None:
-                console.print(line, style="yellow", soft_wrap=True)
+                news.print(line, soft_wrap=True)
 
             with cluster.join(command.gpus, say) as joined, LivePage(command.out) as page:
                 check_same_code()
                 outcome = command.run(
                     BatchContext(
-                        command.out, joined, own, console, page, command.seed, command.limits
+                        command.out, joined, own, news, page, command.seed, command.limits
                     )
                 )
         record.gather(command.out)
@@ -219,25 +249,20 @@ def execute(command: Command, console: Console) -> int:
             asked = " that was asked for" * bool(command.plan.left_out)
             console.print(f"every run{asked} is done already")
         return 1 if given_up else 0
-    close(outcome, time.monotonic() - started, command, console)
+    for line in expected_and_spent(outcome, time.monotonic() - started, command):
+        news.print(line, soft_wrap=True)
+    close(outcome, command, console)
     return 1 if outcome.left or outcome.failed or not has_results else 0
 
 
-def close(outcome: "Outcome", wall: float, command: Command, console: Console) -> None:
-    """Print how a command went: what was expected and spent, and what is not done and why.
+def close(outcome: "Outcome", command: Command, console: Console) -> None:
+    """Print what of a command is not done and why.
 
     Args:
         outcome: How it went.
-        wall: Seconds in all.
-        command: The command, which knows what was expected.
+        command: The command.
         console: Where to print.
     """
-    devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
-    overhead = 1 - outcome.device_seconds / (wall * outcome.devices)
-    share = "" if outcome.stopped else f"; overhead {human.percent(overhead)}"
-    console.print(f"{human.seconds(wall)} in all on {devices}{share}")
-    for line in expected_and_spent(outcome, wall, command):
-        console.print(line, soft_wrap=True)
     if outcome.stopped:
         console.print(f"stopped early: {outcome.stopped}", style="red", soft_wrap=True)
     for row in outcome.failed:
@@ -259,15 +284,16 @@ def close(outcome: "Outcome", wall: float, command: Command, console: Console) -
 
 def expected_and_spent(outcome: "Outcome", wall: float, command: Command) -> list[str]:
     """Return lines with the time, device time and money of a command, expected and spent."""
-    expected, price = command.expected, command.plan.price.hourly
-    rows = {
-        "expected": (expected["wall_seconds"], expected["device_seconds"]),
-        "spent": (wall, outcome.occupied),
-    }
+    price = command.plan.price.hourly
+    devices = f"{outcome.devices:g} {outcome.device}" + "s" * (outcome.devices != 1)
+    rows = {"expected": command.expected, f"after {FIRST_RUNS} runs": command.revised(outcome)}
+    rows["spent"] = {"wall_seconds": wall, "device_seconds": outcome.occupied}
     return [
-        f"{name + ':':10}{human.seconds(seconds)}, {human.device_time(use, outcome.device)}"
-        + (f", {human.money(use / 3600 * price)}" if price else "")
-        for name, (seconds, use) in rows.items()
+        f"{name + ':':14}{human.seconds(uses['wall_seconds'])} on {devices}, "
+        + human.device_time(uses["device_seconds"], outcome.device)
+        + (f", {human.money(uses['device_seconds'] / 3600 * price)}" if price else "")
+        for name, uses in rows.items()
+        if uses
     ]
 
 

@@ -4,12 +4,13 @@ On a processor core:
 
     effective FLOPs of an image = training FLOPs + VALUE_FLOPS * tokens * channels * layers
     training   = images * effective FLOPs / rate + steps * layers * LAYER_SECONDS
-    evaluation = EVALUATION_SECONDS + scored * effective FLOPs / rate
+    evaluation = EVALUATION_SECONDS + SCORING_IMAGES * scored * effective FLOPs / rate
                  + batches sampled * tokens * layers * SAMPLING_SECONDS
-                 + samples * (SAMPLING_IMAGES * effective FLOPs / rate + FEATURES_SECONDS)
+                 + samples * (SAMPLING_IMAGES * effective FLOPs / rate + features)
 
 where images are those of one worker, `layers` counts all blocks, `scored` are the images that are
-scored or fit the decoder (forward, and backward to the image: as expensive as a training image)
+scored or fit the decoder (forward, and backward to the image), `features` are FEATURES_SECONDS,
+or none for the small classifier of `tarflow.evaluate.features`,
 and `rate` is the matrix-product rate of a short probe with all cores busy. VALUE_FLOPS stands for
 all other work, which is most of it in small models. On an accelerator, `tarflow.step_time` gives
 the seconds of a step, and a scored image takes its share of a step. Finished runs of the study
@@ -26,21 +27,23 @@ from typing import Any
 from sweeps import hardware
 from sweeps.study import did_you_mean
 from tarflow import cost
-from tarflow.config import RunConfig
+from tarflow.config import CLASSIFIER, RunConfig
 from tarflow.errors import UserError
 from tarflow.step_time import smallest_cluster, step_time
 
 # Between two processors with AVX-512: training takes a Xeon 1.4 times as long, an EPYC 0.7 times.
 VALUE_FLOPS = 10_000.0  # a value of a layer costs as much as this many FLOPs of a matrix product
 LAYER_SECONDS = 1.2e-3  # per step and Transformer layer, whatever the batch
-EVALUATION_SECONDS = 0.6  # files, tables and the comparison of features
-SAMPLING_SECONDS = 1.3e-3  # per token, layer and batch of samples
+# Relative to training of the same runs, so between these two processors as well:
+EVALUATION_SECONDS = 0.25  # files, tables and the comparison of features
+SCORING_IMAGES = 1.4  # training images that cost as much as scoring one, which no kernel fuses
+SAMPLING_SECONDS = 1e-3  # per token, layer and batch of samples
 SAMPLING_BATCH = 250
-SAMPLING_IMAGES = 1.2  # training images that cost as much as a sample, beside SAMPLING_SECONDS
-FEATURES_SECONDS = 3e-3  # per image in the feature extractor
+SAMPLING_IMAGES = 1.7  # training images that cost as much as a sample, beside SAMPLING_SECONDS
+FEATURES_SECONDS = 1.6e-3  # per image in a feature extractor for natural images
 SPREAD = 0.4  # relative error of an expectation that no finished run has corrected
 SMALL_BYTES = 4e9  # runs that need less memory share an accelerator
-SMALL_RUNS = 4  # small runs that share one accelerator
+SMALL_RUNS = 4  # small runs that share one accelerator: on an H100 no more steps/s in all than 1
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
     evaluation, workers = config.evaluation, config.execution.workers
     train, per_image = _training_seconds(config, rate)
     scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
-    evaluate = EVALUATION_SECONDS + scored * per_image + _sampling_seconds(config, per_image)
-    return Seconds(train, evaluate)
+    scoring = SCORING_IMAGES * scored * per_image
+    return Seconds(train, EVALUATION_SECONDS + scoring + _sampling_seconds(config, per_image))
 
 
 def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:
@@ -126,7 +129,8 @@ def _sampling_seconds(config: RunConfig, per_image: float) -> float:
     model, samples = config.model, config.evaluation.samples / config.execution.workers
     tokens = model.tokens * model.total_layers
     drawing = math.ceil(samples / SAMPLING_BATCH) * tokens * SAMPLING_SECONDS
-    return drawing + samples * (SAMPLING_IMAGES * per_image + FEATURES_SECONDS)
+    features = 0.0 if config.evaluation.features == CLASSIFIER else FEATURES_SECONDS
+    return drawing + samples * (SAMPLING_IMAGES * per_image + features)
 
 
 def correction(

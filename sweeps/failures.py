@@ -14,6 +14,15 @@ TRANSIENT = re.compile(  # what a machine does to a run, as opposed to what the 
 )
 
 
+class ProcessDied(RuntimeError):
+    """The process of a run ended without an error that it could raise."""
+
+    def __init__(self, machine_lost: bool) -> None:
+        how = "with its machine" if machine_lost else "(out of memory?)"
+        super().__init__(f"the process died {how}")
+        self.machine_lost = machine_lost
+
+
 def transient(error: str) -> bool:
     """Tell whether an error may not come again elsewhere or later.
 

@@ -42,7 +42,6 @@ class Gang:
         self.nodes: tuple[str, ...] = ()  # of these workers; empty until all have started
         self.error: Exception | None = None  # that ended the attempt
         self.thread: threading.Thread | None = None  # carries the attempt out
-        self.deaths, self.reached = 0, -1  # attempts that failed without progress; images
         self.short_since = math.inf  # since when there has been too little room for it alone
 
     @property
@@ -298,17 +297,12 @@ class Gangs:
             return
         cause, out = cause_of(error), self.context.out
         mistake = isinstance(cause, UserError)
-        if not mistake and progress.interrupted(run, cause, out, workers).kind == "preemption":
-            gang.deaths = 0
-            return
-        images = progress.latest.get(run.run_id, {}).get("images", 0)
-        gang.deaths = (0 if images > gang.reached else gang.deaths) + 1
-        gang.reached = images
-        if mistake or gang.deaths > RETRIES:
+        deaths = 0 if mistake else progress.interrupted(run, cause, out, workers)
+        if mistake or deaths > RETRIES:
             record_death(run, out, error, progress)
             self.left.remove(gang)
-            return
-        progress.note(f"{run.label} {why(error)}; resuming from its last checkpoint")
+        elif deaths:
+            progress.note(f"{run.label} {why(error)}; resuming from its last checkpoint")
 
     def _wanted(self) -> dict[str, Gang]:
         """Return the runs to tell an autoscaler of: as many as the plan counts on devices.

@@ -81,8 +81,13 @@ class Plan:
     @property
     def device_hours(self) -> float:
         """Device-hours still to spend."""
-        runs = sum(row.device_seconds for row in self.left)
-        return (runs + sum(self.samplings.values())) / self.rate.runs_per_device / 3600
+        sampling = sum(self.samplings.values()) / self.rate.runs_per_device
+        return (self.runs_device_seconds + sampling) / 3600
+
+    @property
+    def runs_device_seconds(self) -> float:
+        """Device-seconds still to spend on runs."""
+        return sum(row.device_seconds for row in self.left) / self.rate.runs_per_device
 
     @property
     def money(self) -> float:
@@ -94,12 +99,12 @@ class Plan:
         """Expected seconds from start to end."""
         if not self.left and not self.samplings:
             return 0.0
-        sampling = sum(self.samplings.values()) / self.slots
-        return (
-            STARTING_SECONDS
-            + wall_seconds(self.left, self.slots, self.rate.runs_per_device)
-            + sampling
-        )
+        return STARTING_SECONDS + self.runs_seconds + sum(self.samplings.values()) / self.slots
+
+    @property
+    def runs_seconds(self) -> float:
+        """Expected seconds from the start of the first run to the end of the last."""
+        return wall_seconds(self.left, self.slots, self.rate.runs_per_device)
 
     @property
     def slots(self) -> int:

@@ -1,4 +1,4 @@
-"""Live progress of many runs: one quiet table in a terminal, plain lines elsewhere.
+"""Live progress of many runs: a bar for each run in a terminal, plain lines elsewhere.
 
 A snapshot of it is plain data, which `sweeps/live.py` writes for watchers on other machines.
 """
@@ -7,25 +7,29 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.failures import Machines
+from sweeps.failures import Machines, ProcessDied
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
-from tarflow.train.interruptions import Interruption, record_interruption
+from tarflow.train.interruptions import record_interruption
 
 LINES = 20  # of the tasks that ended last, kept for watchers
 QUIET_SECONDS = 60.0  # without a line, after which a log gets one
 LATE = 0.1  # share of the time so far that a task past its expected time still takes
 TELLING = 0.1  # share of a run from which its own pace tells when it ends
+SHORTEST_BAR, LONGEST_BAR, REST_WIDTH = 4, 16, 64  # columns of a terminal
+FIRST_RUNS = 3  # of a batch, whose times revise what it should take
 
 
 class Task(Protocol):
@@ -42,6 +46,15 @@ class Task(Protocol):
     @property
     def config(self) -> RunConfig:
         """Config of the run."""
+
+
+@dataclass(frozen=True)
+class Revised:
+    """What a batch should take from its start to its end, once its first runs have ended."""
+
+    wall_seconds: float
+    slot_seconds: float  # seconds times slots
+    pace: float  # measured over expected seconds of these runs
 
 
 def in_words(row: Mapping[str, Any], objective: str) -> str:
@@ -102,8 +115,11 @@ class Progress:
         self.worked: dict[str, float] = {}  # the same without the start of the process
         self.worked_seconds = self.foreseen_seconds = 0.0  # of all of them, measured and expected
         self.rows: dict[str, Mapping[str, Any]] = {}  # of those that ended here
+        self.deaths: dict[str, int] = {}  # attempts of a run in a row that died without progress
+        self.reached: dict[str, int] = {}  # images at which a run died last
         self.lines: list[str] = []  # one for each of those that ended here
         self.machines = Machines()
+        self.revised: Revised | None = None
         self.printed = time.monotonic()  # when the last line was
         self.mistake: UserError | None = None  # a user's mistake that only a worker could find
         self._lock = threading.RLock()
@@ -164,11 +180,10 @@ class Progress:
 
     def _print(self, line: str, style: str = "") -> None:
         self.printed = time.monotonic()
-        self.console.print(line, style=style, soft_wrap=True, markup=False)  # it may have brackets
+        log = not self.console.is_terminal  # which keeps a line as it is
+        self.console.print(line, style=style, soft_wrap=log, markup=False)  # it may have brackets
 
-    def interrupted(
-        self, task: Task, error: Exception, out: Path, workers: int = 1
-    ) -> Interruption:
+    def interrupted(self, task: Task, error: Exception, out: Path, workers: int = 1) -> int:
         """Note that an attempt at a run has ended early, in its folder as well.
 
         Args:
@@ -176,15 +191,24 @@ class Progress:
             error: What ended the attempt.
             out: Folder of the study.
             workers: Number of processes of the attempt.
+
+        Returns:
+            Number of attempts in a row that died without progress; 0 after a preemption.
         """
         with self._lock:
             name, seconds = task.run_id, self._attempt_ended(task.run_id)
-        machine_lost = "with its machine" in str(error)
+        machine_lost = isinstance(error, ProcessDied) and error.machine_lost
         item = record_interruption(out / "runs" / name, seconds, workers, machine_lost)
         if item.kind == "preemption":
+            self.deaths[name] = 0
             images = human.count(item.images)
             self.note(f"{task.label} has to leave its machine; resuming from {images} images")
-        return item
+            return 0
+        reached = self.latest.get(name, {}).get("images", 0)
+        progressed = reached > self.reached.get(name, 0)
+        self.deaths[name] = 1 if progressed else self.deaths.get(name, 0) + 1
+        self.reached[name] = reached
+        return self.deaths[name]
 
     def lost(self, task: Task, error: Exception) -> None:
         """Note that a task is to start again because of an error, which counts for its machine."""
@@ -211,6 +235,8 @@ class Progress:
             self.worked_seconds += self.worked[name]
             self.foreseen_seconds += self.expected.get(name, 0.0)
             self.rows[name] = row
+            if len(self.rows) == FIRST_RUNS < self.total and self.objective == "bpd":
+                self.revised = self._revise()
             if row["status"] == "failed":
                 self.failures += 1
                 line = f"{task.label} failed: {row['error']}"
@@ -221,9 +247,9 @@ class Progress:
                 self.best = min(self.best or row, row, key=self._score)
                 self.machines.ended_well(name)
                 score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
-                line = f"{self.counts()} · {task.label} {score}, {spent}"
-                if not self._live:
-                    self._print(line)
+                ended = f"{task.label} {score}, {spent}"
+                line = f"{self.counts()} · {ended}"
+                self._print(ended if self._live else line)  # a terminal shows the counts below
             self.lines.append(line)
 
     def expected_seconds(self, name: str = "") -> float:
@@ -267,14 +293,25 @@ class Progress:
     def seconds_left(self) -> float:
         """Return the expected seconds until the last task ends: the work left over all slots."""
         with self._lock:
-            left = {
-                name: self._left(name, passed)
-                for name, passed in self.seconds_since_start().items()
-            }
+            return max([self.work_left() / self.slots, *self._running_left().values()])
+
+    def work_left(self) -> float:
+        """Return the expected seconds times slots of what has not ended."""
+        with self._lock:
             unknown = self.total - len(self.rows) - len(self.running) - len(self.waiting)
             work = self._pace * self.waiting_seconds + self.expected_seconds() * unknown
-            work += sum(seconds * self.width(name) for name, seconds in left.items())
-            return max([work / self.slots, *left.values()])
+            running = self._running_left().items()
+            return work + sum(seconds * self.width(name) for name, seconds in running)
+
+    def _running_left(self) -> dict[str, float]:
+        return {
+            name: self._left(name, passed) for name, passed in self.seconds_since_start().items()
+        }
+
+    def _revise(self) -> Revised:
+        passed = time.time() - self.began
+        slot_seconds = self.slot_seconds_used() + self.work_left()
+        return Revised(passed + self.seconds_left(), slot_seconds, self._pace)
 
     def _left(self, name: str, passed: float) -> float:
         """Return the expected seconds until a running task ends; never none.
@@ -293,32 +330,35 @@ class Progress:
         with self._lock:
             total = self.total + self.before
             things = " sampler settings" if self.objective == "kid" else ""
-            parts = [f"{self.done} of {total}{things} done", f"{len(self.running)} running"]
+            parts = [f"{self.done} of {total}{things} done"]
+            parts += [f"{len(self.running)} running"] if self.running else []
             parts += [f"{self.failures} failed"] if self.failures else []
             if self.best and self._score(self.best) < math.inf:
                 parts.append(f"best {in_words(self.best, self.objective)}")
-            if len(self.rows) < self.total:
-                parts.append(f"{human.seconds(self.seconds_left())} left")
+            if left := self.seconds_left():
+                parts.append(f"{human.seconds(left)} left")
             return " · ".join(parts)
 
     def render(self) -> Group:
         """Return what a terminal shows."""
-        return as_table(self.snapshot())
+        return as_table(self.snapshot(), self.console.width)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the progress as plain data, for `as_table` and for other processes.
 
         Returns:
-            `began` and `written` (Unix times), `counts` (a line), `running` (label, share and loss
-            of each running task), `ended` (number of tasks), `lines` (of those that ended last).
+            `began` and `written` (Unix times), `counts` (a line), `running` (label, share of the
+            training images, loss and expected seconds left of each running task), `ended` (number
+            of tasks), `lines` (of those that ended last).
         """
         with self._lock:
             running = []
-            for name in self.running:
+            for name, passed in self.seconds_since_start().items():
                 task, latest = self.tasks[name], self.latest.get(name)
                 share = latest["images"] / task.config.images if latest else 0.0
                 loss = float(latest["loss"]) if latest else None
-                running.append({"label": task.label, "share": share, "loss": loss})
+                left = self._left(name, passed)
+                running.append({"label": task.label, "share": share, "loss": loss, "left": left})
             return {
                 "began": self.began,
                 "written": time.time(),
@@ -329,10 +369,24 @@ class Progress:
             }
 
 
-def as_table(snapshot: Mapping[str, Any]) -> Group:
-    """Return the counts of a snapshot, and a line per running task."""
-    table = Table(box=None, pad_edge=False, show_header=False)
+def as_table(snapshot: Mapping[str, Any], columns: int) -> Group:
+    """Return the counts of a snapshot, and a bar per running task.
+
+    Args:
+        snapshot: As of `Progress.snapshot`.
+        columns: Width of the terminal.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column()  # the only one that a narrow terminal cuts
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    width = min(max(columns - REST_WIDTH, SHORTEST_BAR), LONGEST_BAR)
     for task in snapshot["running"]:
-        loss = "starting" if task["loss"] is None else f"loss {task['loss']:.4f}"
-        table.add_row(Text(f"  {task['label']}"), f"{task['share']:4.0%}", loss)
-    return Group(Text(snapshot["counts"]), table)
+        label = Text(task["label"], no_wrap=True, overflow="ellipsis")
+        left = f"{human.seconds(task['left'])} left" if task.get("left") else ""
+        if task["loss"] is None:  # imports and compilers, or samples of a finished run
+            table.add_row(label, "", "", "started", left)
+        else:
+            bar = ProgressBar(total=1.0, completed=task["share"], width=width)
+            table.add_row(label, bar, f"{task['share']:4.0%}", f"loss {task['loss']:.3f}", left)
+    return Group(table, Text(snapshot["counts"]))

@@ -230,6 +230,7 @@ class Scaling(Command):
                 "occupied": outcome.occupied,
                 "price": self.plan.price.hourly,
                 "expected": self.expected,
+                "revised": self.revised(outcome),
                 "stopped": outcome.stopped,
                 "missing": list(outcome.missing),
                 "left_out": [row.run.label for row in self.plan.rows if row.state == LEFT_OUT],

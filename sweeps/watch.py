@@ -50,7 +50,7 @@ def follow(out: Path, console: Console) -> dict[str, Any]:
                 if snapshot["began"] != batch:
                     batch, seen = snapshot["began"], 0
                 if console.is_terminal:
-                    table.update(as_table(snapshot), refresh=True)
+                    table.update(as_table(snapshot, console.width), refresh=True)
                 print_new(snapshot, seen, console)
                 seen = snapshot["ended"]
             time.sleep(LOOK_SECONDS)

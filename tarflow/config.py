@@ -354,9 +354,11 @@ class ExecutionConfig:
     solver: str = "auto"  # how to invert the blocks; see `tarflow.sample.plan`
     checkpoint_seconds: float = 30.0  # between checkpoints; more if they cost 2% of training
     report_seconds: float = 1.0  # between progress reports
+    preview_images: int = 0  # between samples while training; 0: four times, if that costs 2%
 
     def __post_init__(self) -> None:
-        counts = ("min_workers", "threads", "micro_batch", "checkpoint_seconds", "report_seconds")
+        counts = ["min_workers", "threads", "micro_batch", "checkpoint_seconds", "report_seconds"]
+        counts.append("preview_images")
         rules = {name: (getattr(self, name) >= 0, COUNT) for name in counts}
         check_fields("execution", self, workers=(self.workers >= 1, SIZE), **rules)
 

@@ -137,6 +137,16 @@ CURVE = pa.schema(
     metadata=METADATA,
 )
 
+PREVIEWS = pa.schema(
+    [
+        pa.field("images", pa.int64(), nullable=False),
+        ("seconds", pa.float64()),  # since the run began, without pauses
+        ("loss", pa.float64()),  # of validation images, under the weight average
+        ("samples", pa.binary()),  # PNG of a row of samples, of the same noise in every row
+    ],
+    metadata=METADATA,
+)
+
 IMAGES = pa.schema(
     [
         pa.field("index", pa.int64(), nullable=False),  # within the split

@@ -23,6 +23,7 @@ from tarflow.execution import choose_precision, resolve_execution
 from tarflow.identity import run_id
 from tarflow.latent.autoencoder import autoencoder_of
 from tarflow.model.weights import build, save_model
+from tarflow.previews import Previews
 from tarflow.record import (
     CURVE,
     IMAGES,
@@ -100,7 +101,8 @@ def run(
         )
         autoencoder_of(config.data, config.evaluation.autoencoder)
     try:
-        state = train(config, folder, report, trunk, execution)
+        previews = Previews(config, folder, execution)
+        state = train(config, folder, report, trunk, execution, previews)
         if execution.first:
             write_table(folder / "curve.parquet", state.curve, CURVE)
             latents = data.latent_space(config.data)

@@ -27,6 +27,7 @@ def documented(title):
         ("evaluations.parquet", record.EVALUATIONS),
         ("forecasts.parquet", FORECASTS),
         ("runs/&lt;run_id&gt;/curve.parquet", record.CURVE),
+        ("runs/&lt;run_id&gt;/previews.parquet", record.PREVIEWS),
         ("runs/&lt;run_id&gt;/images.parquet", record.IMAGES),
     ],
 )

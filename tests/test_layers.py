@@ -22,7 +22,7 @@ ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files b
     ("strict_yaml", "storage"),
     ("config",),
     ("cost", "identity", "record"),
-    ("forecasts", "step_time"),
+    ("forecasts", "mirror", "step_time"),
     ("data",),
     ("model",),
     ("affine", "cuda_graph", "device"),
@@ -32,6 +32,7 @@ ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files b
     ("sample",),
     ("evaluate",),
     ("train",),
+    ("previews",),
     ("run",),
     ("loaded",),
     ("publish",),
@@ -45,6 +46,15 @@ APART = {  # rooms of tarflow that do not know of others below them
     "sample": {"cpu", "execution", "distributed"},
     "evaluate": {"cpu", "execution"},
     "train": {"sample", "evaluate"},
+}
+
+
+LATE = {  # imports at a call, so that what wraps a flow is also its method
+    "tarflow.model.flow": {
+        "tarflow.sample",
+        "tarflow.sample.differentiable",
+        "tarflow.sample.inverse",
+    },
 }
 
 
@@ -99,7 +109,7 @@ def test_no_module_of_tarflow_imports_one_above_it():
     wrong = [
         f"{module} imports {name}"
         for module, (_, ever) in imports("tarflow").items()
-        for name in ever
+        for name in ever - LATE.get(module, set())
         if room(module) and room(name) and room(module) != room(name)
         if HEIGHT[room(name)] >= HEIGHT[room(module)] or room(name) in APART.get(room(module), ())
     ]
@@ -182,7 +192,14 @@ def test_the_check_itself_sees_an_import():
 
 
 def test_tarflow_never_imports_ray():
-    assert offenders(modules("tarflow"), ["ray"]) == ""
+    optional = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+    lacking = {
+        f"tarflow.mirror.{name}"
+        for name, package in optional.items()
+        if not importlib.util.find_spec(package)
+    }
+    names = [name for name in modules("tarflow") if name not in lacking]
+    assert offenders(names, ["ray"]) == ""
 
 
 def test_help_plans_and_tables_never_import_torch():

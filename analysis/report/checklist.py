@@ -129,24 +129,28 @@ def expected_and_spent(outcome: Mapping[str, Any]) -> tuple[Table, ...]:
     """Compare what the last command was expected to use with what it used.
 
     Args:
-        outcome: As `overhead`, with the seconds that were `expected`, the device-seconds that runs
-            `occupied`, their starts and failures included, and the `price` of a device-hour.
+        outcome: As `overhead`, with the seconds that were `expected`, also when these were
+            `revised` after the first runs, the device-seconds that runs `occupied`, their starts
+            and failures included, and the `price` of a device-hour.
 
     Returns:
         A table, or none if this was not recorded.
     """
     if "expected" not in outcome:
         return ()
-    expected, price = outcome["expected"], outcome["price"]
-    uses = expected["device_seconds"], outcome["occupied"]
+    price, revised = outcome["price"], outcome.get("revised")
+    spent = {"wall_seconds": outcome["wall_seconds"], "device_seconds": outcome["occupied"]}
+    columns = {"expected": outcome["expected"], "after the first runs": revised, "spent": spent}
+    columns = {name: column for name, column in columns.items() if column}
+    uses = [column["device_seconds"] for column in columns.values()]
     rows = [
-        ("from start to end", seconds(expected["wall_seconds"]), seconds(outcome["wall_seconds"])),
+        ("from start to end", *(seconds(each["wall_seconds"]) for each in columns.values())),
         ("device time of runs", *(device_time(use, outcome["device"]) for use in uses)),
     ]
     if price:
         label = f"price of that, ${price:g} per {outcome['device']}-hour"
         rows.append((label, *(money(use / 3600 * price) for use in uses)))
-    return (Table(("the last command", "expected", "spent"), tuple(rows), "Expected and spent"),)
+    return (Table(("the last command", *columns), tuple(rows), "Expected and spent"),)
 
 
 def forms(law: Law, guesses: Sequence[Baseline]) -> Table:

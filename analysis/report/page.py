@@ -143,6 +143,7 @@ def chapters(material: Material) -> list[Chapter]:
     )
     looks = (
         samples.samples(material),
+        *samples.previews(material),
         quality.quality(material),
         quality.disagreement(material),
         *quality.others(material),

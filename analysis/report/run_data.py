@@ -164,7 +164,7 @@ def first_samples(study: Path, run: Row) -> str:
     if not path.exists():
         return ""
     side = json.loads(run["config"])["model"]["image_size"]
-    sheet, step, height = sample_sheet(path), side + GAP, side + 2 * GAP
+    sheet, step, height = sample_sheet(path.read_bytes()), side + GAP, side + 2 * GAP
     if sheet.info["rows"] == "images":
         return png_uri(sheet.crop((0, 0, sheet.width, height)))
     strip = Image.new(sheet.mode, (sheet.height, height))

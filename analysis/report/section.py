@@ -109,12 +109,12 @@ def existing(**figures: go.Figure | None) -> dict[str, go.Figure]:
 
 def embedded(path: Path, title: str, note: str, run: str = "") -> Picture:
     """Return a PNG file as a picture of the page."""
-    return Picture(png_uri(sample_sheet(path)), title, note, run)
+    return Picture(png_uri(sample_sheet(path.read_bytes())), title, note, run)
 
 
-def sample_sheet(path: Path) -> Image.Image:
+def sample_sheet(content: bytes) -> Image.Image:
     """Read a picture of samples, one pixel for each of theirs: browsers enlarge it sharply."""
-    with Image.open(io.BytesIO(path.read_bytes())) as picture:
+    with Image.open(io.BytesIO(content)) as picture:
         scale = int(picture.info.get("scale", 1))  # absent from pictures of earlier releases
         size = picture.width // scale, picture.height // scale
         sheet = picture.resize(size, Image.Resampling.NEAREST)

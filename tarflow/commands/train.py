@@ -3,7 +3,7 @@
 import logging
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ def train(
     config: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path | None = None,
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = None,
     *,
     changes: Changes = (),
     tags: Tags = (),
@@ -39,6 +40,7 @@ def train(
     Args:
         config: Config file, such as best.yaml of a study.
         out: Folder of the run; by default runs/RUN_ID.
+        tracker: Also show the run in TensorBoard, Weights & Biases or MLflow once it has ended.
         changes: Change fields of the config, such as --set optim.lr=0.02 batch=32.
         tags: Word to find the run by, kept in its row.
         fields: Fields of the config to change.
@@ -47,6 +49,8 @@ def train(
 
     from tarflow import distributed
     from tarflow.forecasts import forecast_of, write_outcome
+    from tarflow.mirror.mirror import open_tracker
+    from tarflow.mirror.recorded import read_recorded
     from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
@@ -55,6 +59,8 @@ def train(
     asked = override(read_yaml(RunConfig, locate(config)), flat(changes, fields))
     chosen = resolve_config(asked)
     folder = locate(out) if out else Path("runs") / run_id(chosen)
+
+    mirror = None
 
     def report(progress: dict[str, Any]) -> None:
         share = progress["images"] / chosen.images
@@ -69,6 +75,8 @@ def train(
     log.addHandler(handler)
     try:
         with distributed.process_group():
+            if tracker and distributed.rank() == 0:  # before the training, as it may be missing
+                mirror = open_tracker(tracker, folder.absolute().parent)
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
             row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
@@ -77,6 +85,8 @@ def train(
         return 128 + signal.SIGTERM
     finally:
         log.removeHandler(handler)
+    if row and mirror and (recorded := read_recorded(folder)):
+        mirror.put_run(recorded)
     if row.get("status") == "failed":
         console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1

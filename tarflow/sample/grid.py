@@ -3,6 +3,7 @@
 Legend: `N` images, `c` colour channels, `H` height and width.
 """
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,6 +115,15 @@ def captions(model: str, seed: int, sampler: SamplerConfig, labels: str = "") ->
     }
 
 
+def png_of(grid: Image.Image, words: Mapping[str, str]) -> bytes:
+    """Return a picture from `image_grid` as a PNG file, with words that image viewers show."""
+    text, written = PngInfo(), io.BytesIO()
+    for keyword, value in (("Software", "tarflow"), *grid.info.items(), *words.items()):
+        text.add_text(str(keyword), value)
+    grid.save(written, format="PNG", pnginfo=text)
+    return written.getvalue()
+
+
 def save_grid(path: Path, grid: Image.Image, words: Mapping[str, str]) -> None:
     """Write a picture as PNG, whole or not at all, with words that image viewers show.
 
@@ -125,8 +135,6 @@ def save_grid(path: Path, grid: Image.Image, words: Mapping[str, str]) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    text = PngInfo()
-    for keyword, value in (("Software", "tarflow"), *grid.info.items(), *words.items()):
-        text.add_text(str(keyword), value)
+    content = png_of(grid, words)
     with replacing(path) as temporary:
-        grid.save(temporary, format="PNG", pnginfo=text)
+        temporary.write_bytes(content)

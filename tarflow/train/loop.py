@@ -34,6 +34,7 @@ def train(
     report: Report = lambda _: None,
     trunk: Trunk | None = None,
     execution: Execution | None = None,
+    after_step: Callable[[TrainState], None] = lambda _: None,
 ) -> TrainState:
     """Train a run to its last image, resuming from its newest checkpoint if it has one.
 
@@ -46,6 +47,7 @@ def train(
             `execution.report_seconds`, on the first worker.
         trunk: Trunk of the run's family, or None if it shares nothing.
         execution: How to execute the run; by default resolved here.
+        after_step: Looks at the state after each step, on all workers.
 
     Returns:
         The final state. `state.ema` holds the weights to keep: whole, on the CPU.
@@ -93,6 +95,7 @@ def train(
                 )
                 state.loss_sum.zero_()
                 state.loss_steps = 0
+            after_step(state)
 
             if execution.first and state.seconds - reported > config.execution.report_seconds:
                 reported = state.seconds

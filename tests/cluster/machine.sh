@@ -7,12 +7,11 @@ name=$1 address=$2 work=$3 venv=$4
 
 hostname "$name"
 mount -t tmpfs tmpfs /mnt
-mkdir /mnt/{home,tmp,shared,wheels,etc,installed,changes,venv}
+mkdir /mnt/{home,tmp,shared,etc,installed,changes,venv}
 mount --bind "$work/$name/home" /mnt/home
 mount --bind "$work/$name/tmp" /mnt/tmp
 mount --bind "$work/$name/etc" /mnt/etc
 mount --bind "$work/shared" /mnt/shared
-mount --bind "$work/wheels" /mnt/wheels
 mount --bind "$venv" /mnt/installed
 mkdir /mnt/changes/{upper,work} # what pip writes stays in this machine
 mount -t overlay overlay -o lowerdir=/mnt/installed,upperdir=/mnt/changes/upper,workdir=/mnt/changes/work /mnt/venv
@@ -21,10 +20,9 @@ mount --bind /mnt/tmp /tmp # hides WORK, and perhaps VENV
 mkdir -p "$venv"
 mount --bind /mnt/venv "$venv"
 mount -t tmpfs tmpfs /srv
-mkdir /srv/{home,shared,wheels}
+mkdir /srv/{home,shared}
 mount --bind /mnt/home /srv/home
 mount --bind /mnt/shared /srv/shared
-mount --bind /mnt/wheels /srv/wheels
 for file in passwd hosts resolv.conf; do mount --bind "/mnt/etc/$file" "/etc/$file"; done
 mount -t tmpfs -o mode=1777,size=1g tmpfs /dev/shm
 mount -t tmpfs -o mode=755 tmpfs /run

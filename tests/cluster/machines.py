@@ -34,8 +34,7 @@ PidFile none
 PrintMotd no
 """
 BASHRC = """
-export PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1 PIP_FIND_LINKS=/srv/wheels
-export PIP_ROOT_USER_ACTION=ignore
+export PIP_CONFIG_FILE=/dev/null PIP_NO_INDEX=1 PIP_ROOT_USER_ACTION=ignore
 export AWS_ENDPOINT_URL=http://10.77.0.1:5000 AWS_EC2_METADATA_DISABLED=true
 export AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret
 """
@@ -181,10 +180,7 @@ def start(command: Sequence[str], stack: contextlib.ExitStack, **options) -> sub
 
 def prepare(names: Sequence[str], work: Path) -> None:
     """Write the files that machines start with."""
-    for folder in (work / "shared", work / "wheels"):
-        folder.mkdir()
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(work / "wheels")]
-    call([*pip, "hatchling", "editables"])  # what builds the package on each node
+    (work / "shared").mkdir()
     for key in ("id", "host_key"):
         call(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / key)])
     users = [

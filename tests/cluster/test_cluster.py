@@ -65,19 +65,17 @@ def test_ray_accepts_the_file_and_bash_every_command(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_nodes_get_all_that_the_package_is_built_from(name):
-    mounts = loaded(name)["file_mounts"]
+def test_nodes_get_the_packages_in_folders_that_python_finds(name):
+    config = loaded(name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = {
-        "pyproject.toml",
-        project["project"]["readme"],
-        *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
-    }
-    sent = {Path(remote).name: local for remote, local in mounts.items()}
-    assert needed <= sent.keys()
-    for remote, local in mounts.items():
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    sent = {Path(remote).name: local for remote, local in config["file_mounts"].items()}
+    assert {*packages, "cluster"} <= sent.keys()
+    for remote, local in config["file_mounts"].items():
         assert remote.startswith(("~/tarflow-platform/", "~/.ray/")), "would shadow the package"
-        assert local.startswith("~") or (ROOT / local).exists(), local
+        assert local.startswith("~") or (ROOT / local).is_dir(), "`ray up` warns of files"
+    for setup in (config["head_setup_commands"], config["worker_setup_commands"]):
+        assert any("PYTHONPATH=$HOME/tarflow-platform " in command for command in setup)
 
 
 def test_versions_are_exact_tested_and_allowed():
@@ -98,7 +96,7 @@ def test_versions_are_exact_tested_and_allowed():
     assert yaml.safe_load(KUBERAY.read_text())["spec"]["rayClusterSpec"]["rayVersion"] == ray
     for name in FILES:
         assert f"ray[default]=={ray}" in opening(name)
-        assert any("-r cluster/requirements.txt" in c for c in loaded(name)["setup_commands"])
+        assert any("/cluster/requirements.txt" in c for c in loaded(name)["setup_commands"])
 
 
 def test_the_image_gets_all_that_the_package_is_built_from_and_no_more():

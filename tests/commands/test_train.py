@@ -1,3 +1,4 @@
+import sys
 from dataclasses import replace
 
 import pytest
@@ -53,3 +54,20 @@ def test_flags_of_fields_change_the_run_and_its_name(run, tmp_path, monkeypatch)
     changed = resolve_config(replace(run, optim=optim, data=data, seed=3))
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [run_id(changed)]
     assert read_result(tmp_path / "runs" / run_id(changed))["run"]["tags"] == "wide, new"
+
+
+def test_a_tracker_gets_the_run_and_a_missing_one_is_told_before_training(
+    run, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "run.yaml").write_text(to_yaml(resolve_config(run)))
+    command = ["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "runs" / "one")]
+    monkeypatch.delitem(sys.modules, "tarflow.mirror.wandb", raising=False)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main([*command, "--tracker", "wandb"]))
+    assert ended.value.code == 2
+    assert "pip install 'tarflow[wandb]'" in capsys.readouterr().err
+    assert read_result(tmp_path / "runs" / "one") is None
+    assert main([*command, "--tracker", "tensorboard"]) == 0
+    assert len(list((tmp_path / "runs" / "tensorboard").iterdir())) == 1

@@ -1,6 +1,11 @@
 """A search continues from what a crash leaves of its journal."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import optuna
 import pytest
@@ -73,3 +78,29 @@ def test_a_whole_journal_is_left_alone(journal, capsys):
     cut_to_whole_lines(journal, journal)
     assert (journal.read_bytes(), journal.stat().st_mtime_ns) == before
     assert capsys.readouterr().err == ""
+
+
+def test_the_dashboard_shows_a_search(journal, tmp_path):
+    pytest.importorskip("optuna_dashboard")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    start = "import sys; from optuna_dashboard._cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, str(journal), "--port", str(port)]
+    with (tmp_path / "log").open("w") as log:
+        dashboard = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        end, studies = time.monotonic() + 60, None
+        while studies is None:
+            try:
+                address = f"http://127.0.0.1:{port}/api/studies"
+                with urllib.request.urlopen(address, timeout=5) as answer:
+                    studies = json.load(answer)["study_summaries"]
+            except OSError:
+                running = dashboard.poll() is None and time.monotonic() < end
+                assert running, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+    finally:
+        dashboard.terminate()
+        dashboard.wait()
+    names = optuna.get_all_study_names(open_journal(tmp_path))
+    assert [study["study_name"] for study in studies] == names

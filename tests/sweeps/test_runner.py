@@ -10,6 +10,7 @@ import termios
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from small_studies import rows, wee, with_ray, write_study
 from sweeps import driver, scaling
 from sweeps.cluster import Cluster, check_shared
 from sweeps.lease import FILE, STALE_SECONDS, lease
+from sweeps.plan import STARTING_SECONDS
 from sweeps.progress import Progress
 from sweeps.study import Point, grid, resolve_study
 from tarflow.config import to_yaml
@@ -149,7 +151,7 @@ def test_a_process_that_dies_is_a_row_and_a_sick_machine_stops(tmp_path, capsys,
     path, out = write_study(tmp_path, study), tmp_path / "out"
     assert scaling.scale(scaling.Options(study=str(path), out=out)) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "stopped early: the first 4 runs all failed, 4 with RuntimeError: the" in printed
+    assert "stopped early: the first 4 runs all failed, 4 with ProcessDied: the" in printed
     errors = [row["error"] for row in rows(out).values()]
     assert 4 <= len(errors) < len(grid(resolve_study(study)))
     assert all("the process died" in error for error in errors)
@@ -266,6 +268,27 @@ def test_time_left_follows_the_pace_of_what_has_ended(monkeypatch):
     assert progress.seconds_left() == max(4.0, (4.0 + 20.0 * (len(runs) - 2)) / 2)
     progress.report(runs[1], {"images": runs[1].config.images / 4, "seconds": 500.0})
     assert progress.seconds_left() == 1500.0
+
+
+def test_three_ended_runs_revise_what_the_command_should_take(monkeypatch, tmp_path):
+    now = [0.0]
+    for clock in ("monotonic", "time"):
+        monkeypatch.setattr(time, clock, lambda: now[0])
+    command = scaling.Scaling(scaling.Options(study="tiny", out=tmp_path, sampler_trials=0))
+    plan = command.plan
+    runs, expected = [row.run for row in plan.rows], {r.run.run_id: r.left for r in plan.rows}
+    progress = Progress(len(runs), expected, 1, Console(quiet=True))
+    for run in runs[:3]:
+        assert progress.revised is None
+        progress.start(run)
+        now[0] += 2 * expected[run.run_id]
+        progress.end(run, {"status": "done", "bpd": 2.0})
+    outcome = SimpleNamespace(revised=progress.revised)
+    revised = command.revised(outcome)
+    assert revised["device_seconds"] == pytest.approx(2 * command.expected["device_seconds"])
+    on_one_device = STARTING_SECONDS + 2 * sum(expected.values())
+    assert revised["wall_seconds"] == pytest.approx(on_one_device)
+    assert command.revised(SimpleNamespace(revised=None)) is None
 
 
 def test_a_log_gets_a_line_per_change_and_otherwise_one_a_minute(monkeypatch):

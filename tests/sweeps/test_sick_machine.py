@@ -37,6 +37,6 @@ def test_a_sick_machine_is_avoided_and_every_run_ends_elsewhere(tmp_path, capsys
     finally:
         cluster.shutdown()
     printed = capsys.readouterr().out
-    assert "has lost 2 runs, 2 with RuntimeError: the process died" in printed
+    assert "has lost 2 runs, 2 with ProcessDied: the process died" in printed
     assert printed.count("resuming from its last checkpoint") <= 3
     assert {row["status"] for row in rows(out).values()} == {"done"}

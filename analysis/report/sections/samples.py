@@ -1,14 +1,16 @@
 """The section of samples: how they sharpen with compute, and the best run of each size."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.report.figures.theme import Row
 from analysis.report.run_data import by_compute, first_samples
-from analysis.report.section import Material, Picture, Section, embedded
-from tarflow.human import bits
+from analysis.report.section import Material, Picture, Section, embedded, png_uri, sample_sheet
+from tarflow.human import bits, count, number
+from tarflow.record import read_table
 
 STRIPS = 12  # runs in the strip: more do not fit on a screen
 RUN_SEED = 0  # of the samples that a run draws when it ends; other settings use other seeds
@@ -38,6 +40,30 @@ def samples(material: Material) -> Section:
         ),
         empty="No run has written samples yet.",
     )
+
+
+def previews(material: Material) -> tuple[Section, ...]:
+    """Show the samples that the best run drew while it trained; nothing if it drew none."""
+    for _, run in material.findings.finished.sort_values("bpd").iterrows():
+        path = material.study / "runs" / run["run_id"] / "previews.parquet"
+        if path.exists():
+            break
+    else:
+        return ()
+    strips = [
+        Picture(
+            png_uri(sample_sheet(row["samples"])), f"{count(row['images'])} images", _held_out(row)
+        )
+        for row in read_table(path).to_pylist()
+    ]
+    words = f"{run['name']}, the best run that drew samples while it trained, with the average of "
+    words += "its weights so far. Each column turns the same noise into an image."
+    title = "Samples while a run trained"
+    return (Section("previews", title, words, {}, strips=tuple(strips)),)
+
+
+def _held_out(row: Mapping[str, Any]) -> str:
+    return "" if row["loss"] is None else f"loss of validation images {number(row['loss'])}"
 
 
 def same_noise(scored: pd.DataFrame, ids: Collection[str]) -> bool:

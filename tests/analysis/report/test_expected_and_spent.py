@@ -23,7 +23,10 @@ def test_expected_and_spent_stand_side_by_side():
         ("device time of runs", "9 core-minutes", "10 core-minutes"),
         ("price of that, $3 per core-hour", "$0.45", "$0.50"),
     )
-    (table,) = checklist.expected_and_spent(OUTCOME | {"price": 0.0})
+    revised = {"wall_seconds": 360.0, "device_seconds": 660.0}
+    (table,) = checklist.expected_and_spent(OUTCOME | {"price": 0.0, "revised": revised})
+    assert table.columns == ("the last command", "expected", "after the first runs", "spent")
+    assert table.rows[0] == ("from start to end", "5 min", "6 min", "5.5 min")
     assert len(table.rows) == 2
 
 
