@@ -209,7 +209,10 @@ def _facts(run: Row, kid: tuple[float, float] | None) -> list[tuple[str, str]]:
     if not human.missing(run["bpd"]):
         images = " of test images" if run["split"] == "test" else ""
         facts.append(
-            (f"bits per dimension{images}", _measured(human.bits, run["bpd"], run["bpd_se"]))
+            (
+                f"{human.bits_unit(run['bpd_kind'])}{images}",
+                _measured(human.bits, run["bpd"], run["bpd_se"]),
+            )
         )
     if kid:
         facts.append(("KID of its samples", _measured(human.number, *kid)))
