@@ -31,7 +31,7 @@ TABLE_ROWS = 1000  # of the run table; its CSV has all
 CURVE_POINTS = 60  # per run: what a curve an inch high can show
 ALL_CURVE_POINTS = 100_000  # of all runs together, which bounds the file
 PICTURE_BYTES = 400_000  # of the samples embedded for runs that no section shows
-COLUMNS, GAP = 8, 2  # images in a row of samples.png, and the pixels around them
+PER_ROW, GAP = 8, 2  # images in a row of samples.png, and the pixels around them
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def first_samples(study: Path, run: Row) -> str:
     path = study / "runs" / run["run_id"] / "samples.png"
     if not path.exists():
         return ""
-    columns = min(COLUMNS, json.loads(run["config"])["evaluation"]["samples"])
+    columns = min(PER_ROW, json.loads(run["config"])["evaluation"]["samples"])
     written = io.BytesIO()
     with Image.open(path) as sheet:
         side = (sheet.width - GAP) // columns - GAP  # decoded latents are larger than the model's

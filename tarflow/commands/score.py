@@ -92,8 +92,8 @@ def score(
     if images:
         model = config.model
         if space:
-            sides = {"image_size": space.image_size, "image_channels": space.image_channels}
-            model = replace(model, **sides)
+            side, channels = space.image_size, space.image_channels
+            model = replace(model, image_size=side, image_channels=channels)
         pictures, names, left_out = read_pictures(images, model, resize, skip_broken)
         if codes:
             encoded = codes.encode(unit(torch.from_numpy(pictures.pixels)))
