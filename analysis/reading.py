@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +28,7 @@ UNFINISHED = {
     *("aborted", "preempted", "timeout", "running", "pending"),
 }
 LETTERS = {"params": "N", "tokens": "D", "flops": "C"}  # of inputs, in formulas and points
+BITS, KIND = "bpd", "bpd_kind"  # columns of our own tables: a likelihood, and what it is of
 NAMED = 5  # rows named for each reason
 CELL = 30  # characters of a cell that a message repeats
 
@@ -90,7 +91,7 @@ def read_columns(
 
     Raises:
         UserError: If the file cannot be read, lacks a column, has a number of 0 or less, or has no
-            row left.
+            row left; or if its bits per dimension are of several kinds.
     """
     raw = _load(path)
     texts = texts or {}
@@ -113,6 +114,7 @@ def read_columns(
             if _is_empty(cell):
                 left_out.setdefault(row, f"{column} is empty")
     values = values.drop(index=list(left_out))
+    _check_one_kind(chosen.loc[values.index], named.values(), path)
     if values.empty and not empty:
         raise UserError(f"{path} has no row to use: {name_rows(left_out)}")
     for name, column in columns.items():
@@ -287,6 +289,18 @@ def _check_column(raw: pd.DataFrame, name: str, path: Path) -> None:
         near = get_close_matches(name, list(raw.columns), n=1, cutoff=0.0)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise UserError(f"{path} has no column '{name}'{hint}")
+
+
+def _check_one_kind(rows: pd.DataFrame, columns: Iterable[str], path: Path) -> None:
+    """Refuse bits of pixels beside bits of latents, or bounds beside likelihoods."""
+    if BITS not in columns or KIND not in rows or KIND in columns:
+        return
+    kinds = sorted({str(cell).strip() for cell in rows[KIND] if not _is_empty(cell)})
+    if len(kinds) > 1:
+        raise UserError(
+            f"{path} has bits of several kinds ({', '.join(kinds)}), which cannot be compared: "
+            f"choose one with --where {KIND}={kinds[0]}"
+        )
 
 
 def _condition(text: str, raw: pd.DataFrame, path: Path) -> tuple[str, Callable[[int], bool]]:

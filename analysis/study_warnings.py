@@ -48,6 +48,12 @@ def _rows(findings: Findings) -> list[str]:
         lines.append("No config was run with two seeds: the noise between equal runs is unknown.")
     elif findings.noise.freedom < 2:
         lines.append("The noise between equal runs is estimated from two seeds only.")
+    if "bpd_kind" in runs and (runs["bpd_kind"] == "latent").any():
+        lines.append(
+            "These models are trained on latents of an autoencoder. Their bits are bits per "
+            "latent dimension, -log2 of the density of a noisy latent per value: they depend on "
+            "the noise and the autoencoder, and cannot be compared with bits of pixels."
+        )
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
     if len(findings.runs) and epochs > HARMLESS:
         lines.append(

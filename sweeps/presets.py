@@ -18,9 +18,15 @@ IMPORTS = {  # arguments of `python -m tarflow data` that make the presets' data
     "data/imagenet-64px": "ILSVRC2012 data/imagenet-64px --size 64",
     "data/imagenet-128px": "ILSVRC2012 data/imagenet-128px --size 128",
     "data/afhq-256px": "afhq data/afhq-256px --size 256",
+    "data/imagenet-256px-latents": "encode data/imagenet-256px data/imagenet-256px-latents "
+    "--autoencoder sd-vae-ft-ema",
 }
 
-PACKAGES = {"data/fashion": "dataset-fashion-mnist"}  # of Debian, that bring the downloads
+FIRST = {  # commands before these
+    "data/fashion": "apt-get install dataset-fashion-mnist",
+    "data/imagenet-256px-latents": "python -m tarflow data ILSVRC2012 data/imagenet-256px "
+    "--size 256",
+}
 
 
 def how_to_import(name: str) -> str:
@@ -29,8 +35,8 @@ def how_to_import(name: str) -> str:
     >>> how_to_import("data/cifar10")
     'python -m tarflow data cifar-10-batches-py data/cifar10 --kind cifar'
     """
-    install = f"apt-get install {PACKAGES[name]} && " if name in PACKAGES else ""
-    return f"{install}python -m tarflow data {IMPORTS[name]}"
+    first = f"{FIRST[name]} && " if name in FIRST else ""
+    return f"{first}python -m tarflow data {IMPORTS[name]}"
 
 
 def load(name: str) -> Study:

@@ -238,6 +238,7 @@ class OptimConfig:
     cooldown: float = 0.2  # share of the images in the linear decay of wsd, 0 to 1
     ema: float = 0.05  # width of the weight average, as a share of the images seen; 0 is off
     label_drop: float = 0.1  # share of conditions dropped in training, 0 to 1
+    output_penalty: float = 0.0  # weight of the mean squares between blocks in the loss; 0 is off
 
     def __post_init__(self) -> None:
         check_fields(
@@ -252,6 +253,7 @@ class OptimConfig:
             warmup_images=(self.warmup_images >= 0, COUNT),
             cooldown=(0 <= self.cooldown <= 1, SHARE),
             label_drop=(0 <= self.label_drop <= 1, SHARE),
+            output_penalty=(self.output_penalty >= 0, COUNT),
             ema=(0 <= self.ema < 0.25, "it is a share, from 0 to below 0.25"),
         )
 

@@ -126,6 +126,15 @@ def bits(value: float | None) -> str:
     return MISSING if value is None or missing(value) else f"{value:.3f}"
 
 
+def bits_unit(kind: str) -> str:
+    """Name the unit of a likelihood by its `bpd_kind`.
+
+    >>> bits_unit("bound"), bits_unit("latent")
+    ('bits per dimension', 'bits per latent dimension')
+    """
+    return "bits per latent dimension" if kind == "latent" else "bits per dimension"
+
+
 def number(value: float | None) -> str:
     """Write a number of any other kind with three digits.
 

@@ -10,7 +10,7 @@ from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")
 LATER = {  # fields that came after the first release, with the values that are not hashed
-    "optim": {"optimizer": "adamw", "base_channels": 0},
+    "optim": {"optimizer": "adamw", "base_channels": 0, "output_penalty": 0.0},
     "model": {
         "first_block": "forwards",
         "start_token": False,

@@ -110,6 +110,7 @@ def variants():
         "cooldown": 0.3,
         "ema": 0.1,
         "label_drop": 0.2,
+        "output_penalty": 1e-4,
         "images": 8192,
         "batch": 32,
         "seed": 1,
@@ -132,8 +133,8 @@ def variants():
 
 def test_every_field_that_changes_the_numbers_changes_the_name():
     names = {path: run_id(config) for path, config in variants()}
-    assert len(names) == 40
-    assert len({*names.values(), run_id(PLAIN)}) == 40, names  # two are the same change
+    assert len(names) == 41
+    assert len({*names.values(), run_id(PLAIN)}) == 41, names  # two are the same change
 
 
 def test_data_that_moved_are_the_same_data():

@@ -30,7 +30,7 @@ TABLE_ROWS = 1000  # of the run table; its CSV has all
 CURVE_POINTS = 60  # per run: what a curve an inch high can show
 ALL_CURVE_POINTS = 100_000  # of all runs together, which bounds the file
 PICTURE_BYTES = 400_000  # of the samples embedded for runs that no section shows
-GAP = 2  # pixels around the images of samples.png
+PER_ROW, GAP = 8, 2  # images in a row of samples.png, and the pixels around them
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ def first_samples(study: Path, run: Row) -> str:
     path = study / "runs" / run["run_id"] / "samples.png"
     if not path.exists():
         return ""
-    side = json.loads(run["config"])["model"]["image_size"]
-    sheet, step, height = sample_sheet(path.read_bytes()), side + GAP, side + 2 * GAP
+    sheet = sample_sheet(path.read_bytes())
+    side = sheet.info["side"] or json.loads(run["config"])["model"]["image_size"]
+    step, height = side + GAP, side + 2 * GAP
     if sheet.info["rows"] == "images":
         return png_uri(sheet.crop((0, 0, sheet.width, height)))
     strip = Image.new(sheet.mode, (sheet.height, height))
@@ -218,7 +219,10 @@ def _facts(run: Row, kid: tuple[float, float] | None) -> list[tuple[str, str]]:
     if not human.missing(run["bpd"]):
         images = " of test images" if run["split"] == "test" else ""
         facts.append(
-            (f"bits per dimension{images}", _measured(human.bits, run["bpd"], run["bpd_se"]))
+            (
+                f"{human.bits_unit(run['bpd_kind'])}{images}",
+                _measured(human.bits, run["bpd"], run["bpd_se"]),
+            )
         )
     if kid:
         facts.append(("KID of its samples", _measured(human.number, *kid)))

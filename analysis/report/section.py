@@ -118,7 +118,8 @@ def sample_sheet(content: bytes) -> Image.Image:
         scale = int(picture.info.get("scale", 1))  # absent from pictures of earlier releases
         size = picture.width // scale, picture.height // scale
         sheet = picture.resize(size, Image.Resampling.NEAREST)
-        sheet.info = {"rows": picture.info.get("rows", "images")}
+        side = int(picture.info.get("side", 0))  # of an image; 0 if the picture does not say
+        sheet.info = {"rows": picture.info.get("rows", "images"), "side": side}
     return sheet
 
 

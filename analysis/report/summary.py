@@ -16,7 +16,18 @@ from analysis.forecast import claim
 from analysis.laws.intervals import LEVEL
 from analysis.machines import own_machine
 from analysis.study_warnings import warnings_of
-from tarflow.human import bits, count, digits, interval, missing, number, percent, power, seconds
+from tarflow.human import (
+    bits,
+    bits_unit,
+    count,
+    digits,
+    interval,
+    missing,
+    number,
+    percent,
+    power,
+    seconds,
+)
 
 ABLATION = Markup(
     "<b>An ablation: choices side by side at equal training FLOPs, without a law.</b> Differences "
@@ -168,7 +179,8 @@ def _tiles(findings: Findings, table: pd.DataFrame, advice: Recommendation | Non
     tiles = []
     if len(findings.finished):
         best = findings.finished.nsmallest(1, "bpd").iloc[0]
-        tiles.append(Tile("Best run, bits per dimension", bits(best["bpd"]), best["name"]))
+        unit = bits_unit(str(best["bpd_kind"]))
+        tiles.append(Tile(f"Best run, {unit}", bits(best["bpd"]), best["name"]))
     item = advice.allocation if advice else None
     if item and item.bpd is not None:
         note = f"{interval(item.bpd_interval, bits)} · {power(item.flops)} FLOPs"

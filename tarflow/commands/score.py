@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 from rich.table import Column
 
+from tarflow import human
 from tarflow.commands.checkpoint import Checkpoint, decoder, load
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig
@@ -158,7 +159,7 @@ def _summary(scores: "Scores", config: RunConfig, missing: str) -> Iterator[str]
     mean = scores.log_likelihood.mean() / dims
     yield f"mean, nats per dimension: {mean:.4f} = {' '.join(parts)}"
     if scores.bpd is not None:
-        unit = "bits per latent dimension" if scores.bpd_kind == "latent" else "bits per dimension"
+        unit = human.bits_unit(scores.bpd_kind)
         yield f"mean {unit}: {scores.bpd.mean():.4f} ({scores.bpd_kind})"
     if missing:
         yield f"no typicality, as there are no training images: {missing}"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from tarflow import human
 from tarflow.commands.flags import Changes, RunFlags, Tags, flat, split_tags
 from tarflow.config import RunConfig, read_yaml
 from tarflow.identity import run_id
@@ -91,9 +92,8 @@ def train(
         console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1
     if row:
-        unit = "bits per latent dimension" if row["bpd_kind"] == "latent" else "bits per dimension"
         print(
-            f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} {unit} "
+            f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} {human.bits_unit(row['bpd_kind'])} "
             f"({row['bpd_kind']}, {row['split']} images)"
         )
         if compared := write_outcome(study, row):

@@ -27,7 +27,7 @@ from tarflow.config import CLASSIFIER, DataConfig, ModelConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
 from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
-from tarflow.latent.space import LatentSpace
+from tarflow.latent_space import LatentSpace
 from tarflow.storage import cache_folder
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"

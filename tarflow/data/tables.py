@@ -32,7 +32,7 @@ from pyarrow import fs
 
 from tarflow.data import codec, conditions
 from tarflow.errors import UserError
-from tarflow.latent import space
+from tarflow.latent_space import KEY, LATENT, LatentSpace, read_latent_space
 from tarflow.record import write_text
 from tarflow.storage import cache_folder, expand
 
@@ -101,14 +101,14 @@ class Table:
         return self.latents.shape if self.latents else self._first.shape
 
     @cached_property
-    def latents(self) -> space.LatentSpace | None:
+    def latents(self) -> LatentSpace | None:
         """Where the latents of this table come from; None for a table of images.
 
         Raises:
             UserError: If the shards hold latents of several autoencoders.
         """
         spaces = {
-            path: space.latent_space(
+            path: read_latent_space(
                 {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()},
                 path,
             )
@@ -151,7 +151,7 @@ class Table:
     @cached_property
     def unread_columns(self) -> list[str]:
         """Names of the columns that have no meaning here; one may hold labels."""
-        read = ("image", space.COLUMN, "label", conditions.COLUMN, "split")
+        read = ("image", LATENT, "label", conditions.COLUMN, "split")
         return [name for name in self._schema.names if name not in read]
 
     @cached_property
@@ -212,7 +212,7 @@ class Table:
         """Read the latents of the rows that a mask (N,) chooses, in order, each (C, S, S)."""
         assert self.latents
         dtype = np.dtype(self.latents.dtype).newbyteorder("<")
-        for start, batch in self._batches(space.COLUMN):
+        for start, batch in self._batches(LATENT):
             for row in np.flatnonzero(chosen[start : start + len(batch)]).tolist():
                 stored = batch[row].as_py() or b""
                 if len(stored) != self.latents.row_bytes:
@@ -342,10 +342,8 @@ class Table:
                 raise UserError(f"{shard.path} is not a Parquet file: {reason}") from None
             names = file.schema_arrow.names
             image = file.schema_arrow.field("image").type if "image" in names else pa.null()
-            latents = space.COLUMN in names and space.KEY.encode() in (
-                file.schema_arrow.metadata or {}
-            )
-            if latents:
+            encoded = LATENT in names and KEY.encode() in (file.schema_arrow.metadata or {})
+            if encoded:
                 yield file
                 continue
             if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:

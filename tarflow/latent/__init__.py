@@ -1,4 +1,4 @@
 """Latents of an autoencoder instead of pixels: encode tables, decode samples, fine-tune decoders.
 
-Everything but `space` needs the extra `latents`: pip install 'tarflow[latents]'.
+Needs the extra `latents`: pip install 'tarflow[latents]'.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 from tarflow import data
 from tarflow.config import DataConfig
 from tarflow.errors import UserError
-from tarflow.latent.space import LatentSpace
+from tarflow.latent_space import LatentSpace
 from tarflow.storage import expand
 
 BATCH = 16  # images that pass at a time

@@ -22,7 +22,7 @@ from tarflow.data.procedural import find_procedural
 from tarflow.data.tables import SPLITS, Split, find_table
 from tarflow.errors import UserError
 from tarflow.latent.autoencoder import BATCH, Autoencoder
-from tarflow.latent.space import COLUMN, KEY, LatentSpace
+from tarflow.latent_space import KEY, LATENT, LatentSpace
 from tarflow.model.noise import unit
 from tarflow.record import read_json, replacing, write_json
 from tarflow.storage import expand
@@ -147,7 +147,7 @@ def _encoded(
             part = torch.from_numpy(images[first : first + BATCH])
             stored = _bytes(autoencoder.encode(unit(part)).numpy(), space, config.name)
             arrays = [stored, *(column.slice(first, BATCH) for column in columns.columns)]
-            names = [COLUMN, *columns.schema.names]
+            names = [LATENT, *columns.schema.names]
             yield pa.Table.from_arrays(arrays, names).replace_schema_metadata(metadata)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tarflow.config import STARFLOW, ModelConfig, RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
-from tarflow.latent.space import KEY, LatentSpace, latent_space
+from tarflow.latent_space import KEY, LatentSpace, read_latent_space
 from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
 from tarflow.storage import local_copy, locate
@@ -70,7 +70,7 @@ def write_tensors(
 def latents_of_model(path: Path) -> LatentSpace | None:
     """Return where the latents of a model that `load_model` reads come from; None for pixels."""
     with local_copy(locate(path)) as local, safe_open(local, "pt") as file:
-        return latent_space(file.metadata() or {}, str(path))
+        return read_latent_space(file.metadata() or {}, str(path))
 
 
 def load_model(path: Path, layer_type: type[Layer] = Layer) -> tuple[TarFlow, RunConfig]:

@@ -49,13 +49,13 @@ def image_grid(
         columns: Images in a row.
 
     Returns:
-        A grey or RGB picture. Its `info` says how to read it: the factor, `scale`, and `rows`,
-        which are classes or images.
+        A grey or RGB picture. Its `info` says how to read it: the factor, `scale`; the `side` of
+        an image before enlarging; and `rows`, which are classes or images.
 
     >>> image_grid(torch.zeros(5, 1, 200, 200), columns=3).size
     (608, 406)
     >>> image_grid(torch.zeros(4, 1, 8, 8), torch.tensor([1, 0, 1, 1])).info
-    {'scale': '16', 'rows': 'classes'}
+    {'scale': '16', 'side': '8', 'rows': 'classes'}
     """
     count, colours, height, width = images.shape
     by_class = columns is None and labels is not None and _has_rows(labels)
@@ -77,7 +77,8 @@ def image_grid(
     grid = Image.fromarray(canvas[:, :, 0] if colours == 1 else canvas)
     scale = -(-LONGER_SIDE // max(grid.size))
     grid = grid.resize((scale * grid.width, scale * grid.height), Image.Resampling.NEAREST)
-    grid.info = {"scale": str(scale), "rows": "classes" if by_class else "images"}
+    kind = "classes" if by_class else "images"
+    grid.info = {"scale": str(scale), "side": str(width), "rows": kind}
     return grid
 
 

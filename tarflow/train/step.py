@@ -4,7 +4,7 @@ Legend: `B` batch, `T` tokens per image, `D` values per token.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tarflow import distributed
 from tarflow.config import RunConfig
@@ -40,6 +40,10 @@ class TrainStep:
         # one buffer for all gradients, or `None` where each pass may write new tensors
         self.gradients = distributed.flatten_gradients(state.flow) if self.needs_buffer() else None
         self.update = self.make_update()
+        self.squares: list[Tensor] = []  # mean squares between the blocks, of one pass
+        if config.optim.output_penalty:
+            for block in state.flow.blocks[:-1]:
+                block.register_forward_hook(self._measure_output)
         self.ema_exponent = optim.ema_exponent(config.optim.ema) if config.optim.ema else None
 
     def __call__(self, pixels: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -103,15 +107,27 @@ class TrainStep:
         return images[part], None if condition is None else condition[part]
 
     def forward_backward(self, images: Tensor, condition: Tensor | None) -> None:
-        """Add the gradients and the loss of a micro-batch to those of the step."""
+        """Add the gradients and the loss of a micro-batch to those of the step.
+
+        The penalty on outputs (Gu et al. 2025) adds to the gradients; the loss is reported without
+        it, so that it stays a likelihood.
+        """
         share = self.config.batch // self.execution.workers
+        self.squares.clear()
         with autocast(self.execution.precision, images.device):
             latents, logdet = self.state.flow(images, condition)
         loss = negative_log_likelihood(latents, logdet).mean() * (len(images) / share)
-        loss.backward()
+        penalty = self.config.optim.output_penalty * (len(images) / share) * sum(self.squares)
+        (loss + penalty).backward()
         self.loss += loss.detach()
         if self.config.model.volume_preserving:
             self.square += latents.detach().square().sum(0) / share
+
+    def _measure_output(
+        self, _block: nn.Module, _inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]
+    ) -> None:
+        """Keep the mean square of the tokens that a block passes on."""
+        self.squares.append(output[0].float().square().mean())
 
     def make_update(self) -> optim.Update | OnePassUpdate:
         """Return what clips, steps and averages: in one pass where compiled kernels can."""

@@ -99,6 +99,15 @@ def test_what_cannot_be_read_is_named(write, content, message):
         read_columns(write(content), COLUMNS)
 
 
+def test_bits_of_latents_and_of_pixels_are_not_fitted_together(write):
+    path = write("N,D,bpd,bpd_kind\n1M,1B,3.5,bound\n2M,1B,1.9,latent\n")
+    columns = {"params": "N", "tokens": "D", "loss": "bpd"}
+    with pytest.raises(UserError, match=r"bound, latent.*--where bpd_kind=bound"):
+        read_columns(path, columns)
+    assert read_columns(path, columns, ["bpd_kind=latent"]).values["loss"].tolist() == [1.9]
+    assert len(read_columns(path, columns, texts={"group": "bpd_kind"}).values) == 2
+
+
 @pytest.mark.parametrize(
     ("where", "kept"),
     [

@@ -41,21 +41,21 @@ def autoencoder(tmp_path_factory):
     network = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(16, 32),
+        block_out_channels=(8, 16),
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=4,
         mid_block_add_attention=False,
     )
     images = torch.from_numpy(leaves("train", 0, 384, SIDE)) / 127.5 - 1
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for step in range(150):
-        part = images[np.arange(step * 32, step * 32 + 32) % len(images)]
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for step in range(80):
+        part = images[np.arange(step * 16, step * 16 + 16) % len(images)]
         posterior = network.encode(part).latent_dist
         error = (network.decode(posterior.mean).sample - part).square().mean()
         optimizer.zero_grad()
         (error + 1e-3 * posterior.mean.square().mean()).backward()
         optimizer.step()
-    assert error < 0.03  # an image of zeros has 0.4
+    assert error < 0.2  # an image of zeros has 0.4
     with torch.no_grad():
         latents = network.encode(images).latent_dist.mean
     network.register_to_config(

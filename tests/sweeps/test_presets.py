@@ -9,7 +9,10 @@ from PIL import Image
 
 from sweeps.presets import IMPORTS, PRESETS, load
 from sweeps.study import resolve_study
+from tarflow import data
 from tarflow.__main__ import main
+from tarflow.data import codec
+from tarflow.data.shards import write_shards
 
 
 def save_folders(root, classes, photographs=1, sides=(40, 30)):
@@ -23,6 +26,21 @@ def save_folders(root, classes, photographs=1, sides=(40, 30)):
                 Image.fromarray(pixels).save(folder / f"{photograph}.jpg")
 
 
+def save_autoencoder(folder):
+    """Save one with Stable Diffusion's latents and random weights."""
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(2,) * 4,
+        latent_channels=4,
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        scaling_factor=0.18215,
+    )
+    network.save_pretrained(str(folder))
+
+
 def write_source(name, here):
     if name == "data/cifar10":
         write_cifar10(here / "cifar-10-batches-py", noise_images(240, size=32))
@@ -34,6 +52,13 @@ def write_source(name, here):
         rows = noise_images(48, size=64).transpose(0, 3, 1, 2).reshape(48, -1)
         for file in ("train_data_batch_1", "val_data"):
             np.savez(here / f"Imagenet64_npz/{file}.npz", data=rows, labels=np.arange(1, 49))
+    elif name == "data/imagenet-256px-latents":
+        save_autoencoder(here / "sd-vae-ft-ema")
+        photographs = noise_images(15, size=256)
+        pngs = [codec.encode_png(Image.fromarray(pixels)) for pixels in photographs]
+        rows = [(data.SPLITS[row % 3], png, row) for row, png in enumerate(pngs)]
+        names = [f"n{number:08d}" for number in range(1000)]
+        write_shards(here / "data/imagenet-256px", rows, names)
     elif name == "data/afhq-256px":
         save_folders(here / "afhq", 3, photographs=2)
     else:

@@ -34,6 +34,7 @@ FROZEN = {
     "paper-imagenet128": "955d5225d6",
     "paper-afhq256": "b797175425",
     "paper-cifar10": "d00cd988f3",
+    "paper-starflow-256": "fb3989830f",
 }
 
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 
 from tarflow.config import from_dict, to_dict
 
-COLUMN = "latent"  # of a table: the little-endian values of one latent, C, S, S
+LATENT = "latent"  # of a table: the little-endian values of one latent, C, S, S
 KEY = "latents"  # in the metadata of a table, and of the models trained on it
 
 
@@ -43,7 +43,7 @@ class LatentSpace:
         return json.dumps(to_dict(self))
 
 
-def latent_space(metadata: Mapping[str, str], where: str) -> LatentSpace | None:
+def read_latent_space(metadata: Mapping[str, str], where: str) -> LatentSpace | None:
     """Return the latent space in the metadata of a file, or None if it holds none.
 
     Args:
