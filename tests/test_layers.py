@@ -20,8 +20,9 @@ TORCH_FREE = (
 ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files beside it
     ("errors", "human"),
     ("strict_yaml", "storage"),
+    ("fields",),
     ("config",),
-    ("cost", "identity", "latent_space", "record"),
+    ("cost", "identity", "latent_space", "override", "record"),
     ("forecasts", "mirror", "step_time"),
     ("data",),
     ("model",),
