@@ -38,9 +38,10 @@ from tarflow.errors import UserError
 from tarflow.evaluate import scoring
 from tarflow.evaluate.held_out import TrainingReference, training_reference
 from tarflow.identity import run_id
+from tarflow.latent.autoencoder import Autoencoder, decoder_of
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels, unit
-from tarflow.model.weights import load_model
+from tarflow.model.weights import latents_of_model, load_model
 from tarflow.record import read_result
 from tarflow.run import resolve_config, run
 from tarflow.sample.calibration import choose_plan, default_condition
@@ -138,8 +139,20 @@ class Model:
         if given is not None:
             turns = given[torch.arange(count) % len(given)]
         plan = choose_plan("auto", self.flow, config, count, batch, self.path.parent / PLAN)
-        drawn = sample(self.flow, count, config.sampler, config.noise, turns, seed, batch, plan)
-        return Drawn(drawn.images, drawn.condition, drawn.redrawn, drawn.lost)
+        codes = self._decoder
+        drawn = sample(
+            self.flow,
+            count,
+            config.sampler,
+            config.noise,
+            turns,
+            seed,
+            batch,
+            plan,
+            bounded=codes is None,
+        )
+        images = codes.decode(drawn.images) if codes else drawn.images
+        return Drawn(images, drawn.condition, drawn.redrawn, drawn.lost)
 
     def grid(self, count: int | None = None, **settings: Any) -> Image.Image:
         """Draw images and return them as one picture; arguments as for `sample`."""
@@ -158,14 +171,17 @@ class Model:
         Raises:
             UserError: If the images do not fit the model, or a label is unknown.
         """
-        if isinstance(images, data.Images):
-            labels = images.labels if labels is None and images.classes else labels
-            images = images.pixels
-        pixels = pixels_of(_plain(images), self.flow.config)
-        known = np.full(len(pixels), -1) if labels is None else np.asarray(_plain(labels))
-        if known.shape != (len(pixels),):
-            raise UserError(f"{known.size} labels for {len(pixels)} images: give one per image")
-        chosen = data.Images(pixels, known, self.flow.config.classes)
+        if isinstance(images, data.Images):  # with labels and vectors of their own
+            if labels is None and images.classes:
+                labels = images.labels
+            chosen = images
+        else:
+            chosen = data.Images(self._pixels(images), np.empty(0), self.flow.config.classes)
+        count = len(chosen.pixels)
+        known = np.full(count, -1) if labels is None else np.asarray(_plain(labels))
+        if known.shape != (count,):
+            raise UserError(f"{known.size} labels for {count} images: give one per image")
+        chosen = replace(chosen, labels=known)
         return scoring.score(self.flow, self.config, chosen, self._reference, draws)
 
     def bits(
@@ -195,7 +211,12 @@ class Model:
 
     @property
     def bits_kind(self) -> str:
-        """What `bits` is: `bound` with Gaussian noise, `dequantised` with uniform noise."""
+        """What `bits` is: `bound` with Gaussian noise, `dequantised` with uniform noise, or `latent`.
+
+        Bits of latents are those of the noisy latent, and no bits of pixels.
+        """
+        if latents_of_model(self.path):
+            return "latent"
         return "bound" if self.config.noise.type == "gaussian" else "dequantised"
 
     def log_prob(self, images: Any, labels: ArrayLike | None = None) -> Tensor:
@@ -241,6 +262,22 @@ class Model:
         device = self.flow.var.device
         classes = None if labels is None else torch.as_tensor(labels).to(device)
         return self.flow.inverse(latents.to(device), classes, differentiable=differentiable)
+
+    def _pixels(self, images: Any) -> NDArray[Any]:
+        """Return images as the model takes them: 8-bit pixels, or their latents."""
+        space, codes = latents_of_model(self.path), self._decoder
+        if space is None or codes is None:
+            return pixels_of(_plain(images), self.flow.config)
+        side, channels = space.image_size, space.image_channels
+        shown = replace(self.flow.config, image_size=side, image_channels=channels)
+        pixels = unit(torch.from_numpy(pixels_of(_plain(images), shown)))
+        encoded: NDArray[np.float32] = codes.encode(pixels).numpy()
+        return encoded
+
+    @cached_property
+    def _decoder(self) -> Autoencoder | None:
+        """What decodes the latents that the model draws; None for a model of pixels."""
+        return decoder_of(self.path, self.flow, self.config)
 
     @cached_property
     def _missing(self) -> str:

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from tarflow.config import ExecutionConfig, RunConfig
-from tarflow.errors import UserError
 from tarflow.storage import locate_model
 
 if TYPE_CHECKING:
-    from tarflow.latent.autoencoder import Autoencoder
     from tarflow.model.flow import TarFlow
 
 Config = TypeVar("Config", bound=Any)  # a dataclass of `tarflow.config`
@@ -38,38 +36,6 @@ class SamplerFlags:
 
 Flags = Annotated[SamplerFlags, tyro.conf.OmitArgPrefixes]
 NO_FLAGS = SamplerFlags()
-
-
-def decoder(
-    checkpoint: Path, flow: "TarFlow", config: RunConfig, folder: Path | None
-) -> "Autoencoder | None":
-    """Return what decodes the latents that a model draws; None for a model of pixels.
-
-    Args:
-        checkpoint: File of the model, which says what its latents come from.
-        flow: The model, on its device.
-        config: Configuration of its run.
-        folder: Folder of another autoencoder; None for that of the config or of the model.
-
-    Raises:
-        UserError: If it is missing, or decodes other latents.
-    """
-    from tarflow.latent.autoencoder import find_autoencoder, load_autoencoder
-    from tarflow.model.weights import latents_of_model
-
-    space, device = latents_of_model(checkpoint), flow.var.device
-    if space:
-        chosen = str(folder or config.evaluation.autoencoder)
-        return find_autoencoder(space, chosen, device)
-    if folder is None:
-        return None
-    autoencoder, channels = load_autoencoder(folder, device), flow.config.image_channels
-    if autoencoder.latent_channels != channels:
-        raise UserError(
-            f"{folder} has latents of {autoencoder.latent_channels} channels, the model makes "
-            f"{channels}: name another autoencoder, or none if the model makes pixels"
-        )
-    return autoencoder
 
 
 def override(config: Config, **flags: Any) -> Config:

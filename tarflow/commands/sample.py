@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tarflow import human
-from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, decoder, load
+from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.sample.plan import PLAN
@@ -58,12 +58,13 @@ def sample(
     """
 
     from tarflow.device import autocast
+    from tarflow.latent.autoencoder import decoder_of
     from tarflow.sample.calibration import choose_plan
     from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
     from tarflow.sample.sampling import sample as draw
 
     flow, config = load(checkpoint, sampling)
-    decodes = decoder(checkpoint, flow, config, autoencoder)
+    decodes = decoder_of(checkpoint, flow, config, autoencoder)
     classes = labels or range(flow.config.classes)
     if count is None:
         count = usual_count(len(set(classes)))

@@ -11,10 +11,11 @@ import tyro
 from rich.table import Column
 
 from tarflow import human
-from tarflow.commands.checkpoint import Checkpoint, decoder, load
+from tarflow.commands.checkpoint import Checkpoint, load
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.storage import locate_model
 
 if TYPE_CHECKING:
     from tarflow.evaluate.scoring import Scores
@@ -78,6 +79,7 @@ def score(
     from tarflow.data.pictures import read_pictures
     from tarflow.evaluate import scoring
     from tarflow.evaluate.held_out import training_reference
+    from tarflow.latent.autoencoder import decoder_of
     from tarflow.model.noise import unit
     from tarflow.model.weights import latents_of_model
     from tarflow.record import write_table
@@ -92,8 +94,8 @@ def score(
     except UserError as error:
         missing = str(error)
     left_out: list[str] = []
-    space = latents_of_model(checkpoint)
-    codes = decoder(checkpoint, flow, config, autoencoder) if images or grid else None
+    space = latents_of_model(locate_model(checkpoint))
+    codes = decoder_of(checkpoint, flow, config, autoencoder) if images or grid else None
     if images:
         model = config.model
         if space:

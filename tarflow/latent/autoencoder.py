@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from tarflow import data
-from tarflow.config import DataConfig
+from tarflow.config import DataConfig, RunConfig
 from tarflow.errors import UserError
 from tarflow.latent_space import LatentSpace
-from tarflow.storage import expand
+from tarflow.model.flow import TarFlow
+from tarflow.model.weights import latents_of_model
+from tarflow.storage import expand, locate_model
 
 BATCH = 16  # images that pass at a time
 
@@ -145,6 +147,35 @@ def find_autoencoder(
             "name an autoencoder for the same latents"
         )
     return found
+
+
+def decoder_of(
+    checkpoint: Path, flow: TarFlow, config: RunConfig, folder: Path | None = None
+) -> Autoencoder | None:
+    """Return what decodes the latents that a model draws; None for a model of pixels.
+
+    Args:
+        checkpoint: The model, which says what its latents come from.
+        flow: The model, on its device.
+        config: Configuration of its run.
+        folder: Folder of another autoencoder; None for that of the config or of the model.
+
+    Raises:
+        UserError: If it is missing, or decodes other latents.
+    """
+    space, device = latents_of_model(locate_model(checkpoint)), flow.var.device
+    if space:
+        chosen = str(folder or config.evaluation.autoencoder)
+        return find_autoencoder(space, chosen, device)
+    if folder is None:
+        return None
+    autoencoder, channels = load_autoencoder(folder, device), flow.config.image_channels
+    if autoencoder.latent_channels != channels:
+        raise UserError(
+            f"{folder} has latents of {autoencoder.latent_channels} channels, the model makes "
+            f"{channels}: name another autoencoder, or none if the model makes pixels"
+        )
+    return autoencoder
 
 
 def autoencoder_of(
