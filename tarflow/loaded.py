@@ -176,7 +176,9 @@ class Model:
                 labels = images.labels
             chosen = images
         else:
-            chosen = data.Images(self._pixels(images), np.empty(0), self.flow.config.classes)
+            chosen = data.Images(
+                self._pixels(images), np.empty(0, np.int64), self.flow.config.classes
+            )
         count = len(chosen.pixels)
         known = np.full(count, -1) if labels is None else np.asarray(_plain(labels))
         if known.shape != (count,):
@@ -211,7 +213,7 @@ class Model:
 
     @property
     def bits_kind(self) -> str:
-        """What `bits` is: `bound` with Gaussian noise, `dequantised` with uniform noise, or `latent`.
+        """What `bits` is: `bound` or `latent` with Gaussian noise, `dequantised` with uniform noise.
 
         Bits of latents are those of the noisy latent, and no bits of pixels.
         """
