@@ -50,7 +50,7 @@ def printed(chromium: Browser, name: str, *arguments: object) -> None:
         stdout=subprocess.PIPE,
     )
     page = chromium.new_page(viewport={"width": 1600, "height": 900})
-    lines = [line[:100] for line in process.stdout.strip().splitlines()[:14]]
+    lines = [line[:100] for line in process.stdout.strip().splitlines()[-12:]]
     page.set_content(TERMINAL.format(html.escape("\n".join([f"$ python {words[0]} ...", *lines]))))
     keep(Image.open(io.BytesIO(page.locator("pre").screenshot())), name)
     page.close()

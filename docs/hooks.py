@@ -28,7 +28,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if source := outside(page.src_uri, target):
                 name = f"source/{source.relative_to(ROOT)}.md"
                 language = LANGUAGES.get(source.suffix, "text")
-                text = f"# {source.relative_to(ROOT)}\n\n~~~~{language}\n{source.read_text()}\n~~~~\n"
+                text = (
+                    f"# {source.relative_to(ROOT)}\n\n~~~~{language}\n{source.read_text()}\n~~~~\n"
+                )
                 if files.get_file_from_path(name) is None:
                     files.append(File.generated(config, name, content=text))
     return files
