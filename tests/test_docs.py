@@ -1,4 +1,4 @@
-"""The pages people read agree with the code they describe, and what they tell people to type works."""
+"""The pages people read agree with the code, and what they tell people to type works."""
 
 import ast
 import importlib
@@ -161,10 +161,9 @@ def only_parsed(monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("only_parsed")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_commands_that_are_not_run_have_the_flags_that_pages_name(
-    page, only_parsed, monkeypatch, capsys
-):
+def test_commands_that_are_not_run_have_the_flags_that_pages_name(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for block in blocks(page):
         if block.not_run and block.language in ("sh", "bash"):
