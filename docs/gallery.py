@@ -37,8 +37,8 @@ def keep(picture: Image.Image, name: str) -> None:
     picture.convert("RGB").quantize(64).save(HERE / "gallery" / f"{name}.png", optimize=True)
 
 
-def printed(chromium: Browser, name: str, *arguments: object) -> None:
-    """Run an example and draw what it prints."""
+def printed(chromium: Browser, name: str, *arguments: object, last: int = 12) -> None:
+    """Run an example and draw the last lines that it prints."""
     words = ["examples/" + f"{name}.py", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
     process = subprocess.run(
@@ -50,7 +50,7 @@ def printed(chromium: Browser, name: str, *arguments: object) -> None:
         stdout=subprocess.PIPE,
     )
     page = chromium.new_page(viewport={"width": 1600, "height": 900})
-    lines = [line[:100] for line in process.stdout.strip().splitlines()[-12:]]
+    lines = [line[:100] for line in process.stdout.strip().splitlines()[-last:]]
     page.set_content(TERMINAL.format(html.escape("\n".join([f"$ python {words[0]} ...", *lines]))))
     keep(Image.open(io.BytesIO(page.locator("pre").screenshot())), name)
     page.close()
@@ -67,7 +67,7 @@ def main(study: Path, work: Path) -> None:
         printed(chromium, "compare_images")
         printed(chromium, "score_images", run / "model.safetensors")
         printed(chromium, "release", run, work / "digits-flow")
-        printed(chromium, "search_digits")
+        printed(chromium, "search_digits", last=4)
 
         printed(chromium, "notebook", study, work)
         page = chromium.new_page(viewport={"width": SIDE, "height": 480})
