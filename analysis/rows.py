@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.validation import levels
+from analysis.names import layer_splits
 from tarflow.config import RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
 
@@ -227,11 +228,8 @@ def difference(grid: pd.DataFrame, config: RunConfig) -> str:
     Raises:
         UserError: If the grid has no readable configs.
     """
-    model, split = (
-        config.model,
-        grid["layer_split"].fillna("") if "layer_split" in grid else [""] * len(grid),
-    )
-    known = set(zip(grid["blocks"], grid["layers"], split, strict=True))
+    model = config.model
+    known = set(zip(grid["blocks"], grid["layers"], layer_splits(grid), strict=True))
     if (model.blocks, model.mean_layers, model.layer_split) not in known:
         return (
             f"the grid has no {model.blocks} blocks of {model.layer_split or model.layers} layers"

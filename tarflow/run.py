@@ -170,6 +170,7 @@ def row_of(config: RunConfig, role: str, label: str) -> dict[str, Any]:
         "blocks": model.blocks,
         "layers": model.mean_layers,
         "layer_split": model.layer_split or None,
+        "total_layers": model.total_layers,
         "head_dim": model.head_dim,
         "lr": config.optim.lr,
         "batch": config.batch,

@@ -62,7 +62,7 @@ def render(
         live: Let the page reload itself, as the study is going on.
     """
     material = material_of(study, table, evaluations, findings, seed)
-    summary = summarise(findings, table, material.scored, material.advice)
+    summary = summarise(findings, table, material.scored, material.advice, study)
     shown = chapters(material)
     return fill(
         "report.html.j2",

@@ -4,9 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.ablation import UNIFORM_STD, averaged, best, kind, noise_level, titled
+from analysis.ablation import (
+    UNIFORM_STD,
+    averaged,
+    baseline,
+    best,
+    conclusions,
+    kind,
+    noise_level,
+    titled,
+    worth,
+)
 from analysis.report.published import published
+from analysis.settings import SETTING
 from analysis.signatures import GOOD, POOR, signatures
+from tarflow import record
 from tarflow.human import bits
 
 
@@ -69,6 +81,67 @@ def test_choices_are_named_by_what_differs():
     assert kind(other) == "choice"
     assert other["title"].tolist()[::2] == ["0.1", "0.2", "uniform"]
     assert titled(ablation_runs(role="grid")).empty
+
+
+NOT_SAMPLED = pd.DataFrame(columns=["run_id", "kid", "half", *SETTING])
+SPLITS = {"4-4-4-4": 0.0, "2-2-2-10": -0.02, "1-1-1-13": 0.0002}  # bits against the even split
+
+
+def split_runs(folder, effects=SPLITS, seeds=3, images=400, noise=0.01):
+    """Three splits whose seeds and images vary far more than the splits differ, but alike."""
+    rng, rows = np.random.default_rng(0), []
+    hard, seed_effect = rng.gamma(4, 0.25, images), 0.3 * rng.standard_normal(seeds)
+    for split, effect in effects.items():
+        for seed in range(seeds):
+            run_id = f"{split}-{seed}"
+            bpd = 1.0 + hard + effect + seed_effect[seed] + noise * rng.standard_normal(images)
+            (folder / "runs" / run_id).mkdir(parents=True)
+            values = [{"index": i, "bpd": value} for i, value in enumerate(bpd)]
+            record.write_table(folder / "runs" / run_id / "images.parquet", values, record.IMAGES)
+            rows.append(
+                {
+                    "run_id": run_id, "role": "ablation", "status": "done", "seed": seed,
+                    "label": f"c32-b4-l{split}-4e11-s{seed}", "config": f'{{"split": "{split}"}}',
+                    "noise_type": "gaussian", "noise_std": 0.25, "blocks": 4, "layers": 4,
+                    "layer_split": None if split == "4-4-4-4" else split, "params": 1000,
+                    "bpd": bpd.mean(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_what_a_split_is_worth_is_paired_and_named(tmp_path):
+    runs = titled(split_runs(tmp_path))
+    assert kind(runs) == "shape"
+    assert set(runs["title"]) == {f"layers {split}" for split in SPLITS}
+    assert baseline(runs) == "layers 4-4-4-4"
+    points = worth(runs, tmp_path).set_index("title")
+    assert points.index.tolist() == ["layers 2-2-2-10", "layers 1-1-1-13"]  # the deepest last
+    for title, row in points.iterrows():
+        assert row["low"] < SPLITS[title.removeprefix("layers ")] < row["high"]
+        assert row["high"] - row["low"] < 0.01  # seeds alone spread by 0.3
+    said = conclusions(runs, NOT_SAMPLED, tmp_path)
+    assert said[0].startswith("Lowest bits per dimension: layers 2-2-2-10")
+    assert "no clear difference from layers 4-4-4-4" in said[0]  # what means alone can tell
+    assert said[1].startswith("Layers 2-2-2-10 against layers 4-4-4-4, on the same images")
+    assert said[1].endswith("clearly better.")
+    assert said[2].endswith("no clear difference.")
+
+
+def test_intervals_of_what_a_choice_is_worth_cover_the_truth(tmp_path):
+    rng, inside = np.random.default_rng(0), 0
+    for trial in range(150):
+        effects = {"4-4-4-4": 0.0, "2-2-2-10": 0.03}
+        runs = split_runs(tmp_path / str(trial), effects, images=2)
+        runs["bpd"] += 0.02 * rng.standard_normal(len(runs))  # trainings differ
+        row = worth(titled(runs), tmp_path / str(trial)).iloc[0]
+        inside += row["low"] <= 0.03 <= row["high"]
+    assert 0.84 <= inside / 150 <= 0.97
+
+
+def test_one_seed_is_worth_no_interval(tmp_path):
+    said = conclusions(split_runs(tmp_path, seeds=1), NOT_SAMPLED, tmp_path)
+    assert said[1].endswith("one seed gives no interval.")
 
 
 def test_the_best_is_named_with_what_cannot_be_told_from_it():
