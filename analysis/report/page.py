@@ -144,6 +144,7 @@ def chapters(material: Material) -> list[Chapter]:
     looks = (
         samples.samples(material),
         quality.quality(material),
+        *quality.parting(material),
         quality.disagreement(material),
         *quality.others(material),
         quality.search(material),
