@@ -125,7 +125,7 @@ def splits(runs: pd.DataFrame) -> bool:
 
 def split_of(row: pd.Series) -> str:
     """Return the layers of every block of a run, such as 4-4-4-4 or 1-1-1-13."""
-    return str(row["layer_split"] or "-".join([str(int(row["layers"]))] * int(row["blocks"])))
+    return str(row["layer_split"] or "-".join([str(int(row["deepest"]))] * int(row["blocks"])))
 
 
 def _title(row: pd.Series, kind: str, splits: bool) -> str:

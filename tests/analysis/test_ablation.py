@@ -1,5 +1,7 @@
 """Ablations: what is averaged, what is flagged, what is put beside published numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from analysis.ablation import (
     worth,
 )
 from analysis.report.published import published
+from analysis.report.sections.ablation import sections
 from analysis.settings import SETTING
 from analysis.signatures import GOOD, POOR, signatures
 from tarflow import record
@@ -126,6 +129,21 @@ def test_what_a_split_is_worth_is_paired_and_named(tmp_path):
     assert said[1].startswith("Layers 2-2-2-10 against layers 4-4-4-4, on the same images")
     assert said[1].endswith("clearly better.")
     assert said[2].endswith("no clear difference.")
+
+
+def test_the_page_names_every_split(tmp_path):
+    runs = split_runs(tmp_path)
+    scored = runs.reindex(columns=[*runs.columns, *SETTING, "kid", "kid_se", "fid", "fd", "half"])
+    scored = scored.assign(half="all", guidance=0.0, denoise=1.0, kid=0.1, kid_se=0.01)
+    findings = SimpleNamespace(finished=runs)
+    section = sections(SimpleNamespace(findings=findings, scored=scored, study=tmp_path))[0]
+    assert section.title == "Layers of each block at equal cost"
+    for table in section.tables:
+        named = [row[0].removesuffix(", denoised") for row in table.rows]
+        assert named == [f"layers {split}" for split in SPLITS][-len(named) :]
+    assert "minus those of layers 4-4-4-4" in section.tables[1].columns[1]
+    for figure in section.figures.values():
+        assert set(figure.data[0].x) <= set(SPLITS)
 
 
 def test_intervals_of_what_a_choice_is_worth_cover_the_truth(tmp_path):

@@ -66,8 +66,8 @@ def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind
         figures["against " + first] = shown.add_hline(y=0, line={"color": SOFT, "width": 1})
         tables.insert(1, _table(worth, title, signed_difference))
         aid_of_worth = (
-            " Differences from one choice are paired: runs of one seed, scored on the same images "
-            "and noise draws, so they are known more precisely than two means."
+            " Differences from one choice are paired: runs of one seed are scored on the same "
+            "images and noise draws, so what makes these hard cancels."
         )
     heading, aid = {
         "noise": (
