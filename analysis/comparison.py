@@ -19,7 +19,7 @@ from analysis.laws.forms import Array
 from analysis.laws.frontier import Frontier, frontier_of
 from analysis.laws.intervals import NORMAL_90, TAIL, Interval
 from analysis.names import run_names
-from analysis.rows import commonest, group_budgets, read_config
+from analysis.rows import as_text, commonest, group_budgets, read_config
 from analysis.study import read_settings, read_study
 from tarflow.errors import UserError
 from tarflow.human import number
@@ -178,7 +178,7 @@ def _data(name: str, runs: pd.DataFrame) -> tuple[str, ...]:
     finished = runs[runs["status"] == "done"]
     if finished.empty:
         raise UserError(f"{name} has no finished run to compare")
-    return commonest(finished[["data", "data_hash"]].astype(str))
+    return commonest(as_text(finished[["data", "data_hash"]]))
 
 
 def _contrast(first: Compared, second: Compared, seed: int) -> Contrast:

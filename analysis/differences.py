@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2, t
 
+from analysis.laws.forms import Array
 from analysis.laws.intervals import LEVEL, NORMAL_90, Interval
 from analysis.study import tables_of_runs
 
@@ -55,6 +56,23 @@ def mean_interval(pairs: pd.DataFrame, images: pd.DataFrame) -> Interval:
     over_images = float(by_image.var(ddof=1)) / len(by_image) if len(by_image) > 1 else 0.0
     half = float(t.ppf((1 + LEVEL) / 2, number_of - 1)) * float(np.sqrt(square + over_images))
     return mean - half, mean + half
+
+
+def mean_difference(differences: Array, errors: Array) -> tuple[float, Interval]:
+    """Return the mean difference of KID over seeds, and its 90% interval.
+
+    It is Student's, from the spread between seeds, and no narrower than the errors say.
+
+    Args:
+        differences: KID of one run minus that of another of the same seed, (n,).
+        errors: Their standard errors over images, (n,).
+    """
+    count, mean = len(differences), float(np.mean(differences))
+    half = NORMAL_90 * float(np.sqrt(np.mean(errors**2) / count))
+    if count > 1:
+        spread = float(np.std(differences, ddof=1) / np.sqrt(count))
+        half = max(half, spread * float(t.ppf((1 + LEVEL) / 2, count - 1)))
+    return mean, (mean - half, mean + half)
 
 
 def signed_difference(value: float) -> str:

@@ -81,7 +81,7 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     reasons = pd.Series([_own_reason(row) for row in judged], dtype=object)
     open_rows = reasons == ""
     # Missing values form one group; the largest group is the study.
-    kinds = runs[list(GROUP)].astype(str)
+    kinds = as_text(runs[list(GROUP)])
     if open_rows.any():
         group = commonest(kinds[open_rows])
         for column, value in zip(GROUP, group, strict=True):
@@ -98,6 +98,12 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
         if reason
     )
     return runs[reasons == ""].reset_index(drop=True), left
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame as strings, missing values too: pandas 3 leaves those out of counts."""
+    text: pd.DataFrame = frame.astype(str).fillna("none")
+    return text
 
 
 def commonest(kinds: pd.DataFrame) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.__main__ import main
 from analysis.ablation import (
     UNIFORM_STD,
     averaged,
@@ -20,6 +21,7 @@ from analysis.ablation import (
 from analysis.report.published import published
 from analysis.report.sections.ablation import sections
 from analysis.settings import SETTING
+from analysis.shares import shares
 from analysis.signatures import GOOD, POOR, signatures
 from tarflow import record
 from tarflow.human import bits
@@ -144,6 +146,49 @@ def test_the_page_names_every_split(tmp_path):
     assert "minus those of layers 4-4-4-4" in section.tables[1].columns[1]
     for figure in section.figures.values():
         assert set(figure.data[0].x) <= set(SPLITS)
+
+
+def drawn_settings(runs, kids, seed=0):
+    """Rows of the evaluations table: every run at every setting, in both halves."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "run_id": run_id, "guidance": guidance, "denoise": denoise, "rule": "log-scale",
+            "part": "both", "guided_blocks": "all", "annealed": True, "temperature": 1.0,
+            "feature_extractor": "e", "half": half, "kid": kid + 0.01 * rng.standard_normal(),
+            "kid_se": 0.01, "reference": "digits/validation", "solver": "sequential", "seed": 0,
+            "n": 100, "n_reference": 100,
+        }
+        for run_id in runs["run_id"]
+        for (guidance, denoise), kid in kids.items()
+        for half in ("all", "chosen", "scored")
+    ]  # fmt: skip
+
+
+def test_the_shares_of_techniques_are_those_planted(tmp_path, capsys):
+    study = tmp_path / "split"
+    runs = split_runs(study)
+    kids = {(0.0, 0.0): 0.5, (0.0, 1.0): 0.3, (2.0, 1.0): 0.1}
+    rows = runs.assign(flops=1e9, channels=8).to_dict("records")
+    rated = drawn_settings(runs, kids)
+    record.write_table(study / "runs.parquet", rows, record.RUNS)
+    record.write_table(study / "evaluations.parquet", rated, record.EVALUATIONS)
+    worth = {(share.technique, share.score): share for share in shares([study])}
+    bits_of_shape = worth["shape", "bits per dimension"]
+    assert (bits_of_shape.best, bits_of_shape.without) == ("layers 2-2-2-10", "layers 4-4-4-4")
+    assert bits_of_shape.interval[0] < -0.02 < bits_of_shape.interval[1] < 0
+    assert not worth["shape", "KID (e)"].clear
+    for split in SPLITS:
+        for technique in ("denoising", "guidance"):
+            share = worth[f"{technique}, layers {split}", "KID (e)"]
+            assert share.clear
+            assert share.difference == pytest.approx(-0.2, abs=0.04)
+    assert main(["shares", str(study), "--out", str(tmp_path / "shares.html")]) == 0
+    assert "Shape (split): layers 2-2-2-10 against layers 4-4-4-4: -0.0" in capsys.readouterr().out
+    assert "guidance 2, temperature 1, denoising 1" in (tmp_path / "shares.html").read_text()
+    record.write_table(study / "runs.parquet", [], record.RUNS)
+    assert main(["shares", str(study)]) == 2
+    assert "compares nothing" in capsys.readouterr().err
 
 
 def test_intervals_of_what_a_choice_is_worth_cover_the_truth(tmp_path):
