@@ -30,6 +30,7 @@ WAYS = {  # settings of guidance, and how their values are named
 KINDS = {  # columns in which the runs of a kind of ablation differ, in the order of its choices
     "noise": ["noise_type", "noise_std"],
     "shape": ["blocks", "deepest", "layer_split"],
+    "patch": ["patch"],
 }
 UNIFORM_NOISE = "uniform noise"
 
@@ -138,6 +139,8 @@ def _title(row: pd.Series, kind: str, splits: bool) -> str:
     if kind == "shape":
         blocks, layers = int(row["blocks"]), int(row["layers"])
         return f"{blocks} block{'s' * (blocks != 1)} × {layers} layer{'s' * (layers != 1)}"
+    if kind == "patch":
+        return f"patch {int(row['patch'])}"
     return str(row["named"])
 
 
@@ -145,7 +148,7 @@ def baseline(runs: pd.DataFrame) -> str:
     """Return the title of the choice that the others are compared with.
 
     It is uniform noise or else the least noise; the fewest blocks and the most even split; the
-    first name of other choices.
+    smallest patch; the first name of other choices.
 
     Args:
         runs: Rows of `titled` with at least two choices.

@@ -21,7 +21,12 @@ from analysis.study import read_study
 from tarflow.errors import UserError
 
 BITS = "bits per dimension"
-NAMES = {"noise": "training noise", "shape": "shape", "choice": "what is compared"}
+NAMES = {
+    "noise": "training noise",
+    "shape": "shape",
+    "patch": "patch size",
+    "choice": "what is compared",
+}
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def ablation_runs(**changes):
             "label": f"{name}-c8-b2-l1-1e9-s{seed}", "config": f'{{"noise": "{name}"}}',
             "noise_type": "uniform" if name == "uniform" else "gaussian",
             "noise_std": None if name == "uniform" else float(name),
-            "blocks": 2, "layers": 1, "bpd": 2.0,
+            "blocks": 2, "layers": 1, "patch": 4, "bpd": 2.0,
         } | changes
         for name in ("0.1", "0.2", "uniform")
         for seed in (0, 1)
@@ -86,6 +86,11 @@ def test_choices_are_named_by_what_differs():
     assert kind(other) == "choice"
     assert other["title"].tolist()[::2] == ["0.1", "0.2", "uniform"]
     assert titled(ablation_runs(role="grid")).empty
+    patches = ablation_runs(noise_type="gaussian", noise_std=0.1).assign(patch=[4, 4, 1, 1, 2, 2])
+    runs = titled(patches)
+    assert kind(runs) == "patch"
+    assert runs["title"].tolist()[::2] == ["patch 4", "patch 1", "patch 2"]
+    assert baseline(runs) == "patch 1"
 
 
 NOT_SAMPLED = pd.DataFrame(columns=["run_id", "kid", "half", *SETTING])
@@ -109,6 +114,7 @@ def split_runs(folder, effects=SPLITS, seeds=3, images=400, noise=0.01):
                     "label": f"c32-b4-l{split}-4e11-s{seed}", "config": f'{{"split": "{split}"}}',
                     "noise_type": "gaussian", "noise_std": 0.25, "blocks": 4, "layers": 4,
                     "layer_split": None if split == "4-4-4-4" else split, "params": 1000,
+                    "patch": 4,
                     "bpd": bpd.mean(),
                 }
             )  # fmt: skip

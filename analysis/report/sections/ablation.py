@@ -19,7 +19,7 @@ MOST_PICTURES = 24  # per section
 SCORES = {"kid": "KID", "fid": "FID", "fd": "FD"}
 DENOISED = {0.0: "not denoised", 1.0: "denoised"}
 # columns that name a choice
-KEYS = ["title", "noise_type", "noise_std", "blocks", "deepest", "layer_split"]
+KEYS = ["title", "noise_type", "noise_std", "blocks", "deepest", "layer_split", "patch"]
 
 
 def sections(material: Material) -> list[Section]:
@@ -86,6 +86,11 @@ def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind
                 if splits(runs)
                 else " A single block reads the pixels in one order only."
             ),
+        ),
+        "patch": (
+            "Patch sizes at equal cost",
+            "Every run has the same cost: with larger patches an image has fewer tokens, so more "
+            "images are seen.",
         ),
     }.get(kind, ("What is compared", "Every run has the same cost."))
     return Section(
