@@ -67,7 +67,7 @@ def write_shares(page: Path, shares: Sequence[Share], places: Sequence[str]) -> 
         "compare.html.j2",
         kind="TarFlow ablations",
         name="What each technique is worth",
-        facts=f"{len(studies)} studies: {', '.join(studies)}",
+        facts=" · ".join(studies),
         command=f"python -m analysis shares {' '.join(map(shlex.quote, places))}",
         data={},
         leading=[],
