@@ -8,7 +8,7 @@ on four numbers of images, 12 runs of one seed, and fits their laws as `analysis
 study is right if the 90% interval of its floor, E, holds the entropy; printed are the share of
 these, and what each study gave: the average of the forms, and E + A / N^a + B / D^b alone.
 
-One study takes 35 s of one core. FOLDER keeps finished runs, so the same command resumes.
+One study takes 45 s of one core. FOLDER keeps finished runs, so the same command resumes.
 """
 
 import argparse
