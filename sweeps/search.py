@@ -202,13 +202,13 @@ def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float)
     model, evaluation = space.study.base.model, space.study.base.evaluation
     sizes = [size.channels for size in space.study.sizes]
     ranges = {
-        "blocks": space.blocks,
-        "layers": space.layers,
+        **{name.replace("_", " "): ends for name, ends in space.depths.items()},
         "channels": (min(sizes), max(sizes)),
         "learning rate, times the study's": RATES,
         "noise": space.noises,
     }
     outer = [f"{key} {human.interval(ends)}" for key, ends in ranges.items() if ends]
+    outer = [f"layers split {' or '.join(space.splits)}", *outer] if space.splits else outer
     lines = [
         f"{space.study.name}: {options.trials} candidates of {space.budget:.3g} training FLOPs, "
         f"{model.patch}x{model.patch} patches",

@@ -213,7 +213,7 @@ class Model:
 
     @property
     def bits_kind(self) -> str:
-        """What `bits` is: `bound` or `latent` with Gaussian noise, `dequantised` with uniform noise.
+        """What `bits` is: `bound`, `dequantised` with uniform noise, or `latent`.
 
         Bits of latents are those of the noisy latent, and no bits of pixels.
         """
