@@ -120,5 +120,5 @@ def _condition(
     given = torch.from_numpy(vectors)[torch.arange(count) % len(vectors)]
     flow.check_condition(given)
     if dropped is not None:
-        flow.null_condition.copy_(torch.from_numpy(dropped.copy()))
+        flow.null_condition.copy_(torch.from_numpy(dropped))
     return given

@@ -61,7 +61,7 @@ def to_array(column: pa.Array, where: str, shape: Shape | None = None) -> NDArra
     if values.null_count:
         raise UserError(f"{where}: conditions must all have one shape, without gaps")
     flat = values.cast(pa.float32()).to_numpy(zero_copy_only=False)
-    array: NDArray[np.float32] = flat.reshape(-1, *own)
+    array: NDArray[np.float32] = flat.reshape(-1, *own).copy()  # Arrow's memory is read-only
     if not np.isfinite(array).all():
         raise UserError(f"{where}: conditions hold values that are not finite")
     return array
@@ -81,7 +81,7 @@ def dropped(schema: pa.Schema, shape: Shape) -> NDArray[np.float32]:
     stored = (schema.metadata or {}).get(DROPPED)
     if stored is None:
         return np.zeros(shape, np.float32)
-    return np.frombuffer(stored, np.float32).reshape(shape)
+    return np.frombuffer(stored, np.float32).reshape(shape).copy()
 
 
 def read_conditions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
