@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from tarflow.errors import ConfigError, UserError
-from tarflow.fields import explained, leaves, must_be, unknown
+from tarflow.fields import explained, leaves, merged, must_be, unknown
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")
@@ -134,10 +134,14 @@ class ModelConfig:
         """Replace `family: starflow` in a file by `STARFLOW`, which other keys override."""
         if not isinstance(plain, Mapping) or "family" not in plain:
             return plain
+        options = family_options(plain["family"])
         rest = {name: value for name, value in plain.items() if name != "family"}
-        if plain["family"] not in FAMILIES:
-            raise ValueError(f"family is {plain['family']!r}: write {' or '.join(FAMILIES)}")
-        return {**FAMILIES[plain["family"]], **rest}
+        if options.keys() <= rest.keys() and any(rest[name] != options[name] for name in options):
+            raise ValueError(
+                f"family is {plain['family']}, but every option of it is set beside it: remove "
+                f"family, or {', '.join(options)}"
+            )
+        return {**options, **rest}
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -195,7 +199,46 @@ STARFLOW: Mapping[str, Any] = {  # the options of `ModelConfig` that make a STAR
     "token_order": "channel-last",
     "conditioned": "top",
 }
-FAMILIES: Mapping[str, Mapping[str, Any]] = {"tarflow": {}, "starflow": STARFLOW}  # in files
+FAMILIES: Mapping[str, Mapping[str, Any]] = {  # in files and in changes
+    "tarflow": {each.name: each.default for each in fields(ModelConfig) if each.name in STARFLOW},
+    "starflow": STARFLOW,
+}
+
+
+def family_options(name: object) -> Mapping[str, Any]:
+    """Return the options of `ModelConfig` that `family: NAME` stands for.
+
+    Raises:
+        ConfigError: If there is no such family.
+    """
+    if name not in list(FAMILIES):  # a list, as the name may be of any type
+        raise ConfigError(f"model.family is {name!r}: write {' or '.join(FAMILIES)}")
+    return FAMILIES[str(name)]
+
+
+def changed(plain: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config, given as nested dictionaries, with the values of others in their places.
+
+    `family` among the changes of a model sets all options of that family, which its other keys
+    override.
+
+    Raises:
+        ConfigError: If there is no such family.
+    """
+    return merged(plain, _without_families(change))
+
+
+def _without_families(change: Mapping[str, Any]) -> dict[str, Any]:
+    result = {}
+    for name, value in change.items():
+        if isinstance(value, Mapping):
+            inner = _without_families(value)
+            if name == "model" and "family" in inner:
+                inner = {**family_options(inner.pop("family")), **inner}
+            result[name] = inner
+        else:
+            result[name] = value
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
