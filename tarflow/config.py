@@ -27,6 +27,7 @@ Precision = Literal["float32", "bfloat16", "float64"]  # of the matrix products 
 
 COUNT, SIZE = "it must be 0 or more", "it must be at least 1"
 UNION = ("int", "tuple[int, ...]")  # parts of the paths by which pydantic names what it tried
+SOLVERS = r"auto|sequential|jacobi|selective|segmented:0*[1-9]\d*"  # see `tarflow.sample.plan`
 SHARE, DECAY = "it is a share, 0 to 1", "it is a decay, from 0 to below 1"
 
 
@@ -403,6 +404,8 @@ class ExecutionConfig:
         counts = ["min_workers", "threads", "micro_batch", "checkpoint_seconds", "report_seconds"]
         counts.append("preview_images")
         rules = {name: (getattr(self, name) >= 0, COUNT) for name in counts}
+        known = re.fullmatch(SOLVERS, self.solver) is not None
+        rules["solver"] = known, "write auto, sequential, jacobi, selective or segmented:8"
         check_fields("execution", self, workers=(self.workers >= 1, SIZE), **rules)
 
 
@@ -480,6 +483,9 @@ def from_dict(kind: type[Config], plain: Any, where: str = "config") -> Config:
         ConfigError: If a field is wrong; names the first one, after `where`, and the nearest
             valid name for an unknown one.
     """
+    if not isinstance(plain, Mapping):
+        words = " ".join(str(plain).split())
+        raise ConfigError(f"{where}: {words[:40]!r} is no mapping of fields, such as batch: 64")
     for path in sorted(_truths(kind, plain)):
         raise ConfigError(
             f"{where}: {path} is true or false (or yes, no, on, off): write a number"
@@ -513,6 +519,8 @@ def _first_line(kind: type[Any], error: ValidationError) -> str:
     path = ".".join(str(part) for part in mistake["loc"] if part not in UNION)
     if mistake["type"] in typos:
         return unknown(path, leaves(kind))
+    if mistake["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{path} is missing: add it"
     if rule := must_be(kind, path, mistake["type"]):
         name, words = rule
         return f"{name} is {mistake['input']!r}: it must be {words}"

@@ -58,6 +58,8 @@ def flat(changes: Sequence[Sequence[str]], flags: Mapping[str, Any] | None = Non
     >>> flat([["seed=1", "batch=8"]], {"optim": {"lr": "0.02"}, "seed": "3"})
     ['seed=1', 'batch=8', 'optim.lr=0.02', 'seed=3']
     """
+    if not all(changes):
+        raise UserError("--set: write NAME=VALUE, such as --set optim.lr=0.02")
     listed = [change for several in changes for change in several]
     for name, value in (flags or {}).items():
         if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from rich.table import Column
 from tarflow.commands.checkpoint import Checkpoint, decoder, load
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_counts
 
 if TYPE_CHECKING:
     from tarflow.evaluate.scoring import Scores
@@ -82,8 +82,7 @@ def score(
     from tarflow.record import write_table
     from tarflow.sample.grid import image_grid, save_grid
 
-    if draws < 1:
-        raise UserError(f"--draws is {draws}: it must be at least 1")
+    check_counts(draws=draws, show=show)
     flow, config = load(checkpoint)
     missing = ""
     try:
