@@ -92,15 +92,21 @@ def read_conditions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32
     Raises:
         UserError: If it is not such a file.
     """
+    missing = UserError(f"{path} has no rows with a column '{COLUMN}'")
     try:
-        table = pq.read_table(path, columns=[COLUMN])
         schema = pq.read_schema(path)
+        if COLUMN not in schema.names:
+            raise missing
+        table = pq.read_table(path, columns=[COLUMN])
+    except FileNotFoundError:
+        raise UserError(f"cannot read conditions from {path}: no such file") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"cannot read conditions from {path}: {str(error).splitlines()[0]}"
         ) from None
-    if COLUMN not in table.column_names or not len(table):
-        raise UserError(f"{path} has no rows with a column '{COLUMN}'")
-    conditions = to_array(table[COLUMN].combine_chunks(), str(path))
+    if not len(table):
+        raise missing
+    # a copy, as torch warns of Arrow's memory, which is read-only
+    conditions = to_array(table[COLUMN].combine_chunks(), str(path)).copy()
     has = DROPPED in (schema.metadata or {})
     return conditions, dropped(schema, conditions.shape[1:]) if has else None
