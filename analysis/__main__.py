@@ -1,4 +1,4 @@
-"""The command line of the analysis: `python -m analysis report / best / fit / next / compare`."""
+"""The command line of the analysis: `python -m analysis COMMAND`, commands as in `COMMANDS`."""
 
 import shlex
 import sys
@@ -283,6 +283,38 @@ def compare(
     return 0
 
 
+def shares(
+    studies: Annotated[tuple[Path, ...], Positional],
+    /,
+    out: Path = Path("shares.html"),
+) -> int:
+    """Say what each technique is worth by itself: noise, shape, denoising, guidance.
+
+    Reads finished ablation studies, such as those of the presets ablation-noise, ablation-denoise,
+    ablation-guidance and starflow-split, and writes one page with one table and one figure: the
+    best choice of each technique against doing without it, in bits per dimension and in KID, with
+    intervals.
+    Example: python -m analysis shares studies/ablation-noise studies/ablation-guidance
+
+    Args:
+        studies: Folders of the studies.
+        out: HTML page to write; it opens offline.
+    """
+    from analysis import shares as techniques
+    from analysis.report.shares_page import in_sentences, write_shares
+    from tarflow.human import size
+    from tarflow.storage import locate
+
+    if not studies:
+        raise UserError("name at least one folder of an ablation study")
+    worth = techniques.shares([locate(study) for study in studies])
+    print("\n".join(in_sentences(worth)))
+    page = locate(out)
+    write_shares(page, worth, list(map(str, studies)))
+    print(f"Wrote {page}: {size(page.stat().st_size)}.")
+    return 0
+
+
 def _fit_table(law: Any) -> Any:
     from rich.table import Table
 
@@ -310,6 +342,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "fit": fit,
     "next": next_runs,
     "compare": compare,
+    "shares": shares,
 }
 
 

@@ -5,12 +5,15 @@ A setting is a way to sample from a run, without training.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
+from analysis.differences import image_differences, mean_interval, signed_difference
 from analysis.laws.intervals import LEVEL
+from analysis.names import deepest_layers, layer_splits
 from analysis.rows import configs_but_seed
 from analysis.settings import SETTING, setting_in_words
 from tarflow.human import bits, interval, number
@@ -24,10 +27,12 @@ WAYS = {  # settings of guidance, and how their values are named
     "part": "{}",
     "temperature": "temperature {:g}",
 }
-KINDS = {  # columns in which the runs of a kind of ablation differ
+KINDS = {  # columns in which the runs of a kind of ablation differ, in the order of its choices
     "noise": ["noise_type", "noise_std"],
-    "shape": ["blocks", "layers"],
+    "shape": ["blocks", "deepest", "layer_split"],
+    "patch": ["patch"],
 }
+UNIFORM_NOISE = "uniform noise"
 
 
 def _ablated(runs: pd.DataFrame) -> pd.DataFrame:
@@ -35,7 +40,12 @@ def _ablated(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs[(runs["role"] == "ablation") & (runs["status"] == "done")]
     labels = zip(runs["label"], runs["seed"], strict=True)
     names = _without_common_end([str(label).removesuffix(f"-s{seed}") for label, seed in labels])
-    return runs.assign(choice=configs_but_seed(runs), named=names)
+    return runs.assign(
+        choice=configs_but_seed(runs),
+        named=names,
+        layer_split=layer_splits(runs),
+        deepest=deepest_layers(runs),
+    )
 
 
 def _without_common_end(labels: Sequence[str]) -> list[str]:
@@ -105,19 +115,113 @@ def averaged(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFra
 def titled(finished: pd.DataFrame) -> pd.DataFrame:
     """Return the runs that an ablation compares, with the `title` of their choice."""
     runs = _ablated(finished)
-    difference = kind(runs)
-    return runs.assign(title=[_title(run, difference) for _, run in runs.iterrows()])
+    difference, split = kind(runs), splits(runs)
+    return runs.assign(title=[_title(run, difference, split) for _, run in runs.iterrows()])
 
 
-def _title(row: pd.Series, kind: str) -> str:
+def splits(runs: pd.DataFrame) -> bool:
+    """Tell whether the blocks of some run differ in their layers."""
+    return bool((runs["layer_split"] != "").any())
+
+
+def split_of(row: pd.Series) -> str:
+    """Return the layers of every block of a run, such as 4-4-4-4 or 1-1-1-13."""
+    return str(row["layer_split"] or "-".join([str(int(row["deepest"]))] * int(row["blocks"])))
+
+
+def _title(row: pd.Series, kind: str, splits: bool) -> str:
     """Return the choice of a run in words."""
     if kind == "noise":
         gaussian = row["noise_type"] == "gaussian"
-        return f"noise {row['noise_std']:g}" if gaussian else "uniform noise"
+        return f"noise {row['noise_std']:g}" if gaussian else UNIFORM_NOISE
+    if kind == "shape" and splits:
+        return f"layers {split_of(row)}"
     if kind == "shape":
         blocks, layers = int(row["blocks"]), int(row["layers"])
         return f"{blocks} block{'s' * (blocks != 1)} × {layers} layer{'s' * (layers != 1)}"
+    if kind == "patch":
+        return f"patch {int(row['patch'])}"
     return str(row["named"])
+
+
+def baseline(runs: pd.DataFrame) -> str:
+    """Return the title of the choice that the others are compared with.
+
+    It is uniform noise or else the least noise; the fewest blocks and the most even split; the
+    smallest patch; the first name of other choices.
+
+    Args:
+        runs: Rows of `titled` with at least two choices.
+    """
+    difference = kind(runs)
+    if difference == "noise" and UNIFORM_NOISE in set(runs["title"]):
+        return UNIFORM_NOISE
+    return str(runs.sort_values(KINDS.get(difference, ["title"]))["title"].iloc[0])
+
+
+def worth(runs: pd.DataFrame, study: Path) -> pd.DataFrame:
+    """Return how far the BPD of every choice lies from that of the baseline, paired.
+
+    Runs of one seed are compared image by image; intervals hold the noise between images and
+    between trainings.
+
+    Args:
+        runs: Rows of `titled`.
+        study: Folder with the BPD of every image.
+
+    Returns:
+        A row per choice in order, without the baseline: the columns of `averaged` for `title` and
+        those of the choice's kind; `mean` is the difference. Empty without two choices, or without
+        a seed that a choice shares with the baseline.
+    """
+    difference = kind(runs)
+    keys = KINDS.get(difference, [])
+    lines = []
+    if difference:
+        first = baseline(runs)
+        base = runs.loc[runs["title"] == first, ["seed", "run_id", "bpd"]]
+        for key, rows in runs[runs["title"] != first].groupby([*keys, "title"], dropna=False):
+            pairs = base.merge(rows, on="seed", suffixes=("_first", ""))
+            if pairs.empty:
+                continue
+            pairs = pairs.assign(
+                difference=pairs["bpd"] - pairs["bpd_first"],
+                other_id=pairs["run_id"],
+                run_id=pairs["run_id_first"],
+            )
+            images = image_differences(study, study, pairs)
+            names = ", ".join(sorted(pairs["other_id"]))
+            ends = mean_interval(pairs, images)
+            lines.append([*key, float(pairs["difference"].mean()), *ends, names])
+    return pd.DataFrame(lines, columns=[*keys, "title", "mean", "low", "high", "run_id"])
+
+
+def worth_in_words(points: pd.DataFrame, first: str) -> list[str]:
+    """Say what each choice is worth against a baseline, in bits per dimension.
+
+    Args:
+        points: Rows of `worth`.
+        first: Title of the baseline.
+    """
+    lines = []
+    for _, row in points.iterrows():
+        ends = signed_difference(row["mean"])
+        ends += f" ({interval((row['low'], row['high']), signed_difference)})"
+        if not np.isfinite(row["high"] - row["low"]):
+            verdict = "one seed gives no interval"
+        elif row["low"] > 0:
+            verdict = "clearly worse"
+        else:
+            verdict = "clearly better" if row["high"] < 0 else "no clear difference"
+        lines.append(
+            f"{_capital(row['title'])} against {first}, on the same images and seeds: {ends} bits "
+            f"per dimension, {verdict}."
+        )
+    return lines
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def ways(scored: pd.DataFrame) -> list[str]:
@@ -131,10 +235,15 @@ def ways(scored: pd.DataFrame) -> list[str]:
     return [name or "guided" for name in named]
 
 
-def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
-    """Say which choice has the lowest BPD, and which setting the lowest KID.
+def conclusions(finished: pd.DataFrame, scored: pd.DataFrame, study: Path) -> list[str]:
+    """Say which choice has the lowest BPD, what each is worth, and which setting is best by KID.
 
     The setting is picked on one half of the draws, and its KID is that of the other half.
+
+    Args:
+        finished: Finished runs.
+        scored: The same joined to their sample scores, one row per sampler setting.
+        study: Folder with the BPD of every image.
     """
     runs = titled(finished)
     if runs.empty:
@@ -142,6 +251,7 @@ def conclusions(finished: pd.DataFrame, scored: pd.DataFrame) -> list[str]:
     lines = []
     if runs["title"].nunique() > 1:
         lines.append(best(averaged(runs, ["title"], "bpd"), "bits per dimension", bits))
+        lines += worth_in_words(worth(runs, study), baseline(runs))
     drawn = scored[scored["kid"].notna()].merge(runs[["run_id", "title"]], on="run_id")
     if drawn.drop_duplicates(["run_id", *SETTING]).shape[0] > 1:
         words = [setting_in_words(row) for _, row in drawn.iterrows()]

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
+from analysis.differences import image_differences, mean_interval
 from analysis.findings import Findings, find
 from analysis.laws.allocation import Sizes, best_run
 from analysis.laws.forms import Array
 from analysis.laws.frontier import Frontier, frontier_of
-from analysis.laws.intervals import LEVEL, NORMAL_90, TAIL, Interval
+from analysis.laws.intervals import NORMAL_90, TAIL, Interval
 from analysis.names import run_names
-from analysis.rows import commonest, group_budgets, read_config
-from analysis.study import read_settings, read_study, tables_of_runs
+from analysis.rows import as_text, commonest, group_budgets, read_config
+from analysis.study import read_settings, read_study
 from tarflow.errors import UserError
 from tarflow.human import number
 
@@ -178,7 +178,7 @@ def _data(name: str, runs: pd.DataFrame) -> tuple[str, ...]:
     finished = runs[runs["status"] == "done"]
     if finished.empty:
         raise UserError(f"{name} has no finished run to compare")
-    return commonest(finished[["data", "data_hash"]].astype(str))
+    return commonest(as_text(finished[["data", "data_hash"]]))
 
 
 def _contrast(first: Compared, second: Compared, seed: int) -> Contrast:
@@ -263,48 +263,19 @@ def paired(first: Compared, second: Compared) -> Pairs:
     if both.empty:
         return Pairs(both.assign(name=[], difference=[], error=[]), np.nan, (-np.inf, np.inf))
     both = group_budgets(both)[0].sort_values(["budget", "params", "seed"], ignore_index=True)
-    images = _image_differences(first.path, second.path, both)
+    images = image_differences(first.path, second.path, both)
     counted = images.notna().sum()
     errors = (images.std(ddof=1) / np.sqrt(counted)).where(counted > 1)
     both = both.assign(
         name=run_names(both),
         difference=both["bpd_second"] - both["bpd_first"],
-        error=errors.reindex(both["run_id"]).to_numpy(float),
+        error=errors.reindex(both.index).to_numpy(float),
     )
-    return Pairs(both, float(both["difference"].mean()), _mean_interval(both, images))
+    return Pairs(both, float(both["difference"].mean()), mean_interval(both, images))
 
 
 def _pairable(finished: pd.DataFrame) -> pd.DataFrame:
     return finished[~finished["role"].isin(UNPAIRED)].drop_duplicates(SAME)
-
-
-def _image_differences(first: Path, second: Path, both: pd.DataFrame) -> pd.DataFrame:
-    """Return the difference of every image (rows) in every pair (columns, by the first's run)."""
-    ones = tables_of_runs(first, both, "images.parquet")
-    twos = tables_of_runs(second, both.assign(run_id=both["other_id"]), "images.parquet")
-    columns = {
-        one: twos[two].set_index("index")["bpd"] - ones[one].set_index("index")["bpd"]
-        for one, two in zip(both["run_id"], both["other_id"], strict=True)
-        if one in ones and two in twos
-    }
-    return pd.DataFrame(columns)
-
-
-def _mean_interval(both: pd.DataFrame, images: pd.DataFrame) -> Interval:
-    """Return the 90% interval of the mean difference, over images and over trainings.
-
-    Runs of one size and seed may share a trunk, so they count as one training.
-    """
-    mean = float(both["difference"].mean())
-    trainings = (both["difference"] - mean).groupby([both["params"], both["seed"]]).sum()
-    number_of = len(trainings)
-    if number_of < 2:
-        return -np.inf, np.inf
-    square = float((trainings**2).sum()) / len(both) ** 2 * number_of / (number_of - 1)
-    by_image = images.mean(axis=1).dropna()
-    over_images = float(by_image.var(ddof=1)) / len(by_image) if len(by_image) > 1 else 0.0
-    half = float(t.ppf((1 + LEVEL) / 2, number_of - 1)) * float(np.sqrt(square + over_images))
-    return mean - half, mean + half
 
 
 def interval_of_pair(pair: Mapping[Any, Any]) -> Interval:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from analysis.comparison import Comparison, Contrast, EqualCompute, Reach
+from analysis.differences import signed_difference
 from analysis.laws.frontier import BEYOND
 from analysis.laws.intervals import Interval
 from tarflow.human import bits, interval, missing, number, power
@@ -158,15 +159,6 @@ def difference(value: float) -> str:
     '0.0213'
     """
     return f"{value:.4f}"
-
-
-def signed_difference(value: float) -> str:
-    """Write a difference in bits per dimension, with its sign.
-
-    >>> signed_difference(-0.0004)
-    '-0.0004'
-    """
-    return f"{round(value, 4) + 0.0:+.4f}"  # no negative zero
 
 
 def _run_by_run(contrast: Contrast) -> str:

@@ -36,7 +36,7 @@ from analysis.rows import (
     read_config,
     seed_noise,
 )
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_seed
 from tarflow.forecasts import Forecast
 from tarflow.human import bits, interval
 
@@ -109,6 +109,7 @@ def find(
         draws: Number of draws behind every interval.
         forecasts: Forecasts of the study.
     """
+    check_seed(seed)
     rows, left_out = choose(runs)
     rows, budgets = group_budgets(rows)
     finished = runs[runs["status"] == "done"].sort_values("run_id").reset_index(drop=True)

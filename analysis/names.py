@@ -24,11 +24,9 @@ def run_names(runs: pd.DataFrame) -> list[str]:
     Args:
         runs: Rows of `tarflow.record.RUNS`.
     """
-    split = (
-        runs["layer_split"] if "layer_split" in runs else pd.Series(None, runs.index, dtype=object)
-    )
+    split = layer_splits(runs)
     shapes = runs["blocks"].astype(int).astype(str) + "x" + runs["layers"].astype(int).astype(str)
-    columns = (runs["channels"], split.fillna(shapes), runs["flops"])
+    columns = (runs["channels"], split.where(split != "", shapes), runs["flops"])
     names = pd.Series(map(_name, *columns), index=runs.index, dtype=object)
     twice = names.duplicated(keep=False)
     groups = runs[twice].groupby(names[twice], sort=False)
@@ -40,6 +38,26 @@ def run_names(runs: pd.DataFrame) -> list[str]:
         twice = names.duplicated(keep=False)
         names[twice] += [f" · {value}" for value in runs.loc[twice, column]]
     return names.tolist()
+
+
+def layer_splits(runs: pd.DataFrame) -> pd.Series:
+    """Return the layers of every block, such as 1-1-1-13; empty for runs whose blocks are alike.
+
+    Args:
+        runs: Rows of `tarflow.record.RUNS`; those of earlier releases lack the column.
+    """
+    split: pd.Series = runs.get("layer_split", pd.Series("", runs.index, dtype=object))
+    return split.fillna("")
+
+
+def deepest_layers(runs: pd.DataFrame) -> list[int]:
+    """Return the layers of the block of each run that has most.
+
+    >>> deepest_layers(pd.DataFrame({"layers": [4, 2], "layer_split": ["1-1-1-13", ""]}))
+    [13, 2]
+    """
+    pairs = zip(layer_splits(runs), runs["layers"], strict=True)
+    return [max(map(int, split.split("-"))) if split else int(layers) for split, layers in pairs]
 
 
 def _name(channels: float, shape: str, flops: float) -> str:

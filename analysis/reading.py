@@ -229,6 +229,8 @@ def _load(path: Path) -> pd.DataFrame:
             raise UserError(f"{path} is a workbook or an archive: save its table as CSV")
         else:
             table = _parse(_decode(data), path)
+    except UnicodeDecodeError:
+        raise UserError(f"cannot read {path}: it is no table of text, and no Parquet") from None
     except (OSError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"cannot read {path}: {reason.splitlines()[0]}") from None

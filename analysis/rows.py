@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.validation import levels
+from analysis.names import layer_splits
 from tarflow.config import RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
 
@@ -80,7 +81,7 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
     reasons = pd.Series([_own_reason(row) for row in judged], dtype=object)
     open_rows = reasons == ""
     # Missing values form one group; the largest group is the study.
-    kinds = runs[list(GROUP)].astype(str)
+    kinds = as_text(runs[list(GROUP)])
     if open_rows.any():
         group = commonest(kinds[open_rows])
         for column, value in zip(GROUP, group, strict=True):
@@ -97,6 +98,12 @@ def choose(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[LeftOut, ...]]:
         if reason
     )
     return runs[reasons == ""].reset_index(drop=True), left
+
+
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame as strings, missing values too: pandas 3 leaves those out of counts."""
+    text: pd.DataFrame = frame.astype(str).fillna("none")
+    return text
 
 
 def commonest(kinds: pd.DataFrame) -> tuple[str, ...]:
@@ -227,11 +234,8 @@ def difference(grid: pd.DataFrame, config: RunConfig) -> str:
     Raises:
         UserError: If the grid has no readable configs.
     """
-    model, split = (
-        config.model,
-        grid["layer_split"].fillna("") if "layer_split" in grid else [""] * len(grid),
-    )
-    known = set(zip(grid["blocks"], grid["layers"], split, strict=True))
+    model = config.model
+    known = set(zip(grid["blocks"], grid["layers"], layer_splits(grid), strict=True))
     if (model.blocks, model.mean_layers, model.layer_split) not in known:
         return (
             f"the grid has no {model.blocks} blocks of {model.layer_split or model.layers} layers"

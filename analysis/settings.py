@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.rows import commonest
+from analysis.rows import as_text, commonest
 from tarflow.human import number
 
 SETTING = [  # columns that say how samples were drawn; how the flow was inverted does not matter
@@ -54,7 +54,7 @@ def at_shared_setting(scored: pd.DataFrame) -> pd.DataFrame:
     known = scored[scored["kid"].notna() & (scored["half"] == "all")]
     if known.empty:
         return known
-    setting = known[SETTING].astype(str)
+    setting = as_text(known[SETTING])
     return known[(setting == list(commonest(setting))).all(axis=1)]
 
 

@@ -1,5 +1,6 @@
 """The law of any table of runs: what it predicts, and how far to believe it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from analysis.laws.intervals import LEVEL, Interval, interval_of
 from analysis.laws.observations import Observations
 from analysis.laws.repetition import repeated_forms
 from analysis.laws.uncertainty import ROBUST_FROM
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_counts, check_seed
 from tarflow.human import percent
 
 RAY = 0.05  # spread of ln(D / N^k) within which size and data cannot be told apart
@@ -90,6 +91,12 @@ class Options:
     delta: float | None = None  # where Huber's loss turns linear; by the residuals if None
     draws: int = DRAWS  # behind the intervals
     seed: int = 0  # of the draws
+
+    def __post_init__(self) -> None:
+        check_counts(draws=self.draws)
+        check_seed(self.seed)
+        if self.delta is not None and not 0 < self.delta < math.inf:
+            raise UserError(f"--delta is {self.delta:g}: it must be positive, such as 1e-3")
 
 
 AUTO = Options()

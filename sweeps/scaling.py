@@ -146,6 +146,11 @@ class Scaling(Command):
             from sweeps.additions import grow  # pandas and SciPy are needed from here on
 
             self.study, chosen = grow(self.study, self.out, options.next, plan_of)
+        if not grid(self.study):
+            raise UserError(
+                f"{study.name} has no run: every one would see fewer than min_images "
+                f"{study.min_images} or more than max_images {study.max_images}"
+            )
         left_out = selection.left_out(grid(self.study), options.only, options.skip)
         plan = plan_of(self.study, left_out=left_out)
         plan = replace(plan, retry=options.retry == "failed")

@@ -30,7 +30,7 @@ from sweeps.driver import (
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
 from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
 from tarflow import human
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,9 @@ class Search(Command):
         self.out = study_folder(options.out, study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
         study = with_tags(with_kept(study, self.out), options.tag)
-        self.space = TrainingSpace(study, options.budget or middle(study.budgets))
+        self.space = TrainingSpace(
+            study, middle(study.budgets) if options.budget is None else options.budget
+        )
         check(options, self.space)
         self.plan = make_search_plan(options, self.space, self.out)
         self.gpus, self.seed = self.plan.gpus, options.seed
@@ -157,8 +159,7 @@ def check(options: Options, space: TrainingSpace) -> None:
     """
     if options.trials < 1 or options.sampler_trials < 0:
         raise UserError("--trials must be at least 1, --sampler-trials at least 0")
-    if options.seed < 0:
-        raise UserError(f"seed is {options.seed}: it must be 0 or more")
+    check_seed(options.seed)
     if not 0 < space.budget < math.inf:
         raise UserError(f"budget is {space.budget:g}: it must be positive")
     samples = space.study.base.evaluation.samples
@@ -202,13 +203,13 @@ def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float)
     model, evaluation = space.study.base.model, space.study.base.evaluation
     sizes = [size.channels for size in space.study.sizes]
     ranges = {
-        "blocks": space.blocks,
-        "layers": space.layers,
+        **{name.replace("_", " "): ends for name, ends in space.depths.items()},
         "channels": (min(sizes), max(sizes)),
         "learning rate, times the study's": RATES,
         "noise": space.noises,
     }
     outer = [f"{key} {human.interval(ends)}" for key, ends in ranges.items() if ends]
+    outer = [f"layers split {' or '.join(space.splits)}", *outer] if space.splits else outer
     lines = [
         f"{space.study.name}: {options.trials} candidates of {space.budget:.3g} training FLOPs, "
         f"{model.patch}x{model.patch} patches",

@@ -48,10 +48,10 @@ def left_out(
             for run in runs
             if not meets(run) and run.run_id not in reasons
         }
-    for name in skip:
+    for name in filter(None, skip):
         named = [run for run in runs if is_named(run.run_id, run.label, name)]
         if not named:
-            names = [text for run in runs for text in (run.run_id, *names_of(run.label))]
+            names = [text for run in runs for text in names_of(run.label)]
             raise UserError(f"--skip: run {did_you_mean(name, names)}")
         reasons |= {run.run_id: f"--skip {name}" for run in named}
     if runs and len(reasons) == len({run.run_id for run in runs}):

@@ -91,7 +91,11 @@ class Space(Protocol):
 
 @dataclass(frozen=True)
 class TrainingSpace:
-    """Depth, channels, noise and learning rate around a study's base, at one budget."""
+    """Depth, channels, noise and learning rate around a study's base, at one budget.
+
+    A study whose sizes split their layers over the blocks in different ways is searched over these
+    splits, scaled to a number of layers in all; any other over its blocks and their layers.
+    """
 
     study: Study
     budget: float  # training FLOPs of each candidate
@@ -99,9 +103,12 @@ class TrainingSpace:
 
     def __call__(self, trial: Trial) -> dict[str, Any]:
         """Suggest a candidate within the study's numbers of images."""
-        blocks = trial.suggest_int("blocks", *self.blocks)
-        layers = trial.suggest_int("layers", *self.layers)
-        low, high = self.widths(blocks, layers)
+        shape: dict[str, Any] = {}
+        if self.splits:
+            shape["split"] = trial.suggest_categorical("split", self.splits)
+        for name, ends in self.depths.items():
+            shape[name] = trial.suggest_int(name, *ends)
+        low, high = self.widths(*self.shape(shape))
         trial.suggest_int("channels", low, high, step=self.study.base.model.head_dim)
         trial.suggest_float("lr_ratio", *RATES, log=True)
         if self.noises:
@@ -114,18 +121,38 @@ class TrainingSpace:
         return f"training-{short(self.budget)}"
 
     @property
-    def blocks(self) -> tuple[int, int]:
-        """Range of flow blocks: half to twice the study's, but two for both directions."""
-        blocks = [size.blocks for size in self.study.sizes]
-        return max(min(blocks) // 2, min(*blocks, 2)), 2 * max(blocks)
+    def splits(self) -> tuple[str, ...]:
+        """Splits of the layers over the blocks in the study; none if all its blocks are alike."""
+        models = [self._model(size) for size in self.study.sizes]
+        if not any(model.layer_split for model in models):
+            return ()
+        return tuple(dict.fromkeys(_split(model) for model in models))
 
     @property
-    def layers(self) -> tuple[int, int]:
-        """Range of layers per block: half to twice the study's."""
-        layers = [size.mean_layers for size in self.study.sizes]
-        return max(min(layers) // 2, 1), 2 * max(layers)
+    def depths(self) -> dict[str, tuple[int, int]]:
+        """Ranges of blocks and of layers per block, or of layers in all if the splits are given.
 
-    def widths(self, blocks: int, layers: int) -> tuple[int, int]:
+        Half to twice the study's, but two blocks for both directions, and a layer for each block.
+        """
+        models = [self._model(size) for size in self.study.sizes]
+        blocks = [model.blocks for model in models]
+        if self.splits:
+            layers = [model.total_layers for model in models]
+            return {"total_layers": (max(min(layers) // 2, *blocks), 2 * max(layers))}
+        layers = [model.mean_layers for model in models]
+        return {
+            "blocks": (max(min(blocks) // 2, min(*blocks, 2)), 2 * max(blocks)),
+            "layers": (max(min(layers) // 2, 1), 2 * max(layers)),
+        }
+
+    def shape(self, params: Params) -> tuple[int, int | tuple[int, ...]]:
+        """Return the blocks that parameters stand for, and the layers of each."""
+        if not self.splits:
+            return params["blocks"], params["layers"]
+        layers = scaled(params["split"], params["total_layers"])
+        return len(layers), layers
+
+    def widths(self, blocks: int, layers: int | tuple[int, ...]) -> tuple[int, int]:
         """Return the range of channels within the study's sizes and numbers of images."""
         sizes = [size.channels for size in self.study.sizes]
         step = self.study.base.model.head_dim
@@ -159,9 +186,12 @@ class TrainingSpace:
         """The study's own choice at its middle size: at a grid budget, a run of the grid."""
         sizes = sorted(self.study.sizes, key=lambda size: cost.params(self._model(size)))
         size = sizes[(len(sizes) - 1) // 2]
-        low, high = self.widths(size.blocks, size.mean_layers)
-        channels = min(max(size.channels, low), high)
-        shape = {"blocks": size.blocks, "layers": size.mean_layers, "channels": channels}
+        model = self._model(size)
+        shape: dict[str, Any] = {"blocks": size.blocks, "layers": size.mean_layers}
+        if self.splits:
+            shape = {"split": _split(model), "total_layers": model.total_layers}
+        low, high = self.widths(*self.shape(shape))
+        shape["channels"] = min(max(size.channels, low), high)
         noise = {"noise_std": self.study.base.noise.std} if self.noises else {}
         return shape | {"lr_ratio": 1.0} | noise
 
@@ -172,7 +202,8 @@ class TrainingSpace:
 
     def run_of(self, params: Params) -> PlannedRun:
         """Return the run that parameters stand for, on one device; numbers get three digits."""
-        size = Size(**{name: params[name] for name in ("channels", "blocks", "layers")})
+        blocks, layers = self.shape(params)
+        size = Size(channels=params["channels"], blocks=blocks, layers=layers)
         alone = replace(self.study, sizes=(size,), replicated=None, held_out=None)
         run = plan_run(alone, Point(size=size.label, budget=self.budget), self.study.base.seed)
         own = learning_rate(self.study, size.channels)
@@ -206,6 +237,27 @@ class TrainingSpace:
             return []
         scores = [row.get(name) for name in self.objectives]
         return [WORST] * len(scores) if None in scores else scores
+
+
+def _split(model: ModelConfig) -> str:
+    return "-".join(map(str, model.depths))
+
+
+def scaled(split: str, total: int) -> tuple[int, ...]:
+    """Return a split of layers over blocks, scaled to a number of layers, at least one each.
+
+    What rounding leaves goes where most is missing, of equals to the block nearest the noise.
+
+    >>> scaled("1-1-1-13", 8), scaled("4-4-4-4", 6)
+    ((1, 1, 1, 5), (1, 1, 2, 2))
+    """
+    wanted = [int(layers) for layers in split.split("-")]
+    exact = [total * layers / sum(wanted) for layers in wanted]
+    layers = [1] * len(exact)
+    for _ in range(total - len(layers)):
+        missing = [want - given for want, given in zip(exact, layers, strict=True)]
+        layers[max(range(len(layers)), key=lambda block: (missing[block], block))] += 1
+    return tuple(layers)
 
 
 @dataclass(frozen=True)

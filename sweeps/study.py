@@ -4,8 +4,9 @@ Nothing here trains or writes to disk. `presets` finds the studies that have a n
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
@@ -17,15 +18,11 @@ from tarflow import config as configs
 from tarflow import cost, data, identity
 from tarflow.config import ModelConfig, RunConfig, SamplerConfig
 from tarflow.errors import ConfigError
-from tarflow.fields import leaves, merged
-from tarflow.override import override
+from tarflow.fields import leaves
+from tarflow.override import WHERE, name_and_value, overridden
 from tarflow.train.trunk import any_length
 
-SIZES = "sizes='[{channels: 64, blocks: 4, layers: 2}]'"
 BY_THE_GRID = {  # fields of a run that a study derives, and an example of what to set instead
-    "model.channels": SIZES,
-    "model.blocks": SIZES,
-    "model.layers": SIZES,
     "images": "budgets='[1e9, 3e9]'",
     "seed": "seeds=3",
 }
@@ -256,7 +253,7 @@ def apply_variant(config: RunConfig, variant: Variant) -> RunConfig:
     for name in variant.change:
         if name not in CHANGEABLE:
             raise ConfigError(f"{where}: {did_you_mean(name, CHANGEABLE)}")
-    plain = merged(configs.to_dict(config), variant.change)
+    plain = configs.changed(configs.to_dict(config), variant.change)
     plain["images"] = plain["batch"]  # any multiple of the batch: the budget decides
     return configs.from_dict(RunConfig, plain, where)
 
@@ -275,20 +272,65 @@ def sized_model(base: ModelConfig, size: Size) -> ModelConfig:
 def override_study(study: Study, changes: Sequence[str]) -> Study:
     """Return a study with some fields changed, each written as NAME=VALUE.
 
-    A name is a field of the study, or else of its base run by the path it has in a run's config.
+    A name is a field of the study, or else of its base run by the path it has in a run's config. A
+    field of a size, such as `model.channels`, is set in every size of the study, and sizes that
+    become equal are one; `base.model.channels` is the width that learning rates are scaled from.
 
     Raises:
         UserError: If there is no such field, or if the grid sets it.
         ConfigError: If a value is wrong.
     """
-    own = {path: path for path in leaves(Study) if "*" not in path}
-    short_paths = {path: f"base.{path}" for path in leaves(RunConfig)}
-    for name in (change.partition("=")[0].strip() for change in changes):
+    if not changes:
+        return study
+    in_sizes = {f"model.{each.name}": f"base.model.{each.name}" for each in fields(Size)}
+    pairs = [name_and_value(change) for change in changes]
+    for name, value in pairs:
         if name in BY_THE_GRID:
             raise ConfigError(
                 f"--set {name}: a study derives it from its grid; write --set {BY_THE_GRID[name]}"
             )
-    return override(study, changes, short_paths | own)
+        for size in in_sizes:
+            if name == "model" and re.search(rf"\b{size.partition('.')[2]}\b", value):
+                raise ConfigError(
+                    f"--set model: set {size} by itself, in every size of the study, or "
+                    f"{in_sizes[size]}, from which learning rates are scaled"
+                )
+    own = {path: path for path in leaves(Study) if "*" not in path}
+    names = {path: f"base.{path}" for path in leaves(RunConfig)} | own
+    others = [f"{name}={value}" for name, value in pairs if name not in in_sizes]
+    sized = [f"{name}={value}" for name, value in pairs if name in in_sizes]
+    plain = overridden(configs.to_dict(study), Study, others, names)
+    change = overridden({"model": {}}, RunConfig, sized)["model"]
+    return configs.from_dict(Study, resized(plain, change) if change else plain, WHERE)
+
+
+def resized(plain: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a study, as nested dictionaries, with the same change of every size.
+
+    Points name their size by its label, and so follow it.
+
+    Raises:
+        ConfigError: If a size is wrong, before the change or after it.
+    """
+    labels = {}
+
+    def change_size(size: Any) -> dict[str, Any]:
+        before = configs.from_dict(Size, size, WHERE)
+        after = configs.from_dict(Size, {**configs.to_dict(before), **change}, WHERE)
+        labels[before.label] = after.label
+        return configs.to_dict(after)
+
+    result = {**plain}
+    if isinstance(plain["sizes"], list):  # if not, the study is refused
+        sizes = [change_size(size) for size in plain["sizes"]]
+        result["sizes"] = [size for index, size in enumerate(sizes) if size not in sizes[:index]]
+    if isinstance(plain["added"], list):
+        added = [configs.to_dict(configs.from_dict(Addition, x, WHERE)) for x in plain["added"]]
+        result["added"] = [{**each, "size": change_size(each["size"])} for each in added]
+    for name in ("replicated", "held_out"):
+        if isinstance(point := plain[name], Mapping) and "size" in point:
+            result[name] = {**point, "size": labels.get(point["size"], point["size"])}
+    return result
 
 
 def short(number: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from tarflow.errors import ConfigError, UserError
-from tarflow.fields import explained, leaves, must_be, unknown
+from tarflow.fields import explained, leaves, merged, must_be, unknown
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")
@@ -27,6 +27,7 @@ Precision = Literal["float32", "bfloat16", "float64"]  # of the matrix products 
 
 COUNT, SIZE = "it must be 0 or more", "it must be at least 1"
 UNION = ("int", "tuple[int, ...]")  # parts of the paths by which pydantic names what it tried
+SOLVERS = r"auto|sequential|jacobi|selective|segmented:0*[1-9]\d*"  # see `tarflow.sample.plan`
 SHARE, DECAY = "it is a share, 0 to 1", "it is a decay, from 0 to below 1"
 
 
@@ -134,10 +135,14 @@ class ModelConfig:
         """Replace `family: starflow` in a file by `STARFLOW`, which other keys override."""
         if not isinstance(plain, Mapping) or "family" not in plain:
             return plain
+        options = family_options(plain["family"])
         rest = {name: value for name, value in plain.items() if name != "family"}
-        if plain["family"] not in FAMILIES:
-            raise ValueError(f"family is {plain['family']!r}: write {' or '.join(FAMILIES)}")
-        return {**FAMILIES[plain["family"]], **rest}
+        if options.keys() <= rest.keys() and any(rest[name] != options[name] for name in options):
+            raise ValueError(
+                f"family is {plain['family']}, but every option of it is set beside it: remove "
+                f"family, or {', '.join(options)}"
+            )
+        return {**options, **rest}
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -195,7 +200,46 @@ STARFLOW: Mapping[str, Any] = {  # the options of `ModelConfig` that make a STAR
     "token_order": "channel-last",
     "conditioned": "top",
 }
-FAMILIES: Mapping[str, Mapping[str, Any]] = {"tarflow": {}, "starflow": STARFLOW}  # in files
+FAMILIES: Mapping[str, Mapping[str, Any]] = {  # in files and in changes
+    "tarflow": {each.name: each.default for each in fields(ModelConfig) if each.name in STARFLOW},
+    "starflow": STARFLOW,
+}
+
+
+def family_options(name: object) -> Mapping[str, Any]:
+    """Return the options of `ModelConfig` that `family: NAME` stands for.
+
+    Raises:
+        ConfigError: If there is no such family.
+    """
+    if name not in list(FAMILIES):  # a list, as the name may be of any type
+        raise ConfigError(f"model.family is {name!r}: write {' or '.join(FAMILIES)}")
+    return FAMILIES[str(name)]
+
+
+def changed(plain: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config, given as nested dictionaries, with the values of others in their places.
+
+    `family` among the changes of a model sets all options of that family, which its other keys
+    override.
+
+    Raises:
+        ConfigError: If there is no such family.
+    """
+    return merged(plain, _without_families(change))
+
+
+def _without_families(change: Mapping[str, Any]) -> dict[str, Any]:
+    result = {}
+    for name, value in change.items():
+        if isinstance(value, Mapping):
+            inner = _without_families(value)
+            if name == "model" and "family" in inner:
+                inner = {**family_options(inner.pop("family")), **inner}
+            result[name] = inner
+        else:
+            result[name] = value
+    return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +406,8 @@ class ExecutionConfig:
         counts = ["min_workers", "threads", "micro_batch", "checkpoint_seconds", "report_seconds"]
         counts.append("preview_images")
         rules = {name: (getattr(self, name) >= 0, COUNT) for name in counts}
+        known = re.fullmatch(SOLVERS, self.solver) is not None
+        rules["solver"] = known, "write auto, sequential, jacobi, selective or segmented:8"
         check_fields("execution", self, workers=(self.workers >= 1, SIZE), **rules)
 
 
@@ -439,6 +485,9 @@ def from_dict(kind: type[Config], plain: Any, where: str = "config") -> Config:
         ConfigError: If a field is wrong; names the first one, after `where`, and the nearest
             valid name for an unknown one.
     """
+    if not isinstance(plain, Mapping):
+        words = " ".join(str(plain).split())
+        raise ConfigError(f"{where}: {words[:40]!r} is no mapping of fields, such as batch: 64")
     for path in sorted(_truths(kind, plain)):
         raise ConfigError(
             f"{where}: {path} is true or false (or yes, no, on, off): write a number"
@@ -472,6 +521,8 @@ def _first_line(kind: type[Any], error: ValidationError) -> str:
     path = ".".join(str(part) for part in mistake["loc"] if part not in UNION)
     if mistake["type"] in typos:
         return unknown(path, leaves(kind))
+    if mistake["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"{path} is missing: add it"
     if rule := must_be(kind, path, mistake["type"]):
         name, words = rule
         return f"{name} is {mistake['input']!r}: it must be {words}"

@@ -47,6 +47,31 @@ def check_flags(**flags: object) -> None:
             raise UserError(f"--{flag} is {value:g}: it must be a finite number, 0 or more")
 
 
+def check_counts(**flags: int | None) -> None:
+    """Refuse the first number of a command line that is below 1; None is no number.
+
+    Raises:
+        UserError: If a number is wrong, naming the flag.
+
+    >>> check_counts(count=None, batch=0)
+    Traceback (most recent call last):
+    tarflow.errors.UserError: --batch is 0: it must be at least 1
+    """
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: it must be at least 1")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a negative seed.
+
+    Raises:
+        UserError: If it is one.
+    """
+    if seed < 0:
+        raise UserError(f"seed is {seed}: it must be 0 or more")
+
+
 def exit_code_of(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; print one line for a user's mistake or Ctrl-C.
 

@@ -144,16 +144,16 @@ def _choose_micro_batch(config: RunConfig, sharded: bool, computed: int) -> tupl
 def _choose_kernels(config: RunConfig, device: torch.device, sharded: bool) -> tuple[str, str]:
     """Choose the kernels of the Transformer layers.
 
-    Fused kernels serve neither a sharded state, nor float64, nor rotary positions.
+    Fused kernels serve neither a sharded state, nor float64, nor rotary positions on a GPU.
     """
     why = "the state is sharded" if sharded else "execution.compile is off"
     if config.execution.fused and not sharded:
         if config.precision == "float64":
             why = "there are none for float64"
-        elif config.model.positions == "rope":
-            why = "there are none for rotary positions"
         elif device.type == "cuda":
-            if supports_triton(device):
+            if config.model.positions == "rope":
+                why = "there are none for rotary positions on a GPU"
+            elif supports_triton(device):
                 return "fused", "compiled for this GPU by Triton"
             why = "Triton is missing, or this GPU is too old for it"
         elif compiled_kernels(DTYPES[config.precision]):

@@ -9,7 +9,7 @@ Legend: `N` images, `c` colour channels, `H` height and width.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +102,7 @@ class Model:
     def sample(
         self,
         count: int | None = None,
-        labels: int | Sequence[int] | None = None,
+        labels: ArrayLike | Tensor | None = None,
         guidance: float | None = None,
         condition: ArrayLike | Tensor | None = None,
         seed: int = 0,
@@ -128,7 +128,13 @@ class Model:
         Raises:
             UserError: If a label or a setting is wrong.
         """
-        classes = [labels] if isinstance(labels, int) else list(labels or [])
+        if batch < 1 or (count is not None and count < 1):
+            raise UserError(f"count is {count} and batch {batch}: both must be at least 1")
+        classes = [] if labels is None else np.atleast_1d(np.asarray(_plain(labels))).tolist()
+        if not all(isinstance(label, int) for label in classes):
+            raise UserError(f"labels are numbers of classes, such as [3, 8], not {classes}")
+        if classes and condition is not None:
+            raise UserError("give labels or condition, not both")
         if guidance is not None:
             sampler["guidance"] = guidance
         config = replace(self.config, sampler=_replaced(self.config.sampler, sampler))
@@ -213,7 +219,7 @@ class Model:
 
     @property
     def bits_kind(self) -> str:
-        """What `bits` is: `bound` or `latent` with Gaussian noise, `dequantised` with uniform noise.
+        """What `bits` is: `bound`, `dequantised` with uniform noise, or `latent`.
 
         Bits of latents are those of the noisy latent, and no bits of pixels.
         """

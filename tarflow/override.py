@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from tarflow.config import from_dict, to_dict
+from tarflow.config import changed, from_dict, to_dict
 from tarflow.errors import ConfigError, UserError
 from tarflow.fields import leaves, merged, unknown
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")
+
+WHERE = "command line"  # where a value comes from, for messages
+FAMILY = "model.family"  # no field, but the name of several options of `ModelConfig`
 
 
 def override(
@@ -27,21 +30,61 @@ def override(
     """
     if not changes:
         return config
-    paths = leaves(type(config))
+    kind = type(config)
+    return from_dict(kind, overridden(to_dict(config), kind, changes, names), WHERE)
+
+
+def overridden(
+    plain: Mapping[str, Any],
+    kind: Any,
+    changes: Sequence[str],
+    names: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Like `override`, for a config as nested dictionaries, whose values are not checked.
+
+    Raises:
+        UserError: If a change is not NAME=VALUE, or if there is no such field, naming the nearest.
+        ConfigError: If a value is no YAML, or if there is no such family of models.
+    """
+    paths = leaves(kind)
     names = names or {path: path for path in paths if "*" not in path}
-    plain = to_dict(config)
-    for change in changes:
-        name, equals, text = (part.strip() for part in change.partition("="))
-        if not equals:
-            raise UserError(f"--set {change}: write NAME=VALUE, such as --set optim.lr=0.02")
+    names = with_family(names)
+    change: dict[str, Any] = {}
+    for name, text in map(name_and_value, changes):
         if name not in names:
             raise UserError(f"--set: {unknown(name, names)}")
         path = names[name]
-        value = _value(text, paths[path][0], name)
+        value = _value(text, paths[path][0] if path in paths else str, name)
         for part in reversed(path.split(".")):
             value = {part: value}
-        plain = merged(plain, value)
-    return from_dict(type(config), plain, where="command line")
+        change = merged(change, value)
+    return changed(plain, change)
+
+
+def with_family(names: Mapping[str, str]) -> dict[str, str]:
+    """Return names of fields and their paths, with `FAMILY` beside the fields of a model.
+
+    >>> with_family({"batch": "batch", "model": "base.model"})
+    {'batch': 'batch', 'model': 'base.model', 'model.family': 'base.model.family'}
+    """
+    section = FAMILY.partition(".")[0]
+    models = {name: path for name, path in names.items() if name.rpartition(".")[2] == section}
+    return {**names, **{f"{name}.family": f"{path}.family" for name, path in models.items()}}
+
+
+def name_and_value(change: str) -> tuple[str, str]:
+    """Split a change into its name and its value.
+
+    >>> name_and_value("optim.lr = 0.02")
+    ('optim.lr', '0.02')
+
+    Raises:
+        UserError: If it is not NAME=VALUE.
+    """
+    name, equals, text = (part.strip() for part in change.partition("="))
+    if not equals:
+        raise UserError(f"--set {change}: write NAME=VALUE, such as --set optim.lr=0.02")
+    return name, text
 
 
 def _value(text: str, kind: Any, name: str) -> Any:

@@ -67,6 +67,8 @@ def release(
         UserError: If the run is not finished, or the folder exists.
     """
     folder, file = locate(out), locate_model(run)
+    if not file.exists():
+        raise UserError(f"cannot read {file}: no such file or folder")
     result = read_result(file.parent)
     if not result or result["run"]["status"] != "done":
         raise UserError(f"{file.parent} holds no finished run: train it first")

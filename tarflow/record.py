@@ -43,6 +43,7 @@ RUNS = pa.schema(
         ("blocks", pa.int32()),
         ("layers", pa.int32()),  # in each block; the rounded mean if they differ
         ("layer_split", pa.string()),  # layers of each block, such as 1-1-1-13, if they differ
+        ("total_layers", pa.int32()),  # in all blocks, the depth of a law of shapes
         ("head_dim", pa.int32()),
         ("lr", pa.float64()),
         ("batch", pa.int32()),

@@ -180,6 +180,7 @@ def row_of(config: RunConfig, role: str, label: str, tags: Sequence[str] = ()) -
         "blocks": model.blocks,
         "layers": model.mean_layers,
         "layer_split": model.layer_split or None,
+        "total_layers": model.total_layers,
         "head_dim": model.head_dim,
         "lr": config.optim.lr,
         "batch": config.batch,

@@ -52,6 +52,7 @@ def locate_model(name: str | Path) -> Path:
     if (path / MODEL).exists():
         return path / MODEL
     advice = f"; name one of its runs, such as {path}/runs/RUN_ID" * (path / "runs").is_dir()
+    advice += f"; the run has failed: see {path}/error.txt" * (path / "error.txt").exists()
     raise UserError(f"{path} holds no {MODEL}{advice}")
 
 
@@ -293,6 +294,12 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"cannot write {path}: a file stands where a folder should be; name another folder"
+        ) from None
+    except IsADirectoryError:
+        raise UserError(f"cannot write {path}: it is a folder; name a file") from None
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; files written before are intact: "

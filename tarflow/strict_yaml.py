@@ -24,6 +24,12 @@ def parse(text: str, where: str) -> Any:
         return _Loader(text).get_single_data()
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        words = " ".join(filter(None, (error.context, error.problem)))
+        if "'\\t'" in words:
+            words = "a tab: indent with spaces"
+        raise ConfigError(f"{where} is not YAML: {line}{words}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a date of no calendar
         raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 

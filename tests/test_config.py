@@ -291,7 +291,7 @@ def numbers(kind, path=""):
 
 def test_every_number_of_a_config_has_a_range(tmp_path: Path):
     named = dict(numbers(RunConfig))
-    assert len(named) == 38
+    assert len(named) == 39
     for name, kind in named.items():
         wrong = ["-1", "true", "1" + 30 * "0" if kind is int else ".inf"]
         wrong += [".nan", ".inf"] if kind is float else []

@@ -1,11 +1,21 @@
 """A field is changed from the shell by its path, and a mistake names the field that was meant."""
 
+from dataclasses import replace
+
 import pytest
 
 from sweeps.presets import load
-from sweeps.study import BY_THE_GRID, Study, override_study
+from sweeps.study import (
+    BY_THE_GRID,
+    Addition,
+    Study,
+    Variant,
+    apply_variant,
+    learning_rate,
+    override_study,
+)
 from tarflow.__main__ import main
-from tarflow.config import RunConfig, from_dict, to_dict
+from tarflow.config import STARFLOW, RunConfig, from_dict, to_dict
 from tarflow.errors import UserError
 from tarflow.fields import SYNONYMS, descriptions, leaves
 from tarflow.override import override
@@ -84,7 +94,41 @@ def test_a_study_is_changed_by_its_own_fields_and_those_of_its_base_run():
         with pytest.raises(UserError, match="a study derives it from its grid") as caught:
             override_study(study, [f"{name}=64"])
         assert instead in str(caught.value)
-        override_study(study, [instead.replace("'", ""), "held_out=null"])
+        override_study(study, [instead.replace("'", "")])
+
+
+def test_a_size_is_set_in_every_size_of_a_study_and_points_follow():
+    study = load("tiny")
+    deep = override_study(study, ["model.blocks=3", "model.layers=[1, 1, 4]", "optim.lr=0.02"])
+    assert [size.label for size in deep.sizes] == [f"c{c}-b3-l1-1-4" for c in (8, 16, 32)]
+    assert deep.held_out == replace(study.held_out, size="c16-b3-l1-1-4")
+    assert deep.base == replace(study.base, optim=replace(study.base.optim, lr=0.02))
+    wide = override_study(deep, ["model.channels=64", "held_out.size=c64-b3-l1-1-4"])
+    assert [size.label for size in wide.sizes] == [wide.held_out.size] == ["c64-b3-l1-1-4"]
+    assert wide.base.model.channels == 16
+    assert learning_rate(wide, 64) == 0.02 / 2  # still scaled from the width it was tuned at
+    heads = ["model.head_dim=64", "base.model.channels=64", "model.channels=128"]
+    assert override_study(study, heads).sizes[0].channels == 128
+    added = replace(study, added=(Addition(size=study.sizes[0], budget=1e9),))
+    assert override_study(added, ["model.channels=64"]).added[0].size.channels == 64
+    with pytest.raises(UserError, match=r"set model.channels by itself, in every size"):
+        override_study(study, ["model={channels: 64}"])
+
+
+def test_a_family_sets_its_options_and_those_set_beside_it_override_it():
+    changes = ["model.soft_clip=2", "model.family=starflow"]
+    starflow = override(PLAIN, changes).model
+    assert starflow == replace(PLAIN.model, **{**STARFLOW, "soft_clip": 2.0})
+    assert override(replace(PLAIN, model=starflow), ["model={family: tarflow}"]) == PLAIN
+    assert override_study(load("tiny"), ["model.family=starflow"]).base.model.positions == "rope"
+    change = Variant(name="star", change={"model": {"family": "starflow"}})
+    assert apply_variant(PLAIN, change).model == replace(PLAIN.model, **STARFLOW)
+    with pytest.raises(UserError, match=r"model.family is 'glow': write tarflow or starflow"):
+        override(PLAIN, ["model.family=glow"])
+    written = to_dict(PLAIN)
+    written["model"]["family"] = "starflow"
+    with pytest.raises(UserError, match="every option of it is set beside it: remove family, or"):
+        from_dict(RunConfig, written)
 
 
 @pytest.mark.parametrize(

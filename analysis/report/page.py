@@ -62,7 +62,7 @@ def render(
         live: Let the page reload itself, as the study is going on.
     """
     material = material_of(study, table, evaluations, findings, seed)
-    summary = summarise(findings, table, material.scored, material.advice)
+    summary = summarise(findings, table, material.scored, material.advice, study)
     shown = chapters(material)
     return fill(
         "report.html.j2",
@@ -145,6 +145,7 @@ def chapters(material: Material) -> list[Chapter]:
         samples.samples(material),
         *samples.previews(material),
         quality.quality(material),
+        *quality.parting(material),
         quality.disagreement(material),
         *quality.others(material),
         quality.search(material),

@@ -206,9 +206,10 @@ def _noise(kind: str, std: float) -> str:
 
 def _config(run: Row) -> str:
     noise = _noise(run["noise_type"], run["noise_std"])
+    layers = run.get("layer_split") or f"{run['layers']:.0f}"
     return (
-        f"{run['channels']:.0f} channels · {run['blocks']:.0f} blocks of {run['layers']:.0f} "
-        f"layer{'' if run['layers'] == 1 else 's'} · patch {run['patch']:.0f} · noise {noise} · "
+        f"{run['channels']:.0f} channels · {run['blocks']:.0f} blocks of {layers} "
+        f"layer{'' if layers == '1' else 's'} · patch {run['patch']:.0f} · noise {noise} · "
         f"learning rate {human.number(run['lr'])} · batch {run['batch']:.0f} · "
         f"seed {run['seed']:.0f}"
     )

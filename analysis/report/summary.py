@@ -5,6 +5,7 @@ Every number is read from `Findings`; nothing is estimated here.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup, escape
@@ -31,7 +32,8 @@ from tarflow.human import (
 
 ABLATION = Markup(
     "<b>An ablation: choices side by side at equal training FLOPs, without a law.</b> Differences "
-    "count where intervals do not overlap; the lowest of many is partly luck."
+    "count where intervals do not overlap, and paired ones where the interval leaves out 0; the "
+    "lowest of many is partly luck."
 )
 TOO_FEW = Markup(
     "<b>Too few runs for a law.</b> A law of compute needs finished runs at three budgets or "
@@ -67,6 +69,7 @@ def summarise(
     table: pd.DataFrame,
     scored: pd.DataFrame,
     advice: Recommendation | None,
+    study: Path,
 ) -> Summary:
     """Put findings into words.
 
@@ -75,8 +78,10 @@ def summarise(
         table: Every run, failed ones too.
         scored: Finished runs joined to their sample scores.
         advice: The run to train next, or None.
+        study: Folder of the study.
     """
-    compared = () if len(findings.runs) else tuple(conclusions(findings.finished, scored))
+    conclude = () if len(findings.runs) else conclusions(findings.finished, scored, study)
+    compared = tuple(conclude)
     return Summary(
         facts=_facts(findings, table),
         lede=ABLATION if compared else _lede(findings, advice),

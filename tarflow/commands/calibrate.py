@@ -7,7 +7,7 @@ from rich.table import Column
 from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.commands.table import print_table
-from tarflow.errors import check_flags
+from tarflow.errors import check_counts, check_flags
 from tarflow.sample.plan import PLAN, Plan, keep_plan
 from tarflow.storage import locate_model
 
@@ -47,6 +47,7 @@ def calibrate(
     from tarflow.sample import calibration
 
     check_flags(tolerance=tolerance)
+    check_counts(batch=batch)
     flow, config = load(checkpoint, sampling)
     images, labels = calibration.calibration_images(flow, config, batch)
     with autocast(precision, flow.var.device):

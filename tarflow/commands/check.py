@@ -4,7 +4,7 @@ from rich.text import Text
 
 from tarflow.commands.checkpoint import Checkpoint, load
 from tarflow.commands.table import print_table
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_counts
 
 
 def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
@@ -28,8 +28,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
     from tarflow.sample.calibration import default_condition
     from tarflow.sample.inverse import invert
 
-    if count < 1:
-        raise UserError(f"--count is {count}: it must be at least 1")
+    check_counts(count=count)
     flow, config = load(checkpoint)
     device, model = flow.var.device, config.model
     try:

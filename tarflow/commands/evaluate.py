@@ -9,7 +9,7 @@ from rich.console import Console
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, FromRun, load, override
 from tarflow.commands.table import print_table
 from tarflow.config import FEWEST_IMAGES
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_counts
 from tarflow.storage import locate_model
 
 
@@ -51,8 +51,7 @@ def evaluate(
 
     if count and count < FEWEST_IMAGES:
         raise UserError(f"--count is {count}: write 0 for none, or at least {FEWEST_IMAGES}")
-    if draws is not None and draws < 1:
-        raise UserError(f"--draws is {draws}: it must be at least 1")
+    check_counts(draws=draws)
     path = locate_model(checkpoint)
     flow, config = load(path, sampling)
     evaluation = override(
@@ -65,6 +64,8 @@ def evaluate(
     )
     config = replace(config, evaluation=evaluation)
     extractor = None
+    if (features or weights) and not evaluation.samples:
+        raise UserError("--features and --weights compare samples with images: give --count too")
     if evaluation.samples:
         extractor = find_extractor(evaluation.features, weights, flow.var.device.type, config.data)
         held_out = data.open_split(config.data, split)

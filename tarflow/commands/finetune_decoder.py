@@ -7,7 +7,7 @@ import tyro
 
 from tarflow.commands.data import progress
 from tarflow.config import DataConfig, ExecutionConfig
-from tarflow.errors import UserError, check_flags
+from tarflow.errors import UserError, check_counts, check_flags
 from tarflow.storage import locate
 
 
@@ -44,8 +44,7 @@ def finetune_decoder(
     from tarflow.model.weights import latents_of_model, load_model
 
     check_flags(noise_std=noise_std, lr=lr)
-    if min(steps, batch) < 1:
-        raise UserError(f"--steps is {steps} and --batch {batch}: both must be at least 1")
+    check_counts(steps=steps, batch=batch)
     if source.endswith(".safetensors"):
         _, config = load_model(locate(source))
         space = latents_of_model(locate(source))

@@ -6,9 +6,10 @@ from typing import Annotated, Any, TypedDict
 
 from tyro.conf import UseAppendAction, arg
 
-from tarflow.config import RunConfig
+from tarflow.config import FAMILIES, ModelConfig, RunConfig
 from tarflow.errors import UserError
 from tarflow.fields import choices, descriptions, leaves, nearest, synonyms
+from tarflow.override import FAMILY
 
 METAVARS: Mapping[Any, str] = {int: "INT", float: "FLOAT", bool: "{true,false}"}
 
@@ -42,6 +43,9 @@ def _flags(kind: Any) -> Any:
         members[member.name] = Annotated[
             str, arg(metavar=metavar, help=text, help_behavior_hint="")
         ]
+    if kind is ModelConfig:
+        metavar, text = "{" + ",".join(FAMILIES) + "}", "set all options that make this family"
+        members["family"] = Annotated[str, arg(metavar=metavar, help=text, help_behavior_hint="")]
     return TypedDict(kind.__name__, members, total=False)  # type: ignore[operator]
 
 
@@ -54,6 +58,8 @@ def flat(changes: Sequence[Sequence[str]], flags: Mapping[str, Any] | None = Non
     >>> flat([["seed=1", "batch=8"]], {"optim": {"lr": "0.02"}, "seed": "3"})
     ['seed=1', 'batch=8', 'optim.lr=0.02', 'seed=3']
     """
+    if not all(changes):
+        raise UserError("--set: write NAME=VALUE, such as --set optim.lr=0.02")
     listed = [change for several in changes for change in several]
     for name, value in (flags or {}).items():
         if isinstance(value, Mapping):
@@ -69,7 +75,7 @@ def check_flags_of_fields(arguments: Sequence[str]) -> None:
     Raises:
         UserError: If there is one, naming the nearest, such as --optim.lr for --learning-rate.
     """
-    known = [path for path in leaves(RunConfig) if "*" not in path]
+    known = [*(path for path in leaves(RunConfig) if "*" not in path), FAMILY]
     names = {path.rpartition(".")[2] for path in known}
     for flag in (text.partition("=")[0] for text in arguments if text.startswith("--")):
         name = flag.removeprefix("--").replace("-", "_")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
 from tarflow.config import RunConfig
-from tarflow.errors import UserError
+from tarflow.errors import UserError, check_counts
 from tarflow.sample.plan import PLAN
 from tarflow.storage import locate_model
 
@@ -63,6 +63,7 @@ def sample(
     from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
     from tarflow.sample.sampling import sample as draw
 
+    check_counts(count=count, batch=batch, columns=columns)
     flow, config = load(checkpoint, sampling)
     decodes = decoder_of(checkpoint, flow, config, autoencoder)
     classes = labels or range(flow.config.classes)
@@ -120,5 +121,5 @@ def _condition(
     given = torch.from_numpy(vectors)[torch.arange(count) % len(vectors)]
     flow.check_condition(given)
     if dropped is not None:
-        flow.null_condition.copy_(torch.from_numpy(dropped.copy()))
+        flow.null_condition.copy_(torch.from_numpy(dropped))
     return given

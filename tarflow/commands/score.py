@@ -14,8 +14,7 @@ from tarflow import human
 from tarflow.commands.checkpoint import Checkpoint, load
 from tarflow.commands.table import print_table
 from tarflow.config import RunConfig
-from tarflow.errors import UserError
-from tarflow.storage import locate_model
+from tarflow.errors import UserError, check_counts
 
 if TYPE_CHECKING:
     from tarflow.evaluate.scoring import Scores
@@ -85,8 +84,7 @@ def score(
     from tarflow.record import write_table
     from tarflow.sample.grid import image_grid, save_grid
 
-    if draws < 1:
-        raise UserError(f"--draws is {draws}: it must be at least 1")
+    check_counts(draws=draws, show=show)
     flow, config = load(checkpoint)
     missing = ""
     try:
@@ -94,7 +92,7 @@ def score(
     except UserError as error:
         missing = str(error)
     left_out: list[str] = []
-    space = latents_of_model(locate_model(checkpoint))
+    space = latents_of_model(checkpoint)
     codes = decoder_of(checkpoint, flow, config, autoencoder) if images or grid else None
     if images:
         model = config.model

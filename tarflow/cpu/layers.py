@@ -18,6 +18,7 @@ from tarflow.affine import fused_affine, fusible
 from tarflow.cost import PRODUCTS_TOKENS
 from tarflow.cpu.kernels import Kernels, kernels
 from tarflow.model.flow import Attention, FlowBlock, Layer
+from tarflow.model.rotary import rotate
 
 
 class ProductAttention(Attention):
@@ -52,12 +53,12 @@ class FusedLayer(Layer):
         return tuple(tensor for module in modules for tensor in (module.weight, module.bias))
 
     def forward(self, hidden: Tensor, rotation: Tensor | None = None, /) -> Tensor:
-        """Transform (B, n, C) hidden states; rotary positions are left to PyTorch."""
-        if rotation is not None or not torch.is_grad_enabled():
+        """Transform (B, n, C) hidden states; for the rotation see `Attention.forward`."""
+        if not torch.is_grad_enabled():
             return super().forward(hidden, rotation)
         low = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if low else torch.float32
-        return fused_layer(hidden, self.weights, self.attention.head_dim, dtype)
+        return fused_layer(hidden, self.weights, self.attention.head_dim, dtype, rotation)
 
 
 class FusedBlock(FlowBlock):
@@ -83,7 +84,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def fused_layer(
-    hidden: Tensor, weights: tuple[Tensor, ...], head_dim: int, dtype: torch.dtype
+    hidden: Tensor,
+    weights: tuple[Tensor, ...],
+    head_dim: int,
+    dtype: torch.dtype,
+    rotation: Tensor | None = None,
 ) -> Tensor:
     """Transform hidden states (B, T, C), float32.
 
@@ -92,15 +97,21 @@ def fused_layer(
         weights: Parameters as `FusedLayer.weights` lists them, float32.
         head_dim: Channels of a head.
         dtype: Type of the activations in between, float32 or bfloat16.
+        rotation: Rotary positions (2, T, K / 2), or `None`.
     """
-    after: Tensor = _FusedLayer.apply(hidden, head_dim, dtype, *weights)
+    after: Tensor = _FusedLayer.apply(hidden, head_dim, dtype, rotation, *weights)
     return after
 
 
 class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head_dim: int, dtype: torch.dtype, *weights: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        head_dim: int,
+        dtype: torch.dtype,
+        rotation: Tensor | None,
+        *weights: Tensor,
     ) -> Tensor:
         run = _kernels(dtype)
         (norm1, shift1, qkv, qkv_bias, proj, proj_bias) = weights[:6]
@@ -116,6 +127,10 @@ class _FusedLayer(torch.autograd.Function):
             before, None, None, norm1, shift1, None, normed1, means1, inverses1, rows, channels
         )
         joined = torch.mm(normed1, qkv.t())
+        if rotation is not None:  # the kernel adds the bias of the values only
+            turned = joined[:, : 2 * channels] + qkv_bias[: 2 * channels]
+            joined[:, : 2 * channels] = _rotated(turned, rotation, dims)
+            qkv_bias = torch.cat([torch.zeros_like(proj_bias).repeat(2), qkv_bias[2 * channels :]])
         mixed = torch.empty_like(normed1)
         totals = means1.new_empty(rows * dims[2])
         run.attend(joined, qkv_bias, mixed, totals, *dims)
@@ -136,7 +151,7 @@ class _FusedLayer(torch.autograd.Function):
         run.add_norm(
             between, delta, down_bias, None, None, after, None, None, None, rows, channels
         )
-        ctx.dims = dims
+        ctx.dims, ctx.rotation = dims, rotation
         ctx.save_for_backward(
             *(before, means1, inverses1, norm1, shift1, qkv, joined, qkv_bias, mixed, totals),
             *(proj, between, means2, inverses2, norm2, shift2, up, slope, activated, down),
@@ -175,6 +190,10 @@ class _FusedLayer(torch.autograd.Function):
         run.attend_backward(
             joined, qkv_bias, mixed, totals, torch.mm(given, proj), djoined, dqkv_bias, *ctx.dims
         )
+        if ctx.rotation is not None:
+            back = ctx.rotation * ctx.rotation.new_tensor([1.0, -1.0]).view(2, 1, 1)
+            turned = _rotated(djoined[:, : 2 * channels].float(), back, ctx.dims)
+            djoined[:, : 2 * channels], dqkv_bias[: 2 * channels] = turned, turned.sum(0)
         dnormed = torch.mm(djoined, qkv)
 
         dbefore = torch.empty_like(grad)
@@ -185,10 +204,17 @@ class _FusedLayer(torch.autograd.Function):
         )
         dqkv = torch.mm(djoined.t(), normed)
         return (
-            *(dbefore.view_as(gradients[0]), None, None),
+            *(dbefore.view_as(gradients[0]), None, None, None),
             *(dnorm1, dshift1, dqkv.float(), dqkv_bias, dproj.float(), dproj_bias),
             *(dnorm2, dshift2, dup.float(), dup_bias, ddown.float(), ddown_bias),
         )
+
+
+def _rotated(joined: Tensor, rotation: Tensor, dims: tuple[int, int, int, int]) -> Tensor:
+    """Rotate queries and keys (B * T, 2 C), float32, of all heads by positions (2, T, K / 2)."""
+    batch, tokens, heads, width = dims
+    split = joined.view(batch, tokens, 2 * heads, width).transpose(1, 2)
+    return rotate(split, rotation).transpose(1, 2).reshape(joined.shape)
 
 
 def _kernels(dtype: torch.dtype) -> Kernels:

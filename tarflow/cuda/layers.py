@@ -70,8 +70,7 @@ class FusedBlock(FlowBlock):
         """
         if self.config.positions == "rope" or not torch.is_grad_enabled():
             return super().output(tokens, condition)
-        embedding = cast(Tensor, self.embedding(condition))
-        hidden = self.proj_in(tokens) + embedding.to(self.residuals)
+        hidden = self.proj_in(tokens) + self.embedding(condition).to(self.residuals)
         if self.proj_txt is not None:
             hidden = torch.cat([self.proj_txt(condition).to(hidden.dtype), hidden], 1)
         update = torch.zeros_like(hidden, dtype=product_dtype())

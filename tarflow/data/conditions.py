@@ -61,7 +61,7 @@ def to_array(column: pa.Array, where: str, shape: Shape | None = None) -> NDArra
     if values.null_count:
         raise UserError(f"{where}: conditions must all have one shape, without gaps")
     flat = values.cast(pa.float32()).to_numpy(zero_copy_only=False)
-    array: NDArray[np.float32] = flat.reshape(-1, *own)
+    array: NDArray[np.float32] = flat.reshape(-1, *own).copy()  # Arrow's memory is read-only
     if not np.isfinite(array).all():
         raise UserError(f"{where}: conditions hold values that are not finite")
     return array
@@ -81,7 +81,7 @@ def dropped(schema: pa.Schema, shape: Shape) -> NDArray[np.float32]:
     stored = (schema.metadata or {}).get(DROPPED)
     if stored is None:
         return np.zeros(shape, np.float32)
-    return np.frombuffer(stored, np.float32).reshape(shape)
+    return np.frombuffer(stored, np.float32).reshape(shape).copy()
 
 
 def read_conditions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -92,15 +92,21 @@ def read_conditions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32
     Raises:
         UserError: If it is not such a file.
     """
+    missing = UserError(f"{path} has no rows with a column '{COLUMN}'")
     try:
-        table = pq.read_table(path, columns=[COLUMN])
         schema = pq.read_schema(path)
+        if COLUMN not in schema.names:
+            raise missing
+        table = pq.read_table(path, columns=[COLUMN])
+    except FileNotFoundError:
+        raise UserError(f"cannot read conditions from {path}: no such file") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"cannot read conditions from {path}: {str(error).splitlines()[0]}"
         ) from None
-    if COLUMN not in table.column_names or not len(table):
-        raise UserError(f"{path} has no rows with a column '{COLUMN}'")
-    conditions = to_array(table[COLUMN].combine_chunks(), str(path))
+    if not len(table):
+        raise missing
+    # a copy, as torch warns of Arrow's memory, which is read-only
+    conditions = to_array(table[COLUMN].combine_chunks(), str(path)).copy()
     has = DROPPED in (schema.metadata or {})
     return conditions, dropped(schema, conditions.shape[1:]) if has else None

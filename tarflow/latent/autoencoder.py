@@ -19,7 +19,7 @@ from tarflow.errors import UserError
 from tarflow.latent_space import LatentSpace
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import latents_of_model
-from tarflow.storage import expand, locate_model
+from tarflow.storage import expand
 
 BATCH = 16  # images that pass at a time
 
@@ -163,7 +163,7 @@ def decoder_of(
     Raises:
         UserError: If it is missing, or decodes other latents.
     """
-    space, device = latents_of_model(locate_model(checkpoint)), flow.var.device
+    space, device = latents_of_model(checkpoint), flow.var.device
     if space:
         chosen = str(folder or config.evaluation.autoencoder)
         return find_autoencoder(space, chosen, device)

@@ -256,12 +256,17 @@ class FlowBlock(nn.Module):
         every = rotations(self.config, like.device, dtype)
         return every[:, self.config.condition_tokens - self.prefix :]
 
-    def embedding(self, condition: Tensor | None) -> Tensor | float:
-        """Return positions plus classes, (1 or B, 1 or T, C), in the block's order; 0 for neither.
+    def embedding(self, condition: Tensor | None) -> Tensor:
+        """Return positions plus classes in the block's order, (1 or B, 1 or T, 1 or C).
+
+        It is in the type of the weights, so that hidden states are too, also under autocast.
 
         A dropped label (-1; `None` for the whole batch) is the mean of the class table.
         """
-        position = 0.0 if self.pos_embed is None else self.permute(self.pos_embed[None])
+        if self.pos_embed is None:
+            position = self.proj_in.bias.new_zeros(1, 1, 1)
+        else:
+            position = self.permute(self.pos_embed[None])
         if self.class_embed is None:
             return position
         mean = self.class_embed.mean(0, keepdim=True)

@@ -97,6 +97,8 @@ def read_official(
         UserError: If the file does not hold plain finite weights; if name, flags and shapes
             disagree; or if neither name nor flag tells the noise.
     """
+    if not source.is_file():
+        raise UserError(f"cannot read {source}: no such file")
     named = parse_name(name or source.name)
     if name and named is None:
         raise UserError(f"'{name}' is not a published name like {_EXAMPLE}")

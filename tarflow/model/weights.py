@@ -23,7 +23,7 @@ from tarflow.errors import UserError
 from tarflow.latent_space import KEY, LatentSpace, read_latent_space
 from tarflow.model.flow import Layer, TarFlow
 from tarflow.record import replacing
-from tarflow.storage import local_copy, locate
+from tarflow.storage import local_copy, locate, locate_model
 
 START = "blocks.0.sos_embed"  # its start token tells a STARFlow from a TarFlow
 _TORCH_FILES = (b"PK", b"\x80\x02")  # first bytes: a zip file, or before torch 1.6 a pickle
@@ -68,8 +68,8 @@ def write_tensors(
 
 
 def latents_of_model(path: Path) -> LatentSpace | None:
-    """Return where the latents of a model that `load_model` reads come from; None for pixels."""
-    with local_copy(locate(path)) as local, safe_open(local, "pt") as file:
+    """Return where the latents of a model come from, given its file or folder; None for pixels."""
+    with local_copy(locate_model(path)) as local, safe_open(local, "pt") as file:
         return read_latent_space(file.metadata() or {}, str(path))
 
 
@@ -121,8 +121,8 @@ def build(
     with torch.device("meta"):
         flow = TarFlow(config, layer_type=layer_type)
     weights = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
+    like = next(iter(weights.values()), torch.empty(0))
     if config.start_token:
-        like = next(iter(weights.values()))
         weights.setdefault("var", like.new_ones(config.tokens, config.token_dim))
     if config.condition_tokens:
         shape = config.condition_tokens, config.condition_dim

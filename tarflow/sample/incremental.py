@@ -59,10 +59,7 @@ class IncrementalBlock:
         rows = 2 * batch if sampler else batch
         self.block, self.cache, self.rows, self.sampler = block, cache, rows, sampler
         tokens, device = block.config.tokens, cache.memory.device
-        embedding = block.embedding(condition)
-        if not isinstance(embedding, Tensor):
-            embedding = block.proj_in.bias.new_zeros(1, 1, 1)
-        self.embedding = embedding.expand(-1, tokens, -1)  # (1 or R, T, 1 or C)
+        self.embedding = block.embedding(condition).expand(-1, tokens, -1)  # (1 or R, T, 1 or C)
         self.rotation = block.rotation(block.proj_in.bias)  # (2, keys, K / 2), or None
         memories = cache.layers(rows, len(block.attn_blocks))
         self.layers = [

@@ -134,7 +134,7 @@ def set_dropped_condition(state: TrainState, config: RunConfig) -> None:
     dropped = data.open_split(config.data, "train").dropped
     if dropped is not None:
         for target in (state.flow.null_condition, state.ema["null_condition"]):
-            target.copy_(torch.from_numpy(dropped.copy()))
+            target.copy_(torch.from_numpy(dropped))
 
 
 def has_row(step: int) -> bool:

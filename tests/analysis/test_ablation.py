@@ -1,12 +1,29 @@
 """Ablations: what is averaged, what is flagged, what is put beside published numbers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.ablation import UNIFORM_STD, averaged, best, kind, noise_level, titled
+from analysis.__main__ import main
+from analysis.ablation import (
+    UNIFORM_STD,
+    averaged,
+    baseline,
+    best,
+    conclusions,
+    kind,
+    noise_level,
+    titled,
+    worth,
+)
 from analysis.report.published import published
+from analysis.report.sections.ablation import sections
+from analysis.settings import SETTING
+from analysis.shares import shares
 from analysis.signatures import GOOD, POOR, signatures
+from tarflow import record
 from tarflow.human import bits
 
 
@@ -49,7 +66,7 @@ def ablation_runs(**changes):
             "label": f"{name}-c8-b2-l1-1e9-s{seed}", "config": f'{{"noise": "{name}"}}',
             "noise_type": "uniform" if name == "uniform" else "gaussian",
             "noise_std": None if name == "uniform" else float(name),
-            "blocks": 2, "layers": 1, "bpd": 2.0,
+            "blocks": 2, "layers": 1, "patch": 4, "bpd": 2.0,
         } | changes
         for name in ("0.1", "0.2", "uniform")
         for seed in (0, 1)
@@ -69,6 +86,131 @@ def test_choices_are_named_by_what_differs():
     assert kind(other) == "choice"
     assert other["title"].tolist()[::2] == ["0.1", "0.2", "uniform"]
     assert titled(ablation_runs(role="grid")).empty
+    patches = ablation_runs(noise_type="gaussian", noise_std=0.1).assign(patch=[4, 4, 1, 1, 2, 2])
+    runs = titled(patches)
+    assert kind(runs) == "patch"
+    assert runs["title"].tolist()[::2] == ["patch 4", "patch 1", "patch 2"]
+    assert baseline(runs) == "patch 1"
+
+
+NOT_SAMPLED = pd.DataFrame(columns=["run_id", "kid", "half", *SETTING])
+SPLITS = {"4-4-4-4": 0.0, "2-2-2-10": -0.02, "1-1-1-13": 0.0002}  # bits against the even split
+
+
+def split_runs(folder, effects=SPLITS, seeds=3, images=400, noise=0.01):
+    """Three splits whose seeds and images vary far more than the splits differ, but alike."""
+    rng, rows = np.random.default_rng(0), []
+    hard, seed_effect = rng.gamma(4, 0.25, images), 0.3 * rng.standard_normal(seeds)
+    for split, effect in effects.items():
+        for seed in range(seeds):
+            run_id = f"{split}-{seed}"
+            bpd = 1.0 + hard + effect + seed_effect[seed] + noise * rng.standard_normal(images)
+            (folder / "runs" / run_id).mkdir(parents=True)
+            values = [{"index": i, "bpd": value} for i, value in enumerate(bpd)]
+            record.write_table(folder / "runs" / run_id / "images.parquet", values, record.IMAGES)
+            rows.append(
+                {
+                    "run_id": run_id, "role": "ablation", "status": "done", "seed": seed,
+                    "label": f"c32-b4-l{split}-4e11-s{seed}", "config": f'{{"split": "{split}"}}',
+                    "noise_type": "gaussian", "noise_std": 0.25, "blocks": 4, "layers": 4,
+                    "layer_split": None if split == "4-4-4-4" else split, "params": 1000,
+                    "patch": 4,
+                    "bpd": bpd.mean(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_what_a_split_is_worth_is_paired_and_named(tmp_path):
+    runs = titled(split_runs(tmp_path))
+    assert kind(runs) == "shape"
+    assert set(runs["title"]) == {f"layers {split}" for split in SPLITS}
+    assert baseline(runs) == "layers 4-4-4-4"
+    points = worth(runs, tmp_path).set_index("title")
+    assert points.index.tolist() == ["layers 2-2-2-10", "layers 1-1-1-13"]  # the deepest last
+    for title, row in points.iterrows():
+        assert row["low"] < SPLITS[title.removeprefix("layers ")] < row["high"]
+        assert row["high"] - row["low"] < 0.01  # seeds alone spread by 0.3
+    said = conclusions(runs, NOT_SAMPLED, tmp_path)
+    assert said[0].startswith("Lowest bits per dimension: layers 2-2-2-10")
+    assert "no clear difference from layers 4-4-4-4" in said[0]  # what means alone can tell
+    assert said[1].startswith("Layers 2-2-2-10 against layers 4-4-4-4, on the same images")
+    assert said[1].endswith("clearly better.")
+    assert said[2].endswith("no clear difference.")
+
+
+def test_the_page_names_every_split(tmp_path):
+    runs = split_runs(tmp_path)
+    scored = runs.reindex(columns=[*runs.columns, *SETTING, "kid", "kid_se", "fid", "fd", "half"])
+    scored = scored.assign(half="all", guidance=0.0, denoise=1.0, kid=0.1, kid_se=0.01)
+    findings = SimpleNamespace(finished=runs)
+    section = sections(SimpleNamespace(findings=findings, scored=scored, study=tmp_path))[0]
+    assert section.title == "Layers of each block at equal cost"
+    for table in section.tables:
+        named = [row[0].removesuffix(", denoised") for row in table.rows]
+        assert named == [f"layers {split}" for split in SPLITS][-len(named) :]
+    assert "minus those of layers 4-4-4-4" in section.tables[1].columns[1]
+    for figure in section.figures.values():
+        assert set(figure.data[0].x) <= set(SPLITS)
+
+
+def drawn_settings(runs, kids, seed=0):
+    """Rows of the evaluations table: every run at every setting, in both halves."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "run_id": run_id, "guidance": guidance, "denoise": denoise, "rule": "log-scale",
+            "part": "both", "guided_blocks": "all", "annealed": True, "temperature": 1.0,
+            "feature_extractor": "e", "half": half, "kid": kid + 0.01 * rng.standard_normal(),
+            "kid_se": 0.01, "reference": "digits/validation", "solver": "sequential", "seed": 0,
+            "n": 100, "n_reference": 100,
+        }
+        for run_id in runs["run_id"]
+        for (guidance, denoise), kid in kids.items()
+        for half in ("all", "chosen", "scored")
+    ]  # fmt: skip
+
+
+def test_the_shares_of_techniques_are_those_planted(tmp_path, capsys):
+    study = tmp_path / "split"
+    runs = split_runs(study)
+    kids = {(0.0, 0.0): 0.5, (0.0, 1.0): 0.3, (2.0, 1.0): 0.1}
+    rows = runs.assign(flops=1e9, channels=8).to_dict("records")
+    rated = drawn_settings(runs, kids)
+    record.write_table(study / "runs.parquet", rows, record.RUNS)
+    record.write_table(study / "evaluations.parquet", rated, record.EVALUATIONS)
+    worth = {(share.technique, share.score): share for share in shares([study])}
+    bits_of_shape = worth["shape", "bits per dimension"]
+    assert (bits_of_shape.best, bits_of_shape.without) == ("layers 2-2-2-10", "layers 4-4-4-4")
+    assert bits_of_shape.interval[0] < -0.02 < bits_of_shape.interval[1] < 0
+    assert not worth["shape", "KID (e)"].clear
+    for split in SPLITS:
+        for technique in ("denoising", "guidance"):
+            share = worth[f"{technique}, layers {split}", "KID (e)"]
+            assert share.clear
+            assert share.difference == pytest.approx(-0.2, abs=0.04)
+    assert main(["shares", str(study), "--out", str(tmp_path / "shares.html")]) == 0
+    assert "Shape (split): layers 2-2-2-10 against layers 4-4-4-4: -0.0" in capsys.readouterr().out
+    assert "guidance 2, temperature 1, denoising 1" in (tmp_path / "shares.html").read_text()
+    record.write_table(study / "runs.parquet", [], record.RUNS)
+    assert main(["shares", str(study)]) == 2
+    assert "compares nothing" in capsys.readouterr().err
+
+
+def test_intervals_of_what_a_choice_is_worth_cover_the_truth(tmp_path):
+    rng, inside = np.random.default_rng(0), 0
+    for trial in range(150):
+        effects = {"4-4-4-4": 0.0, "2-2-2-10": 0.03}
+        runs = split_runs(tmp_path / str(trial), effects, images=2)
+        runs["bpd"] += 0.02 * rng.standard_normal(len(runs))  # trainings differ
+        row = worth(titled(runs), tmp_path / str(trial)).iloc[0]
+        inside += row["low"] <= 0.03 <= row["high"]
+    assert 0.84 <= inside / 150 <= 0.97
+
+
+def test_one_seed_is_worth_no_interval(tmp_path):
+    said = conclusions(split_runs(tmp_path, seeds=1), NOT_SAMPLED, tmp_path)
+    assert said[1].endswith("one seed gives no interval.")
 
 
 def test_the_best_is_named_with_what_cannot_be_told_from_it():

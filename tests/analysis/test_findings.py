@@ -181,6 +181,13 @@ def test_after_a_final_run_laws_read_it_and_the_next_budget_is_recommended(study
     assert len(after.isoflops) == len(study.isoflops)
 
 
+def test_uniform_noise_which_has_no_level_is_read():
+    rows = table().assign(noise_type="uniform", noise_std=np.nan)
+    chosen, left_out = choose(rows)
+    assert len(chosen) == len(rows)
+    assert not left_out
+
+
 def test_final_runs_that_are_no_part_of_the_grid_are_left_out(study):
     noisy = json.loads(final_run(study)["config"])
     noisy["noise"]["std"] = 0.7

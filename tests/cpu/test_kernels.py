@@ -84,8 +84,10 @@ def passed(flow, images, labels, dtype):
         {"image_size": 12, "patch": 1, "channels": 24, "head_dim": 24},  # several blocks of tokens
         {"head_dim": 16, "condition_tokens": 3, "condition_dim": 5, "start_token": True}
         | {"scale": "softplus", "soft_clip": 4.0, "final_norm": True, "layers": (1, 1, 2)},
+        {"image_size": 12, "patch": 1, "head_dim": 16, "positions": "rope", "layers": 2}
+        | {"condition_tokens": 3, "condition_dim": 5},
     ],
-    ids=["classes", "odd", "long", "starflow"],
+    ids=["classes", "odd", "long", "starflow", "rotary"],
 )
 def test_a_fused_flow_is_as_near_to_exact_arithmetic_as_a_plain_one(random_flow, shape, name):
     rng = torch.Generator().manual_seed(1)
@@ -112,7 +114,7 @@ def test_a_fused_flow_reproduces_the_reference_tensors(golden):
     metadata, tensors = reference_tensors(golden, torch.float32)
     flow = fused(reference_flow(metadata, tensors))
     if flow.config.start_token:
-        pytest.skip("rotary positions and softplus have no fused kernels")
+        pytest.skip("softplus has no fused kernels")
     labels = tensors.get("in.labels") if flow.config.classes else None
     latents, logdet = flow(tensors["in.images"], labels)
     kind = "cond" if flow.config.classes else "uncond"

@@ -265,7 +265,7 @@ def test_names_are_printed_as_they_are(call, monkeypatch, tmp_path, name):
     study = replace(load("tiny"), name="mine", variants=variants)
     (tmp_path / "mine.yaml").write_text(to_yaml(study))
     monkeypatch.setattr(
-        driver, "execute", lambda command, console: console.print(f"report: {command.out}") or 0
+        driver, "execute", lambda command, console, _: console.print(f"report: {command.out}") or 0
     )
     code, printed = call(scaling, "mine.yaml", "--out", f"exp {name}", "--yes")
     assert code == 0

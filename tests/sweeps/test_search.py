@@ -328,7 +328,7 @@ def test_a_seed_is_not_used_twice(begun):
 # -------------------------------------------------------------------------------------- the spaces
 
 
-@pytest.mark.parametrize("name", ["digits", "tiny", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "tiny", "cifar10", "starflow-split"])
 def test_candidates_cost_the_same_and_can_be_built(name):
     study = load(name)
     space = TrainingSpace(study, search.middle(study.budgets))
@@ -339,8 +339,29 @@ def test_candidates_cost_the_same_and_can_be_built(name):
         assert study.min_images * 0.9 <= config.images <= study.max_images * 1.1
 
 
-def test_the_base_is_the_run_of_the_grid():
-    study = resolve_study(load("tiny"))
+def test_a_split_study_is_searched_over_its_splits_at_any_depth():
+    study = resolve_study(load("starflow-split"))
+    space = TrainingSpace(study, search.middle(study.budgets))
+    assert space.splits == ("4-4-4-4", "2-2-2-10", "1-1-1-13")
+    assert space.depths == {"total_layers": (8, 32)}
+    params = {"channels": 32, "lr_ratio": 1.0, "noise_std": 0.25}
+    models = [
+        space.run_of(params | {"split": split, "total_layers": total}).config.model
+        for split, total in (("4-4-4-4", 12), ("1-1-1-13", 8), ("1-1-1-13", 32))
+    ]
+    assert [model.layers for model in models] == [3, (1, 1, 1, 5), (2, 2, 2, 26)]
+    assert {params["split"] for params in draws(space, 40, seed=1)} == set(space.splits)
+    assert "layers split 4-4-4-4 or 2-2-2-10" in words_of(space)
+
+
+def words_of(space):
+    plan = search.make_search_plan(Options(trials=1), space, Path("nowhere"))
+    return "\n".join(search.in_words(Options(trials=1), space, plan, 1.0))
+
+
+@pytest.mark.parametrize("name", ["tiny", "starflow-split"])
+def test_the_base_is_the_run_of_the_grid(name):
+    study = resolve_study(load(name))
     space = TrainingSpace(study, study.budgets[0])
     assert space.name(space.base) in {run.run_id for run in grid(study)}
 

@@ -28,6 +28,11 @@ FROZEN = {
     "ablation-denoise": "f2e0d29210",
     "ablation-guidance": "77c565595c",
     "ablation-shape": "0f80e42d15",
+    "resolution-8": "d7375372f6",
+    "resolution-16": "5fe4d5b457",
+    "resolution-32": "288e23c664",
+    "resolution-64": "2d9cd3b17c",
+    "starflow-split": "4c879d0c32",
     "paper-imagenet64-likelihood": "3d05e463a1",
     "paper-imagenet64": "341a070c84",
     "paper-imagenet64-labels": "95a0f3b0a1",
@@ -106,6 +111,17 @@ def test_variants_change_what_they_name_and_nothing_else():
             same = replace(run.config, noise=study.base.noise, seed=0)
             assert same == replace(runs[0].config, noise=study.base.noise)
             assert run.role == "ablation"
+
+
+def test_splits_of_the_layers_cost_the_same():
+    runs = grid(named(load("starflow-split")))
+    models = {run.config.model for run in runs}
+    assert {model.layer_split for model in models} == {"", "2-2-2-10", "1-1-1-13"}
+    assert {(model.total_layers, model.start_token, model.classes) for model in models} == {
+        (16, True, 10)
+    }
+    assert len({cost.run_flops(run.config) for run in runs}) == 1
+    assert len({run.label for run in runs}) == len(runs) == 9
 
 
 def test_shapes_of_the_ablation_cost_the_same_and_one_has_one_block():

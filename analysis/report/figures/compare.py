@@ -7,7 +7,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analysis.comparison import Compared, Contrast, Reach, interval_of_pair
-from analysis.comparison_words import signed_difference, times
+from analysis.comparison_words import times
+from analysis.differences import signed_difference
 from analysis.laws.intervals import LEVEL, NORMAL_90
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, SOFT, Row, dots, figure, log_axis, marker

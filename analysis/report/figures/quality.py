@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from analysis.names import deepest_layers, layer_splits
 from analysis.report.figures import theme
 from analysis.report.figures.theme import (
     AMBER,
@@ -81,11 +82,14 @@ def trade_off(scored: pd.DataFrame) -> go.Figure | None:
 def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
     """Draw each searched run as one line over its hyperparameters and results."""
     best = best_setting(scored).sort_values("bpd", ascending=False)
+    alike = (layer_splits(best) == "").all()
+    best = best.assign(deepest=0 if alike else deepest_layers(best))
     axes = [
         (column, name)
         for column, name in (
             ("blocks", "blocks"),
             ("layers", "layers"),
+            ("deepest", "layers of the<br>deepest block"),
             ("channels", "channels"),
             ("lr", "learning<br>rate"),
             ("noise_std", "noise"),

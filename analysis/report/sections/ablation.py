@@ -6,8 +6,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import ablation
-from analysis.ablation import averaged, noise_level, titled
+from analysis.ablation import averaged, noise_level, split_of, splits, titled
+from analysis.differences import signed_difference
 from analysis.report.figures import ablation as ablation_figures
+from analysis.report.figures.theme import SOFT
 from analysis.report.section import Material, Picture, Section, Table, embedded
 from analysis.settings import SETTING, run_and_setting, setting_in_words
 from analysis.study import sample_pictures
@@ -16,7 +18,8 @@ from tarflow.human import bits, interval, number
 MOST_PICTURES = 24  # per section
 SCORES = {"kid": "KID", "fid": "FID", "fd": "FD"}
 DENOISED = {0.0: "not denoised", 1.0: "denoised"}
-KEYS = ["title", "noise_type", "noise_std", "blocks", "layers"]  # columns that name a choice
+# columns that name a choice
+KEYS = ["title", "noise_type", "noise_std", "blocks", "deepest", "layer_split", "patch"]
 
 
 def sections(material: Material) -> list[Section]:
@@ -25,7 +28,9 @@ def sections(material: Material) -> list[Section]:
     if runs.empty:
         return []
     kind = ablation.kind(runs)
-    sampled = material.scored.merge(runs[["run_id", "choice", "title"]], on="run_id")
+    named = runs[["run_id", "choice", "title", "deepest", "layer_split"]]
+    scored = material.scored.drop(columns="layer_split", errors="ignore")
+    sampled = scored.merge(named, on="run_id")
     sampled = sampled[sampled["half"] == "all"]
     shown = [_choices(material, runs, sampled, kind)] if kind else []
     if sampled.loc[sampled["guidance"] == 0, "denoise"].nunique() > 2:
@@ -52,6 +57,18 @@ def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind
         gaussian = points["noise_type"] == "gaussian"
         titles = (points["title"] + ", " + points["series"]).where(gaussian, points["title"])
         tables.append(_table(points.assign(title=titles), name, number))
+    first = ablation.baseline(runs)
+    worth = ablation.worth(runs, material.study)
+    aid_of_worth = ""
+    if len(worth):
+        title = f"bits per dimension, minus those of {first}"
+        shown = _figure(worth.assign(series=""), kind, title).update_layout(showlegend=False)
+        figures["against " + first] = shown.add_hline(y=0, line={"color": SOFT, "width": 1})
+        tables.insert(1, _table(worth, title, signed_difference))
+        aid_of_worth = (
+            " Differences from one choice are paired: runs of one seed are scored on the same "
+            "images and noise draws, so what makes these hard cancels."
+        )
     heading, aid = {
         "noise": (
             "Noise level: likelihood and samples",
@@ -60,15 +77,26 @@ def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind
             "they are an upper bound.",
         ),
         "shape": (
-            "Blocks against layers at equal cost",
-            "Every run has the same cost and the same total number of layers. A single block "
-            "reads the pixels in one order only.",
+            "Layers of each block at equal cost"
+            if splits(runs)
+            else "Blocks against layers at equal cost",
+            "Every run has the same cost and the same total number of layers."
+            + (
+                " Layers count from the block nearest the images to the one nearest the noise."
+                if splits(runs)
+                else " A single block reads the pixels in one order only."
+            ),
+        ),
+        "patch": (
+            "Patch sizes at equal cost",
+            "Every run has the same cost: with larger patches an image has fewer tokens, so more "
+            "images are seen.",
         ),
     }.get(kind, ("What is compared", "Every run has the same cost."))
     return Section(
         kind,
         heading,
-        f"{aid} Marks are means over seeds with 90% intervals.",
+        f"{aid} Marks are means over seeds with 90% intervals.{aid_of_worth}",
         figures,
         tables=tuple(tables),
         pictures=tuple(_pictures(material, plain, lambda row: str(row["title"]))),
@@ -141,7 +169,11 @@ def _figure(points: pd.DataFrame, kind: str, y: str) -> go.Figure:
     if kind == "noise":
         return ablation_figures.against_noise(points, y)
     if kind == "shape":
-        named = points["blocks"].astype(str) + " × " + points["layers"].astype(str)
+        if splits(points):
+            points = points.assign(named=[split_of(row) for _, row in points.iterrows()])
+            title = "layers of each block, from the images to the noise"
+            return ablation_figures.side_by_side(points, title, y)
+        named = points["blocks"].astype(str) + " × " + points["deepest"].astype(str)
         return ablation_figures.side_by_side(points.assign(named=named), "blocks × layers", y)
     return ablation_figures.side_by_side(points.assign(named=points["title"]), "", y)
 
@@ -161,7 +193,7 @@ def _denoised(row: pd.Series) -> str:
     return DENOISED.get(row["denoise"], f"denoised × {row['denoise']:g}")
 
 
-def _table(points: pd.DataFrame, name: str, write: Callable[[float | None], str]) -> Table:
+def _table(points: pd.DataFrame, name: str, write: Callable[[float], str]) -> Table:
     rows = [
         (row["title"], write(row["mean"]), interval((row["low"], row["high"]), write))
         for _, row in points.iterrows()
@@ -177,7 +209,7 @@ def _pictures(
     first = sampled[sampled["seed"] == sampled["seed"].min()]
     first = first.drop_duplicates(["title", *SETTING])
     first = first.assign(level=noise_level(first)).sort_values(
-        ["level", "blocks", "guidance", "denoise"], kind="stable"
+        ["level", "blocks", "deepest", "layer_split", "guidance", "denoise"], kind="stable"
     )
     for _, row in first.iloc[:: -(-len(first) // MOST_PICTURES) or 1].iterrows():
         path = files.get(run_and_setting(row))

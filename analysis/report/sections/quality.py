@@ -8,8 +8,10 @@ from typing import Any
 import pandas as pd
 
 from analysis.differences import as_low, told_apart
+from analysis.quality_laws import in_words, quality_laws
 from analysis.report import checklist
 from analysis.report.figures import quality as quality_figures
+from analysis.report.figures import quality_laws as law_figures
 from analysis.report.figures.theme import stride
 from analysis.report.published import published
 from analysis.report.section import Material, Picture, Section, Table, embedded, existing
@@ -53,6 +55,32 @@ def quality(material: Material) -> Section:
         existing(quality=quality_figures.quality(runs, material.reference)),
         empty="No run has sample scores yet.",
     )
+
+
+def parting(material: Material) -> list[Section]:
+    """Show the laws of KID, and where quality and likelihood part; none with too few runs."""
+    laws = quality_laws(material.findings.runs, material.scored, material.seed)
+    if not laws:
+        return []
+    trusted = any(plan.quality for plan in material.plans)
+    return [
+        Section(
+            "parting",
+            "Where quality and likelihood part",
+            "KID against bits per dimension and, at the size of lowest bits, against compute. "
+            "Marks are runs with their standard errors, bands are 90% intervals of the laws, "
+            "fitted to KID as it is: it may be negative by chance. A law of KID over size and "
+            "data "
+            + ("holds" if trusted else "does not hold")
+            + " on runs it had not seen"
+            + (", so plans show it." if trusted else ", so plans show none."),
+            existing(
+                likelihood=law_figures.against_likelihood(laws),
+                compute=law_figures.against_compute(laws),
+            ),
+            points=tuple(line for law in laws for line in in_words(law)),
+        )
+    ]
 
 
 def _differences(runs: pd.DataFrame) -> str:
