@@ -56,6 +56,12 @@ class Drawn(Samples):
     """Samples that show themselves in a notebook."""
 
     @property
+    def labels(self) -> Tensor | None:
+        """Classes (N,); None without classes."""
+        vectors = self.condition is not None and self.condition.is_floating_point()
+        return None if vectors else self.condition
+
+    @property
     def pixels(self) -> NDArray[np.uint8]:
         """Images as other libraries take them: (N, H, H, 3) of colour or (N, H, H) of grey."""
         pixels = to_pixels(self.images).permute(0, 2, 3, 1).numpy()
@@ -63,10 +69,7 @@ class Drawn(Samples):
 
     def grid(self, columns: int | None = None) -> Image.Image:
         """Return all images as one picture; by default every class has a row."""
-        labels = self.condition
-        if labels is not None and labels.is_floating_point():  # vectors are no rows
-            labels = None
-        return image_grid(self.images, labels, columns)
+        return image_grid(self.images, self.labels, columns)
 
     def _repr_png_(self) -> bytes:
         written = io.BytesIO()

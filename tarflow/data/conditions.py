@@ -7,6 +7,7 @@ is kept in the metadata of the schema; without it, it is zero.
 Legend: `N` rows, `P` vectors of a condition, `E` values of a vector.
 """
 
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from tarflow.errors import UserError
 
 COLUMN = "condition"
-DROPPED = b"dropped_condition"  # key of the metadata; (P, E) float32 in C order
+DROPPED = b"dropped_condition"  # key of the metadata; base64 of (P, E) float32 in C order
 
 Shape = tuple[int, int]  # P, E
 
@@ -81,7 +82,12 @@ def dropped(schema: pa.Schema, shape: Shape) -> NDArray[np.float32]:
     stored = (schema.metadata or {}).get(DROPPED)
     if stored is None:
         return np.zeros(shape, np.float32)
-    return np.frombuffer(stored, np.float32).reshape(shape).copy()
+    return np.frombuffer(base64.b64decode(stored), np.float32).reshape(shape).copy()
+
+
+def stored_dropped(dropped: NDArray[np.float32]) -> bytes:
+    """Return what the metadata of a schema hold under `DROPPED`."""
+    return base64.b64encode(dropped.astype(np.float32).tobytes())
 
 
 def read_conditions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tarflow.data.conditions import COLUMN, DROPPED
+from tarflow.data.conditions import COLUMN, DROPPED, stored_dropped
 from tarflow.data.tables import Table, find_table
 from tarflow.errors import UserError
 
@@ -160,5 +160,5 @@ def _schema(
     tokens, width = dropped.shape
     kind = pa.list_(pa.list_(pa.float32(), width), tokens)
     fields = [f for f in schema if f.name != COLUMN] + [pa.field(COLUMN, kind)]
-    metadata = {**(schema.metadata or {}), DROPPED: dropped.astype(np.float32).tobytes()}
+    metadata = {**(schema.metadata or {}), DROPPED: stored_dropped(dropped)}
     return pa.schema(fields, metadata)

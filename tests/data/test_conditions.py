@@ -13,7 +13,7 @@ from image_files import noise_images, png, write
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import DataConfig, ModelConfig
-from tarflow.data.conditions import DROPPED, read_conditions
+from tarflow.data.conditions import DROPPED, read_conditions, stored_dropped
 from tarflow.data.text import encode_captions
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model
@@ -134,6 +134,8 @@ def test_the_example_trains_samples_and_scores_with_conditions(tmp_path, capsys)
     assert main(["score", model, "--posterior"]) == 2
     assert "give candidates with --conditions" in capsys.readouterr().err
     table = pq.read_table(wanted)
-    kept = table.replace_schema_metadata({DROPPED: np.full((2, 16), 0.5, "float32").tobytes()})
+    kept = table.replace_schema_metadata(
+        {DROPPED: stored_dropped(np.full((2, 16), 0.5, "float32"))}
+    )
     pq.write_table(kept, wanted)
     assert read_conditions(Path(wanted))[1].mean() == 0.5
