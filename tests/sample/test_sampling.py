@@ -73,7 +73,7 @@ def test_an_image_depends_on_seed_index_and_label_only(random_flow):
     relabelled = sample(flow, 2, sampler, GAUSSIAN, torch.tensor([0, 0]), seed=5)
     torch.testing.assert_close(relabelled.images[0], few.images[0])
     assert not torch.allclose(relabelled.images[1], few.images[1])
-    assert many.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert many.condition.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert many.images.abs().max() <= 1
     assert many.images.dtype == torch.float32
 
@@ -115,7 +115,7 @@ def test_images_that_are_not_finite_are_redrawn_then_given_up(random_flow, monke
         ("sample 3", [3]),
     ]
     assert (drawn.redrawn, drawn.lost) == (4, 1)
-    assert drawn.labels.tolist() == [0, 1, 0, 0, 1]
+    assert drawn.condition.tolist() == [0, 1, 0, 0, 1]
     torch.testing.assert_close(drawn.images[[0, 2, 3, 4]], good.images[[0, 2, 4, 5]])
     assert drawn.images.isfinite().all()
     assert (drawn.images[1] - good.images[1]).abs().mean() > 0.05
@@ -126,7 +126,7 @@ def test_wrong_requests_are_refused(random_flow):
     flow = random_flow(classes=2)
     with pytest.raises(UserError, match="ask for at least 1"):
         sample(flow, 0, PLAIN, GAUSSIAN)
-    with pytest.raises(UserError, match="give one label per image"):
+    with pytest.raises(UserError, match="give one per image"):
         sample(flow, 2, PLAIN, GAUSSIAN, torch.tensor([0]))
     with pytest.raises(UserError, match="label 2 is unknown"):
         sample(flow, 1, PLAIN, GAUSSIAN, torch.tensor([2]))
