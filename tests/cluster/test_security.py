@@ -75,7 +75,12 @@ class Head:
         """Ask the cluster for its state, in a home without a token."""
         home = self.home.parent / "other"
         home.mkdir(exist_ok=True)
-        return self.shell(f"ray status --address {self.address}", HOME=str(home), **more)
+        for _ in range(30):
+            printed = self.shell(f"ray status --address {self.address}", HOME=str(home), **more)
+            if "No cluster status" not in printed:  # the head has only just started
+                break
+            time.sleep(1)
+        return printed
 
     @property
     def address(self):
