@@ -13,6 +13,7 @@ from tarflow.execution import resolve_execution
 from tarflow.identity import run_id
 from tarflow.previews import SAMPLES, Previews
 from tarflow.record import read_table
+from tarflow.sample.grid import LONGER_SIDE
 from tarflow.train.loop import train
 
 
@@ -36,7 +37,8 @@ def test_previews_show_a_run_learn_and_disturb_nothing(tmp_path):
     assert [row["images"] for row in rows] == [112, 208, 304, 320]  # ends of steps of 16
     assert rows[-1]["loss"] < rows[0]["loss"]
     first, *_, last = (np.asarray(Image.open(io.BytesIO(row["samples"]))) for row in rows)
-    assert first.shape == last.shape == (28 + 4, SAMPLES * 30 + 2)
+    scale = -(-LONGER_SIDE // (SAMPLES * 30 + 2))
+    assert first.shape == last.shape == (scale * (28 + 4), scale * (SAMPLES * 30 + 2))
     assert (first != last).any()
     assert run_id(config()) == run_id(config(execution=ExecutionConfig(preview_images=100)))
     with pytest.raises(ConfigError, match="preview_images"):
