@@ -56,7 +56,6 @@ def sample(
             default the one that encoded the images it was trained on.
         sampling: Sampler settings.
     """
-
     from tarflow.device import autocast
     from tarflow.latent.autoencoder import decoder_of
     from tarflow.sample.calibration import choose_plan
@@ -122,4 +121,9 @@ def _condition(
     flow.check_condition(given)
     if dropped is not None:
         flow.null_condition.copy_(torch.from_numpy(dropped))
+    elif config.sampler.guidance and not config.data.hash:  # not trained here
+        raise UserError(
+            f"guidance needs what stands for a dropped condition, which neither the published "
+            f"weights nor {table} hold: encode captions with python -m tarflow data text"
+        )
     return given

@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -95,6 +97,12 @@ def test_converted_starflow_weights_give_the_published_outputs(published, tmp_pa
         latents, _ = flow(tensors["in.images"], condition)
     expected = patchify(tensors["forward.latents"], flow.config)
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+    if condition is not None:
+        pq.write_table(pa.table({"condition": condition.tolist()}), tmp_path / "c.parquet")
+        sample = ["sample", str(tmp_path / "out"), "--condition", str(tmp_path / "c.parquet")]
+        sample += ["--grid", str(tmp_path / "grid.png"), "--count", "2"]
+        assert main([*sample, "--guidance", "2"]) == 2
+        assert "guidance needs what stands for a dropped condition" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
