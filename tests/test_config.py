@@ -174,7 +174,7 @@ def test_a_run_has_no_name_before_it_is_resolved():
         ({"optim": {"cooldown": 1.5}}, ["optim.cooldown is 1.5", "share"]),
         ({"images": 1000}, ["images 1000 is not a multiple of batch 64", "write 1024"]),
         ({"images": 0}, ["images and batch must be at least 1"]),
-        ([1, 2], ["RunConfig"]),
+        ([1, 2], ["no mapping of fields"]),
     ],
 )
 def test_a_mistake_is_one_clear_line(plain, words):
@@ -207,8 +207,8 @@ def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, content):
         ("a: [1", "not YAML"),
         ("images: ten", "images"),
         ("3", "run.yaml"),
-        ("[]", "RunConfig"),
-        ("no", "RunConfig"),
+        ("[]", "no mapping of fields"),
+        ("no", "no mapping of fields"),
         ("seed: 2026-13-45", "not YAML"),
         ("\0", "not YAML"),
         ("[" * 5000, "not YAML"),
