@@ -335,7 +335,7 @@ class Progress:
             parts += [f"{self.failures} failed"] if self.failures else []
             if self.best and self._score(self.best) < math.inf:
                 parts.append(f"best {in_words(self.best, self.objective)}")
-            if left := self.seconds_left():
+            if self.done + self.failures < total and (left := self.seconds_left()):
                 parts.append(f"{human.seconds(left)} left")
             return " · ".join(parts)
 

@@ -55,12 +55,12 @@ def test_a_terminal_shows_a_bar_per_run_and_keeps_a_line_per_end(tmp_path, call)
     code, written, screens = in_terminal(study, "--out", out)
     assert code == 0
     assert any(re.search(r"starting Ray on \d+ cores$", screen.rstrip()) for screen in screens)
-    bar = re.compile(r"^c8-b2-l1-3e10-s0 +━+ +\d+% loss -?\d\.\d+ +\S+ \w+ left$", re.M)
+    bar = re.compile(r"^c8-b2-l1-3e10-s0 +[━╸]+ +\d+% loss -?\d\.\d+ +\S+ \w+ left$", re.M)
     assert any(bar.search(screen) for screen in screens)
     last = screens[-1]
     ended = re.findall(r"^c\d+-b2-l1-\de\d+-s\d \d\.\d+ bits per dimension, ", last, re.M)
     assert len(ended) == 4
-    assert "4 of 4 done · best" in last
+    assert re.search(r"^4 of 4 done · best \S+ bits per dimension$", last, re.M)
     assert not bar.search(last)
     assert re.search(r"^expected: .*\n(.*\n)?after 3 runs: .*\n(.*\n)?spent: ", last, re.M)
     assert "overhead" not in last
