@@ -88,7 +88,7 @@ class Model:
     path: Path  # its model.safetensors
     flow: TarFlow = field(repr=False)  # in eval mode
     config: RunConfig = field(repr=False)
-    row: Mapping[str, Any] = field(repr=False)  # of runs.parquet; empty if the run is not at hand
+    row: Mapping[str, Any] = field(repr=False)  # of runs.parquet; empty without the run's folder
 
     def __repr__(self) -> str:
         model, row = self.config.model, self.row

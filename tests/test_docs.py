@@ -103,7 +103,7 @@ def commands(text):
         begun += line + "\n"
         try:
             words = shlex.split(begun, comments=True)
-        except ValueError:  # a quotation that goes on in the next line
+        except ValueError:  # a quotation that continues in the next line
             continue
         begun = ""
         while words:

@@ -112,7 +112,6 @@ def read_conditions(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32
         ) from None
     if not len(table):
         raise missing
-    # a copy, as torch warns of Arrow's memory, which is read-only
-    conditions = to_array(table[COLUMN].combine_chunks(), str(path)).copy()
+    conditions = to_array(table[COLUMN].combine_chunks(), str(path))
     has = DROPPED in (schema.metadata or {})
     return conditions, dropped(schema, conditions.shape[1:]) if has else None

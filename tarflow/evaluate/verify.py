@@ -68,12 +68,13 @@ def verify(
     tokens = patchify(images.double(), flow.config)
     logdet = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     complete = flow.complete(condition, len(images))
-    first = None if complete is None else complete[:1].to(_wide(complete))
+    wide_condition = None if complete is None else complete.to(_wide(complete))
+    first = None if wide_condition is None else wide_condition[:1]
     for index, block in enumerate(flow.blocks):
         wide = copy.deepcopy(cast(FlowBlock, block)).double()
         yield _causality(f"block {index} causality", wide, tokens[:1], first)
         yield _block_log_determinant(f"block {index} log-determinant", wide, tokens[:1], first)
-        tokens, part = wide(tokens, None if complete is None else complete.to(_wide(complete)))
+        tokens, part = wide(tokens, wide_condition)
         logdet += part
     yield _flow_log_determinant(flow, images, condition, logdet)
     single = negative_log_likelihood(*flow(images, condition)).double()

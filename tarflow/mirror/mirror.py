@@ -21,7 +21,7 @@ def open_tracker(name: Name, study: Path) -> Tracker:
 
     Args:
         name: As users write it.
-        study: Folder of the study, or of a run of its own.
+        study: Folder of the study, or the one that holds a single run.
 
     Raises:
         UserError: If its package is not installed, naming the extra; or if it cannot mirror a

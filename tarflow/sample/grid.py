@@ -27,7 +27,7 @@ MOST_CLASSES = 20  # that have a row each
 
 
 def usual_count(classes: int) -> int:
-    """Return how many images a picture of so many classes shows: the same number of each.
+    """Return how many images a picture of a number of classes shows: equally many of each.
 
     >>> usual_count(0), usual_count(10), usual_count(1000)
     (64, 60, 64)
