@@ -167,10 +167,15 @@ def finish(job: subprocess.Popen, what: str) -> None:
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory):
-    """Four machines; the laptop has the repository, with the file of the cluster filled in."""
     if reason := what_is_missing():
         pytest.skip(reason)
-    work = tmp_path_factory.mktemp("machines")
+    with laptop_and_nodes(tmp_path_factory.mktemp("machines")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def laptop_and_nodes(work: Path) -> Iterator[Boxes]:
+    """Run four machines; the laptop has the repository, with the file of the cluster filled in."""
     with machines(("laptop", "head", "w1", "w2"), work) as running:
         repository = work / "laptop/home/repository"
         call(["rsync", "-a", "--exclude=.git", "--filter=:- .gitignore", f"{ROOT}/", repository])
@@ -194,6 +199,11 @@ def filled_in(running: dict[str, Machine]) -> str:
 
 
 def test_ray_up_starts_every_machine(boxes):
+    start_cluster(boxes)
+
+
+def start_cluster(boxes: Boxes) -> None:
+    """Start Ray on every machine but the laptop."""
     boxes.run("ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token")
     boxes.run(f"ray up --yes {FILE}")
     wait_for("workers have joined", lambda: all(map(has_raylet, boxes.nodes)), 180)

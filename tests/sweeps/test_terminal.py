@@ -1,5 +1,6 @@
 """What a user sees of a study in a terminal: a real one of 60 columns, on the screen it draws."""
 
+import io
 import os
 import pty
 import re
@@ -10,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from small_studies import wee, write_study
 
 from sweeps import scaling
+from sweeps.progress import as_table
 from sweeps.study import Point
 
 COLUMNS, ROWS = 60, 50
@@ -48,6 +51,18 @@ def in_terminal(*arguments):
     return command.wait(), written.decode(errors="replace"), screens
 
 
+def test_a_bar_is_as_long_as_the_share_that_is_done():
+    console = Console(width=COLUMNS, file=io.StringIO(), no_color=True)
+    running = [
+        {"label": f"run {share:.0%}", "share": share, "loss": -0.5, "left": 4.0}
+        for share in (0.0, 0.5, 1.0)
+    ]
+    console.print(as_table({"running": running, "counts": "0 of 3 done"}, COLUMNS))
+    lengths = [line.count("━") for line in console.file.getvalue().splitlines()[:3]]
+    assert lengths[0] == 0
+    assert 0 < 2 * lengths[1] == lengths[2]
+
+
 @pytest.mark.ray
 def test_a_terminal_shows_a_bar_per_run_and_keeps_a_line_per_end(tmp_path, call):
     slow = Point(size="c8-b2-l1", budget=3e10)  # long enough for a bar to move
@@ -55,8 +70,9 @@ def test_a_terminal_shows_a_bar_per_run_and_keeps_a_line_per_end(tmp_path, call)
     code, written, screens = in_terminal(study, "--out", out)
     assert code == 0
     assert any(re.search(r"starting Ray on \d+ cores$", screen.rstrip()) for screen in screens)
-    bar = re.compile(r"^c8-b2-l1-3e10-s0 +[━╸]+ +\d+% loss -?\d\.\d+ +\S+ \w+ left$", re.M)
-    assert any(bar.search(screen) for screen in screens)
+    bar = re.compile(r"^c8-b2-l1-3e10-s0 [━╸ ]+\d+% loss -?\d+\.\d+ +\S+ \w+ left$", re.M)
+    shown = {line for screen in screens for line in screen.split("\n")}
+    assert any(map(bar.search, shown)), sorted(shown)
     last = screens[-1]
     ended = re.findall(r"^c\d+-b2-l1-\de\d+-s\d \d\.\d+ bits per dimension, ", last, re.M)
     assert len(ended) == 4
