@@ -68,9 +68,9 @@ class Options:
     quiet: bool = False
     """Print only results and errors."""
     tracker: Annotated[
-        Literal["tensorboard", "wandb", "mlflow"] | None, default("none", "NAME")
+        Literal["tensorboard", "wandb", "mlflow", "trackio"] | None, default("none", "NAME")
     ] = None
-    """Also show ended runs and the report in tensorboard, wandb or mlflow."""
+    """Also show runs, as they train, and laws in tensorboard, wandb, mlflow or trackio."""
 
 
 @dataclass(frozen=True, kw_only=True)

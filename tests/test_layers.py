@@ -194,7 +194,9 @@ def test_the_check_itself_sees_an_import():
 
 
 def test_tarflow_never_imports_ray():
-    optional = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+    optional = {"tensorboard": "tensorboardX"} | {
+        name: name for name in ("wandb", "mlflow", "trackio")
+    }
     lacking = {
         f"tarflow.mirror.{name}"
         for name, package in optional.items()
