@@ -6,7 +6,7 @@ and notes on a logarithmic x axis and a linear y axis.
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -166,15 +166,16 @@ class _Canvas:
             y += 21 * SCALE
 
 
-def _round_ticks(low: float, high: float, most: int = 7) -> Iterable[float]:
+def _round_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Return round numbers between two values.
 
     >>> [round(tick, 6) for tick in _round_ticks(1.03, 1.58)]
     [1.1, 1.2, 1.3, 1.4, 1.5]
     """
-    decade = 10 ** np.floor(np.log10((high - low) / most))
+    decade = 10.0 ** int(np.floor(np.log10((high - low) / most)))
     step = next(size * decade for size in (1, 2, 5, 10) if (high - low) / (size * decade) <= most)
-    return (step * np.arange(np.ceil(low / step), np.floor(high / step) + 1)).tolist()
+    first, last = int(np.ceil(low / step)), int(np.floor(high / step))
+    return [step * position for position in range(first, last + 1)]
 
 
 def _dashed(points: Points, pattern: tuple[int, int]) -> Iterator[Points]:

@@ -62,12 +62,11 @@ class Tracker(Protocol):
 
 def read_recorded(folder: Path) -> Recorded | None:
     """Return the run of a folder, or None if it has neither ended nor a point of its curve."""
-    result = read_result(folder)
-    started = None if result else read_json(folder / STARTED)
-    curve = read_curve(folder)
-    if not result and not (started and curve):
+    result, curve = read_result(folder), read_curve(folder)
+    started = result["run"] if result else read_json(folder / STARTED)
+    if not started or not (result or curve):
         return None
-    row = known(result["run"] if result else started)
+    row = known(started)
     pictures: list[tuple[str, int, bytes]] = []
     if (path := folder / "previews.parquet").exists():
         last = row["images"] if result else curve[-1]["images"]

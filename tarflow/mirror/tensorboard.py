@@ -89,7 +89,7 @@ class TensorBoard:
 def _record(event: Event) -> bytes:
     """Return an event as it stands in a file: its length and content, with a checksum each."""
     event.wall_time = time.time()
-    content = event.SerializeToString()
+    content: bytes = event.SerializeToString()
     length = struct.pack("<Q", len(content))
     sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, content))
     return length + next(sums) + content + next(sums)
