@@ -128,25 +128,11 @@ def steps_of(files, tag):
     return sorted(steps)
 
 
-def test_mlflow_gets_a_curve_while_a_run_trains_and_no_point_twice(study, monkeypatch):
+def test_mlflow_gets_a_run_for_each_while_it_trains_and_no_point_twice(study, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     best, images = watched("mlflow", study)
-    client = mlflow.MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("planted").experiment_id
-    (run,) = client.search_runs([experiment], f"tags.tarflow_run = '{best['run_id']}'")
-    assert run.info.status == "FINISHED"
-    assert run.data.metrics["bpd"] == best["bpd"]
-    curve = client.get_metric_history(run.info.run_id, "curve/loss")
-    assert sorted(point.step for point in curve) == images
-    rate = client.get_metric_history(run.info.run_id, "curve/images_per_second")
-    assert len(rate) == len(images) - 1
-
-
-def test_mlflow_gets_a_run_for_each_in_a_database(study, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    done, best = mirrored("mlflow", study), best_of(study)
+    done = mirrored("mlflow", study)
     client = mlflow.MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("planted").experiment_id
     runs = {run.data.tags["tarflow_run"]: run for run in client.search_runs([experiment])}
@@ -154,8 +140,11 @@ def test_mlflow_gets_a_run_for_each_in_a_database(study, monkeypatch):
     run = runs[best["run_id"]]
     assert run.data.metrics["bpd"] == best["bpd"]
     assert run.data.params["model.channels"] == str(best["channels"])
+    assert run.info.status == "FINISHED"
     curve = client.get_metric_history(run.info.run_id, "curve/loss")
-    assert curve[-1].step == best["images"]
+    assert sorted(point.step for point in curve) == images
+    rate = client.get_metric_history(run.info.run_id, "curve/images_per_second")
+    assert len(rate) == len(images) - 1
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert files == {f"samples-{best['images']}.png", f"previews-{best['images'] // 2}.png"}
     files = {file.path for file in client.list_artifacts(runs["study"].info.run_id)}
