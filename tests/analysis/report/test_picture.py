@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 from synthetic import plant
 
-from analysis.report import picture
 from analysis.report.figures import theme
 from analysis.report.page import write_report
 from analysis.report.picture import png_of
@@ -18,38 +17,27 @@ def drawn(*traces, x=(1e9, 1e10, 1e11)):
     return Image.open(io.BytesIO(png_of(figure)))
 
 
-def centre():
-    """The pixel in the middle of the axes."""
-    wide = picture.WIDTH - picture.LEFT - picture.RIGHT
-    high = picture.HEIGHT - picture.TOP - picture.BOTTOM
-    return picture.LEFT + wide // 2, picture.TOP + high // 2
-
-
 def has(image, colour):
     """Tell whether a picture has a pixel of about this colour."""
-    colours = (found for _, found in image.getcolors(1 << 20))
+    colours = (found for _, found in image.convert("RGB").getcolors(1 << 20))
     return any(
         max(abs(a - b) for a, b in zip(found, colour, strict=True)) < 12 for found in colours
     )
 
 
 @pytest.mark.parametrize("symbol", [*theme.SYMBOLS, "star"])
-def test_a_point_is_where_its_values_say(symbol):
+def test_every_mark_is_drawn(symbol):
     marks = theme.marker(theme.ORANGE, symbol, 17)
-    image = drawn(theme.points([1e9, 1e10, 1e11], [1.0, 2.0, 3.0], "abc", marker=marks))
-    assert image.size == (picture.WIDTH, picture.HEIGHT)
-    x, y = centre()
-    assert has(image.crop((x, y, x + 1, y + 1)), (0xD5, 0x5E, 0x00))
-    assert not has(image.crop((x + 20, y, x + 60, y + 60)), (0xD5, 0x5E, 0x00))
+    assert has(drawn(theme.points([1e9], [1.0], "a", marker=marks)), (0xD5, 0x5E, 0x00))
 
 
 def test_a_band_is_transparent_and_what_lies_outside_the_axes_is_left_out():
     x, low, high = [1e9, 1e11], [1.0, 1.0], [3.0, 3.0]
     band = theme.band(*map(theme.np.array, (x, low, high)), "rgba(255, 0, 0, 0.5)", "band")
-    image = drawn(band, theme.points([1e30], [50.0], "a", marker=theme.marker(theme.ORANGE)))
-    red, green, blue = image.getpixel((centre()[0] + 20, centre()[1] + 20))
-    assert red == 255
-    assert green == blue == pytest.approx(127, abs=2)
+    far = theme.points([1e30], [5000.0], "a", marker=theme.marker(theme.ORANGE))
+    image = drawn(band, far)
+    assert has(image, (255, 127, 127))
+    assert image.tobytes() == drawn(band).tobytes()
 
 
 def test_an_interval_without_bound_is_not_drawn():
