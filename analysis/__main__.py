@@ -4,15 +4,15 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
+from tarflow.command_line import run_command
 from tarflow.errors import UserError, exit_code_of
 
 
-def report(study: Annotated[Path, Positional], /, seed: int = 0, live: bool = False) -> int:
+def report(study: Path, /, seed: int = 0, live: bool = False) -> int:
     """Fit the laws of a study and write its report.html.
 
     The page needs no network and no server: open it in a browser or send it by mail.
@@ -33,7 +33,7 @@ def report(study: Annotated[Path, Positional], /, seed: int = 0, live: bool = Fa
 
 
 def best(
-    study: Annotated[Path, Positional],
+    study: Path,
     /,
     flops: float | None = None,
     out: Path | None = None,
@@ -74,7 +74,7 @@ def best(
 
 
 def fit(
-    table: Annotated[Path, Positional],
+    table: Path,
     /,
     loss: str,
     params: str = "",
@@ -185,7 +185,7 @@ def _inputs(
 
 
 def next_runs(
-    table: Annotated[Path, Positional],
+    table: Path,
     /,
     loss: str,
     params: str,
@@ -239,9 +239,9 @@ def next_runs(
 
 
 def compare(
-    a: Annotated[Path, Positional],
-    b: Annotated[Path, Positional],
-    c: Annotated[Path | None, Positional] = None,
+    a: Path,
+    b: Path,
+    c: Path | None = None,
     /,
     out: Path = Path("compare.html"),
     seed: int = 0,
@@ -284,7 +284,7 @@ def compare(
 
 
 def shares(
-    studies: Annotated[tuple[Path, ...], Positional],
+    studies: tuple[Path, ...] = (),
     /,
     out: Path = Path("shares.html"),
 ) -> int:
@@ -347,19 +347,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; a mistake of the user ends in one line and exit code 2."""
-
-    def act() -> int:
-        code: int = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="python -m analysis",
-            description="Fit the scaling laws of a study, report them, plan the next run.",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        return code
-
-    return exit_code_of(act)
+    """Run the command line; a user's mistake is one line and exit code 2."""
+    words = sys.argv[1:] if arguments is None else arguments
+    about = "Fit the scaling laws of a study, report them, plan the next run."
+    return exit_code_of(lambda: run_command(COMMANDS, words, "python -m analysis", about))
 
 
 if __name__ == "__main__":

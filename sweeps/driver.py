@@ -27,6 +27,7 @@ from sweeps.presets import IMPORTS, PRESETS, description, how_to_import, load
 from sweeps.progress import FIRST_RUNS
 from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
+from tarflow.command_line import parse
 from tarflow.commands.flags import Changes, Tags, flat, split_tags
 from tarflow.config import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
@@ -67,9 +68,9 @@ class Options:
     quiet: bool = False
     """Print only results and errors."""
     tracker: Annotated[
-        Literal["tensorboard", "wandb", "mlflow"] | None, default("none", "NAME")
+        Literal["tensorboard", "wandb", "mlflow", "trackio"] | None, default("none", "NAME")
     ] = None
-    """Also show ended runs and the report in tensorboard, wandb or mlflow."""
+    """Also show runs, as they train, and laws in tensorboard, wandb, mlflow or trackio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +161,7 @@ def run_command_line(
         )
 
     def act() -> int:
-        flags = (tyro.conf.FlagCreatePairsOff,)
-        options = tyro.cli(kind, prog=name, description=text, config=flags)
+        options = parse(kind, sys.argv[1:], name, text)
         check_flags(**vars(options))
         return carry_out(options)
 

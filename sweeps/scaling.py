@@ -221,7 +221,7 @@ class Scaling(Command):
         """Fit the laws, and write report.html and best.yaml."""
         from analysis.findings import find  # pandas and Plotly are needed from here on
         from analysis.forecast import foretell, read_ledger
-        from analysis.report.page import render
+        from analysis.report.page import material_of, write_page
         from analysis.study import read_study
         from sweeps.additions import settle
         from sweeps.choice import write_best
@@ -248,8 +248,7 @@ class Scaling(Command):
             config, why = self.next_run(findings, console)
             foretell(findings, config, self.out, "best")
             findings = replace(findings, forecasts=read_ledger(self.out))
-        page = self.out / "report.html"
-        record.write_text(page, render(self.out, runs, evaluations, findings, seed=0))
+        page = write_page(material_of(self.out, runs, evaluations, findings, seed=0))
         console.print(f"report: {page}", soft_wrap=True)
         if len(findings.runs):
             write_best(config, why, self.out, console)

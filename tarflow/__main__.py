@@ -2,8 +2,7 @@
 
 import sys
 
-import tyro
-
+from tarflow.command_line import run_command
 from tarflow.commands.calibrate import calibrate
 from tarflow.commands.check import check
 from tarflow.commands.convert import convert
@@ -12,7 +11,6 @@ from tarflow.commands.data import data, data_encode, data_text
 from tarflow.commands.diff import diff
 from tarflow.commands.evaluate import evaluate
 from tarflow.commands.finetune_decoder import finetune_decoder
-from tarflow.commands.flags import check_flags_of_fields
 from tarflow.commands.release import release
 from tarflow.commands.sample import sample
 from tarflow.commands.score import score
@@ -34,18 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "-".join(words[:2]) in COMMANDS:  # data encode is the command data-encode
         words = ["-".join(words[:2]), *words[2:]]
 
-    def run() -> int:
-        if words[:1] == ["train"]:
-            check_flags_of_fields(words[1:])
-        code: int = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="python -m tarflow",
-            description="Train, sample and score one TarFlow model; sweeps/ runs whole studies.",
-            args=words,
-        )
-        return code
-
-    return exit_code_of(run)
+    about = "Train, sample and score one TarFlow model; sweeps/ runs whole studies."
+    return exit_code_of(lambda: run_command(COMMANDS, words, "python -m tarflow", about))
 
 
 if __name__ == "__main__":

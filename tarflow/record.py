@@ -26,6 +26,7 @@ from tarflow.storage import Remote, writing
 
 SCHEMA_VERSION = "1"
 METADATA = {"schema_version": SCHEMA_VERSION}  # of every table
+STARTED = "started.json"  # in the folder of a run that has not ended: what is known of its row
 
 RUNS = pa.schema(
     [

@@ -25,8 +25,8 @@ from tarflow.latent.autoencoder import autoencoder_of
 from tarflow.model.weights import build, save_model
 from tarflow.previews import Previews
 from tarflow.record import (
-    CURVE,
     IMAGES,
+    STARTED,
     environment,
     read_result,
     write_json,
@@ -34,9 +34,11 @@ from tarflow.record import (
     write_text,
 )
 from tarflow.train.checkpoint import remove_checkpoint, remove_checkpoints
+from tarflow.train.curve import CurveFile
 from tarflow.train.interruptions import interruption_columns
 from tarflow.train.loop import Report, train
 from tarflow.train.schedule import shared_images
+from tarflow.train.state import TrainState
 from tarflow.train.step import Diverged
 from tarflow.train.trunk import Trunk
 
@@ -93,6 +95,7 @@ def run(
     if execution.first:
         write_text(folder / "config.yaml", to_yaml(config))
         write_text(folder / "execution.txt", f"{execution}\n")
+        write_json(folder / STARTED, row_of(config, role, label, tags))
         (folder / "error.txt").unlink(missing_ok=True)
     extractor = None
     if config.evaluation.samples:  # fails before the training if weights are missing
@@ -101,10 +104,15 @@ def run(
         )
         autoencoder_of(config.data, config.evaluation.autoencoder)
     try:
-        previews = Previews(config, folder, execution)
-        state = train(config, folder, report, trunk, execution, previews)
+        previews, curve = Previews(config, folder, execution), CurveFile(folder, execution.first)
+
+        def after_step(state: TrainState) -> None:
+            previews(state)
+            curve(state)
+
+        state = train(config, folder, report, trunk, execution, after_step)
         if execution.first:
-            write_table(folder / "curve.parquet", state.curve, CURVE)
+            curve.write(state)
             latents = data.latent_space(config.data)
             save_model(folder / "model.safetensors", state.ema, config, latents)
         flow = build(config.model, state.ema).to(execution.device).requires_grad_(False)
@@ -147,6 +155,7 @@ def run(
             "flops_marginal": float(cost.training_flops(config.model)) * own,
         }
     write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
+    (folder / STARTED).unlink(missing_ok=True)
     remove_checkpoints(folder / "state")
     if trunk:  # no other run branches off there
         remove_checkpoint(trunk.folder, shared_images(config))
@@ -219,4 +228,5 @@ def record_failure(
     row["host"] = host or row["host"]
     write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
     write_json(folder / "result.json", {"run": row, "evaluations": []})
+    (folder / STARTED).unlink(missing_ok=True)
     return row

@@ -21,7 +21,7 @@ ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files b
     ("errors", "human"),
     ("strict_yaml", "storage"),
     ("fields",),
-    ("config",),
+    ("command_line", "config"),
     ("cost", "identity", "latent_space", "override", "record"),
     ("forecasts", "mirror", "step_time"),
     ("data",),
@@ -194,7 +194,9 @@ def test_the_check_itself_sees_an_import():
 
 
 def test_tarflow_never_imports_ray():
-    optional = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
+    optional = {"tensorboard": "tensorboardX"} | {
+        name: name for name in ("wandb", "mlflow", "trackio")
+    }
     lacking = {
         f"tarflow.mirror.{name}"
         for name, package in optional.items()
@@ -214,6 +216,7 @@ def test_analysis_imports_neither_torch_nor_ray():
 
 def test_of_this_project_analysis_imports_what_describes_runs_only():
     allowed = {
+        "command_line",
         "config",
         "cost",
         "errors",

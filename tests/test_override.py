@@ -144,7 +144,8 @@ def test_a_family_sets_its_options_and_those_set_beside_it_override_it():
 def test_a_mistaken_flag_of_a_field_names_the_one_that_is_meant(capsys, flag, meant):
     assert main(["train", "best.yaml", flag, "0.1"]) == 2
     name = flag.partition("=")[0]
-    assert capsys.readouterr().err == f"error: unknown flag {name}; did you mean {meant}?\n"
+    error = f"error: unknown flag {name}; did you mean {meant}? (python -m tarflow train --help"
+    assert capsys.readouterr().err == f"{error} lists all)\n"
 
 
 def test_the_help_of_train_describes_every_field(capsys):

@@ -1,7 +1,8 @@
 """What people get wrong, and the one line that each mistake is answered with.
 
 `wrong_uses.txt` lists them: `$` begins a command, `>>>` a call, and the next line is the message,
-taken literally, so that a change of its words is seen and judged.
+taken literally, so that a change of its words is seen and judged. It is all that a command writes
+to stderr, without exception.
 """
 
 import re

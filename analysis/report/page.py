@@ -13,6 +13,7 @@ from analysis.budgets import plans
 from analysis.findings import Findings, find
 from analysis.forecast import read_ledger
 from analysis.report import run_data
+from analysis.report.picture import png_of
 from analysis.report.section import Chapter, Material, Section
 from analysis.report.sections import ablation, budget, laws, ledger, quality, runs, samples
 from analysis.report.summary import summarise
@@ -23,7 +24,7 @@ from tarflow.errors import UserError
 
 
 def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
-    """Read a study folder, fit its laws, and write its `report.html`.
+    """Read a study folder, fit its laws, and write its `report.html` and `law.png`.
 
     Args:
         study: A folder with `runs/` or `runs.parquet`.
@@ -38,30 +39,30 @@ def write_report(study: Path, seed: int = 0, live: bool = False) -> Path:
     """
     table, evaluations = read_study(study)
     findings = find(table, evaluations, seed=seed, forecasts=read_ledger(study))
-    page = study / "report.html"
-    record.write_text(page, render(study, table, evaluations, findings, seed, live))
+    return write_page(material_of(study, table, evaluations, findings, seed), live)
+
+
+def write_page(material: Material, live: bool = False) -> Path:
+    """Write `report.html` of a study, and its first figure as `law.png`.
+
+    Args:
+        material: What the page is made from.
+        live: Let the page reload itself, as the study is going on.
+
+    Returns:
+        The path of the page.
+    """
+    page = material.study / "report.html"
+    record.write_text(page, render(material, live))
+    for figure in laws.law(material).figures.values():
+        with record.replacing(material.study / "law.png") as picture:
+            picture.write_bytes(png_of(figure))
     return page
 
 
-def render(
-    study: Path,
-    table: pd.DataFrame,
-    evaluations: pd.DataFrame,
-    findings: Findings,
-    seed: int,
-    live: bool = False,
-) -> str:
-    """Return the page as HTML.
-
-    Args:
-        study: Folder of the study.
-        table: Every run, failed ones too.
-        evaluations: Rows of the evaluations table.
-        findings: What the study shows.
-        seed: Seed of the draws.
-        live: Let the page reload itself, as the study is going on.
-    """
-    material = material_of(study, table, evaluations, findings, seed)
+def render(material: Material, live: bool = False) -> str:
+    """Return the page as HTML; arguments as of `write_page`."""
+    study, findings, table = material.study, material.findings, material.table
     summary = summarise(findings, table, material.scored, material.advice, study)
     shown = chapters(material)
     return fill(
@@ -94,7 +95,15 @@ def material_of(
     findings: Findings,
     seed: int,
 ) -> Material:
-    """Return what the sections of a study's page are made from; arguments as of `render`."""
+    """Return what the sections of a study's page are made from.
+
+    Args:
+        study: Folder of the study.
+        table: Every run, failed ones too.
+        evaluations: Rows of the evaluations table.
+        findings: What the study shows.
+        seed: Seed of the draws.
+    """
     scored = findings.finished.merge(
         evaluations, on="run_id", suffixes=("", "_sampling"), validate="one_to_many"
     )

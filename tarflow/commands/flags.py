@@ -8,8 +8,7 @@ from tyro.conf import UseAppendAction, arg
 
 from tarflow.config import FAMILIES, ModelConfig, RunConfig
 from tarflow.errors import UserError
-from tarflow.fields import choices, descriptions, leaves, nearest, synonyms
-from tarflow.override import FAMILY
+from tarflow.fields import choices, descriptions
 
 METAVARS: Mapping[Any, str] = {int: "INT", float: "FLOAT", bool: "{true,false}"}
 
@@ -67,18 +66,3 @@ def flat(changes: Sequence[Sequence[str]], flags: Mapping[str, Any] | None = Non
         else:
             listed.append(f"{name}={value}")
     return listed
-
-
-def check_flags_of_fields(arguments: Sequence[str]) -> None:
-    """Refuse a flag that looks like one of a field but is none.
-
-    Raises:
-        UserError: If there is one, naming the nearest, such as --optim.lr for --learning-rate.
-    """
-    known = [*(path for path in leaves(RunConfig) if "*" not in path), FAMILY]
-    names = {path.rpartition(".")[2] for path in known}
-    for flag in (text.partition("=")[0] for text in arguments if text.startswith("--")):
-        name = flag.removeprefix("--").replace("-", "_")
-        if name not in known and ("." in name or name in names or synonyms(name)):
-            meant = nearest(name, known).replace("_", "-")
-            raise UserError(f"unknown flag {flag}" + f"; did you mean --{meant}?" * bool(meant))

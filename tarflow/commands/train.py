@@ -19,7 +19,7 @@ def train(
     config: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path | None = None,
-    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = None,
+    tracker: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = None,
     *,
     changes: Changes = (),
     tags: Tags = (),
@@ -41,7 +41,8 @@ def train(
     Args:
         config: Config file, such as best.yaml of a study.
         out: Folder of the run; by default runs/RUN_ID.
-        tracker: Also show the run in TensorBoard, Weights & Biases or MLflow once it has ended.
+        tracker: Also show the run in TensorBoard, Weights & Biases, MLflow or Trackio, while it
+            trains too.
         changes: Change fields of the config, such as --set optim.lr=0.02 batch=32.
         tags: Word to find the run by, kept in its row.
         fields: Fields of the config to change.
@@ -50,8 +51,7 @@ def train(
 
     from tarflow import distributed
     from tarflow.forecasts import forecast_of, write_outcome
-    from tarflow.mirror.mirror import open_tracker
-    from tarflow.mirror.recorded import read_recorded
+    from tarflow.mirror.mirror import Mirror, mirroring
     from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
@@ -60,8 +60,6 @@ def train(
     asked = override(read_yaml(RunConfig, locate(config)), flat(changes, fields))
     chosen = resolve_config(asked)
     folder = locate(out) if out else Path("runs") / run_id(chosen)
-
-    mirror = None
 
     def report(progress: dict[str, Any]) -> None:
         share = progress["images"] / chosen.images
@@ -76,18 +74,18 @@ def train(
     log.addHandler(handler)
     try:
         with distributed.process_group():
+            mirror = None
             if tracker and distributed.rank() == 0:  # before the training, as it may be missing
-                mirror = open_tracker(tracker, folder.absolute().parent)
+                mirror = Mirror(tracker, folder.absolute().parent, only=folder)
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
-            row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
+            with mirroring(mirror, console.print):
+                row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
     except Preempted:
         console.print("told to end: the state is saved; run the same command again to resume")
         return 128 + signal.SIGTERM
     finally:
         log.removeHandler(handler)
-    if row and mirror and (recorded := read_recorded(folder)):
-        mirror.put_run(recorded)
     if row.get("status") == "failed":
         console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1

@@ -1,1 +1,1 @@
-"""Mirror ended runs in TensorBoard, Weights & Biases or MLflow; the tables stay the truth."""
+"""Mirror runs in TensorBoard, Weights & Biases, MLflow or Trackio; the tables stay the truth."""

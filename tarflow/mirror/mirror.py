@@ -11,9 +11,15 @@ from tarflow.errors import UserError
 from tarflow.mirror.recorded import Tracker, read_recorded
 from tarflow.record import read_json, read_result, write_json
 
-Name = Literal["tensorboard", "wandb", "mlflow"]
-CLASSES = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": "MLflow"}
-LOOK_SECONDS = 15.0  # between looks for runs that have ended
+Name = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+CLASSES = {
+    "tensorboard": "TensorBoard",
+    "wandb": "WeightsAndBiases",
+    "mlflow": "MLflow",
+    "trackio": "Trackio",
+}
+LOOK_SECONDS = 20.0  # between looks for what is new
+PICTURE = "law.png"
 
 
 def open_tracker(name: Name, study: Path) -> Tracker:
@@ -38,33 +44,53 @@ def open_tracker(name: Name, study: Path) -> Tracker:
 
 
 class Mirror:
-    """Writes each run of a study to a tracker once it has ended, and again if it ends anew."""
+    """Writes the runs of a study to a tracker, each while it trains and when it has ended."""
 
-    def __init__(self, name: Name, study: Path) -> None:
+    def __init__(self, name: Name, study: Path, only: Path | None = None) -> None:
         """Continue where the last command has stopped.
+
+        Args:
+            name: Of the tracker, as users write it.
+            study: Folder of the study, or the one that holds a single run.
+            only: Folder of that single run.
 
         Raises:
             UserError: As `open_tracker`.
         """
         self.name, self.study, self.tracker = name, study, open_tracker(name, study)
+        self.only = only
         self.file = study / f"mirrored-{name}.json"
-        self.done: dict[str, str] = read_json(self.file) or {}  # status by run id
+        # By run id: the status of one that has ended, or the images up to which a curve is there.
+        self.done: dict[str, str | int] = read_json(self.file) or {}
+        self.law = b""  # the picture that is there
         self.problem = ""  # why the last attempt has failed; empty if it has not
 
     def update(self) -> None:
-        """Write the runs that have ended since; a tracker that fails is tried again next time."""
-        try:
-            for folder in sorted((self.study / "runs").glob("*")):
-                if self.done.get(folder.name) == "done" or not (result := read_result(folder)):
-                    continue
-                status = result["run"]["status"]
-                if status != self.done.get(folder.name) and (run := read_recorded(folder)):
-                    self.tracker.put_run(run)
-                    self.done[folder.name] = status
-                    write_json(self.file, self.done)
-            self.problem = ""
-        except Exception as error:  # of any package, server or disk: runs go first
-            self.problem = str(error).partition("\n")[0] or type(error).__name__
+        """Write what is new; a tracker that fails is tried again next time."""
+        with self._noting_problems():
+            every = [self.only] if self.only else sorted((self.study / "runs").glob("*"))
+            for folder in every:
+                if self.done.get(folder.name) != "done":
+                    self._put(folder)
+            path = self.study / PICTURE
+            if path.exists() and (picture := path.read_bytes()) != self.law:
+                ended = [state for state in self.done.values() if state == "done"]
+                self.tracker.put_law(picture, len(ended))
+                self.law = picture
+
+    def _put(self, folder: Path) -> None:
+        """Write what is new of a run."""
+        state = self.done.get(folder.name)
+        if isinstance(state, str):  # it has failed, and may be tried again
+            result = read_result(folder)
+            if not result or result["run"]["status"] == state:
+                return
+        since = state if isinstance(state, int) else 0
+        run = read_recorded(folder)
+        if run and (run.ended or run.images > since):
+            self.tracker.put_run(run.after(since), since)
+            self.done[folder.name] = run.row["status"] if run.ended else run.images
+            write_json(self.file, self.done)
 
     def conclude(self) -> None:
         """Write the runs that are left, and the report of the study if it has one."""
@@ -72,9 +98,16 @@ class Mirror:
         page, best = self.study / "report.html", self.study / "best.yaml"
         if self.problem or not page.exists():
             return
-        try:
+        with self._noting_problems():
             words = best.read_text() if best.exists() else ""
             self.tracker.put_study(page.read_bytes(), words)
+
+    @contextlib.contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        """Note what fails, of any package, server or disk: runs go first."""
+        self.problem = ""
+        try:
+            yield
         except Exception as error:
             self.problem = str(error).partition("\n")[0] or type(error).__name__
 

@@ -38,45 +38,59 @@ class MLflow:
             found.experiment_id if found else self.client.create_experiment(study.name, files)
         )
 
-    def _replace(self, run_id: str, name: str) -> str:
-        """Return the id of a new run in place of the one that mirrors the same."""
+    def _run(self, run_id: str, name: str, anew: bool) -> str:
+        """Return the id here of what mirrors a run, or of an empty one in its place."""
         same = f"tags.tarflow_run = '{run_id}'"
         for old in self.client.search_runs([self.experiment], same):
+            if not anew:
+                return str(old.info.run_id)
             self.client.delete_run(old.info.run_id)
         tags = {"tarflow_run": run_id}
-        run: str = self.client.create_run(self.experiment, tags=tags, run_name=name).info.run_id
-        return run
+        new: str = self.client.create_run(self.experiment, tags=tags, run_name=name).info.run_id
+        return new
 
-    def put_run(self, run: Recorded) -> None:
-        """Write a run; its step is the number of training images."""
-        new, images = self._replace(run.run_id, run.name), int(run.row["images"])
+    def put_run(self, run: Recorded, since: int) -> None:
+        """Write a run; its step is the number of training images.
+
+        Without a time, a point that is written twice is one point.
+        """
+        own = self._run(run.run_id, run.name, anew=not since)
         metrics = [
             Metric(f"curve/{name}", float(point[name]), 0, int(point["images"]))
             for point in run.curve
             for name in point.keys() - {"images"}
         ]
-        metrics += [Metric(name, value, 0, images) for name, value in numbers(run.row).items()]
+        final = numbers(run.row) if run.ended else {}
+        metrics += [Metric(name, value, 0, run.images) for name, value in final.items()]
         for row in run.evaluations:
             if row.get("half", "all") == "all":
-                scores = numbers(row).items()
-                metrics += [Metric(f"samples/{name}", value, 0, images) for name, value in scores]
-        params = [Param(name, str(value)) for name, value in run.config.items()]
+                metrics += [
+                    Metric(f"samples/{name}", value, 0, run.images)
+                    for name, value in numbers(row).items()
+                ]
+        params = [] if since else [Param(name, str(value)) for name, value in run.config.items()]
         for start in range(0, max(len(metrics), len(params)), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            self.client.log_batch(new, metrics[part], params[part])
-        for name in run.row.keys() - numbers(run.row).keys():
-            self.client.set_tag(new, name, str(run.row[name]))
+            self.client.log_batch(own, metrics[part], params[part])
         for name, seen, png in run.pictures:
-            self._artifact(new, f"{name}-{seen}.png", png)
-        failed = run.row["status"] == "failed"
-        self.client.set_terminated(new, "FAILED" if failed else "FINISHED")
+            self._artifact(own, f"{name}-{seen}.png", png)
+        if run.ended:
+            for name in run.row.keys() - final.keys():
+                self.client.set_tag(own, name, str(run.row[name]))
+            failed = run.row["status"] == "failed"
+            self.client.set_terminated(own, "FAILED" if failed else "FINISHED")
+
+    def put_law(self, picture: bytes, runs: int) -> None:
+        """Write the picture of the law as a file of a run named study."""
+        del runs
+        self._artifact(self._run("study", "study", anew=False), "law.png", picture)
 
     def put_study(self, page: bytes, words: str) -> None:
         """Write the report and best.yaml as files of a run named study."""
-        new = self._replace("study", "study")
-        self._artifact(new, "report.html", page)
-        self._artifact(new, "best.yaml", words.encode())
-        self.client.set_terminated(new)
+        own = self._run("study", "study", anew=False)
+        self._artifact(own, "report.html", page)
+        self._artifact(own, "best.yaml", words.encode())
+        self.client.set_terminated(own)
 
     def _artifact(self, run: str, name: str, content: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:

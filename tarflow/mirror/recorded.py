@@ -1,17 +1,18 @@
-"""What the folder of an ended run holds, as a tracker takes it."""
+"""What the folder of a run holds, as a tracker takes it."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from tarflow.record import read_result, read_table
+from tarflow.record import STARTED, read_json, read_result, read_table
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run that has ended."""
+    """A run that has ended, or what one that trains has recorded so far."""
 
     run_id: str
     name: str
@@ -21,43 +22,99 @@ class Recorded:
     curve: tuple[Mapping[str, float], ...]  # images, and what was measured then
     pictures: tuple[tuple[str, int, bytes], ...]  # name, images seen and PNG, in order of images
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return "status" in self.row
+
+    @property
+    def images(self) -> int:
+        """Number of training images up to which it is recorded."""
+        return int(self.row["images"] if self.ended else self.curve[-1]["images"])
+
+    def after(self, images: int) -> "Recorded":
+        """Return the run without what it had recorded at a number of training images."""
+        curve = tuple(point for point in self.curve if point["images"] > images)
+        new = (each for each in self.pictures if each[0] == "samples" or each[1] > images)
+        return replace(self, curve=curve, pictures=tuple(new))
+
 
 class Tracker(Protocol):
-    """Where runs are mirrored. Both methods replace what an earlier call has left."""
+    """Where runs are mirrored."""
 
-    def put_run(self, run: Recorded) -> None:
-        """Write a run."""
+    def put_run(self, run: Recorded, since: int) -> None:
+        """Write a run, again while it trains and for the last time when it has ended.
+
+        Args:
+            run: The run, without what earlier calls have written.
+            since: Training images up to which those have; 0 replaces whatever is there.
+        """
+
+    def put_law(self, picture: bytes, runs: int) -> None:
+        """Write the picture of the law, a PNG, after so many runs.
+
+        What earlier commands have written of the study is replaced, where that can be.
+        """
 
     def put_study(self, page: bytes, words: str) -> None:
-        """Write the report of a study, and in words what it advises."""
+        """Write the report of a study that has ended, and in words what it advises."""
 
 
 def read_recorded(folder: Path) -> Recorded | None:
-    """Return the run of a folder, or None if it has not ended."""
-    result = read_result(folder)
-    if result is None:
+    """Return the run of a folder, or None if it has neither ended nor a point of its curve."""
+    result, curve = read_result(folder), read_curve(folder)
+    started = result["run"] if result else read_json(folder / STARTED)
+    if not started or not (result or curve):
         return None
-    row = known(result["run"])
-    images = row["images"]
-    pictures, curve = [], []
-    if (path := folder / "curve.parquet").exists():
-        curve = [known(point) for point in read_table(path).to_pylist()]
+    row = known(started)
+    pictures: list[tuple[str, int, bytes]] = []
     if (path := folder / "previews.parquet").exists():
-        previews = read_table(path).to_pylist()
+        last = row["images"] if result else curve[-1]["images"]
+        previews = [each for each in read_table(path).to_pylist() if each["images"] <= last]
         pictures += [("previews", each["images"], each["samples"]) for each in previews]
         held_out = {each["images"]: each["loss"] for each in previews if each["loss"] is not None}
         curve += [{"images": seen, "validation_loss": loss} for seen, loss in held_out.items()]
-    if (path := folder / "samples.png").exists():
-        pictures.append(("samples", images, path.read_bytes()))
+    if result and (path := folder / "samples.png").exists():
+        pictures.append(("samples", row["images"], path.read_bytes()))
     return Recorded(
         run_id=row["run_id"],
         name=f"{row['label']} {row['run_id']}",
         config=dict(flat(json.loads(row.pop("config")))),
         row=row,
-        evaluations=tuple(map(known, result["evaluations"])),
+        evaluations=tuple(map(known, result["evaluations"])) if result else (),
         curve=tuple(sorted(curve, key=lambda point: point["images"])),
         pictures=tuple(pictures),
     )
+
+
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """Return the points of a run's curve, with the images per second since the one before."""
+    path = folder / "curve.parquet"
+    if not path.exists():
+        return []
+    curve = [known(point) for point in read_table(path).to_pylist()]
+    for before, point in pairwise(curve):
+        seconds = point["seconds"] - before["seconds"]
+        if seconds > 0:
+            point["images_per_second"] = (point["images"] - before["images"]) / seconds
+    return curve
+
+
+def by_step(
+    run: Recorded, picture: Callable[[bytes], Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield all that was recorded at a number of images, by name, in order of images.
+
+    Args:
+        run: The run.
+        picture: Makes of a PNG what the tracker takes.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for point in run.curve:
+        steps.setdefault(int(point["images"]), {}).update(point)
+    for name, images, png in run.pictures:
+        steps.setdefault(images, {})[name] = picture(png)
+    yield from sorted(steps.items())
 
 
 def known(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from browser_pages import open_page
 
 from analysis.advice import recommend
-from analysis.report.page import render
+from analysis.report.page import material_of, render
 from tarflow.config import RunConfig, read_yaml
 from tarflow.human import bits, count, interval, power
 
@@ -19,7 +19,7 @@ def findings(digits_findings):
 @pytest.fixture(scope="module")
 def report(digits, digits_tables, findings, tmp_path_factory):
     path = tmp_path_factory.mktemp("slider") / "report.html"
-    path.write_text(render(digits, *digits_tables, findings, seed=0))
+    path.write_text(render(material_of(digits, *digits_tables, findings, seed=0)))
     return path
 
 
@@ -139,6 +139,7 @@ def test_the_page_names_no_folder_of_the_machine(digits, digits_tables, findings
     moved = findings.runs.assign(
         config=findings.runs["config"].str.replace('"digits"', '"/home/ann/photos"')
     )
-    text = render(digits, *digits_tables, replace(findings, runs=moved), seed=0)
+    moved = replace(findings, runs=moved)
+    text = render(material_of(digits, *digits_tables, moved, seed=0))
     assert "/home/ann" not in text
     assert "data.name: write the folder of the images" in text
