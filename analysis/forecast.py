@@ -47,7 +47,7 @@ def forecast(findings: Findings, config: RunConfig, origin: str) -> Forecast:
         predicted = float(law.predict(**inputs))
         ends = tuple(float(end) for end in law.band(LEVEL, **inputs))
         low, high = (end if math.isfinite(end) else None for end in ends)
-        words = f"Expected {bits(predicted)} bits per dimension on validation images"
+        words = f"Expected {bits(predicted)} {findings.bits_unit} on validation images"
         if low is not None and high is not None:
             words += f" ({percent(LEVEL)} interval {interval((low, high), bits)})"
         words += f", at {flops / findings.budgets[-1].flops:.3g} times the largest budget of the "

@@ -98,7 +98,8 @@ class Model:
             f"{model.image_channels} x {model.image_size} x {model.image_size}, {classes}"
         )
         if "bpd" in row:
-            words += f"; {human.bits(row['bpd'])} ± {human.bits(row['bpd_se'])} bits per dimension"
+            words += f"; {human.bits(row['bpd'])} ± {human.bits(row['bpd_se'])} "
+            words += human.bits_unit(row["bpd_kind"])
             words += f" ({row['bpd_kind']}, {row['split']} images)"
         return words
 

@@ -1,4 +1,4 @@
-"""The figure beside the budget slider: predicted bits per dimension against the budget."""
+"""The figure beside the budget slider: the predicted likelihood against the budget."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from analysis.budgets import Plan
 from analysis.findings import Findings
 from analysis.report.figures import theme
-from analysis.report.figures.laws import BPD, FLOPS, expected, law_line
+from analysis.report.figures.laws import FLOPS, expected, law_line
 
 CHOSEN = "this budget"  # name of the trace that scripts/slider.js moves
 ZONE = "rgba(128, 128, 128, 0.13)"
@@ -22,7 +22,7 @@ def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figur
         plans: Plans by the law, cheapest first.
         start: Index of the plan to mark as chosen.
     """
-    shown = theme.figure(FLOPS, BPD, height=340)
+    shown = theme.figure(FLOPS, findings.bits_unit, height=340)
     flops, values, low, high = expected(plans)
     if np.isfinite(high - low).all():
         shown.add_trace(theme.band(flops, low, high, theme.BAND, "90% band of a new run"))
