@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ BITS = {
         "Bits per dimension bound those of the 8-bit images from above, by uniform dequantisation."
     ),
     "latent": (
-        "Bits per latent dimension are `-log2 p` of the noisy latent per value: they depend on the "
-        "autoencoder and the noise, and cannot be compared with bits of pixels."
+        "Bits per latent dimension are `-log2 p` of the noisy latent per value: they depend on "
+        "the autoencoder and the noise, and cannot be compared with bits of pixels."
     ),
 }
 LIKELIHOOD = ("bpd", "bpd_se", "bpd_kind", "bpd_median", "bpd_p99", "bpd_max", "loss")
