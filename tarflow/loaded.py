@@ -44,10 +44,11 @@ from tarflow.model.noise import to_pixels, unit
 from tarflow.model.weights import latents_of_model, load_model
 from tarflow.record import read_result
 from tarflow.run import resolve_config, run
-from tarflow.sample.calibration import choose_plan, default_condition
+from tarflow.sample.calibration import choose_plan
+from tarflow.sample.drawing import draw
 from tarflow.sample.grid import image_grid, usual_count
 from tarflow.sample.plan import PLAN
-from tarflow.sample.sampling import Samples, sample
+from tarflow.sample.sampling import Samples
 from tarflow.storage import locate, locate_model
 
 
@@ -144,25 +145,11 @@ class Model:
         config = replace(self.config, sampler=_replaced(self.config.sampler, sampler))
         if count is None:
             count = usual_count(len(set(classes)) or self.flow.config.classes)
-        turns = default_condition(self.flow, config, count)
         given = torch.tensor(classes) if classes else _vectors(condition)
-        if given is not None:
-            turns = given[torch.arange(count) % len(given)]
+        turns = None if given is None else given[torch.arange(count) % len(given)]
         plan = choose_plan("auto", self.flow, config, count, batch, self.path.parent / PLAN)
-        codes = self._decoder
-        drawn = sample(
-            self.flow,
-            count,
-            config.sampler,
-            config.noise,
-            turns,
-            seed,
-            batch,
-            plan,
-            bounded=codes is None,
-        )
-        images = codes.decode(drawn.images) if codes else drawn.images
-        return Drawn(images, drawn.condition, drawn.redrawn, drawn.lost)
+        drawn = draw(self.flow, config, count, self._decoder, turns, seed, batch, plan)
+        return Drawn(drawn.pictures, drawn.condition, drawn.redrawn, drawn.lost)
 
     def grid(self, count: int | None = None, **settings: Any) -> Image.Image:
         """Draw images and return them as one picture; arguments as for `sample`."""

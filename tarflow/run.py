@@ -94,14 +94,14 @@ def run(
         write_text(folder / "config.yaml", to_yaml(config))
         write_text(folder / "execution.txt", f"{execution}\n")
         (folder / "error.txt").unlink(missing_ok=True)
-    extractor = None
+    extractor, autoencoder = None, None
     if config.evaluation.samples:  # fails before the training if weights are missing
         extractor = find_extractor(
             config.evaluation.features, device=execution.device.type, data=config.data
         )
-        autoencoder_of(config.data, config.evaluation.autoencoder)
+        autoencoder = autoencoder_of(config.data, config.evaluation.autoencoder, execution.device)
     try:
-        previews = Previews(config, folder, execution)
+        previews = Previews(config, folder, execution, autoencoder)
         state = train(config, folder, report, trunk, execution, previews)
         if execution.first:
             write_table(folder / "curve.parquet", state.curve, CURVE)
@@ -118,7 +118,9 @@ def run(
         return record_failure(config, folder, role, label, error, tags=tags)
     evaluations = []
     if extractor:
-        evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
+        evaluations += evaluate_samples(
+            flow, config, extractor, autoencoder, folder / "samples.png"
+        )
     if not execution.first:
         return {}
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
 from tarflow.latent_space import LatentSpace
 from tarflow.storage import cache_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"
 _DIGITS_COUNTS = (4000, 500, 500)  # train, validation, test, by index
@@ -60,19 +63,18 @@ class Images:
     vectors: NDArray[np.float32] | None = None  # (N, P, E) to condition on, memory-mapped
     dropped: NDArray[np.float32] | None = None  # (P, E) what stands for a dropped condition
 
-    def condition(
-        self, indices: NDArray[np.int64], model: ModelConfig
-    ) -> NDArray[np.int64] | NDArray[np.float32] | None:
+    def condition(self, indices: NDArray[np.int64], model: ModelConfig) -> "Tensor | None":
         """Return what a model is conditioned on: labels (B,), vectors (B, P, E), or `None`.
 
         It is `None` also if the model takes vectors and these images have none.
         """
+        import torch  # not needed to describe or import data
+
         if model.classes:
-            return self.labels[indices]
+            return torch.from_numpy(self.labels[indices])
         if not model.condition_tokens or self.vectors is None:
             return None
-        copied: NDArray[np.float32] = self.vectors.take(indices, axis=0)
-        return copied
+        return torch.from_numpy(self.vectors.take(indices, axis=0))
 
     def __len__(self) -> int:
         return len(self.pixels)
