@@ -13,6 +13,7 @@ from tarflow.data.images import (
     open_split,
     order,
     rows,
+    source_of,
 )
 from tarflow.data.tables import SPLITS, Split
 
@@ -31,4 +32,5 @@ __all__ = [
     "open_split",
     "order",
     "rows",
+    "source_of",
 ]

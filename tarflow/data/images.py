@@ -27,7 +27,7 @@ from tarflow.config import CLASSIFIER, DataConfig, ModelConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
 from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
-from tarflow.latent_space import LatentSpace
+from tarflow.latent_space import FILE, LatentSpace
 from tarflow.storage import cache_folder
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def match_data(config: RunConfig) -> RunConfig:
                 f"model.{name} is {configured}, but the data set {config.data.name} has "
                 f"{actual}; write {actual}{hint}"
             )
-    if space := latent_space(config.data):
-        _match_latents(config, space)
+    if latent_space(config.data):
+        _match_latents(config)
     evaluation = config.evaluation
     if evaluation.samples and evaluation.features == CLASSIFIER and data.classes < 2:
         raise ConfigError(
@@ -143,9 +143,9 @@ def match_data(config: RunConfig) -> RunConfig:
     return replace(config, data=hash_data(config.data))
 
 
-def _match_latents(config: RunConfig, space: LatentSpace) -> None:
+def _match_latents(config: RunConfig) -> None:
     """Refuse what makes sense for pixels only."""
-    holds = f"but {config.data.name} holds latents of {space.autoencoder}"
+    holds = f"but {config.data.name} holds latents of an autoencoder"
     if config.noise.type == "uniform":
         raise ConfigError(f"noise.type is uniform, {holds}, which have no grey levels: gaussian")
     if config.data.flip:
@@ -172,7 +172,20 @@ def images_behind(config: DataConfig) -> DataConfig:
         UserError: If the data set, or that of the images, is missing, or the images have changed.
     """
     space = latent_space(config)
-    return hash_data(DataConfig(name=space.source, hash=space.source_hash)) if space else config
+    return source_of(space) if space else config
+
+
+def source_of(space: LatentSpace) -> DataConfig:
+    """Return the images that the latents of a table or of a model were encoded from.
+
+    Raises:
+        UserError: If they are missing or have changed, or nothing says where they are.
+    """
+    if not space.source:
+        raise UserError(
+            f"nothing says where the images of these latents are: {FILE} beside them is missing"
+        )
+    return hash_data(DataConfig(name=space.source, hash=space.source_hash))
 
 
 def rows(

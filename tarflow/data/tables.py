@@ -9,7 +9,8 @@ Columns: `image: struct<bytes: binary, path: string>`, and optionally `label: in
    there from `train`, or about 10,000 rows of a large table.
 
 A table of latents (`tarflow.latent`) has the column `latent`, bytes of floats, instead of `image`,
-and its metadata say which autoencoder made them.
+and its metadata say which autoencoder made them; the file `latents.json` beside the shards says
+where that is, because a path is no part of the data.
 
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
@@ -19,7 +20,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -32,7 +33,7 @@ from pyarrow import fs
 
 from tarflow.data import codec, conditions
 from tarflow.errors import UserError
-from tarflow.latent_space import KEY, LATENT, LatentSpace, read_latent_space
+from tarflow.latent_space import FILE, KEY, LATENT, PLACES, LatentSpace, read_latent_space
 from tarflow.record import write_text
 from tarflow.storage import cache_folder, expand
 
@@ -120,7 +121,18 @@ class Table:
                 f"{other[0]} was not encoded as the first shard of the table was; encode all "
                 "images anew with: python -m tarflow data encode"
             )
+        if first and not first.autoencoder:  # shards of earlier releases name the places
+            first = replace(first, **self._places())
         return first
+
+    def _places(self) -> dict[str, str]:
+        """Return where autoencoder and images are, if the file beside the shards says it."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.root}/{FILE}") as stream:
+                stated = json.loads(stream.read())
+            return {name: str(stated[name]) for name in PLACES}
+        except (OSError, ValueError, KeyError, TypeError):  # latents can do without
+            return {}
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
