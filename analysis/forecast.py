@@ -14,7 +14,8 @@ from analysis.findings import Findings
 from analysis.laws.intervals import LEVEL
 from analysis.rows import difference
 from tarflow import cost, forecasts
-from tarflow.config import RunConfig, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast
 from tarflow.human import bits, interval, percent

@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.validation import levels
 from analysis.names import layer_splits
-from tarflow.config import RunConfig, from_dict, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.errors import UserError
 from tarflow.human import bpd_name
 

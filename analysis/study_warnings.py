@@ -12,7 +12,8 @@ from analysis.laws.design import doubts, sizes_at_the_edge
 from analysis.laws.fit import Fit
 from analysis.laws.repetition import HARMLESS
 from analysis.names import bits_unit_of
-from tarflow.config import OptimConfig, from_dict
+from tarflow.config import OptimConfig
+from tarflow.config_files import from_dict
 from tarflow.errors import UserError
 from tarflow.human import bits_unit
 

@@ -29,7 +29,8 @@ from analysis.settings import SETTING, best_setting, pareto_front, setting_in_wo
 from sweeps.space import SEED, SamplingSpace
 from sweeps.study import Study
 from tarflow import record
-from tarflow.config import RunConfig, SamplerConfig, from_dict, to_dict, to_yaml
+from tarflow.config import RunConfig, SamplerConfig
+from tarflow.config_files import from_dict, to_dict, to_yaml
 from tarflow.human import bits, bpd_name, number, percent
 from tarflow.identity import HALVES, run_id
 

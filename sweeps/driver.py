@@ -28,7 +28,7 @@ from sweeps.progress import FIRST_RUNS
 from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
 from tarflow.commands.flags import Changes, Tags, flat, split_tags
-from tarflow.config import read_yaml, to_dict, to_yaml
+from tarflow.config_files import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
 from tarflow.identity import with_hash
 from tarflow.latent.files import check_decodes

@@ -18,7 +18,8 @@ from sweeps.failures import transient
 from sweeps.sampling import SamplingTask, to_sample
 from sweeps.study import PlannedRun, Study, grid, left_out, short
 from tarflow import cost, human, record
-from tarflow.config import RunConfig, from_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict
 from tarflow.errors import UserError
 
 FAILS_AGAIN = "failed for good"  # state of a run that only another try by the user may save

@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tarflow.config import RunConfig, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from tarflow.config import from_dict, to_dict
+from tarflow.config_files import from_dict, to_dict
 
 LATENT = "latent"  # of a table: the little-endian values of one latent, C, S, S
 KEY = "latents"  # in the metadata of a table, and of the models trained on it

@@ -22,14 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from tarflow import data, human
-from tarflow.config import (
-    ExecutionConfig,
-    RunConfig,
-    SamplerConfig,
-    from_dict,
-    read_yaml,
-    to_dict,
-)
+from tarflow.config import ExecutionConfig, RunConfig, SamplerConfig
+from tarflow.config_files import from_dict, read_yaml, to_dict
 from tarflow.cost import params_total
 from tarflow.cpu.layers import ProductLayer
 from tarflow.data.pictures import pixels_of

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tarflow import cost, data
-from tarflow.config import RunConfig, to_dict, to_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood

@@ -21,6 +21,7 @@ ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files b
     ("errors", "human"),
     ("strict_yaml", "storage"),
     ("fields",),
+    ("config_files", "model_config"),
     ("config",),
     ("cost", "identity", "latent_space", "override", "record"),
     ("forecasts", "mirror", "step_time"),
@@ -215,11 +216,13 @@ def test_analysis_imports_neither_torch_nor_ray():
 def test_of_this_project_analysis_imports_what_describes_runs_only():
     allowed = {
         "config",
+        "config_files",
         "cost",
         "errors",
         "forecasts",
         "human",
         "identity",
+        "model_config",
         "record",
         "step_time",
         "storage",

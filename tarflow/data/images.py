@@ -23,11 +23,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tarflow.config import CLASSIFIER, DataConfig, ModelConfig, RunConfig
+from tarflow.config import CLASSIFIER, DataConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
 from tarflow.data.tables import SPLITS, Split, Table, find_table
 from tarflow.errors import ConfigError, UserError
 from tarflow.latent_space import FILE, LatentSpace
+from tarflow.model_config import ModelConfig
 from tarflow.storage import cache_folder
 
 if TYPE_CHECKING:

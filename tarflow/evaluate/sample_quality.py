@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from tarflow import data, distributed
-from tarflow.config import FEWEST_IMAGES, RunConfig, from_dict, to_dict
+from tarflow.config import FEWEST_IMAGES, RunConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.device import choose_device
 from tarflow.errors import UserError
 from tarflow.evaluate.feature_cache import cached_features

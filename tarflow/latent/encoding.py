@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from tarflow import data
-from tarflow.config import DataConfig, to_dict
+from tarflow.config import DataConfig
+from tarflow.config_files import to_dict
 from tarflow.data.procedural import find_procedural
 from tarflow.data.tables import SPLITS, Split, find_table
 from tarflow.errors import UserError

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tarflow.config import ModelConfig
 from tarflow.errors import UserError
 from tarflow.model import noise
 from tarflow.model.rotary import rotate, rotations
+from tarflow.model_config import ModelConfig
 
 UNIT = math.log(math.e - 1)  # softplus(UNIT) is 1
 

@@ -14,7 +14,7 @@ from golden_files import built as reference_flow
 from golden_files import read as reference_tensors
 
 from tarflow.affine import fused_affine
-from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import ExecutionConfig, RunConfig
 from tarflow.cpu import kernels as built
 from tarflow.cpu.layers import (
     FusedBlock,
@@ -27,6 +27,7 @@ from tarflow.device import processor
 from tarflow.execution import resolve_execution
 from tarflow.model.flow import FlowBlock, Layer, TarFlow
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model_config import ModelConfig
 from tarflow.train.state import new_state, recomputed
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

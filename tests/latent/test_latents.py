@@ -19,16 +19,14 @@ from sweeps.study import Size, Study
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import (
-    STARFLOW,
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
-    to_yaml,
 )
+from tarflow.config_files import to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.evaluate.held_out import noise_names, noised_batches
 from tarflow.execution import resolve_execution
@@ -39,6 +37,7 @@ from tarflow.latent_space import FILE
 from tarflow.model.likelihood import log_density, negative_log_likelihood
 from tarflow.model.noise import generator, noisy
 from tarflow.model.weights import build, latents_of_model, load_model
+from tarflow.model_config import STARFLOW, ModelConfig
 from tarflow.run import resolve_config, run
 from tarflow.train.state import new_state
 from tarflow.train.step import TrainStep

@@ -11,7 +11,8 @@ from analysis.machines import Machine, machines
 from analysis.report.figures.budget import predicted
 from analysis.report.section import Material, Section
 from analysis.settings import one_setting
-from tarflow.config import RunConfig, to_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import to_yaml
 from tarflow.human import MISSING, bits, count, interval, money, number, power, seconds
 
 SOURCES = {
