@@ -16,7 +16,7 @@ from analysis.laws.intervals import LEVEL
 from analysis.names import bits_unit_of, deepest_layers, layer_splits
 from analysis.rows import configs_but_seed
 from analysis.settings import SETTING, setting_in_words
-from tarflow.human import bits, interval, number
+from tarflow.human import bits, bits_unit, interval, number
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one
@@ -161,7 +161,7 @@ def baseline(runs: pd.DataFrame) -> str:
 
 def likelihoods_compare(runs: pd.DataFrame) -> bool:
     """Tell whether the BPD of runs measure the same: those of latents depend on the noise."""
-    latent = (runs["bpd_kind"] == "latent").any()
+    latent = bits_unit_of(runs) == bits_unit("latent")
     return not latent or len(runs[KINDS["noise"]].drop_duplicates()) < 2
 
 

@@ -190,7 +190,7 @@ def rule(best: pd.Series, runs: int, rivals: int) -> str:
         runs: Number of runs.
         rivals: How many others of nearly the best BPD may have as low a KID.
     """
-    halves, bpd = bool(pd.notna(best["kid_chosen"])), bpd_name(str(best["bpd_kind"]))
+    halves, bpd = bool(pd.notna(best["kid_chosen"])), bpd_name(str(best.get("bpd_kind")))
     return (
         f"Of {runs} runs, the one of lowest KID within {percent(WITHIN)} of the lowest "
         f"{bpd}{', by one half of the draws' * halves}: {best['label']} ({best['run_id']}),\n"

@@ -36,7 +36,8 @@ def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figur
     if tested < len(plans):
         edge = plans[max(tested - 1, 0)].flops
         shown.add_vrect(edge, flops[-1], fillcolor=ZONE, line_width=0, layer="below")
-    best = findings.frontier_points.merge(findings.runs, how="left")
+    means = findings.frontier_points[["run_id", "bpd"]]  # over seeds
+    best = means.merge(findings.runs.drop(columns="bpd"), on="run_id")
     shown.add_trace(
         theme.dots(best, "flops", "bpd", marker=theme.marker(theme.INK), name="best run")
     )

@@ -224,7 +224,8 @@ def _pictures(
     for _, row in first.iloc[:: -(-len(first) // MOST_PICTURES) or 1].iterrows():
         path = files.get(run_and_setting(row))
         if path:
-            note = f"{bits(row['bpd'])} {bpd_name(row['bpd_kind'])} · KID {number(row['kid'])}"
+            score = bpd_name(str(row.get("bpd_kind")))
+            note = f"{bits(row['bpd'])} {score} · KID {number(row['kid'])}"
             if row["noise_type"] == "gaussian":
                 note = f"{_denoised(row)} · {note}"
             yield embedded(path, name(row), note, row["run_id"])

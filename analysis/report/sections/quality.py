@@ -166,7 +166,7 @@ def _signature_pictures(
         row = rows[run_id]
         path = files.get(run_and_setting(row))
         if path:
-            note = f"{row['name']} · {bits(row['bpd'])} {bpd_name(row['bpd_kind'])}"
+            note = f"{row['name']} · {bits(row['bpd'])} {bpd_name(str(row.get('bpd_kind')))}"
             note += f" · KID {number(row['kid'])}"
             pictures.append(embedded(path, title, note, run_id))
     return tuple(pictures)

@@ -106,7 +106,7 @@ def _spread(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _score(run: Row) -> str:
     images = " of test images" if run["split"] == "test" else ""
-    return f"{bits(run['bpd'])} {bits_unit(run['bpd_kind'])}{images}"
+    return f"{bits(run['bpd'])} {bits_unit(str(run.get('bpd_kind')))}{images}"
 
 
 def _reading(material: Material, compared: pd.DataFrame, strips: list[Picture]) -> str:
