@@ -30,7 +30,7 @@ from tarflow import human, record
 from tarflow.commands.flags import Changes, Tags, flat, split_tags
 from tarflow.config_files import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
-from tarflow.identity import with_hash
+from tarflow.identity import UNKNOWN, with_hash
 from tarflow.latent.files import check_decodes
 from tarflow.mirror.mirror import Mirror, mirroring
 from tarflow.storage import check_reachable, expand, home_folder, locate
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 EXPENSIVE_SECONDS = 1800.0  # expected wall time that is worth a question
 EXPENSIVE_MONEY = 5.0  # US dollars that are worth a question
-NOT_HERE = "unknown"  # hash of data that a dry run does without
 RULE_OF_SET = (
     "Use --set for any field by its name in study.yaml, such as seeds=2 or budgets='[1e9, 3e9]', "
     "and any field of the base run by its path in the config of a run, such as optim.lr=0.02. "
@@ -180,34 +179,25 @@ def drive(options: Options, command: Command) -> int:
         UserError: For a user's mistake.
     """
     console = console_for_people()
-    undecodable = _undecodable(command.plan) if command.todo else ""
-    if undecodable and not options.dry_run:
-        raise UserError(undecodable)
+    lines = list(command.lines)
+    if command.todo:
+        try:
+            check_decodes(command.plan.configs)
+        except UserError as error:
+            if not options.dry_run:
+                raise
+            lines.append(str(error))
     seconds = command.plan.wall_seconds + command.extra_seconds
     expensive = seconds > EXPENSIVE_SECONDS or command.plan.money > EXPENSIVE_MONEY
     asks = expensive and not options.yes and sys.stdin.isatty()
     if options.dry_run or asks or not options.quiet:
-        for line in filter(None, [*command.lines, undecodable]):
+        for line in lines:
             console.print(line, soft_wrap=isinstance(line, str) and not console.is_terminal)
     if options.dry_run or (asks and not confirmed()):
         return 0
     news = Console(quiet=True) if options.quiet else console
     with mirroring(options.tracker and Mirror(options.tracker, command.out), console.print):
         return execute(command, console, news)
-
-
-def _undecodable(plan: Plan) -> str:
-    """Say why samples of latents that a plan draws cannot be decoded here; empty if they can."""
-    configs = [row.run.config for row in plan.left] + [task.config for task in plan.samplings]
-    by_data = {(config.data, config.evaluation): config for config in configs}
-    for config in by_data.values():
-        if config.data.hash == NOT_HERE:  # which the plan says
-            continue
-        try:
-            check_decodes(config)
-        except UserError as error:
-            return str(error)
-    return ""
 
 
 def console_for_people() -> Console:
@@ -362,7 +352,7 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
             raise UserError(reason) from None
         provisional = f"the data are not here yet ({reason}), so run ids are provisional"
         study = resolve_precision(study)
-        return replace(study, base=with_hash(study.base, NOT_HERE)), [provisional]
+        return replace(study, base=with_hash(study.base, UNKNOWN)), [provisional]
     check_comparable(resolved, out)
     return resolved, []
 

@@ -130,6 +130,14 @@ class Plan:
         return tuple(row for row in self.rows if row.state not in over)
 
     @property
+    def configs(self) -> tuple[RunConfig, ...]:
+        """Configs of the runs that are to be carried out or sampled from."""
+        return (
+            *(row.run.config for row in self.left),
+            *(task.config for task in self.samplings),
+        )
+
+    @property
     def given_up(self) -> int:
         """Number of runs that have failed and are not tried again."""
         return 0 if self.retry else sum(row.state == FAILS_AGAIN for row in self.rows)

@@ -25,6 +25,7 @@ LATER = {  # fields that came after the first release, with the values that are 
         "conditioned": "all",
     },
 }
+UNKNOWN = "unknown"  # hash of data that are not here, in the plan of a dry run
 HALVES = ("chosen", "scored")  # one half of the samples makes a choice, the other scores it
 WHOLE = ("all", *HALVES)  # all samples are scored together, and the halves as well
 

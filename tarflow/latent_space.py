@@ -15,7 +15,6 @@ from tarflow.config_files import from_dict, to_dict
 LATENT = "latent"  # of a table: the little-endian values of one latent, C, S, S
 KEY = "latents"  # in the metadata of a table, and of the models trained on it
 FILE = "latents.json"  # beside the shards of a table, what their metadata say and the places
-PLACES = ("autoencoder", "source")  # fields that change when folders move
 
 
 @dataclass(frozen=True, kw_only=True)

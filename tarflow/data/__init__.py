@@ -15,7 +15,7 @@ from tarflow.data.images import (
     rows,
     source_of,
 )
-from tarflow.data.tables import SPLITS, Split
+from tarflow.data.splits import SPLITS, Split
 
 __all__ = [
     "SPLITS",

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from tarflow.config import CLASSIFIER, DataConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
-from tarflow.data.tables import SPLITS, Split, Table, find_table
+from tarflow.data.splits import SPLITS, Split
+from tarflow.data.tables import Table, find_table
 from tarflow.errors import ConfigError, UserError
 from tarflow.latent_space import FILE, LatentSpace
 from tarflow.model_config import ModelConfig

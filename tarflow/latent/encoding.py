@@ -20,7 +20,8 @@ from tarflow import data
 from tarflow.config import DataConfig
 from tarflow.config_files import to_dict
 from tarflow.data.procedural import find_procedural
-from tarflow.data.tables import SPLITS, Split, find_table
+from tarflow.data.splits import SPLITS, Split
+from tarflow.data.tables import find_table
 from tarflow.errors import UserError
 from tarflow.latent.autoencoder import BATCH, Autoencoder
 from tarflow.latent_space import FILE, KEY, LATENT, LatentSpace

@@ -6,11 +6,13 @@ A plan checks it before any training, in milliseconds and without torch.
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tarflow import data
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.identity import UNKNOWN
 from tarflow.latent_space import LatentSpace
 from tarflow.storage import expand
 
@@ -69,15 +71,19 @@ def check_autoencoder(space: LatentSpace, folder: str = "") -> tuple[Path, str]:
     return path, digest
 
 
-def check_decodes(config: RunConfig) -> None:
-    """Check that the samples of a run can be decoded, if it draws latents.
+def check_decodes(configs: Iterable[RunConfig]) -> None:
+    """Check that the samples of runs can be decoded, where they are latents.
+
+    Runs whose data are not here, as in the plan of a dry run, are not checked.
 
     Raises:
-        UserError: As `check_autoencoder`; if there is no such data set.
+        UserError: As `check_autoencoder`.
     """
-    space = data.latent_space(config.data) if config.evaluation.samples else None
-    if space:
-        check_autoencoder(space, config.evaluation.autoencoder)
+    drawn = [config for config in configs if config.evaluation.samples]
+    for images, folder in dict.fromkeys((c.data, c.evaluation.autoencoder) for c in drawn):
+        space = None if images.hash == UNKNOWN else data.latent_space(images)
+        if space:
+            check_autoencoder(space, folder)
 
 
 def digest_of(folder: Path) -> str:

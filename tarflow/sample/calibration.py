@@ -22,8 +22,10 @@ from tarflow import data
 from tarflow.config import NoiseConfig, RunConfig, SamplerConfig
 from tarflow.device import describe_device, synchronize
 from tarflow.errors import UserError
-from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
 from tarflow.model.noise import generator, noisy, to_pixels, unit
+from tarflow.model.patches import unpatchify
 from tarflow.sample.block_metrics import convergence_ranking, initial_guessing
 from tarflow.sample.drawing import default_condition
 from tarflow.sample.guidance import is_guided

@@ -25,8 +25,10 @@ from tarflow.cpu.layers import (
 )
 from tarflow.device import processor
 from tarflow.execution import resolve_execution
-from tarflow.model.flow import FlowBlock, Layer, TarFlow
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model.transformer import Layer
 from tarflow.model_config import ModelConfig
 from tarflow.train.state import new_state, recomputed
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from golden_files import TOLERANCE, built, compute, is_starflow, outputs, read, weights
 
-from tarflow.model.flow import patchify
+from tarflow.model.patches import patchify
 from tarflow.model_config import STARFLOW, ModelConfig
 
 

@@ -17,8 +17,9 @@ from tarflow.config import (
 from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.model import likelihood, noise
 from tarflow.model.decoder import Decoder
-from tarflow.model.flow import TarFlow, unpatchify
+from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import bound_bpd, log_density, negative_log_likelihood
+from tarflow.model.patches import unpatchify
 from tarflow.model_config import ModelConfig
 from tarflow.train.loop import train
 

@@ -9,8 +9,9 @@ import torch
 from tarflow.config import NoiseConfig, SamplerConfig
 from tarflow.errors import UserError
 from tarflow.model import likelihood
-from tarflow.model.flow import TarFlow, patchify, unpatchify
+from tarflow.model.flow import TarFlow
 from tarflow.model.noise import normal_per_image
+from tarflow.model.patches import patchify, unpatchify
 from tarflow.model_config import ModelConfig
 from tarflow.sample import sampling
 from tarflow.sample.inverse import invert
