@@ -179,6 +179,15 @@ def test_commands_decode(trained, tmp_path, capsys, pictures):
     assert main(["check", model]) == 0
 
 
+def test_a_released_model_of_latents_says_what_its_numbers_are(trained, tmp_path):
+    assert main(["release", str(trained[0]), str(tmp_path / "released")]) == 0
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert "images of 16x16 pixels in 10 classes" in card
+    assert "latents of the autoencoder `leaves-vae`" in card
+    assert "bits per latent dimension (lower is better)" in card
+    assert "its per dimension" not in card
+
+
 def test_a_decoder_learns_noisy_latents(trained, tmp_path, capsys, latents):
     model, target = str(trained[0] / "model.safetensors"), tmp_path / "tuned"
     flags = ["--noise-std", "1", "--steps", "80", "--lr", "1e-3"]
