@@ -55,7 +55,7 @@ def best(
     from analysis.findings import find
     from analysis.forecast import foretell, read_ledger
     from analysis.study import read_study
-    from tarflow.config import to_yaml
+    from tarflow.config_files import to_yaml
     from tarflow.record import write_text
     from tarflow.storage import locate
 

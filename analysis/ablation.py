@@ -13,10 +13,10 @@ from scipy.stats import norm, t
 
 from analysis.differences import image_differences, mean_interval, signed_difference
 from analysis.laws.intervals import LEVEL
-from analysis.names import deepest_layers, layer_splits
+from analysis.names import bits_unit_of, deepest_layers, layer_splits
 from analysis.rows import configs_but_seed
 from analysis.settings import SETTING, setting_in_words
-from tarflow.human import bits, interval, number
+from tarflow.human import bits, bits_unit, interval, number
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one
@@ -159,6 +159,12 @@ def baseline(runs: pd.DataFrame) -> str:
     return str(runs.sort_values(KINDS.get(difference, ["title"]))["title"].iloc[0])
 
 
+def likelihoods_compare(runs: pd.DataFrame) -> bool:
+    """Tell whether the BPD of runs measure the same: those of latents depend on the noise."""
+    latent = bits_unit_of(runs) == bits_unit("latent")
+    return not latent or len(runs[KINDS["noise"]].drop_duplicates()) < 2
+
+
 def worth(runs: pd.DataFrame, study: Path) -> pd.DataFrame:
     """Return how far the BPD of every choice lies from that of the baseline, paired.
 
@@ -196,12 +202,13 @@ def worth(runs: pd.DataFrame, study: Path) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*keys, "title", "mean", "low", "high", "run_id"])
 
 
-def worth_in_words(points: pd.DataFrame, first: str) -> list[str]:
-    """Say what each choice is worth against a baseline, in bits per dimension.
+def worth_in_words(points: pd.DataFrame, first: str, unit: str) -> list[str]:
+    """Say what each choice is worth against a baseline.
 
     Args:
         points: Rows of `worth`.
         first: Title of the baseline.
+        unit: Unit of the differences.
     """
     lines = []
     for _, row in points.iterrows():
@@ -214,8 +221,8 @@ def worth_in_words(points: pd.DataFrame, first: str) -> list[str]:
         else:
             verdict = "clearly better" if row["high"] < 0 else "no clear difference"
         lines.append(
-            f"{_capital(row['title'])} against {first}, on the same images and seeds: {ends} bits "
-            f"per dimension, {verdict}."
+            f"{_capital(row['title'])} against {first}, on the same images and seeds: {ends} "
+            f"{unit}, {verdict}."
         )
     return lines
 
@@ -249,9 +256,10 @@ def conclusions(finished: pd.DataFrame, scored: pd.DataFrame, study: Path) -> li
     if runs.empty:
         return []
     lines = []
-    if runs["title"].nunique() > 1:
-        lines.append(best(averaged(runs, ["title"], "bpd"), "bits per dimension", bits))
-        lines += worth_in_words(worth(runs, study), baseline(runs))
+    if runs["title"].nunique() > 1 and likelihoods_compare(runs):
+        unit = bits_unit_of(runs)
+        lines.append(best(averaged(runs, ["title"], "bpd"), unit, bits))
+        lines += worth_in_words(worth(runs, study), baseline(runs), unit)
     drawn = scored[scored["kid"].notna()].merge(runs[["run_id", "title"]], on="run_id")
     if drawn.drop_duplicates(["run_id", *SETTING]).shape[0] > 1:
         words = [setting_in_words(row) for _, row in drawn.iterrows()]

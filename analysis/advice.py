@@ -159,7 +159,8 @@ def _recommend(start: _Start, flops: float) -> Recommendation:
     ]
     if allocation.bpd is not None and allocation.bpd_interval is not None:
         low, high = allocation.bpd_interval
-        lines.append(f"Expected BPD {bits(allocation.bpd)} (90%: {interval((low, high), bits)}).")
+        ends = interval((low, high), bits)
+        lines.append(f"Expected {findings.bpd_name} {bits(allocation.bpd)} (90%: {ends}).")
         lines += [allocation.caution] if allocation.caution else []
     if allocation.edge:
         lines.append(f"At the edge: {allocation.edge}.")

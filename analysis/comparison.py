@@ -1,6 +1,6 @@
 """Compare studies of the same images: at equal compute, at equal quality, and run by run.
 
-Bits are bits per dimension; lower is better. The first study is the one others are compared with.
+Lower bits are better. The first study is the one others are compared with.
 Legend: `R` draws of a law.
 """
 
@@ -18,11 +18,11 @@ from analysis.laws.allocation import Sizes, best_run
 from analysis.laws.forms import Array
 from analysis.laws.frontier import Frontier, frontier_of
 from analysis.laws.intervals import NORMAL_90, TAIL, Interval
-from analysis.names import run_names
+from analysis.names import bits_unit_of, run_names
 from analysis.rows import as_text, commonest, group_budgets, read_config
 from analysis.study import read_settings, read_study
 from tarflow.errors import UserError
-from tarflow.human import number
+from tarflow.human import bits_unit, number
 
 SAME = ["data_hash", "split", "label", "seed"]  # what the two runs of a pair share
 UNPAIRED = ("search", "final")  # roles whose labels name other configs in another study
@@ -44,6 +44,11 @@ class Compared:
         """The finished runs that laws read or an ablation compares; without those, all."""
         findings = self.findings
         return findings.compared if len(findings.compared) else findings.finished
+
+    @property
+    def bits_unit(self) -> str:
+        """Unit of the likelihoods of the study."""
+        return self.findings.bits_unit
 
     @property
     def best(self) -> float:
@@ -77,6 +82,7 @@ class Reach:
     reaching: str
     reached: str
     bits: float  # of the reached study, by its law at its largest budget
+    bits_unit: str
     flops: float  # that budget
     ratio: float  # that budget over the compute of the reaching study: 2 is half the compute
     interval: Interval  # 90%
@@ -117,14 +123,17 @@ def compare(paths: Sequence[Path], seed: int = 0) -> Comparison:
         seed: Seed of all draws.
 
     Raises:
-        UserError: If a folder holds no study or no finished run, if two are the same, or if they
-            were not trained on the same images.
+        UserError: If a folder holds no study or no finished run, if two are the same, if they
+            were not trained on the same images, or if their likelihoods are of different
+            quantities.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError("the same study is named twice: name different studies to compare")
     names = _names(paths)
     tables = [read_study(path) for path in paths]
-    _check_same_images(names, [runs for runs, _ in tables])
+    finished = [_finished(name, runs) for name, (runs, _) in zip(names, tables, strict=True)]
+    _check_same_quantity(names, finished)
+    _check_same_images(names, finished)
     studies = []
     for name, path, (runs, evaluations) in zip(names, paths, tables, strict=True):
         findings = find(runs, evaluations, seed=seed)
@@ -162,23 +171,39 @@ def _ends(values: pd.Series) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
+def _finished(name: str, runs: pd.DataFrame) -> pd.DataFrame:
+    finished = runs[runs["status"] == "done"]
+    if finished.empty:
+        raise UserError(f"{name} has no finished run to compare")
+    return finished
+
+
+def _check_same_quantity(names: Sequence[str], tables: Sequence[pd.DataFrame]) -> None:
+    """Refuse likelihoods of latents beside those of pixels, or at another noise."""
+    units = [bits_unit_of(runs) for runs in tables]
+    noises = [commonest(as_text(runs[["noise_type", "noise_std"]])) for runs in tables]
+    for name, unit, noise in zip(names[1:], units[1:], noises[1:], strict=True):
+        if unit != units[0]:
+            raise UserError(
+                f"{names[0]} is scored in {units[0]} and {name} in {unit}: likelihoods of latents "
+                "and of pixels are different quantities and cannot be compared"
+            )
+        if unit == bits_unit("latent") and noise != noises[0]:
+            raise UserError(
+                f"{names[0]} and {name} add different noise to latents (std {noises[0][1]}, and "
+                f"{noise[1]}): their {unit} are those of the noisy latents and cannot be compared"
+            )
+
+
 def _check_same_images(names: Sequence[str], tables: Sequence[pd.DataFrame]) -> None:
-    data = [_data(name, runs) for name, runs in zip(names, tables, strict=True)]
+    data = [commonest(as_text(runs[["data", "data_hash"]])) for runs in tables]
     for name, other in zip(names[1:], data[1:], strict=True):
         if other != data[0]:
             raise UserError(
                 f"{names[0]} and {name} were not trained on the same images (data "
-                f"{' '.join(data[0])}, and {' '.join(other)}): their bits per dimension cannot be "
-                "compared"
+                f"{' '.join(data[0])}, and {' '.join(other)}): their {bits_unit_of(tables[0])} "
+                "cannot be compared"
             )
-
-
-def _data(name: str, runs: pd.DataFrame) -> tuple[str, ...]:
-    """Return the name of the data of most finished runs, and the hash of their content."""
-    finished = runs[runs["status"] == "done"]
-    if finished.empty:
-        raise UserError(f"{name} has no finished run to compare")
-    return commonest(as_text(finished[["data", "data_hash"]]))
 
 
 def _contrast(first: Compared, second: Compared, seed: int) -> Contrast:
@@ -223,6 +248,7 @@ def reach(reaching: Compared, reached: Compared, rng: np.random.Generator) -> Re
         reaching=reaching.name,
         reached=reached.name,
         bits=float(best[0]),
+        bits_unit=reached.bits_unit,
         flops=a.largest,
         ratio=float(ratio[0]),
         interval=_interval(ratio, a, b),

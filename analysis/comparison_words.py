@@ -8,8 +8,6 @@ from analysis.laws.frontier import BEYOND
 from analysis.laws.intervals import Interval
 from tarflow.human import bits, interval, missing, number, power
 
-BITS = "bits per dimension"
-
 
 def conclusions(contrast: Contrast) -> list[str]:
     """Return which study is better, by the laws and run by run; what is clear comes first."""
@@ -53,12 +51,12 @@ def reservations(comparison: Comparison) -> list[str]:
         names = f"{one.name} and {two.name}"
         if noise[0] != noise[1] or noise_type[0] != noise_type[1]:
             lines.append(
-                f"{names} add different noise in training: only {BITS} of the clean image are "
-                "compared, because losses at different noise are different quantities."
+                f"{names} add different noise in training: only {one.bits_unit} of the clean "
+                "image are compared, because losses at different noise are different quantities."
             )
         if kind[0] != kind[1]:
             lines.append(
-                f"The {BITS} of {names} are of different kinds ("
+                f"The {one.bits_unit} of {names} are of different kinds ("
                 f"{' and '.join(sorted(kind[0] | kind[1]))}): both are lengths of a code of the "
                 "clean image."
             )
@@ -75,25 +73,25 @@ def reservations(comparison: Comparison) -> list[str]:
 
 
 def _at_equal_compute(equal: EqualCompute, contrast: Contrast) -> str:
-    one, two = contrast.first.name, contrast.second.name
+    one, two, unit = contrast.first.name, contrast.second.name, contrast.first.bits_unit
     at, (low, high) = f"{power(equal.flops)} FLOPs", equal.interval
     if not excludes(equal.interval, 0) and not missing(high - low):
         ends = interval(equal.interval, signed_difference)
         return (
             f"At equal compute, {at}, these runs do not tell {two} from {one}: their difference "
-            f"is {signed_difference(equal.difference)} {BITS} ({ends})."
+            f"is {signed_difference(equal.difference)} {unit} ({ends})."
         )
     better, worse = (two, one) if equal.difference < 0 else (one, two)
     ends = interval((low, high) if low > 0 else (-high, -low), difference)
     return (
-        f"{better} is better than {worse} by {difference(abs(equal.difference))} {BITS} ("
+        f"{better} is better than {worse} by {difference(abs(equal.difference))} {unit} ("
         f"{ends}) at equal compute, {at}."
     )
 
 
 def reach_in_words(reach: Reach) -> str:
     """Say with how much compute one study reaches the best bits of another."""
-    at = f"{bits(reach.bits)} {BITS} by its law at {power(reach.flops)} FLOPs"
+    at = f"{bits(reach.bits)} {reach.bits_unit} by its law at {power(reach.flops)} FLOPs"
     goal = f"{_possessive(reach.reached)} best ({at})"
     low, high = reach.interval
     if reach.ratio == np.inf:
@@ -153,7 +151,7 @@ def _factor(ratio: float) -> str:
 
 
 def difference(value: float) -> str:
-    """Write an absolute difference in bits per dimension.
+    """Write an absolute difference in bits.
 
     >>> difference(0.02134)
     '0.0213'
@@ -166,7 +164,8 @@ def _run_by_run(contrast: Contrast) -> str:
     names = (contrast.second.name, contrast.first.name)
     better, worse = names if mean < 0 else names[::-1]
     same, trained = "On the same images and noise draws, ", f"{len(rows)} runs that both trained"
-    gap = f"{difference(abs(mean))} {BITS}"
+    unit = contrast.first.bits_unit
+    gap = f"{difference(abs(mean))} {unit}"
     low, high = contrast.pairs.interval
     if len(rows) == 1:
         return f"{same}{better} is better by {gap} in the one run that both trained."
@@ -174,7 +173,7 @@ def _run_by_run(contrast: Contrast) -> str:
         ends = interval((low, high), signed_difference)
         return (
             f"{same}the {trained} do not tell {names[0]} from {names[1]}: on average they differ "
-            f"by {signed_difference(mean)} {BITS} ({ends})."
+            f"by {signed_difference(mean)} {unit} ({ends})."
         )
     wins = int((rows["difference"] * mean > 0).sum())
     ends = interval((low, high) if mean > 0 else (-high, -low), difference)

@@ -25,6 +25,7 @@ from analysis.laws.noise import Known
 from analysis.laws.observations import Observations
 from analysis.laws.repetition import unique_tokens
 from analysis.laws.validation import Baseline, Coverage, baselines, coverage
+from analysis.names import bits_unit_of, bpd_name_of
 from analysis.rows import (
     Budget,
     LeftOut,
@@ -83,6 +84,16 @@ class Findings:
     allocation: tuple[Allocation, ...]  # budgets 1x to 100x the largest
     correlation: Correlation | None
     forecasts: tuple[Forecast, ...] = ()  # of the study, in the order they were written
+
+    @property
+    def bits_unit(self) -> str:
+        """Unit of the likelihoods of the study, which is another one for latents."""
+        return bits_unit_of(self.finished)
+
+    @property
+    def bpd_name(self) -> str:
+        """Short name of the likelihoods of the study, for tables."""
+        return bpd_name_of(self.finished)
 
     @property
     def held_out_best(self) -> HeldOut | None:
@@ -235,8 +246,9 @@ def _held_out(law: Law | Fit, best: "pd.Series[Any]", earlier: pd.DataFrame) -> 
     error = predicted / achieved - 1
     last = float(earlier["bpd"].min()) / achieved - 1
     ratio = float(best["flops"]) / float(earlier["flops"].max())
+    unit = bits_unit_of(earlier)
     verdict = (
-        f"Predicted {bits(predicted)} bits per dimension ({LEVEL:.0%}: "
+        f"Predicted {bits(predicted)} {unit} ({LEVEL:.0%}: "
         f"{interval((low, high), bits)}) "
         f"from runs with {ratio:.2g} times less compute, achieved {bits(achieved)}: "
         f"{'inside' if inside else 'outside'} the interval, {abs(error):.2%} too "
@@ -245,7 +257,7 @@ def _held_out(law: Law | Fit, best: "pd.Series[Any]", earlier: pd.DataFrame) -> 
     )
     if not np.isfinite(high - low):
         verdict = (
-            f"Predicted {bits(predicted)} bits per dimension, achieved {bits(achieved)}; "
+            f"Predicted {bits(predicted)} {unit}, achieved {bits(achieved)}; "
             "too few runs for an interval."
         )
     return HeldOut(

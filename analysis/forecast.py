@@ -14,7 +14,8 @@ from analysis.findings import Findings
 from analysis.laws.intervals import LEVEL
 from analysis.rows import difference
 from tarflow import cost, forecasts
-from tarflow.config import RunConfig, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast
 from tarflow.human import bits, interval, percent
@@ -47,7 +48,7 @@ def forecast(findings: Findings, config: RunConfig, origin: str) -> Forecast:
         predicted = float(law.predict(**inputs))
         ends = tuple(float(end) for end in law.band(LEVEL, **inputs))
         low, high = (end if math.isfinite(end) else None for end in ends)
-        words = f"Expected {bits(predicted)} bits per dimension on validation images"
+        words = f"Expected {bits(predicted)} {findings.bits_unit} on validation images"
         if low is not None and high is not None:
             words += f" ({percent(LEVEL)} interval {interval((low, high), bits)})"
         words += f", at {flops / findings.budgets[-1].flops:.3g} times the largest budget of the "

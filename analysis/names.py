@@ -1,5 +1,6 @@
-"""Names of runs that a reader can decode: size, shape and compute, then what else sets them apart.
+"""Names of runs that a reader can decode, and of the likelihood that runs are scored with.
 
+A run is named by size, shape and compute, then by what else sets it apart:
 32 channels · 4x1 · 1.2e12 FLOPs · seed 1
 """
 
@@ -7,7 +8,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from tarflow.human import number, power
+from tarflow.human import bits_unit, bpd_name, number, power
 
 APART: dict[str, Callable[[float], str]] = {  # what may set runs of one size and budget apart
     "noise_std": lambda value: f"noise {number(value)}",
@@ -58,6 +59,25 @@ def deepest_layers(runs: pd.DataFrame) -> list[int]:
     """
     pairs = zip(layer_splits(runs), runs["layers"], strict=True)
     return [max(map(int, split.split("-"))) if split else int(layers) for split, layers in pairs]
+
+
+def bits_unit_of(runs: pd.DataFrame) -> str:
+    """Return the unit of the likelihoods of runs: bits per dimension, or per latent dimension.
+
+    Args:
+        runs: Rows of `tarflow.record.RUNS`, of one data set.
+    """
+    return bits_unit(_bpd_kind(runs))
+
+
+def bpd_name_of(runs: pd.DataFrame) -> str:
+    """Return the short name of the likelihoods of runs: BPD, or latent BPD."""
+    return bpd_name(_bpd_kind(runs))
+
+
+def _bpd_kind(runs: pd.DataFrame) -> str:
+    latent = "bpd_kind" in runs and (runs["bpd_kind"] == "latent").any()
+    return "latent" if latent else ""
 
 
 def _name(channels: float, shape: str, flops: float) -> str:

@@ -15,6 +15,7 @@ from analysis.forecast import read_ledger
 from analysis.laws.allocation import allocate, best_run
 from analysis.laws.average import Law
 from analysis.laws.fit import Fit
+from analysis.names import bits_unit_of
 from analysis.report.figures.theme import in_scheme
 from analysis.report.page import all_sections, material_of
 from analysis.rows import read_config
@@ -30,17 +31,18 @@ class Prediction:
     """What a budget should give, by the laws of a study."""
 
     flops: float  # training FLOPs
-    bits: float  # bits per dimension of a run of the best size; nan without a law of size and data
+    bits: float  # likelihood of a run of the best size; nan without a law of size and data
     low: float  # ends of the 90% interval of that run
     high: float
     size: int  # parameters of the best model that can be built
     channels: int  # its width
     images: int  # training images seen
     caution: str  # "" or why the prediction is a guess
+    bits_unit: str  # bits per dimension, or per latent dimension
 
     def __str__(self) -> str:
         return (
-            f"{power(self.flops)} FLOPs: {bits(self.bits)} bits per dimension "
+            f"{power(self.flops)} FLOPs: {bits(self.bits)} {self.bits_unit} "
             f"({interval((self.low, self.high), bits)}) with {count(self.size)} parameters "
             f"({self.channels} channels) on {count(self.images)} images"
         )
@@ -94,6 +96,7 @@ class OpenStudy:
             channels=best.channels,
             images=best.images,
             caution=best.caution,
+            bits_unit=found.bits_unit,
         )
 
     def best(self, flops: float | None = None) -> RunConfig:
@@ -150,7 +153,7 @@ class OpenStudy:
             "runs": f"{len(done)} of {len(self.runs)} finished",
             "sizes": f"{_range(done['params'], count)} parameters",
             "budgets": f"{_range(done['flops'], power)} FLOPs",
-            "best": f"{bits(done['bpd'].min())} bits per dimension",
+            "best": f"{bits(done['bpd'].min())} {bits_unit_of(done)}",
             "scored samples": f"{len(self.evaluations)} sampler settings of runs",
         }
         empty = ("sizes", "budgets", "best") if done.empty else ()

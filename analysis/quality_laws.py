@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.laws.forms import Array
 from analysis.laws.intervals import LEVEL, Interval, interval_ends, interval_of
+from analysis.names import bits_unit_of
 from analysis.rows import best_of_budgets, configs_but_seed
 from analysis.settings import best_setting, one_setting
 from tarflow.human import bits, interval, number, power
@@ -30,7 +31,7 @@ MORE = 4.0  # times the largest budget, to predict KID for
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodLaw:
-    """KID against bits per dimension: a line, or a broken one if the runs show a break."""
+    """KID against likelihood: a line, or a broken one if the runs show a break."""
 
     rows: pd.DataFrame  # one row per run: bpd, kid, kid_se
     slope: float  # KID per bit, of one line
@@ -100,7 +101,7 @@ def quality_laws(
 
 
 def likelihood_law(rows: pd.DataFrame, seed: int = 0) -> LikelihoodLaw | None:
-    """Fit KID against bits per dimension; None with too few runs.
+    """Fit KID against likelihood; None with too few runs.
 
     A break is believed if the improvement of the fit is larger than in 90% of draws from the line,
     each with its own best break.
@@ -199,7 +200,7 @@ def _likelihood_in_words(law: LikelihoodLaw, setting: str) -> str:
     if law.parts:
         worse = law.below_interval[1] < 0
         return (
-            f"Quality and likelihood part at {bits(law.place)} bits per dimension "
+            f"Quality and likelihood part at {bits(law.place)} {bits_unit_of(law.rows)} "
             f"({interval(law.place_interval, bits)}), {setting}: above, KID falls with the bits, "
             f"by {_change(law.above, law.above_interval)}; below, "
             + (
@@ -212,8 +213,8 @@ def _likelihood_in_words(law: LikelihoodLaw, setting: str) -> str:
     if law.breaks and law.below_interval[0] > 0:
         return (
             f"Quality follows likelihood over all runs, {setting}: KID falls with the bits, by "
-            f"{_change(law.above, law.above_interval)} above {bits(law.place)} bits per "
-            f"dimension, and by {_change(law.below, law.below_interval)} below."
+            f"{_change(law.above, law.above_interval)} above {bits(law.place)} "
+            f"{bits_unit_of(law.rows)}, and by {_change(law.below, law.below_interval)} below."
         )
     if law.slope_interval[0] > 0:
         return (

@@ -11,8 +11,10 @@ import pandas as pd
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.validation import levels
 from analysis.names import layer_splits
-from tarflow.config import RunConfig, from_dict, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.errors import UserError
+from tarflow.human import bpd_name
 
 GRID = ("grid", "branch")
 ROLES = (*GRID, "final")  # searched runs were chosen by their results
@@ -20,7 +22,7 @@ MOVED = 0.01  # share of the mean that one image may move
 TAIL = 10.0  # a maximum this many times as far from the median as the 99th percentile is isolated
 JUDGED = (  # columns that may keep a row out of every law
     *("status", "error", "role", "split", "bpd", "flops", "params", "tokens"),
-    *("bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"),
+    *("bpd_kind", "bpd_leave_one_out", "bpd_se", "bpd_median", "bpd_p99", "bpd_max"),
 )
 GROUP = {  # columns that must agree within a law, and what to say if they do not
     "data_hash": "another data set",
@@ -125,8 +127,9 @@ def _own_reason(row: Mapping[Any, Any]) -> str:
     if not np.all(np.isfinite(numbers) & (numbers > 0)):
         return "bpd, flops, params or tokens is missing or not positive"
     if _one_image_decides(row):
+        name = bpd_name(row.get("bpd_kind", ""))
         return (
-            f"one image moves the mean BPD by more than {MOVED:.0%} "
+            f"one image moves the mean {name} by more than {MOVED:.0%} "
             f"(the largest of an image is {row['bpd_max']:.4g})"
         )
     return ""

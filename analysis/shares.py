@@ -16,11 +16,11 @@ import pandas as pd
 from analysis import ablation
 from analysis.differences import mean_difference
 from analysis.laws.intervals import Interval
+from analysis.names import bits_unit_of
 from analysis.settings import setting_in_words
 from analysis.study import read_study
 from tarflow.errors import UserError
 
-BITS = "bits per dimension"
 NAMES = {
     "noise": "training noise",
     "shape": "shape",
@@ -35,7 +35,8 @@ class Share:
 
     study: str
     technique: str
-    score: str  # bits per dimension, or KID with its extractor; lower is better
+    score: str  # unit of the likelihood, or KID with its extractor; lower is better
+    of_likelihood: bool  # otherwise of samples
     best: str  # the choice, in words
     without: str  # what it is compared with
     among: int  # choices that the best is one of
@@ -106,12 +107,12 @@ def _of_likelihood(
     study: str, technique: str, runs: pd.DataFrame, first: str, path: Path
 ) -> Share | None:
     points = ablation.worth(runs, path)
-    if points.empty:
+    if points.empty or not ablation.likelihoods_compare(runs):
         return None
     best = points.sort_values("mean").iloc[0]
     level = float(runs.loc[runs["title"] == first, "bpd"].mean())
     return Share(
-        study, technique, BITS, str(best["title"]), first, len(points), level,
+        study, technique, bits_unit_of(runs), True, str(best["title"]), first, len(points), level,
         float(best["mean"]), (float(best["low"]), float(best["high"])),
     )  # fmt: skip
 
@@ -139,6 +140,6 @@ def _of_samples(study: str, technique: str, rows: pd.DataFrame, first: str) -> S
     mean, ends = mean_difference(differences, errors)
     extractor = rows["feature_extractor"].iloc[0]
     return Share(
-        study, technique, f"KID ({extractor})", best, first, others["option"].nunique(),
+        study, technique, f"KID ({extractor})", False, best, first, others["option"].nunique(),
         float(pairs["kid_without"].mean()), mean, ends,
     )  # fmt: skip

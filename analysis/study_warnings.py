@@ -11,8 +11,11 @@ from analysis.laws.average import Law
 from analysis.laws.design import doubts, sizes_at_the_edge
 from analysis.laws.fit import Fit
 from analysis.laws.repetition import HARMLESS
-from tarflow.config import OptimConfig, from_dict
+from analysis.names import bits_unit_of
+from tarflow.config import OptimConfig
+from tarflow.config_files import from_dict
 from tarflow.errors import UserError
+from tarflow.human import bits_unit
 
 RECIPE = {  # settings that a law over sizes takes to be equal
     "batch": "the batch size",
@@ -48,10 +51,11 @@ def _rows(findings: Findings) -> list[str]:
         lines.append("No config was run with two seeds: the noise between equal runs is unknown.")
     elif findings.noise.freedom < 2:
         lines.append("The noise between equal runs is estimated from two seeds only.")
-    if "bpd_kind" in runs and (runs["bpd_kind"] == "latent").any():
+    unit = bits_unit_of(runs)
+    if unit == bits_unit("latent"):
         lines.append(
-            "These models are trained on latents of an autoencoder. Their bits are bits per "
-            "latent dimension, -log2 of the density of a noisy latent per value: they depend on "
+            f"These models are trained on latents of an autoencoder. Their bits are {unit}, "
+            "-log2 of the density of a noisy latent per value: they depend on "
             "the noise and the autoencoder, and cannot be compared with bits of pixels."
         )
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
@@ -104,7 +108,7 @@ def _laws(findings: Findings) -> list[str]:
         )
     bpd = findings.frontier_points["bpd"]
     if (bpd.diff().dropna() > 0).any():
-        lines.append("A larger budget reached a worse BPD than a smaller one.")
+        lines.append(f"A larger budget reached a worse {findings.bpd_name} than a smaller one.")
     return lines
 
 

@@ -33,7 +33,6 @@ from tarflow.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -43,6 +42,7 @@ from tarflow.device import choose_device, describe_device, synchronize
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import normal_per_image
 from tarflow.model.weights import load_model
+from tarflow.model_config import ModelConfig
 from tarflow.run import resolve_config, run
 from tarflow.sample.calibration import calibrate, calibration_images
 from tarflow.sample.incremental import IncrementalBlock

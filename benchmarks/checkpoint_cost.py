@@ -17,9 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tarflow import data
-from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import DataConfig, ExecutionConfig, RunConfig
 from tarflow.device import synchronize
 from tarflow.execution import resolve_execution
+from tarflow.model_config import ModelConfig
 from tarflow.train import checkpoint
 from tarflow.train.checkpoint import CheckpointWriter
 from tarflow.train.cuda_graph import make_train_step

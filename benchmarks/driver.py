@@ -29,7 +29,7 @@ from sweeps.runner import RunQueue
 from sweeps.study import PlannedRun, Size, grid, resolve_study
 from sweeps.watch import so_far
 from tarflow import cost
-from tarflow.config import to_dict
+from tarflow.config_files import to_dict
 from tarflow.record import gather, write_json
 
 WIDTHS, BUDGETS, SEEDS = range(8, 208, 8), 40, 10  # 10,000 runs

@@ -29,7 +29,6 @@ from tarflow import cost
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -42,6 +41,7 @@ from tarflow.device import autocast, peak_flops
 from tarflow.execution import resolve_execution
 from tarflow.model.flow import TarFlow, initialise
 from tarflow.model.noise import normal_per_image
+from tarflow.model_config import ModelConfig
 from tarflow.sample.calibration import calibrate, calibration_images
 from tarflow.sample.inverse import invert
 from tarflow.sample.kv_cache import KVCache

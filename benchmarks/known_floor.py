@@ -26,13 +26,13 @@ from tarflow.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
 )
 from tarflow.data.procedural import markov, markov_bits
 from tarflow.identity import run_id
+from tarflow.model_config import ModelConfig
 from tarflow.run import resolve_config, run
 
 SIDE = 4  # pixels

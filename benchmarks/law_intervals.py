@@ -32,7 +32,7 @@ from analysis.tables import FLOPS, fit_table
 from sweeps.presets import load
 from sweeps.study import PlannedRun, grid
 from tarflow import cost
-from tarflow.config import to_dict
+from tarflow.config_files import to_dict
 from tarflow.identity import run_id, with_hash
 
 PerToken = Callable[[np.ndarray], np.ndarray]  # training FLOPs per token by size

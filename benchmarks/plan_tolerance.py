@@ -23,7 +23,6 @@ from tarflow.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -33,6 +32,7 @@ from tarflow.device import autocast, choose_device, describe_device, synchronize
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import generator, noisy, normal_per_image
 from tarflow.model.weights import load_model
+from tarflow.model_config import ModelConfig
 from tarflow.sample.calibration import calibrate, calibration_images
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import Plan, default_tolerance

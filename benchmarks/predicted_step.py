@@ -15,7 +15,8 @@ from train_step import LARGE, SMALL, in_subprocess, measure, our_step, run_confi
 
 from sweeps.hardware import accelerators
 from tarflow import cost
-from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import ExecutionConfig, RunConfig
+from tarflow.model_config import ModelConfig
 from tarflow.step_time import Cluster, step_time
 
 PAPER = ModelConfig(

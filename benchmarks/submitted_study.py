@@ -59,10 +59,9 @@ def submit(name: str, boxes: Boxes) -> bool:
 
 def first_steps(run: Path) -> float:
     """Return the Unix time of the first row in the curve of a run."""
-    began = datetime.datetime.fromisoformat(
-        json.loads((run / "result.json").read_text())["started"]
-    )
-    return began.timestamp() + float(pd.read_parquet(run / "curve.parquet")["seconds"].iloc[0])
+    row = json.loads((run / "result.json").read_text())["run"]
+    curve = pd.read_parquet(run / "curve.parquet")
+    return datetime.datetime.fromisoformat(row["started"]).timestamp() + curve["seconds"].iloc[0]
 
 
 if __name__ == "__main__":

@@ -39,9 +39,10 @@ from typing import Any
 import torch
 
 from tarflow import cost, data
-from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import DataConfig, ExecutionConfig, RunConfig
 from tarflow.device import choose_device, synchronize
 from tarflow.execution import choose_precision, resolve_execution
+from tarflow.model_config import ModelConfig
 from tarflow.train.cuda_graph import make_train_step
 from tarflow.train.loop import batches
 from tarflow.train.state import new_state

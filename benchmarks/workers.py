@@ -27,10 +27,11 @@ import torch
 import torch.distributed as dist
 
 from tarflow import cost, distributed
-from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import DataConfig, ExecutionConfig, RunConfig
 from tarflow.cost import Accelerator
 from tarflow.device import choose_device
 from tarflow.execution import resolve_execution
+from tarflow.model_config import ModelConfig
 from tarflow.step_time import Cluster, step_time
 from tarflow.train.state import new_state
 from tarflow.train.step import TrainStep

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarflow.__main__ import main as tarflow
-from tarflow.config import STARFLOW, DataConfig, ModelConfig, OptimConfig, RunConfig, to_yaml
+from tarflow.config import DataConfig, OptimConfig, RunConfig
+from tarflow.config_files import to_yaml
 from tarflow.data.codec import encode_png, to_image
 from tarflow.data.images import open_split
+from tarflow.model_config import STARFLOW, ModelConfig
 
 WORDS = [
     "zero",

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from tarflow import DataConfig, EvaluationConfig, ModelConfig, NoiseConfig, OptimConfig, RunConfig
-from tarflow.config import STARFLOW
 from tarflow.latent.autoencoder import load_autoencoder
 from tarflow.latent.encoding import encode_table
+from tarflow.model_config import STARFLOW
 from tarflow.run import resolve_config, run
 
 

@@ -29,8 +29,9 @@ from analysis.settings import SETTING, best_setting, pareto_front, setting_in_wo
 from sweeps.space import SEED, SamplingSpace
 from sweeps.study import Study
 from tarflow import record
-from tarflow.config import RunConfig, SamplerConfig, from_dict, to_dict, to_yaml
-from tarflow.human import bits, number, percent
+from tarflow.config import RunConfig, SamplerConfig
+from tarflow.config_files import from_dict, to_dict, to_yaml
+from tarflow.human import bits, bpd_name, number, percent
 from tarflow.identity import HALVES, run_id
 
 BANDS = 3  # of noise levels, equally wide in the logarithm; the best run of each is sampled from
@@ -189,11 +190,11 @@ def rule(best: pd.Series, runs: int, rivals: int) -> str:
         runs: Number of runs.
         rivals: How many others of nearly the best BPD may have as low a KID.
     """
-    halves = bool(pd.notna(best["kid_chosen"]))
+    halves, bpd = bool(pd.notna(best["kid_chosen"])), bpd_name(str(best.get("bpd_kind")))
     return (
         f"Of {runs} runs, the one of lowest KID within {percent(WITHIN)} of the lowest "
-        f"BPD{', by one half of the draws' * halves}: {best['label']} ({best['run_id']}),\n"
-        f"BPD {bits(best['bpd'])}, KID {number(best['kid'])} "
+        f"{bpd}{', by one half of the draws' * halves}: {best['label']} ({best['run_id']}),\n"
+        f"{bpd} {bits(best['bpd'])}, KID {number(best['kid'])} "
         f"± {number(best['kid_se'])} at {setting_in_words(best)}, "
         + (
             "on the other half."

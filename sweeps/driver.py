@@ -29,9 +29,10 @@ from sweeps.study import Study, override_study, resolve_precision, resolve_study
 from tarflow import human, record
 from tarflow.command_line import parse
 from tarflow.commands.flags import Changes, Tags, flat, split_tags
-from tarflow.config import read_yaml, to_dict, to_yaml
+from tarflow.config_files import read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError, check_flags, exit_code_of
-from tarflow.identity import with_hash
+from tarflow.identity import UNKNOWN, with_hash
+from tarflow.latent.files import check_decodes
 from tarflow.mirror.mirror import Mirror, mirroring
 from tarflow.storage import check_reachable, expand, home_folder, locate
 
@@ -178,11 +179,19 @@ def drive(options: Options, command: Command) -> int:
         UserError: For a user's mistake.
     """
     console = console_for_people()
+    lines = list(command.lines)
+    if command.todo:
+        try:
+            check_decodes(command.plan.configs)
+        except UserError as error:
+            if not options.dry_run:
+                raise
+            lines.append(str(error))
     seconds = command.plan.wall_seconds + command.extra_seconds
     expensive = seconds > EXPENSIVE_SECONDS or command.plan.money > EXPENSIVE_MONEY
     asks = expensive and not options.yes and sys.stdin.isatty()
     if options.dry_run or asks or not options.quiet:
-        for line in command.lines:
+        for line in lines:
             console.print(line, soft_wrap=isinstance(line, str) and not console.is_terminal)
     if options.dry_run or (asks and not confirmed()):
         return 0
@@ -343,7 +352,7 @@ def resolve_or_explain(study: Study, out: Path, dry_run: bool) -> tuple[Study, l
             raise UserError(reason) from None
         provisional = f"the data are not here yet ({reason}), so run ids are provisional"
         study = resolve_precision(study)
-        return replace(study, base=with_hash(study.base, "unknown")), [provisional]
+        return replace(study, base=with_hash(study.base, UNKNOWN)), [provisional]
     check_comparable(resolved, out)
     return resolved, []
 

@@ -22,7 +22,8 @@ from sweeps.presets import PRESETS, load
 from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
 from tarflow.commands.flags import Changes, flat
-from tarflow.config import RunConfig, from_dict, read_yaml, round_images
+from tarflow.config import RunConfig, round_images
+from tarflow.config_files import from_dict, read_yaml
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast, forecast_of, write_forecast, write_outcome
 from tarflow.override import override

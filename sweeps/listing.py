@@ -7,7 +7,7 @@ from sweeps.presets import FOLDER, IMPORTS, PRESETS, description, how_to_import,
 from sweeps.study import Study, resolve_precision, resolve_study
 from tarflow import human
 from tarflow.errors import UserError
-from tarflow.identity import with_hash
+from tarflow.identity import UNKNOWN, with_hash
 from tarflow.storage import locate
 
 NO_RUNS = FOLDER  # a folder without runs, so that nothing counts as done
@@ -59,4 +59,4 @@ def _resolved(study: Study) -> tuple[Study, bool]:
         if name not in IMPORTS or locate(name).exists():
             raise
         study = resolve_precision(study)
-        return replace(study, base=with_hash(study.base, "unknown")), False
+        return replace(study, base=with_hash(study.base, UNKNOWN)), False

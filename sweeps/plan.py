@@ -18,7 +18,8 @@ from sweeps.failures import transient
 from sweeps.sampling import SamplingTask, to_sample
 from sweeps.study import PlannedRun, Study, grid, left_out, short
 from tarflow import cost, human, record
-from tarflow.config import RunConfig, from_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict
 from tarflow.errors import UserError
 
 FAILS_AGAIN = "failed for good"  # state of a run that only another try by the user may save
@@ -127,6 +128,14 @@ class Plan:
         """Rows of the runs that are to be carried out."""
         over = {"done", LEFT_OUT} if self.retry else {"done", LEFT_OUT, FAILS_AGAIN}
         return tuple(row for row in self.rows if row.state not in over)
+
+    @property
+    def configs(self) -> tuple[RunConfig, ...]:
+        """Configs of the runs that are to be carried out or sampled from."""
+        return (
+            *(row.run.config for row in self.left),
+            *(task.config for task in self.samplings),
+        )
 
     @property
     def given_up(self) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sweeps.study import Study, did_you_mean
-from tarflow.config import from_dict, read_plain, read_yaml
+from tarflow.config_files import from_dict, read_plain, read_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.fields import merged
 from tarflow.storage import expand, locate

@@ -62,10 +62,12 @@ def in_words(row: Mapping[str, Any], objective: str) -> str:
 
     >>> in_words({"bpd": 1.7077}, "bpd"), in_words({"kid": 0.0123}, "kid")
     ('1.708 bits per dimension', 'KID 0.0123')
+    >>> in_words({"bpd": 1.7077, "bpd_kind": "latent"}, "bpd")
+    '1.708 bits per latent dimension'
     """
     score = row[objective]
     return (
-        f"{human.bits(score)} bits per dimension"
+        f"{human.bits(score)} {human.bits_unit(row.get('bpd_kind', ''))}"
         if objective == "bpd"
         else f"KID {human.number(score)}"
     )

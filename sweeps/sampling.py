@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeps.study import PlannedRun, Study
-from tarflow.config import RunConfig, SamplerConfig, to_dict
+from tarflow.config import RunConfig, SamplerConfig
+from tarflow.config_files import to_dict
 from tarflow.identity import WHOLE, setting_id
 
 FILES = "runs/*/evaluations/*.json"  # one for each setting of each run that was sampled

@@ -10,7 +10,8 @@ from typing import Any
 from sweeps.plan import LEFT_OUT, Plan
 from sweeps.study import PlannedRun, did_you_mean
 from tarflow import cost, human
-from tarflow.config import RunConfig, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import UserError
 from tarflow.fields import leaves, unknown
 from tarflow.record import read_result

@@ -23,8 +23,10 @@ from sweeps.study import (
     sized_model,
 )
 from tarflow import cost
-from tarflow.config import ModelConfig, RunConfig, SamplerConfig, from_dict
+from tarflow.config import RunConfig, SamplerConfig
+from tarflow.config_files import from_dict
 from tarflow.identity import HALVES
+from tarflow.model_config import ModelConfig
 from tarflow.record import read_json, read_result
 
 SEED = 1  # of the noise in the inner search: not that of the runs, which picked the checkpoints

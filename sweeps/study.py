@@ -14,11 +14,12 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from sweeps import hardware
-from tarflow import config as configs
+from tarflow import config_files as configs
 from tarflow import cost, data, identity
-from tarflow.config import ModelConfig, RunConfig, SamplerConfig
+from tarflow.config import RunConfig, SamplerConfig, round_images
 from tarflow.errors import ConfigError
-from tarflow.fields import leaves
+from tarflow.fields import COUNT, SIZE, check_fields, leaves
+from tarflow.model_config import ModelConfig, changed
 from tarflow.override import WHERE, name_and_value, overridden
 from tarflow.train.trunk import any_length
 
@@ -40,9 +41,7 @@ class Size:
 
     def __post_init__(self) -> None:
         sizes = {"channels": self.channels, "blocks": self.blocks}
-        configs.check_fields(
-            "", self, **{name: (n >= 1, configs.SIZE) for name, n in sizes.items()}
-        )
+        check_fields("", self, **{name: (n >= 1, SIZE) for name, n in sizes.items()})
         object.__setattr__(self, "layers", self._shape.layers)  # 2 for 2, 2, 2, 2
 
     @property
@@ -69,7 +68,7 @@ class Point:
     budget: float  # training FLOPs
 
     def __post_init__(self) -> None:
-        configs.check_fields("", self, budget=(self.budget > 0, "it must be positive"))
+        check_fields("", self, budget=(self.budget > 0, "it must be positive"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ class Addition:
     budget: float  # training FLOPs
 
     def __post_init__(self) -> None:
-        configs.check_fields("", self, budget=(self.budget > 0, "it must be positive"))
+        check_fields("", self, budget=(self.budget > 0, "it must be positive"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +131,8 @@ class Study:
         if not self.sizes or not self.budgets:
             raise ConfigError("a study needs at least one size and one budget")
         counts = ("seeds", "replicates", "train_images", "validation_images", "max_images")
-        rules = {name: (getattr(self, name) >= 1, configs.SIZE) for name in counts}
-        configs.check_fields("", self, min_images=(self.min_images >= 0, configs.COUNT), **rules)
+        rules = {name: (getattr(self, name) >= 1, SIZE) for name in counts}
+        check_fields("", self, min_images=(self.min_images >= 0, COUNT), **rules)
         if not all(0 < budget < math.inf for budget in self.budgets):
             raise ConfigError("budgets are training FLOPs: they must be positive and finite")
         labels = [size.label for size in self.sizes]
@@ -232,7 +231,7 @@ def plan_run(study: Study, point: Point, seed: int, variant: Variant = PLAIN) ->
     model = sized_model(study.base.model, size)
     config = apply_variant(replace(study.base, model=model, optim=optim), variant)
     images = point.budget / cost.training_flops(config.model)
-    config = replace(config, images=configs.round_images(images, config.batch), seed=seed)
+    config = replace(config, images=round_images(images, config.batch), seed=seed)
     label = f"{size.label}-{short(point.budget)}-s{seed}"
     if variant.name:
         label = f"{variant.name}-{label}"
@@ -253,7 +252,7 @@ def apply_variant(config: RunConfig, variant: Variant) -> RunConfig:
     for name in variant.change:
         if name not in CHANGEABLE:
             raise ConfigError(f"{where}: {did_you_mean(name, CHANGEABLE)}")
-    plain = configs.changed(configs.to_dict(config), variant.change)
+    plain = changed(configs.to_dict(config), variant.change)
     plain["images"] = plain["batch"]  # any multiple of the batch: the budget decides
     return configs.from_dict(RunConfig, plain, where)
 

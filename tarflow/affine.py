@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tarflow.config import ModelConfig
+from tarflow.model_config import ModelConfig
 
 
 class AffineKernels(Protocol):

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tarflow import strict_yaml
-from tarflow.config import ModelConfig, RunConfig
+from tarflow.config import RunConfig
 from tarflow.errors import ConfigError
+from tarflow.model_config import ModelConfig
 
 
 def outputs_per_token(model: ModelConfig) -> int:

@@ -25,7 +25,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tarflow.errors import UserError
-from tarflow.model.flow import FlowBlock, Layer, TarFlow
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
+from tarflow.model.transformer import Layer
 
 ALIGNED = 64  # values, so that kernels can read several at once
 GET_ADDRESS = 0x8915  # Linux: the IPv4 address of an interface (netdevice(7), SIOCGIFADDR)

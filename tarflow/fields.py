@@ -16,6 +16,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from tarflow.errors import ConfigError
+
+COUNT, SIZE = "it must be 0 or more", "it must be at least 1"
+
 # Names that other programs use, and the fields that mean the same: the first one that the config
 # has. Runs count images; studies derive them from their budgets.
 SYNONYMS = {
@@ -231,3 +235,27 @@ def choices(kind: Any) -> Sequence[str]:
     if get_origin(kind) is Literal:
         return get_args(kind)
     return tuple(word for option in get_args(kind) for word in choices(option))
+
+
+def check_fields(section: str, config: object, **rules: tuple[bool, str]) -> None:
+    """Refuse the first field that breaks its rule, or is a number that no table can hold.
+
+    Args:
+        section: Name of the config inside that of the run; empty for the outermost one.
+        config: Config to check.
+        **rules: For each field, whether its value is right, and what to write.
+
+    Raises:
+        ConfigError: If a value is wrong, naming the field.
+    """
+    fit = {
+        name: (math.isfinite(value), "it must be a finite number")
+        if isinstance(value, float)
+        else (abs(value) < 2**63, "it must be below 2**63")
+        for name, value in vars(config).items()
+        if isinstance(value, int | float)
+    }
+    for name, (holds, rule) in [*fit.items(), *rules.items()]:
+        if not holds:
+            path = f"{section}.{name}" if section else name
+            raise ConfigError(f"{path} is {getattr(config, name)!r}: {rule}")

@@ -135,6 +135,15 @@ def bits_unit(kind: str) -> str:
     return "bits per latent dimension" if kind == "latent" else "bits per dimension"
 
 
+def bpd_name(kind: str) -> str:
+    """Name a likelihood in a table or beside a number, by its `bpd_kind`.
+
+    >>> bpd_name("bound"), bpd_name("latent")
+    ('BPD', 'latent BPD')
+    """
+    return "latent BPD" if kind == "latent" else "BPD"
+
+
 def number(value: float | None) -> str:
     """Write a number of any other kind with three digits.
 

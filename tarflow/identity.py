@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tarflow.config import RunConfig, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import ConfigError
 
 NOT_HASHED = ("sampler", "evaluation", "execution")
@@ -24,6 +25,7 @@ LATER = {  # fields that came after the first release, with the values that are 
         "conditioned": "all",
     },
 }
+UNKNOWN = "unknown"  # hash of data that are not here, in the plan of a dry run
 HALVES = ("chosen", "scored")  # one half of the samples makes a choice, the other scores it
 WHOLE = ("all", *HALVES)  # all samples are scored together, and the halves as well
 

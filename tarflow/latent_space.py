@@ -5,15 +5,16 @@ Legend: `C` channels of a latent, `S` values along one side.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import ConfigDict
 
-from tarflow.config import from_dict, to_dict
+from tarflow.config_files import from_dict, to_dict
 
 LATENT = "latent"  # of a table: the little-endian values of one latent, C, S, S
 KEY = "latents"  # in the metadata of a table, and of the models trained on it
+FILE = "latents.json"  # beside the shards of a table, what their metadata say and the places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,11 @@ class LatentSpace:
     dtype: Literal["float16", "float32"]
     scaling: float
     shift: float
-    autoencoder: str  # folder that diffusers saved
+    autoencoder: str = ""  # folder that diffusers saved; empty if nothing says it
     autoencoder_hash: str
     image_channels: int  # of the images that were encoded
     image_size: int  # pixels along one side of these images
-    source: str  # name of the data that were encoded
+    source: str = ""  # name of the data that were encoded; empty if nothing says it
     source_hash: str  # hash of their content
 
     @property
@@ -38,9 +39,14 @@ class LatentSpace:
         channels, height, width = self.shape
         return channels * height * width * {"float16": 2, "float32": 4}[self.dtype]
 
+    @property
+    def anywhere(self) -> "LatentSpace":
+        """The same without places: what the shards of a table say, and its hash covers."""
+        return replace(self, autoencoder="", source="")
+
     def to_json(self) -> str:
         """Return the text that metadata hold under `KEY`."""
-        return json.dumps(to_dict(self))
+        return json.dumps({key: value for key, value in to_dict(self).items() if value != ""})
 
 
 def read_latent_space(metadata: Mapping[str, str], where: str) -> LatentSpace | None:

@@ -22,14 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from tarflow import data, human
-from tarflow.config import (
-    ExecutionConfig,
-    RunConfig,
-    SamplerConfig,
-    from_dict,
-    read_yaml,
-    to_dict,
-)
+from tarflow.config import ExecutionConfig, RunConfig, SamplerConfig
+from tarflow.config_files import from_dict, read_yaml, to_dict
 from tarflow.cost import params_total
 from tarflow.cpu.layers import ProductLayer
 from tarflow.data.pictures import pixels_of
@@ -44,10 +38,11 @@ from tarflow.model.noise import to_pixels, unit
 from tarflow.model.weights import latents_of_model, load_model
 from tarflow.record import read_result
 from tarflow.run import resolve_config, run
-from tarflow.sample.calibration import choose_plan, default_condition
+from tarflow.sample.calibration import choose_plan
+from tarflow.sample.drawing import draw
 from tarflow.sample.grid import image_grid, usual_count
 from tarflow.sample.plan import PLAN
-from tarflow.sample.sampling import Samples, sample
+from tarflow.sample.sampling import Samples
 from tarflow.storage import locate, locate_model
 
 
@@ -98,7 +93,8 @@ class Model:
             f"{model.image_channels} x {model.image_size} x {model.image_size}, {classes}"
         )
         if "bpd" in row:
-            words += f"; {human.bits(row['bpd'])} ± {human.bits(row['bpd_se'])} bits per dimension"
+            words += f"; {human.bits(row['bpd'])} ± {human.bits(row['bpd_se'])} "
+            words += human.bits_unit(row["bpd_kind"])
             words += f" ({row['bpd_kind']}, {row['split']} images)"
         return words
 
@@ -143,25 +139,11 @@ class Model:
         config = replace(self.config, sampler=_replaced(self.config.sampler, sampler))
         if count is None:
             count = usual_count(len(set(classes)) or self.flow.config.classes)
-        turns = default_condition(self.flow, config, count)
         given = torch.tensor(classes) if classes else _vectors(condition)
-        if given is not None:
-            turns = given[torch.arange(count) % len(given)]
+        turns = None if given is None else given[torch.arange(count) % len(given)]
         plan = choose_plan("auto", self.flow, config, count, batch, self.path.parent / PLAN)
-        codes = self._decoder
-        drawn = sample(
-            self.flow,
-            count,
-            config.sampler,
-            config.noise,
-            turns,
-            seed,
-            batch,
-            plan,
-            bounded=codes is None,
-        )
-        images = codes.decode(drawn.images) if codes else drawn.images
-        return Drawn(images, drawn.condition, drawn.redrawn, drawn.lost)
+        drawn = draw(self.flow, config, count, self._decoder, turns, seed, batch, plan)
+        return Drawn(drawn.pictures, drawn.condition, drawn.redrawn, drawn.lost)
 
     def grid(self, count: int | None = None, **settings: Any) -> Image.Image:
         """Draw images and return them as one picture; arguments as for `sample`."""

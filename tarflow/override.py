@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from tarflow.config import changed, from_dict, to_dict
+from tarflow.config_files import from_dict, to_dict
 from tarflow.errors import ConfigError, UserError
 from tarflow.fields import leaves, merged, unknown
+from tarflow.model_config import changed
 from tarflow.strict_yaml import parse
 
 Config = TypeVar("Config")

@@ -16,14 +16,13 @@ from tarflow import data
 from tarflow.config import RunConfig
 from tarflow.evaluate.held_out import noise_names, noised_batches, training_loss
 from tarflow.execution import Execution
-from tarflow.latent.autoencoder import autoencoder_of
+from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import log_density
 from tarflow.model.weights import build
 from tarflow.record import PREVIEWS, read_table, write_table
-from tarflow.sample.calibration import default_condition
+from tarflow.sample.drawing import draw
 from tarflow.sample.grid import image_grid, png_of
-from tarflow.sample.sampling import sample
 from tarflow.train.state import TrainState
 
 FILE = "previews.parquet"
@@ -38,7 +37,13 @@ LOG = logging.getLogger("tarflow")
 class Previews:
     """Draws the previews of a run, on the first worker; call it after each training step."""
 
-    def __init__(self, config: RunConfig, folder: Path, execution: Execution) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        execution: Execution,
+        autoencoder: Autoencoder | None = None,
+    ) -> None:
         """Continue with the previews that the folder holds.
 
         Args:
@@ -46,7 +51,9 @@ class Previews:
                 previews.
             folder: Folder of the run, which gets `previews.parquet`.
             execution: How the run is executed.
+            autoencoder: What decodes the latents that the run draws; None for a run of pixels.
         """
+        self.autoencoder = autoencoder
         self.config, self.path = config, folder / FILE
         self.every = config.execution.preview_images
         self.on = bool(config.evaluation.samples) and execution.first
@@ -87,23 +94,13 @@ class Previews:
         weights = state.ema | dict(state.flow.named_buffers())
         flow = build(config.model, weights).to(device).requires_grad_(False)
         try:
-            autoencoder = autoencoder_of(config.data, config.evaluation.autoencoder, device)
-            drawn = sample(
-                flow,
-                SAMPLES,
-                config.sampler,
-                config.noise,
-                default_condition(flow, config, SAMPLES),
-                batch=SAMPLES,
-                bounded=autoencoder is None,
-            )
-            images = autoencoder.decode(drawn.images) if autoencoder else drawn.images
+            pictures = draw(flow, config, SAMPLES, self.autoencoder, batch=SAMPLES).pictures
             loss = self._loss(flow)
         except torch.OutOfMemoryError:
             self.on = False
             LOG.warning("no previews: samples do not fit into memory beside the training state")
             return
-        picture = png_of(image_grid(images, columns=SAMPLES), {})
+        picture = png_of(image_grid(pictures, columns=SAMPLES), {})
         row = {"images": state.images, "seconds": state.seconds, "loss": loss}
         self.rows.append(row | {"samples": picture})
         write_table(self.path, self.rows, PREVIEWS)

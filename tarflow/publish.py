@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from tarflow.config import RunConfig, SamplerConfig
 from tarflow.cost import params_total
 from tarflow.errors import UserError
 from tarflow.forecasts import Forecast, forecast_of, now
-from tarflow.loaded import load
+from tarflow.loaded import Model, load
+from tarflow.model.weights import latents_of_model
 from tarflow.record import environment, read_json, read_result, write_json, write_text
 from tarflow.sample.grid import captions, save_grid
 from tarflow.sample.plan import PLAN
@@ -33,6 +34,10 @@ BITS = {
     ),
     "dequantised": (
         "Bits per dimension bound those of the 8-bit images from above, by uniform dequantisation."
+    ),
+    "latent": (
+        "Bits per latent dimension are `-log2 p` of the noisy latent per value: they depend on "
+        "the autoencoder and the noise, and cannot be compared with bits of pixels."
     ),
 }
 LIKELIHOOD = ("bpd", "bpd_se", "bpd_kind", "bpd_median", "bpd_p99", "bpd_max", "loss")
@@ -81,7 +86,7 @@ def release(
     metrics = _metrics(result, read_json(file.parent / "test.json"), forecast)
     provenance = _provenance(model.config, result["run"], study, weights)
     name = name or push.rpartition("/")[2] or folder.name
-    card = _card(name, folder.name, push, license, model.config, metrics, provenance)
+    card = _card(name, folder.name, push, license, model, metrics, provenance)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = model.sample()
     classes = " ".join(map(str, range(model.config.model.classes)))
@@ -161,11 +166,15 @@ def _card(
     folder: str,
     push: str,
     license: str,
-    config: RunConfig,
+    released: Model,
     metrics: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> str:
     """Return the model card, with numbers from the other files only."""
+    config, space = released.config, latents_of_model(released.path)
+    model = config.model
+    if space:
+        model = replace(model, image_size=space.image_size, image_channels=space.image_channels)
     rows = list(_rows(_data_name(config), metrics))
     template = Path(__file__).with_name("card.md.j2").read_text("utf-8")
     page = Environment(
@@ -178,7 +187,9 @@ def _card(
         name=name,
         folder=folder,
         push=push,
-        model=config.model,
+        model=model,
+        autoencoder=Path(space.autoencoder).name if space else "",
+        bits_unit=human.bits_unit(kind),
         data=_data_name(config),
         picture=SAMPLES,
         samples_caption=_samples_caption(config),
@@ -228,9 +239,10 @@ def _front(name: str, license: str, config: RunConfig, rows: list[dict[str, Any]
 def _rows(data: str, metrics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the measures of the card: type and name, value and text, images and their split."""
     for split, scores in metrics["bits_per_dimension"].items():
+        unit = human.bits_unit(scores["bpd_kind"])
         yield {
-            "type": "bits_per_dimension",
-            "name": "bits per dimension (lower is better)",
+            "type": unit.replace(" ", "_"),
+            "name": f"{unit} (lower is better)",
             "value": scores["bpd"],
             "text": _measured(scores["bpd"], scores["bpd_se"], human.bits),
             "split": split,

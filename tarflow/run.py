@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tarflow import cost, data
-from tarflow.config import RunConfig, to_dict, to_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
@@ -97,14 +98,15 @@ def run(
         write_text(folder / "execution.txt", f"{execution}\n")
         write_json(folder / STARTED, row_of(config, role, label, tags))
         (folder / "error.txt").unlink(missing_ok=True)
-    extractor = None
+    extractor, autoencoder = None, None
     if config.evaluation.samples:  # fails before the training if weights are missing
         extractor = find_extractor(
             config.evaluation.features, device=execution.device.type, data=config.data
         )
-        autoencoder_of(config.data, config.evaluation.autoencoder)
+        autoencoder = autoencoder_of(config.data, config.evaluation.autoencoder, execution.device)
     try:
-        previews, curve = Previews(config, folder, execution), CurveFile(folder, execution.first)
+        previews = Previews(config, folder, execution, autoencoder)
+        curve = CurveFile(folder, execution.first)
 
         def after_step(state: TrainState) -> None:
             previews(state)
@@ -126,7 +128,9 @@ def run(
         return record_failure(config, folder, role, label, error, tags=tags)
     evaluations = []
     if extractor:
-        evaluations += evaluate_samples(flow, config, extractor, folder / "samples.png")
+        evaluations += evaluate_samples(
+            flow, config, extractor, autoencoder, folder / "samples.png"
+        )
     if not execution.first:
         return {}
     write_table(folder / "images.parquet", image_rows(scores), IMAGES)

@@ -12,8 +12,8 @@ os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a started process that crash
 import pytest
 import torch
 
-from tarflow.config import STARFLOW, ModelConfig
 from tarflow.model.flow import TarFlow, initialise
+from tarflow.model_config import STARFLOW, ModelConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 
 from tarflow.config import SamplerConfig
-from tarflow.model.flow import patchify
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model.patches import patchify
 from tarflow.model.weights import build, config_from_state
 from tarflow.sample.inverse import invert
 from tarflow.sample.sampling import denoise

@@ -6,7 +6,7 @@ import pytest
 
 from sweeps.presets import load
 from sweeps.study import Point, Size
-from tarflow.config import to_yaml
+from tarflow.config_files import to_yaml
 from tarflow.record import read_table
 
 

@@ -19,7 +19,9 @@ from written_forecasts import written
 from analysis.laws.repetition import effective_tokens
 from tarflow import config as c
 from tarflow import cost, identity, record
+from tarflow.config_files import to_dict, to_yaml
 from tarflow.forecasts import write_forecast
+from tarflow.model_config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ IMAGES_PER_SET = 200  # validation images with a stored BPD
 
 def run_config(channels: int, flops: float, **changes: Any) -> c.RunConfig:
     """Return a resolved config that costs about `flops`."""
-    model = c.ModelConfig(channels=channels, head_dim=16, layers=changes.pop("layers", 2))
+    model = ModelConfig(channels=channels, head_dim=16, layers=changes.pop("layers", 2))
     noise = c.NoiseConfig(std=changes.pop("noise_std", 0.2))
     optim = c.OptimConfig(lr=changes.pop("lr", 3e-3), warmup_images=256)
     images = c.round_images(flops / cost.training_flops(model), 32)
@@ -113,7 +115,7 @@ def plant(
         forecast = written(
             *(1.52, 1.5, 1.54),
             run_id=identity.run_id(final),
-            config=json.dumps(c.to_dict(final)),
+            config=json.dumps(to_dict(final)),
             flops=cost.run_flops(final),
             law="E + A / N^a + B / D^b",
             achieved=1.53,
@@ -158,7 +160,7 @@ def _run(folder: Path, config: c.RunConfig, role: str, law: Law, rng: np.random.
         "train_loss": _loss(bpd - 0.01),
     }
     evaluations = _evaluations(row, role, rng)
-    record.write_text(home / "config.yaml", c.to_yaml(config))
+    record.write_text(home / "config.yaml", to_yaml(config))
     record.write_table(home / "curve.parquet", _curve(config, law, row, rng), record.CURVE)
     record.write_table(
         home / "images.parquet",
@@ -175,7 +177,7 @@ def _run(folder: Path, config: c.RunConfig, role: str, law: Law, rng: np.random.
 def _failed(folder: Path, config: c.RunConfig) -> None:
     row = run_row(config, "grid") | {"status": "failed", "error": "loss is not finite in block 3"}
     home = folder / "runs" / row["run_id"]
-    record.write_text(home / "config.yaml", c.to_yaml(config))
+    record.write_text(home / "config.yaml", to_yaml(config))
     record.write_text(home / "error.txt", str(row["error"]))
     record.write_json(home / "result.json", {"run": row, "evaluations": []})
 
@@ -188,7 +190,7 @@ def run_row(config: c.RunConfig, role: str) -> dict[str, Any]:
         "run_id": identity.run_id(config),
         "label": f"c{model.channels}-b{model.blocks}-l{model.layers} {flops:.1e} s{config.seed}",
         "role": role,
-        "config": json.dumps(c.to_dict(config)),
+        "config": json.dumps(to_dict(config)),
         "data": config.data.name,
         "data_hash": config.data.hash,
         "classes": model.classes,

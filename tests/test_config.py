@@ -15,19 +15,16 @@ from tarflow.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
     SamplerConfig,
-    from_dict,
-    read_yaml,
     round_images,
-    to_dict,
-    to_yaml,
 )
+from tarflow.config_files import from_dict, read_yaml, to_dict, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import run_id, with_hash
+from tarflow.model_config import ModelConfig
 
 PLAIN = RunConfig(data=DataConfig(hash="0123456789abcdef"), precision="float32")
 
@@ -329,11 +326,11 @@ def test_a_number_out_of_range_is_named_with_its_rule(change, words):
 
 def test_files_are_utf_8_whatever_the_locale(tmp_path: Path):
     program = (
-        "import locale, pathlib, sys; from tarflow import config, record\n"
+        "import locale, pathlib, sys; from tarflow import config, config_files, record\n"
         "assert locale.getpreferredencoding() != 'UTF-8', 'the locale should be another'\n"
         "path = pathlib.Path('run.yaml')\n"
-        "record.write_text(path, config.to_yaml(config.RunConfig(), 'Ma\\xdf \\xb1 1'))\n"
-        "assert config.read_yaml(config.RunConfig, path) == config.RunConfig()\n"
+        "record.write_text(path, config_files.to_yaml(config.RunConfig(), 'Ma\\xdf \\xb1 1'))\n"
+        "assert config_files.read_yaml(config.RunConfig, path) == config.RunConfig()\n"
     )
     root = str(Path(__file__).parents[1])
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": root}

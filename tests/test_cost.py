@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 
 from tarflow import cost
-from tarflow.config import (
-    DataConfig,
-    ExecutionConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    to_dict,
-)
+from tarflow.config import DataConfig, ExecutionConfig, OptimConfig, RunConfig
+from tarflow.config_files import to_dict
+from tarflow.model_config import ModelConfig
 
 AFHQ = ModelConfig(
     image_size=256, image_channels=3, classes=3, patch=8, channels=768, blocks=8, layers=8
@@ -128,10 +123,10 @@ def test_micro_batch_is_halved_until_it_fits_unless_it_is_asked_for():
 MEASURE = """
 import json, sys, torch
 from dataclasses import replace
-from tarflow import config, cost, device, execution
+from tarflow import config, config_files, cost, device, execution, model_config
 from tarflow.train import state as states
 from tarflow.train import step
-run = config.from_dict(config.RunConfig, json.loads(sys.argv[1]))
+run = config_files.from_dict(config.RunConfig, json.loads(sys.argv[1]))
 torch.set_num_threads(1)
 device.keep_freed_memory = lambda: None
 def train(run):
@@ -141,7 +136,7 @@ def train(run):
     pixels = torch.zeros(run.batch, model.image_channels, size, size, dtype=torch.uint8)
     for _ in range(2):
         update(pixels, None)
-train(replace(run, model=config.ModelConfig(channels=64), batch=2))  # loads libraries
+train(replace(run, model=model_config.ModelConfig(channels=64), batch=2))  # loads libraries
 status = open("/proc/self/status").read()
 before = int(status.split("VmRSS:")[1].split()[0])
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew

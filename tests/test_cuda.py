@@ -11,13 +11,13 @@ from tarflow import execution
 from tarflow.config import (
     DataConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
     SamplerConfig,
 )
 from tarflow.model.noise import normal_per_image
+from tarflow.model_config import ModelConfig
 from tarflow.sample.calibration import calibrate
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import named_plan

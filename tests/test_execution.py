@@ -9,16 +9,11 @@ from training_runs import config
 
 from tarflow import execution
 from tarflow.__main__ import main
-from tarflow.config import (
-    EvaluationConfig,
-    ExecutionConfig,
-    ModelConfig,
-    NoiseConfig,
-    RunConfig,
-    to_yaml,
-)
+from tarflow.config import EvaluationConfig, ExecutionConfig, NoiseConfig, RunConfig
+from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
 from tarflow.execution import choose_precision, resolve_execution
+from tarflow.model_config import ModelConfig
 from tarflow.record import read_result
 
 CHOICES = ("device", "precision", "state", "micro-batch", "kernels", "residuals", "threads")

@@ -19,7 +19,7 @@ from small_studies import wee, with_ray, write_study
 
 from sweeps import scaling
 from sweeps.study import grid, resolve_study
-from tarflow.config import to_yaml
+from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model
 from tarflow.record import read_table

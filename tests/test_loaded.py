@@ -18,7 +18,8 @@ from training_runs import config
 import tarflow
 from tarflow import data
 from tarflow.__main__ import main
-from tarflow.config import EvaluationConfig, ExecutionConfig, NoiseConfig, to_yaml
+from tarflow.config import EvaluationConfig, ExecutionConfig, NoiseConfig
+from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
 
 ROOT = Path(__file__).parents[1]

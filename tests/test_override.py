@@ -15,9 +15,11 @@ from sweeps.study import (
     override_study,
 )
 from tarflow.__main__ import main
-from tarflow.config import STARFLOW, RunConfig, from_dict, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.errors import UserError
 from tarflow.fields import SYNONYMS, descriptions, leaves
+from tarflow.model_config import STARFLOW
 from tarflow.override import override
 
 PLAIN = RunConfig()

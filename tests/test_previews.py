@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from training_runs import Stop, config, losses, stop_at
 
-from tarflow.config import ConfigError, ExecutionConfig
+from tarflow.config import ExecutionConfig
+from tarflow.errors import ConfigError
 from tarflow.execution import resolve_execution
 from tarflow.identity import run_id
 from tarflow.previews import SAMPLES, Previews

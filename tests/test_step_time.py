@@ -10,7 +10,9 @@ import pytest
 
 from tarflow import cost, human
 from tarflow.__main__ import main
-from tarflow.config import ExecutionConfig, ModelConfig, NoiseConfig, RunConfig, to_yaml
+from tarflow.config import ExecutionConfig, NoiseConfig, RunConfig
+from tarflow.config_files import to_yaml
+from tarflow.model_config import ModelConfig
 from tarflow.step_time import (
     HOST_SECONDS,
     LAYER_SECONDS,

@@ -29,7 +29,8 @@ import tarflow
 from analysis.__main__ import main as analysis_main
 from sweeps.presets import load
 from tarflow.__main__ import main as tarflow_main
-from tarflow.config import ExecutionConfig, to_yaml
+from tarflow.config import ExecutionConfig
+from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import save_model

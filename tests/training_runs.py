@@ -5,14 +5,8 @@ from dataclasses import replace
 import torch
 
 from tarflow import data
-from tarflow.config import (
-    DataConfig,
-    EvaluationConfig,
-    ExecutionConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-)
+from tarflow.config import DataConfig, EvaluationConfig, ExecutionConfig, OptimConfig, RunConfig
+from tarflow.model_config import ModelConfig
 from tarflow.train.schedule import shared_images
 from tarflow.train.trunk import Trunk
 

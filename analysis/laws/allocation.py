@@ -19,7 +19,8 @@ from analysis.laws.intervals import LEVEL, NORMAL_90, Interval, interval_of
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import unique_tokens
 from tarflow import cost
-from tarflow.config import ModelConfig, RunConfig, round_images
+from tarflow.config import RunConfig, round_images
+from tarflow.model_config import ModelConfig
 
 DRAWS = 1000  # of a power law through the minima
 CREDIBLE = 10.0  # largest ratio of the ends of an interval of the optimal size that is used

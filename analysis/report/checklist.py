@@ -13,6 +13,7 @@ from analysis.laws.fit import Fit
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import WORTH
 from analysis.laws.validation import Baseline, Coverage
+from analysis.names import bpd_name_of
 from analysis.report.section import Table
 from analysis.settings import setting_in_words
 from tarflow.human import (
@@ -233,7 +234,7 @@ def front(best: pd.DataFrame) -> Table:
         best: Rows of `settings.pareto_front`, each at its best sampler setting.
     """
     return Table(
-        ("run", "id", "parameters", "BPD", "KID", "±", "sampled with"),
+        ("run", "id", "parameters", bpd_name_of(best), "KID", "±", "sampled with"),
         tuple(
             (
                 row["name"],
@@ -298,7 +299,7 @@ def sizes(findings: Findings) -> Table:
     return Table(
         (
             *("FLOPs", "parameters N*", "tokens D*", "nearest model"),
-            *("images", "epochs", "BPD", "by", "beyond the runs"),
+            *("images", "epochs", findings.bpd_name, "by", "beyond the runs"),
         ),
         tuple(
             (
@@ -349,7 +350,7 @@ def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table
         ),
         (
             "Run-to-run noise",
-            f"{findings.noise.std:.4f} bits per dimension, from {findings.noise.runs} runs of "
+            f"{findings.noise.std:.4f} {findings.bits_unit}, from {findings.noise.runs} runs of "
             f"{findings.noise.groups} config(s) with several seeds"
             if findings.noise
             else "not measured: no config has two seeds",
@@ -364,7 +365,10 @@ def reproducibility(findings: Findings, table: pd.DataFrame, seed: int) -> Table
             "FLOPs C",
             "matrix products and ideal causal attention by formula; backward is twice forward",
         ),
-        ("BPD", _distinct(table, "bpd_kind") + ", held-out split: " + _distinct(table, "split")),
+        (
+            findings.bpd_name,
+            _distinct(table, "bpd_kind") + ", held-out split: " + _distinct(table, "split"),
+        ),
         ("Data", f"{_distinct(table, 'data')}, content hash {_distinct(table, 'data_hash')}"),
         ("Noise", f"{_distinct(table, 'noise_type')} {_distinct(table, 'noise_std')}"),
         ("Schedule", _distinct(table, "schedule")),

@@ -81,7 +81,7 @@ def render(material: Material, live: bool = False) -> str:
         first=laws.law(material),
         best_samples=runs.best_samples(material),
         chapters=shown,
-        run_columns=run_data.COLUMNS,
+        run_columns=run_data.columns(material),
         runs=run_data.run_rows(material),
         filters=run_data.filters(material),
         runs_csv=csv_uri(table.drop(columns=["config", "versions"])),

@@ -15,10 +15,6 @@ from analysis.report.figures.theme import Row
 from analysis.report.section import Material, png_uri, sample_sheet
 from tarflow import human
 
-COLUMNS = (
-    *("run", "role", "status", "params", "images", "epochs"),
-    *("FLOPs", "FLOPs spent", "BPD", "KID", "time", "note"),
-)
 FILTERS = {  # groups of runs that a reader may ask for, and the column that orders them
     "size": "params",
     "budget": "flops",
@@ -49,6 +45,12 @@ class Filter:
 
     key: str  # size, budget, noise, role, status or tag
     options: tuple[str, ...]  # at least two, or one tag
+
+
+def columns(material: Material) -> tuple[str, ...]:
+    """Return the headings of the run table."""
+    first = ("run", "role", "status", "params", "images", "epochs", "FLOPs", "FLOPs spent")
+    return (*first, material.findings.bpd_name, "KID", "time", "note")
 
 
 def run_rows(material: Material) -> list[RunRow]:

@@ -9,7 +9,7 @@ from analysis.differences import signed_difference
 from analysis.report.figures import shares as figures
 from analysis.report.section import Chapter, Section, Table
 from analysis.report.template import fill
-from analysis.shares import BITS, Share
+from analysis.shares import Share
 from tarflow.human import bits, interval, number
 from tarflow.record import write_text
 
@@ -94,10 +94,10 @@ def _ends(share: Share) -> str:
 
 
 def _write(share: Share, value: float) -> str:
-    return bits(value) if share.score == BITS else number(value)
+    return bits(value) if share.of_likelihood else number(value)
 
 
 def _signed(share: Share, value: float) -> str:
-    if share.score == BITS:
+    if share.of_likelihood:
         return signed_difference(value)
     return ("+" if value > 0 else "") + number(value)

@@ -131,12 +131,13 @@ def _lede(findings: Findings, advice: Recommendation | None) -> Markup:
     own = own_machine(findings.finished)
     time = own.seconds(advice.config) if own else None
     return Markup(
-        "{} the compute should take you from <b>{}</b> to <b>{}</b> bits per dimension "
+        "{} the compute should take you from <b>{}</b> to <b>{}</b> {} "
         "({}; lower is better): {} channels, {} images{}."
     ).format(
         times or f"{number(ratio)} times",
         bits(best),
         bits(item.bpd),
+        findings.bits_unit,
         interval(item.bpd_interval, bits),
         item.channels,
         digits(advice.config.images),

@@ -25,7 +25,7 @@ def check(checkpoint: Checkpoint, /, count: int = 4, seed: int = 0) -> int:
     from tarflow.evaluate.held_out import noise_names, noised_batches
     from tarflow.evaluate.verify import verify
     from tarflow.model.noise import normal_per_image
-    from tarflow.sample.calibration import default_condition
+    from tarflow.sample.drawing import default_condition
     from tarflow.sample.inverse import invert
 
     check_counts(count=count)

@@ -9,7 +9,8 @@ import tyro
 from tarflow import cost as costs
 from tarflow import human
 from tarflow.commands.table import print_table
-from tarflow.config import RunConfig, read_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import read_yaml
 from tarflow.errors import UserError, check_flags
 from tarflow.step_time import Cluster, StepTime, smallest_cluster, step_time, weak_scaling
 

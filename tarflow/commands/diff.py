@@ -11,7 +11,8 @@ import tyro
 
 from tarflow import human
 from tarflow.commands.table import print_table
-from tarflow.config import RunConfig, from_dict, read_plain, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict, read_plain, to_dict
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import run_id
 from tarflow.record import read_result

@@ -56,7 +56,7 @@ def finetune_decoder(
     if space is None:
         raise UserError(f"{source} has pixels, not latents: nothing decodes them")
     found = find_autoencoder(space, autoencoder, choose_device(ExecutionConfig()))
-    images = data.hash_data(DataConfig(name=space.source, hash=space.source_hash))
+    images = data.source_of(space)
     errors = finetuning.finetune_decoder(
         found, images, noise_std, target, steps, batch, lr, seed, progress("steps")
     )

@@ -6,9 +6,10 @@ from typing import Annotated, Any, TypedDict
 
 from tyro.conf import UseAppendAction, arg
 
-from tarflow.config import FAMILIES, ModelConfig, RunConfig
+from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.fields import choices, descriptions
+from tarflow.model_config import FAMILIES, ModelConfig
 
 METAVARS: Mapping[Any, str] = {int: "INT", float: "FLOAT", bool: "{true,false}"}
 

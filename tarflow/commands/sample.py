@@ -59,12 +59,12 @@ def sample(
     from tarflow.device import autocast
     from tarflow.latent.autoencoder import decoder_of
     from tarflow.sample.calibration import choose_plan
+    from tarflow.sample.drawing import draw
     from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
-    from tarflow.sample.sampling import sample as draw
 
     check_counts(count=count, batch=batch, columns=columns)
     flow, config = load(checkpoint, sampling)
-    decodes = decoder_of(checkpoint, flow, config, autoencoder)
+    decoder = decoder_of(checkpoint, flow, config, autoencoder)
     classes = labels or range(flow.config.classes)
     if count is None:
         count = usual_count(len(set(classes)))
@@ -76,24 +76,22 @@ def sample(
     start = time.perf_counter()
     drawn = draw(
         flow,
+        config,
         count,
-        config.sampler,
-        config.noise,
-        condition=_condition(flow, config, count, labels, condition),
-        seed=seed,
-        batch=batch,
-        plan=plan,
-        precision=precision,
-        bounded=decodes is None,
+        decoder,
+        _condition(flow, config, count, labels, condition),
+        seed,
+        batch,
+        plan,
+        precision,
     )
-    images = decodes.decode(drawn.images) if decodes else drawn.images
+    pictures = drawn.pictures
     seconds = time.perf_counter() - start
     words = captions(str(checkpoint), seed, config.sampler, " ".join(map(str, classes)))
-    save_grid(
-        grid, image_grid(images, drawn.condition if flow.config.classes else None, columns), words
-    )
+    rows = drawn.condition if flow.config.classes else None
+    save_grid(grid, image_grid(pictures, rows, columns), words)
     print(
-        f"{grid}: {len(drawn.images)} images in {human.seconds(seconds)}, "
+        f"{grid}: {len(pictures)} images in {human.seconds(seconds)}, "
         f"{human.digits(count / seconds)} images per second ({plan})"
     )
     if drawn.redrawn or drawn.lost:
@@ -104,18 +102,17 @@ def sample(
 def _condition(
     flow: "TarFlow", config: RunConfig, count: int, labels: tuple[int, ...], table: Path | None
 ) -> "Tensor | None":
-    """Return what samples are conditioned on: what the flags say, or else the default."""
+    """Return what the flags say that samples are conditioned on, if they do."""
     import torch
 
     from tarflow.data.conditions import read_conditions
-    from tarflow.sample.calibration import default_condition
 
     if labels and table:
         raise UserError("give --labels or --condition, not both")
     if labels:
         return torch.tensor(labels)[torch.arange(count) % len(labels)]
     if table is None:
-        return default_condition(flow, config, count)
+        return None
     vectors, dropped = read_conditions(table)
     given = torch.from_numpy(vectors)[torch.arange(count) % len(vectors)]
     flow.check_condition(given)

@@ -1,7 +1,7 @@
 """`python -m tarflow score`: which images a trained model finds unlikely."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -127,7 +127,8 @@ def score(
         shown = codes.decode(unit(shown)) if codes else shown
         words = {"model": str(checkpoint), "images": f"worst by {by} first, the best last"}
         save_grid(grid, image_grid(shown, columns=GRID_COLUMNS), words)
-    _print_rows(_ends(ranked, show), f"{len(ranked):,} images, worst first")
+    heads = COLUMNS | {"bpd": "bits/latent dim"} if scores.bpd_kind == "latent" else COLUMNS
+    _print_rows(_ends(ranked, show), heads, f"{len(ranked):,} images, worst first")
     for line in (*left_out, *_summary(scores, config, missing)):
         print(line)
     return 0
@@ -138,12 +139,12 @@ def _ends(ranked: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return ranked[:count] + ranked[max(count, len(ranked) - count) :]
 
 
-def _print_rows(rows: list[dict[str, Any]], title: str) -> None:
+def _print_rows(rows: list[dict[str, Any]], heads: Mapping[str, str], title: str) -> None:
     """Print the columns that have values."""
-    names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    names = [name for name in heads if any(row.get(name) is not None for row in rows)]
     print_table(
         title,
-        [Column(COLUMNS[name], overflow="fold", no_wrap=name != "image") for name in names],
+        [Column(heads[name], overflow="fold", no_wrap=name != "image") for name in names],
         [[row.get(name) for name in names] for row in rows],
     )
 

@@ -9,7 +9,8 @@ import tyro
 
 from tarflow import human
 from tarflow.commands.flags import Changes, RunFlags, Tags, flat, split_tags
-from tarflow.config import RunConfig, read_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import read_yaml
 from tarflow.identity import run_id
 from tarflow.override import override
 from tarflow.storage import locate

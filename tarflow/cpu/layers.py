@@ -2,7 +2,8 @@
 
 Between its matrix products PyTorch passes over memory once for each operation; a fused part makes
 one pass for each stretch between two products (`native`), and so does its own backward pass. The
-arithmetic is that of `tarflow.model.flow`, which also runs whenever no gradient is asked for.
+arithmetic is that of `tarflow.model.transformer`, which also runs whenever no gradient is asked
+for.
 
 Legend: `B` images, `T` tokens per image, `D` values per token, `C` channels, `H` heads,
 `K` channels of a head.
@@ -17,8 +18,9 @@ from torch import Tensor
 from tarflow.affine import fused_affine, fusible
 from tarflow.cost import PRODUCTS_TOKENS
 from tarflow.cpu.kernels import Kernels, kernels
-from tarflow.model.flow import Attention, FlowBlock, Layer
+from tarflow.model.block import FlowBlock
 from tarflow.model.rotary import rotate
+from tarflow.model.transformer import Attention, Layer
 
 
 class ProductAttention(Attention):

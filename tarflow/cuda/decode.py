@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tarflow.cuda.kernels import add_norm
-from tarflow.model.flow import Layer
+from tarflow.model.transformer import Layer
 
 KEYS, WARPS, STAGES = 64, 4, 2  # keys that a program reads at a time, its warps, loads under way
 

@@ -3,8 +3,8 @@
 Between its matrix products PyTorch passes over memory once for each operation; a fused part makes
 one pass for each stretch between two products (`kernels`), and so does its own backward pass. The
 products and attention are PyTorch's. What a sublayer adds to the hidden states is kept apart until
-the next layer norm, whose kernel adds it. The arithmetic is that of `tarflow.model.flow`, which
-also runs whenever no gradient is asked for.
+the next layer norm, whose kernel adds it. The arithmetic is that of
+`tarflow.model.transformer`, which also runs whenever no gradient is asked for.
 
 Legend: `B` images, `T` tokens per image, `M = B * T`, `D` values per token, `C` channels,
 `H` heads, `K` channels of a head.
@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from tarflow.affine import fused_affine, fusible
 from tarflow.cuda import affine, kernels
-from tarflow.model.flow import FlowBlock, Layer
+from tarflow.model.block import FlowBlock
+from tarflow.model.transformer import Layer
 
 
 class FusedLayer(Layer):

@@ -13,8 +13,9 @@ from tarflow.data.images import (
     open_split,
     order,
     rows,
+    source_of,
 )
-from tarflow.data.tables import SPLITS, Split
+from tarflow.data.splits import SPLITS, Split
 
 __all__ = [
     "SPLITS",
@@ -31,4 +32,5 @@ __all__ = [
     "open_split",
     "order",
     "rows",
+    "source_of",
 ]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarflow.data import codec
-from tarflow.data.tables import Split, split_named
+from tarflow.data.splits import Split, split_named
 from tarflow.errors import UserError
 
 _IMAGES = {"data", "image", "images", "x"}

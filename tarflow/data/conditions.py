@@ -8,7 +8,7 @@ Legend: `N` rows, `P` vectors of a condition, `E` values of a vector.
 """
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ COLUMN = "condition"
 DROPPED = b"dropped_condition"  # key of the metadata; base64 of (P, E) float32 in C order
 
 Shape = tuple[int, int]  # P, E
+_ROWS = 1024  # read at a time
 
 
 def to_array(column: pa.Array, where: str, shape: Shape | None = None) -> NDArray[np.float32]:
@@ -75,6 +76,41 @@ def of_file(
     for batch in file.iter_batches(rows, columns=[COLUMN]):
         if len(batch):
             yield to_array(batch.column(COLUMN), where, shape)
+
+
+def shape_of(files: Iterable[pq.ParquetFile], where: str) -> Shape:
+    """Return P and E of the first row of files; zeros if they have no row."""
+    for file in files:
+        for part in of_file(file, where, 1):
+            return part.shape[1], part.shape[2]
+    return 0, 0
+
+
+def fill(
+    files: Iterable[pq.ParquetFile],
+    where: str,
+    shape: Shape,
+    chosen: NDArray[np.bool_],
+    target: NDArray[np.float32],
+) -> None:
+    """Write the conditions of the rows that a mask (N,) chooses to `target` (n, P, E), in order.
+
+    Args:
+        files: Files of a table, in order.
+        where: Names the table in errors.
+        shape: P and E that every row must have.
+        chosen: Rows to read.
+        target: Array to fill.
+
+    Raises:
+        UserError: As `to_array`.
+    """
+    start = filled = 0
+    for file in files:
+        for part in of_file(file, where, _ROWS, shape):
+            kept = part[chosen[start : start + len(part)]]
+            target[filled : filled + len(kept)] = kept
+            start, filled = start + len(part), filled + len(kept)
 
 
 def dropped(schema: pa.Schema, shape: Shape) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from PIL import Image
 from tarflow.data import codec
 from tarflow.data.broken import Broken
 from tarflow.data.shards import Imported, Row, write
-from tarflow.data.tables import Split, split_of
+from tarflow.data.splits import Split, split_of
 from tarflow.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target")

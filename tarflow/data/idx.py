@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tarflow.data.tables import Split, split_named
+from tarflow.data.splits import Split, split_named
 from tarflow.errors import UserError
 
 _NAME = re.compile(r"([a-z0-9]+)-(images|labels)[-.]idx[13]-ubyte(\.gz)?")

@@ -17,18 +17,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tarflow.config import CLASSIFIER, DataConfig, ModelConfig, RunConfig
+from tarflow.config import CLASSIFIER, DataConfig, RunConfig
 from tarflow.data.procedural import Procedural, find_procedural
-from tarflow.data.tables import SPLITS, Split, Table, find_table
+from tarflow.data.splits import SPLITS, Split
+from tarflow.data.tables import Table, find_table
 from tarflow.errors import ConfigError, UserError
-from tarflow.latent_space import LatentSpace
+from tarflow.latent_space import FILE, LatentSpace
+from tarflow.model_config import ModelConfig
 from tarflow.storage import cache_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = Path(__file__).parent / "embedded" / "mnist5k.parquet"
 _DIGITS_COUNTS = (4000, 500, 500)  # train, validation, test, by index
@@ -60,19 +65,18 @@ class Images:
     vectors: NDArray[np.float32] | None = None  # (N, P, E) to condition on, memory-mapped
     dropped: NDArray[np.float32] | None = None  # (P, E) what stands for a dropped condition
 
-    def condition(
-        self, indices: NDArray[np.int64], model: ModelConfig
-    ) -> NDArray[np.int64] | NDArray[np.float32] | None:
+    def condition(self, indices: NDArray[np.int64], model: ModelConfig) -> "Tensor | None":
         """Return what a model is conditioned on: labels (B,), vectors (B, P, E), or `None`.
 
         It is `None` also if the model takes vectors and these images have none.
         """
+        import torch  # not needed to describe or import data
+
         if model.classes:
-            return self.labels[indices]
+            return torch.from_numpy(self.labels[indices])
         if not model.condition_tokens or self.vectors is None:
             return None
-        copied: NDArray[np.float32] = self.vectors.take(indices, axis=0)
-        return copied
+        return torch.from_numpy(self.vectors.take(indices, axis=0))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -130,8 +134,8 @@ def match_data(config: RunConfig) -> RunConfig:
                 f"model.{name} is {configured}, but the data set {config.data.name} has "
                 f"{actual}; write {actual}{hint}"
             )
-    if space := latent_space(config.data):
-        _match_latents(config, space)
+    if latent_space(config.data):
+        _match_latents(config)
     evaluation = config.evaluation
     if evaluation.samples and evaluation.features == CLASSIFIER and data.classes < 2:
         raise ConfigError(
@@ -141,9 +145,9 @@ def match_data(config: RunConfig) -> RunConfig:
     return replace(config, data=hash_data(config.data))
 
 
-def _match_latents(config: RunConfig, space: LatentSpace) -> None:
+def _match_latents(config: RunConfig) -> None:
     """Refuse what makes sense for pixels only."""
-    holds = f"but {config.data.name} holds latents of {space.autoencoder}"
+    holds = f"but {config.data.name} holds latents of an autoencoder"
     if config.noise.type == "uniform":
         raise ConfigError(f"noise.type is uniform, {holds}, which have no grey levels: gaussian")
     if config.data.flip:
@@ -170,7 +174,20 @@ def images_behind(config: DataConfig) -> DataConfig:
         UserError: If the data set, or that of the images, is missing, or the images have changed.
     """
     space = latent_space(config)
-    return hash_data(DataConfig(name=space.source, hash=space.source_hash)) if space else config
+    return source_of(space) if space else config
+
+
+def source_of(space: LatentSpace) -> DataConfig:
+    """Return the images that the latents of a table or of a model were encoded from.
+
+    Raises:
+        UserError: If they are missing or have changed, or nothing says where they are.
+    """
+    if not space.source:
+        raise UserError(
+            f"nothing says where the images of these latents are: {FILE} beside them is missing"
+        )
+    return hash_data(DataConfig(name=space.source, hash=space.source_hash))
 
 
 def rows(

@@ -21,7 +21,7 @@ from tarflow.data.folders import find_images
 from tarflow.data.idx import class_names, holds_idx, read_idx
 from tarflow.data.plain_pickle import read_plain_pickle
 from tarflow.data.shards import Imported, Row, write
-from tarflow.data.tables import Split, split_named
+from tarflow.data.splits import Split, split_named
 from tarflow.errors import UserError
 
 Kind: TypeAlias = Literal["folder", "npz", "cifar", "idx"]

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tarflow.config import ModelConfig
 from tarflow.data import codec
 from tarflow.data.archives import first_label, read_archive
 from tarflow.data.broken import Broken
@@ -20,6 +19,7 @@ from tarflow.data.folders import find_images
 from tarflow.data.images import Images
 from tarflow.data.tables import StoredImage, Table, find_table
 from tarflow.errors import UserError
+from tarflow.model_config import ModelConfig
 
 Picture: TypeAlias = tuple[str, Callable[[], Image.Image], int]  # name, decoder, label or -1
 

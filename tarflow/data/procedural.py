@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tarflow.data.tables import Split
+from tarflow.data.splits import Split
 from tarflow.errors import ConfigError
 
 _VERSION = 1  # raise it when an index gives another image

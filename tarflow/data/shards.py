@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from tarflow import human
 from tarflow.config import FEWEST_IMAGES
-from tarflow.data.tables import SPLITS, Split, find_table
+from tarflow.data.splits import SPLITS, Split
+from tarflow.data.tables import find_table
 from tarflow.errors import UserError
 
 Row: TypeAlias = tuple[Split, bytes, int | None]  # split, PNG file, label

@@ -1,28 +1,24 @@
 """Image tables: Parquet files in the Hugging Face image convention, read shard by shard.
 
 Columns: `image: struct<bytes: binary, path: string>`, and optionally `label: int64`, `condition`
-(`tarflow.data.conditions`) and `split: string`. The table alone decides which split a row is in:
-
-1. by the `split` column, else by the name of the file or its folder (`train-00000.parquet`,
-   `validation/0.parquet`), else every row is `train`;
-2. if that leaves `validation` or `test` empty, the hash of the row number moves one row in ten
-   there from `train`, or about 10,000 rows of a large table.
+(`tarflow.data.conditions`) and `split: string`. The table alone decides which split a row is in
+(`tarflow.data.splits`).
 
 A table of latents (`tarflow.latent`) has the column `latent`, bytes of floats, instead of `image`,
-and its metadata say which autoencoder made them.
+and its metadata say which autoencoder made them; the file `latents.json` beside the shards says
+where that is, because a path is no part of the data.
 
 Legend: `N` images, `C` colour channels, `S` pixels along one side.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -30,52 +26,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from tarflow.data import codec, conditions
+from tarflow.data import codec, conditions, splits
+from tarflow.data.splits import SPLITS, Split
 from tarflow.errors import UserError
-from tarflow.latent_space import KEY, LATENT, LatentSpace, read_latent_space
+from tarflow.latent_space import FILE, KEY, LATENT, LatentSpace, read_latent_space
 from tarflow.record import write_text
 from tarflow.storage import cache_folder, expand
 
-Split: TypeAlias = Literal["train", "validation", "test"]
 StoredImage: TypeAlias = dict[str, Any] | None  # with the keys bytes and path
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-_ALIASES: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 _REMEMBER = 1 << 26  # bytes; a smaller file takes milliseconds to hash again
 _ROWS = 1024  # decoded at a time
 _REMAKE = "make all images alike with: python -m tarflow data"
-
-
-def split_of(name: str) -> Split | None:
-    """Return the split a file or folder is named after, or None.
-
-    >>> split_of("val-00000-of-00004.parquet"), split_of("trains")
-    ('validation', None)
-    """
-    word = re.match(r"[a-z]*", name.lower())
-    return _ALIASES.get(word[0]) if word else None
-
-
-def split_named(name: str) -> Split | None:
-    """Return the split that a whole folder name calls, or None.
-
-    Digits may follow, as in COCO, or a word for any images; no other, as it would be a class.
-
-    >>> [split_named(name) for name in ("Val", "train2017", "test_images", "trainset")]
-    ['validation', 'train', 'test', 'train']
-    >>> [split_named(name) for name in ("test_tube", "train_interior", "train2017b")]
-    [None, None, None]
-    """
-    word = re.fullmatch(r"([a-z]+?)[-_ ]?(?:\d+|data|images?|imgs?|set)?", name.lower())
-    return _ALIASES.get(word[1]) if word else None
 
 
 @dataclass(frozen=True)
@@ -120,7 +81,19 @@ class Table:
                 f"{other[0]} was not encoded as the first shard of the table was; encode all "
                 "images anew with: python -m tarflow data encode"
             )
+        if first and not first.autoencoder:  # shards of earlier releases name the places
+            return self._with_places(first)
         return first
+
+    def _with_places(self, space: LatentSpace) -> LatentSpace:
+        """Add where autoencoder and images are, if the file beside the shards says it."""
+        try:
+            with self.filesystem.open_input_stream(f"{self.root}/{FILE}") as stream:
+                stated = json.loads(stream.read())
+            autoencoder, source = str(stated["autoencoder"]), str(stated["source"])
+        except (OSError, ValueError, KeyError, TypeError):  # latents can do without
+            return space
+        return replace(space, autoencoder=autoencoder, source=source)
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -159,10 +132,7 @@ class Table:
         """Vectors of a condition and values of each, (P, E); zeros if the table has none."""
         if not self._has(conditions.COLUMN):
             return 0, 0
-        for file in self._files():
-            for part in conditions.of_file(file, self.root, 1):
-                return part.shape[1], part.shape[2]
-        return 0, 0
+        return conditions.shape_of(self._files(), self.root)
 
     @property
     def dropped_condition(self) -> NDArray[np.float32]:
@@ -184,12 +154,7 @@ class Table:
         return target
 
     def _fill_conditions(self, chosen: NDArray[np.bool_], target: NDArray[np.float32]) -> None:
-        start = filled = 0
-        for file in self._files():
-            for part in conditions.of_file(file, self.root, _ROWS, self.condition_shape):
-                kept = part[chosen[start : start + len(part)]]
-                target[filled : filled + len(kept)] = kept
-                start, filled = start + len(part), filled + len(kept)
+        conditions.fill(self._files(), self.root, self.condition_shape, chosen, target)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -299,39 +264,12 @@ class Table:
             codes = np.repeat(np.arange(3, dtype=np.int8), self.counts_by_index)
             return codes
         if self._has("split"):
-            codes = np.array(
-                [self._code(name) for name in self._column("split").to_pylist()], np.int8
-            )
+            codes = splits.codes_of_names(self._column("split").to_pylist(), self.root)
         else:
             sizes = [file.metadata.num_rows for file in self._files()]
-            codes = np.repeat(np.array(self._codes_of_shards(), np.int8), sizes)
-        bucket = _hash64(np.arange(len(codes), dtype=np.uint64)) % max(10, len(codes) // 10_000)
-        missing = [code for code in (1, 2) if not (codes == code).any()]
-        train = codes == 0
-        for code in missing:
-            codes[train & (bucket == code)] = code
-        return codes
-
-    def _codes_of_shards(self) -> list[int]:
-        """Return the split of each shard by the name of its file or folder."""
-        splits = []
-        for shard in self.shards:
-            parts = Path(shard.path.removeprefix(self.root)).parts[::-1]  # the file's name first
-            splits.append(next((split for part in parts if (split := split_of(part))), None))
-        codes = [SPLITS.index(split) for split in splits if split is not None]
-        if not codes:
-            return [0] * len(splits)
-        if len(codes) < len(splits):
-            raise UserError(
-                f"{self.shards[splits.index(None)].path}: some shards are named after a split "
-                "and this one is not; begin its name with train, validation or test"
-            )
-        return codes
-
-    def _code(self, name: str | None) -> int:
-        if name is None or name not in _ALIASES:
-            raise UserError(f"{self.root} has a split '{name}'; write train, validation or test")
-        return SPLITS.index(_ALIASES[name])
+            paths = [shard.path for shard in self.shards]
+            codes = np.repeat(splits.codes_of_shards(paths, self.root), sizes)
+        return splits.with_held_out(codes)
 
     def _files(self) -> Iterator[pq.ParquetFile]:
         for shard in self.shards:
@@ -451,11 +389,3 @@ def find_table(name: str, counts_by_index: tuple[int, int, int] | None = None) -
             raise UserError(f"{name} holds no Parquet file; make one with: python -m tarflow data")
     shards = tuple(sorted(files, key=lambda file: file.path))
     return Table(filesystem, root, shards, counts_by_index)
-
-
-def _hash64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scramble 64-bit integers (the finaliser of SplitMix64, Steele et al. 2014)."""
-    mixed = values + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))

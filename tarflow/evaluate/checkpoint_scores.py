@@ -47,8 +47,11 @@ def evaluate_setting(
         extractor = find_extractor(
             config.evaluation.features, device=device.type, data=config.data
         )
+        autoencoder = autoencoder_of(config.data, config.evaluation.autoencoder, device)
         picture = path.with_suffix(".png")
-        return evaluate_samples(flow.to(device), config, extractor, picture, seed, parts)
+        return evaluate_samples(
+            flow.to(device), config, extractor, autoencoder, picture, seed, parts
+        )
 
     return _read_or_compute(path, compute)
 
@@ -96,14 +99,16 @@ def evaluate_checkpoint(
     )
     if extractor is None:
         return scores
-    autoencoder = autoencoder_of(config.data, evaluation.autoencoder)
+    autoencoder = autoencoder_of(config.data, evaluation.autoencoder, flow.var.device)
     made_by = [weights, extractor.name, extractor.digest]
     made_by += [autoencoder.digest] if autoencoder else []
     name = f"{setting_id(config, seed)}-{_short_hash(*made_by)}"
     plans = checkpoint.parent / PLAN
     (row,) = _read_or_compute(
         checkpoint.parent / "evaluations" / f"{name}.json",
-        lambda: evaluate_samples(flow, config, extractor, None, seed, WHOLE[:1], plans),
+        lambda: evaluate_samples(
+            flow, config, extractor, autoencoder, None, seed, WHOLE[:1], plans
+        ),
     )
     return scores | row
 

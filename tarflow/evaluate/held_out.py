@@ -198,6 +198,6 @@ def noised_batches(
             noised = noise.unit(pixels, dtype) + config.noise.std * normal
         else:
             noised = (pixels.to(dtype) + torch.special.ndtr(normal)) / 128 - 1
-        given = images.condition(part, config.model)
-        condition = None if given is None else torch.from_numpy(given).to(device)
+        condition = images.condition(part, config.model)
+        condition = None if condition is None else condition.to(device)
         yield rows, pixels.to(device), condition, noised.to(device)

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tarflow import data, distributed
-from tarflow.config import FEWEST_IMAGES, RunConfig, from_dict, to_dict
+from tarflow.config import FEWEST_IMAGES, RunConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.device import choose_device
 from tarflow.errors import UserError
 from tarflow.evaluate.feature_cache import cached_features
 from tarflow.evaluate.features import Extractor, features, find_extractor
 from tarflow.evaluate.metrics import compare
 from tarflow.identity import HALVES, WHOLE, run_id
-from tarflow.latent.autoencoder import Autoencoder, autoencoder_of
+from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
-from tarflow.sample.calibration import choose_plan, default_condition
+from tarflow.sample.calibration import choose_plan
+from tarflow.sample.drawing import draw
 from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import sample
 
 Features = NDArray[np.float32]
 
@@ -36,6 +36,7 @@ def evaluate_samples(
     flow: TarFlow,
     config: RunConfig,
     extractor: Extractor,
+    autoencoder: Autoencoder | None,
     picture: Path | None,
     seed: int = 0,
     parts: Sequence[str] = WHOLE,
@@ -50,6 +51,7 @@ def evaluate_samples(
         config: Configuration of the run; `sampler` and `evaluation` say how to sample, how many
             images to draw and which split to compare them with.
         extractor: Network whose features are compared.
+        autoencoder: What decodes the latents that the model draws; None for a model of pixels.
         picture: File for a grid of the first samples, or None.
         seed: Seed of the noise.
         parts: `WHOLE`, or `HALVES` to score the halves of the draws only.
@@ -63,21 +65,9 @@ def evaluate_samples(
     start = time.perf_counter()
     count, batch = evaluation.samples, BATCH
     plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
-    autoencoder = autoencoder_of(config.data, evaluation.autoencoder, device)
     plan = from_dict(Plan, distributed.broadcast(to_dict(plan), device))
     share = distributed.local_slice(count)
-    drawn = sample(
-        flow,
-        count,
-        config.sampler,
-        config.noise,
-        default_condition(flow, config, count),
-        seed=seed,
-        batch=batch,
-        plan=plan,
-        part=share,
-        bounded=autoencoder is None,
-    )
+    drawn = draw(flow, config, count, autoencoder, seed=seed, batch=batch, plan=plan, part=share)
     seconds = time.perf_counter() - start
     redraws = torch.tensor([[drawn.redrawn, drawn.lost]])
     redrawn, lost = distributed.gather_rows(redraws, device).sum(0).tolist()
@@ -86,11 +76,10 @@ def evaluate_samples(
     labels = drawn.condition if flow.config.classes else None
     if labels is not None:
         labels = distributed.gather_rows(labels[:shown], device)[:shown]
-    decode = autoencoder.decode if autoencoder else _as_they_are
     local_features = torch.from_numpy(
         np.concatenate(
             [
-                features(to_pixels(decode(part)), extractor)
+                features(to_pixels(drawn.decode(part)), extractor)
                 for part in drawn.images.split(BATCH)  # decoded images are large
             ]
         )
@@ -101,7 +90,7 @@ def evaluate_samples(
     if picture:
         turns = "every class in turn" if labels is not None else ""
         words = captions(run_id(config), seed, config.sampler, turns)
-        save_grid(picture, image_grid(decode(first), labels), words)
+        save_grid(picture, image_grid(drawn.decode(first), labels), words)
     scores = _compare_with_held_out(sample_features, parts, config, extractor, autoencoder)
     return [
         {
@@ -171,10 +160,6 @@ def reference_images(
     latents = torch.from_numpy(np.array(data.open_split(config.data, split).pixels))
     parts = [to_pixels(autoencoder.decode(part)) for part in latents.split(BATCH)]
     return torch.cat(parts).numpy(), f"{config.data.name}/{split}, decoded"
-
-
-def _as_they_are(images: Tensor) -> Tensor:
-    return images
 
 
 def pair_parts(samples: Features, held_out: Features) -> dict[str, tuple[Features, Features]]:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tarflow.config import NoiseConfig
-from tarflow.model.flow import FlowBlock, TarFlow, patchify
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model.patches import patchify
 from tarflow.sample.inverse import invert
 from tarflow.sample.plan import default_tolerance
 

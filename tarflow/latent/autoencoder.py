@@ -4,8 +4,6 @@ Legend: `N` images, `B` batch, `c` colour channels, `H` pixels along one side, `
 values along one side of a latent.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from tarflow import data
 from tarflow.config import DataConfig, RunConfig
 from tarflow.errors import UserError
+from tarflow.latent.files import check_autoencoder, check_folder, digest_of
 from tarflow.latent_space import LatentSpace
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import latents_of_model
@@ -82,18 +81,13 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
         UserError: If diffusers is not installed, or the folder is missing or holds another model.
     """
     folder = expand(folder)
-    kind = _kind(folder)
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError:
-        raise UserError(
-            "latents need the package diffusers: pip install 'tarflow[latents]'"
-        ) from None
-    if kind != "AutoencoderKL":
-        raise UserError(
-            f"{folder} holds {kind or 'no model of diffusers'}: name the folder of an "
-            "AutoencoderKL, which in a pipeline is its folder vae"
-        )
+    check_folder(folder)
+    return _load(folder, digest_of(folder), device)
+
+
+def _load(folder: Path, digest: str, device: torch.device | str) -> Autoencoder:
+    from diffusers import AutoencoderKL
+
     try:
         network = AutoencoderKL.from_pretrained(
             str(folder), local_files_only=True, low_cpu_mem_usage=False, use_safetensors=True
@@ -104,7 +98,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoen
     return Autoencoder(
         network=network,
         folder=folder,
-        digest=_digest(folder),
+        digest=digest,
         scaling=float(network.config.scaling_factor),
         shift=float(network.config.shift_factor or 0.0),
     )
@@ -124,21 +118,8 @@ def find_autoencoder(
     Raises:
         UserError: If it is missing, has changed, or has other latents.
     """
-    try:
-        found = load_autoencoder(Path(folder or space.autoencoder), device)
-    except UserError as error:
-        if folder:
-            raise
-        raise UserError(
-            f"{error} (the autoencoder of these latents); if it has moved, name its folder with "
-            "--autoencoder, or evaluation.autoencoder in a config"
-        ) from None
-    if not folder and found.digest != space.autoencoder_hash:
-        raise UserError(
-            f"the autoencoder in {found.folder} has changed since it encoded the latents: its "
-            f"hash is {found.digest}, not {space.autoencoder_hash}; name one that decodes them "
-            "with --autoencoder, or evaluation.autoencoder in a config"
-        )
+    path, digest = check_autoencoder(space, folder)
+    found = _load(path, digest, device)
     theirs = found.latent_channels, found.scaling, found.shift
     if theirs != (space.shape[0], space.scaling, space.shift):
         raise UserError(
@@ -193,22 +174,3 @@ def autoencoder_of(
     """
     space = data.latent_space(config)
     return find_autoencoder(space, folder, device) if space else None
-
-
-def _kind(folder: Path) -> str:
-    """Return the class that the config of a folder names; empty if it names none."""
-    try:
-        return str(json.loads((folder / "config.json").read_text()).get("_class_name", ""))
-    except FileNotFoundError:
-        raise UserError(f"no autoencoder in {folder}: it has no config.json") from None
-    except (OSError, ValueError, AttributeError):
-        return ""
-
-
-def _digest(folder: Path) -> str:
-    """Hash the config and the weights of a folder."""
-    hashed = hashlib.sha256()
-    for path in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
-        with path.open("rb") as file:
-            hashed.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return hashed.hexdigest()[:16]

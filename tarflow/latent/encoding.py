@@ -17,18 +17,19 @@ import torch
 from numpy.typing import NDArray
 
 from tarflow import data
-from tarflow.config import DataConfig, to_dict
+from tarflow.config import DataConfig
+from tarflow.config_files import to_dict
 from tarflow.data.procedural import find_procedural
-from tarflow.data.tables import SPLITS, Split, find_table
+from tarflow.data.splits import SPLITS, Split
+from tarflow.data.tables import find_table
 from tarflow.errors import UserError
 from tarflow.latent.autoencoder import BATCH, Autoencoder
-from tarflow.latent_space import KEY, LATENT, LatentSpace
+from tarflow.latent_space import FILE, KEY, LATENT, LatentSpace
 from tarflow.model.noise import unit
 from tarflow.record import read_json, replacing, write_json
 from tarflow.storage import expand
 
 SHARD_ROWS = 16384
-SETTINGS = "latents.json"  # beside the shards, what their metadata say
 Progress = Callable[[int, int, float], None]  # images done, of how many, seconds so far
 
 
@@ -131,10 +132,10 @@ def _lasting(name: str) -> str:
 def _start_or_resume(folder: Path, space: LatentSpace) -> None:
     """Make the folder of unfinished shards; remove those of other settings."""
     settings = to_dict(space)
-    if read_json(folder / SETTINGS) == settings:
+    if read_json(folder / FILE) == settings:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    write_json(folder / SETTINGS, settings)
+    write_json(folder / FILE, settings)
 
 
 def _encoded(
@@ -142,7 +143,8 @@ def _encoded(
 ) -> Iterator[pa.Table]:
     """Yield the rows of a split from one on, with latents instead of images."""
     for images, columns in data.rows(config, split, start):
-        metadata = dict(columns.schema.metadata or {}) | {KEY.encode(): space.to_json().encode()}
+        stated = {KEY.encode(): space.anywhere.to_json().encode()}
+        metadata = dict(columns.schema.metadata or {}) | stated
         for first in range(0, len(images), BATCH):
             part = torch.from_numpy(images[first : first + BATCH])
             stored = _bytes(autoencoder.encode(unit(part)).numpy(), space, config.name)

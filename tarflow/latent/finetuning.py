@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tarflow import data
 from tarflow.config import DataConfig
-from tarflow.data.tables import Split
+from tarflow.data.splits import Split
 from tarflow.errors import UserError
 from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.noise import generator, normal_per_image, unit

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from tarflow.config import ModelConfig, NoiseConfig
+from tarflow.config import NoiseConfig
 from tarflow.cost import ACTIVATIONS_PER_LAYER
 from tarflow.model import noise
 from tarflow.model.decoder import LEVELS, Decoder
 from tarflow.model.flow import TarFlow
+from tarflow.model_config import ModelConfig
 
 HALF_LN_2PI = 0.5 * math.log(2 * math.pi)
 BPD_OFFSET = (HALF_LN_2PI + math.log(LEVELS / 2)) / math.log(2)  # 8.325748: bins are 1/128 wide

@@ -18,10 +18,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from tarflow.config import DataConfig, ModelConfig, NoiseConfig, RunConfig
+from tarflow.config import DataConfig, NoiseConfig, RunConfig
 from tarflow.errors import UserError
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import START, build, config_from_state
+from tarflow.model_config import ModelConfig
 
 _NAME = re.compile(
     r"(?P<data>.+)_model_(?P<patch>\d+)_(?P<channels>\d+)_(?P<blocks>\d+)_(?P<layers>\d+)"

@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from tarflow.config import ModelConfig
+from tarflow.model_config import ModelConfig
 
 BASE = 10_000.0  # of the wavelengths
 

@@ -18,10 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tarflow.config import STARFLOW, ModelConfig, RunConfig, from_dict, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.errors import UserError
 from tarflow.latent_space import KEY, LatentSpace, read_latent_space
-from tarflow.model.flow import Layer, TarFlow
+from tarflow.model.flow import TarFlow
+from tarflow.model.transformer import Layer
+from tarflow.model_config import STARFLOW, ModelConfig
 from tarflow.record import replacing
 from tarflow.storage import local_copy, locate, locate_model
 

@@ -10,7 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import FlowBlock, TarFlow, patchify
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
+from tarflow.model.patches import patchify
 
 
 def convergence_ranking(flow: TarFlow, images: Tensor) -> list[float]:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +22,12 @@ from tarflow import data
 from tarflow.config import NoiseConfig, RunConfig, SamplerConfig
 from tarflow.device import describe_device, synchronize
 from tarflow.errors import UserError
-from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
 from tarflow.model.noise import generator, noisy, to_pixels, unit
+from tarflow.model.patches import unpatchify
 from tarflow.sample.block_metrics import convergence_ranking, initial_guessing
+from tarflow.sample.drawing import default_condition
 from tarflow.sample.guidance import is_guided
 from tarflow.sample.inverse import Inversion, JacobiResult, invert, jacobi, product_dtype
 from tarflow.sample.judge import MARGIN, Judge, largest_error
@@ -108,26 +110,7 @@ def calibration_images(
         return drawn.images, drawn.condition
     picked = data.order(len(images.labels), 0, 0, count)
     pixels = torch.from_numpy(data.batch(images, picked))
-    given = images.condition(picked, flow.config)
-    return unit(pixels), None if given is None else torch.from_numpy(given)
-
-
-def default_condition(flow: TarFlow, config: RunConfig, count: int) -> Tensor | None:
-    """Return what `count` samples are conditioned on if nobody says, or `None`.
-
-    Every class in turn, or the vectors of the run's held-out images in turn. Vectors are dropped
-    if these images cannot be opened.
-    """
-    if flow.config.classes:
-        return torch.arange(count) % flow.config.classes
-    if not flow.config.condition_tokens:
-        return None
-    try:
-        images = data.open_split(config.data, config.evaluation.split)
-    except UserError:
-        return None
-    given = images.condition(np.arange(count) % len(images), flow.config)
-    return None if given is None else torch.from_numpy(given)
+    return unit(pixels), images.condition(picked, flow.config)
 
 
 def situation(

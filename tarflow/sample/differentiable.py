@@ -19,7 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
+from tarflow.model.patches import unpatchify
 from tarflow.sample.inverse import Inversion
 from tarflow.sample.plan import SEQUENTIAL
 

@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from tarflow import __version__
-from tarflow.config import SamplerConfig, to_dict
+from tarflow.config import SamplerConfig
+from tarflow.config_files import to_dict
 from tarflow.model.noise import to_pixels
 from tarflow.record import environment, replacing
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from tarflow.config import SamplerConfig
 from tarflow.device import supports_triton
-from tarflow.model.flow import FlowBlock, Layer
+from tarflow.model.block import FlowBlock
 from tarflow.model.rotary import rotate
+from tarflow.model.transformer import Layer
 from tarflow.sample import guidance
 from tarflow.sample.kv_cache import AnyWindow, DeviceWindow, KVCache, Window
 

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from tarflow.config import SamplerConfig
 from tarflow.cuda_graph import Replay, capture, graph_pool, supports_cuda_graphs
-from tarflow.model.flow import FlowBlock, TarFlow, unpatchify
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
+from tarflow.model.patches import unpatchify
 from tarflow.sample.guidance import is_guided
 from tarflow.sample.incremental import IncrementalBlock
 from tarflow.sample.kv_cache import AnyWindow, DeviceWindow, KVCache, Window

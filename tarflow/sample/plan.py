@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tarflow.config import NoiseConfig, SamplerConfig, from_dict, to_dict
+from tarflow.config import NoiseConfig, SamplerConfig
+from tarflow.config_files import from_dict, to_dict
 from tarflow.errors import ConfigError
 from tarflow.record import read_json, write_json
 

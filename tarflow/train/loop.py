@@ -154,8 +154,7 @@ def batches(
     for seen in range(start, config.images, config.batch):
         indices = data.order(len(images.labels), config.seed, seen, config.batch)
         pixels = torch.from_numpy(data.batch(images, indices)).to(device, non_blocking=True)
-        given = images.condition(indices, config.model)
-        condition = None
-        if given is not None:
-            condition = torch.from_numpy(given).to(device, non_blocking=True)
+        condition = images.condition(indices, config.model)
+        if condition is not None:
+            condition = condition.to(device, non_blocking=True)
         yield pixels, condition

@@ -80,7 +80,7 @@ def groups(
 def hidden_matrices(flow: nn.Module) -> dict[str, nn.Parameter]:
     """Return the weight matrices inside the layers, which map hidden states to hidden states.
 
-    >>> from tarflow.config import ModelConfig
+    >>> from tarflow.model_config import ModelConfig
     >>> from tarflow.model.flow import TarFlow
     >>> list(hidden_matrices(TarFlow(ModelConfig(blocks=1, layers=1))))[:2]
     ['blocks.0.attn_blocks.0.attention.qkv.weight', 'blocks.0.attn_blocks.0.attention.proj.weight']

@@ -12,7 +12,9 @@ from tarflow import distributed
 from tarflow.config import RunConfig
 from tarflow.cpu.layers import FusedBlock, FusedLayer, ProductLayer
 from tarflow.execution import Execution
-from tarflow.model.flow import FlowBlock, Layer, TarFlow, initialise
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow, initialise
+from tarflow.model.transformer import Layer
 from tarflow.train import optim
 
 

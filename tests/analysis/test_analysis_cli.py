@@ -11,7 +11,8 @@ import pytest
 from synthetic import Law
 
 from analysis.__main__ import main
-from tarflow.config import RunConfig, read_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import read_yaml
 from tarflow.identity import run_id
 
 

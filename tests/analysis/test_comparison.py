@@ -133,6 +133,20 @@ def test_studies_of_other_images_are_refused_in_one_line(first, tmp_path, capsys
     assert not (tmp_path / "page.html").exists()
 
 
+def test_likelihoods_of_latents_are_compared_at_one_noise_only(first, tmp_path, capsys):
+    latents = changed(first, tmp_path / "latents", bpd_kind="latent", noise_std=0.3)
+    noisier = changed(first, tmp_path / "noisier", bpd_kind="latent", noise_std=0.5)
+    for one, other, reason in (
+        (first, latents, "bits per dimension and latents in bits per latent dimension"),
+        (latents, noisier, "add different noise to latents (std 0.3, and 0.5)"),
+    ):
+        assert main(["compare", str(one), str(other), "--out", str(tmp_path / "page.html")]) == 2
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
 def test_a_study_is_not_compared_with_itself(first, capsys):
     assert main(["compare", str(first), f"{first}/."]) == 2
     assert "named twice" in capsys.readouterr().err

@@ -19,8 +19,10 @@ from analysis.rows import choose
 from analysis.study_warnings import warnings_of
 from tarflow import config as c
 from tarflow import cost, identity
+from tarflow.config_files import to_dict
 from tarflow.errors import UserError
 from tarflow.evaluate.held_out import Likelihood
+from tarflow.model_config import ModelConfig
 
 SIZES, BUDGETS, LARGEST = (16, 32, 48, 64, 80), (1.5e11, 5e11, 1.5e12), (64, 6e12)
 
@@ -28,7 +30,7 @@ SIZES, BUDGETS, LARGEST = (16, 32, 48, 64, 80), (1.5e11, 5e11, 1.5e12), (64, 6e1
 def run(channels, flops, seed=0, **changes):
     """One row of the runs table on the planted law 1.42 + 30/N^.4 + 46/D^.4."""
     config = c.RunConfig(
-        model=c.ModelConfig(channels=channels, head_dim=16),
+        model=ModelConfig(channels=channels, head_dim=16),
         data=c.DataConfig(hash="5eed"),
         optim=c.OptimConfig(lr=3e-3),
         precision="float32",
@@ -42,7 +44,7 @@ def run(channels, flops, seed=0, **changes):
     row = {
         "run_id": identity.run_id(config),
         "label": f"c{channels} {flops:.1e} s{seed}", "role": "grid",
-        "status": "done", "config": json.dumps(c.to_dict(config)), "data_hash": "5eed",
+        "status": "done", "config": json.dumps(to_dict(config)), "data_hash": "5eed",
         "classes": 0, "patch": 4, "channels": channels, "blocks": 4, "layers": 2, "lr": 3e-3,
         "noise_type": "gaussian", "noise_std": 0.2, "bpd_kind": "bound", "numerics_version": 1,
         "params": params, "tokens": tokens, "flops": cost.run_flops(config), "epochs": 1.0,
@@ -165,7 +167,7 @@ def final_run(study, **changes):
     """The row of the recommended run, as a final run of the planted law."""
     config = recommend(study).config
     own = run(config.model.channels, cost.run_flops(config), role="final", split="validation")
-    own |= {"run_id": identity.run_id(config), "config": json.dumps(c.to_dict(config))}
+    own |= {"run_id": identity.run_id(config), "config": json.dumps(to_dict(config))}
     return own | changes
 
 

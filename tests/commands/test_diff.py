@@ -5,7 +5,8 @@ import pytest
 from training_runs import config
 
 from tarflow.__main__ import main
-from tarflow.config import NoiseConfig, to_dict, to_yaml
+from tarflow.config import NoiseConfig
+from tarflow.config_files import to_dict, to_yaml
 from tarflow.identity import run_id
 from tarflow.record import write_json, write_text
 

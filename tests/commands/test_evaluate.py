@@ -62,7 +62,7 @@ def test_scores_are_printed_kept_and_found_again(checkpoint, evaluate, monkeypat
     def never(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(sample_quality, "sample", never)
+    monkeypatch.setattr(sample_quality, "draw", never)
     monkeypatch.setattr(checkpoint_scores, "held_out_likelihood", never)
     assert evaluate("--count", "6", "--draws", "2")[:2] == (0, out)
 
@@ -119,7 +119,7 @@ def test_likelihood_alone(checkpoint, evaluate):
     ],
 )
 def test_mistakes_are_one_line_before_any_work(checkpoint, evaluate, monkeypatch, flags, message):
-    monkeypatch.setattr(sample_quality, "sample", None)
+    monkeypatch.setattr(sample_quality, "draw", None)
     code, out, err = evaluate(*flags)
     assert (code, out) == (2, "")
     assert message in err

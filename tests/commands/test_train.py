@@ -6,7 +6,8 @@ from training_runs import config
 from written_forecasts import written
 
 from tarflow.__main__ import main
-from tarflow.config import EvaluationConfig, ExecutionConfig, to_yaml
+from tarflow.config import EvaluationConfig, ExecutionConfig
+from tarflow.config_files import to_yaml
 from tarflow.forecasts import read_forecasts, write_forecast
 from tarflow.identity import run_id
 from tarflow.record import read_result

@@ -14,7 +14,7 @@ from golden_files import built as reference_flow
 from golden_files import read as reference_tensors
 
 from tarflow.affine import fused_affine
-from tarflow.config import ExecutionConfig, ModelConfig, RunConfig
+from tarflow.config import ExecutionConfig, RunConfig
 from tarflow.cpu import kernels as built
 from tarflow.cpu.layers import (
     FusedBlock,
@@ -25,8 +25,11 @@ from tarflow.cpu.layers import (
 )
 from tarflow.device import processor
 from tarflow.execution import resolve_execution
-from tarflow.model.flow import FlowBlock, Layer, TarFlow
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model.transformer import Layer
+from tarflow.model_config import ModelConfig
 from tarflow.train.state import new_state, recomputed
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tarflow.config import DataConfig, ExecutionConfig, ModelConfig, OptimConfig, RunConfig
+from tarflow.config import DataConfig, ExecutionConfig, OptimConfig, RunConfig
 from tarflow.cpu.kernels import kernels
 from tarflow.cpu.update import OnePassUpdate
 from tarflow.execution import resolve_execution
+from tarflow.model_config import ModelConfig
 from tarflow.train.checkpoint import CheckpointWriter, restore, save
 from tarflow.train.optim import Update
 from tarflow.train.state import new_state

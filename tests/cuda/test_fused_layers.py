@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sweeps.hardware import has_gpu
-from tarflow.config import ModelConfig
 from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model_config import ModelConfig
 
 pytest.importorskip("triton", reason="there is no Triton for this system")
 if has_gpu():

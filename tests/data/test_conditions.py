@@ -12,11 +12,12 @@ from image_files import noise_images, png, write
 
 from tarflow import data
 from tarflow.__main__ import main
-from tarflow.config import DataConfig, ModelConfig
+from tarflow.config import DataConfig
 from tarflow.data.conditions import DROPPED, read_conditions, stored_dropped
 from tarflow.data.text import encode_captions
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model
+from tarflow.model_config import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("cache")
 

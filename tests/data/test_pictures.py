@@ -5,9 +5,9 @@ import pytest
 from image_files import noise_images, png, write
 from PIL import ExifTags, Image
 
-from tarflow.config import ModelConfig
 from tarflow.data.pictures import read_pictures
 from tarflow.errors import UserError
+from tarflow.model_config import ModelConfig
 
 MODEL = ModelConfig(image_size=8, image_channels=3, patch=4)
 

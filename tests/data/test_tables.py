@@ -11,8 +11,9 @@ from image_files import noise_images, png, write
 from PIL import ExifTags, Image
 
 from tarflow import data
-from tarflow.config import DataConfig, ModelConfig, RunConfig
+from tarflow.config import DataConfig, RunConfig
 from tarflow.errors import ConfigError, UserError
+from tarflow.model_config import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tarflow import data
-from tarflow.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig
+from tarflow.config import DataConfig, EvaluationConfig, RunConfig
 from tarflow.data.codec import encode_png, to_image
 from tarflow.errors import ConfigError, UserError
 from tarflow.evaluate.extractors import classifier
 from tarflow.evaluate.extractors.classifier import trained_classifier
 from tarflow.evaluate.features import features, find_extractor
 from tarflow.evaluate.metrics import kid
+from tarflow.model_config import ModelConfig
 
 
 @pytest.fixture

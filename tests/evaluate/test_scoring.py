@@ -16,7 +16,6 @@ from tarflow.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -25,6 +24,7 @@ from tarflow.data.importing import import_folder
 from tarflow.evaluate import held_out, scoring
 from tarflow.model import likelihood
 from tarflow.model.weights import save_model
+from tarflow.model_config import ModelConfig
 from tarflow.record import read_table
 from tarflow.train.loop import train
 

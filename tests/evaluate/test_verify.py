@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from tarflow.config import NoiseConfig
 from tarflow.evaluate import verify as verifying
 from tarflow.evaluate.verify import verify
-from tarflow.model.flow import FlowBlock, TarFlow
+from tarflow.model.block import FlowBlock
+from tarflow.model.flow import TarFlow
 
 GAUSSIAN = NoiseConfig(std=0.1)
 

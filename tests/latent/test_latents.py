@@ -14,26 +14,30 @@ import pytest
 import torch
 from PIL import Image
 
+from sweeps import scaling
+from sweeps.study import Size, Study
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import (
-    STARFLOW,
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
 )
+from tarflow.config_files import to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.evaluate.held_out import noise_names, noised_batches
 from tarflow.execution import resolve_execution
+from tarflow.latent import autoencoder as autoencoder_module
 from tarflow.latent import encoding
 from tarflow.latent.autoencoder import load_autoencoder
+from tarflow.latent_space import FILE
 from tarflow.model.likelihood import log_density, negative_log_likelihood
 from tarflow.model.noise import generator, noisy
 from tarflow.model.weights import build, latents_of_model, load_model
+from tarflow.model_config import STARFLOW, ModelConfig
 from tarflow.run import resolve_config, run
 from tarflow.train.state import new_state
 from tarflow.train.step import TrainStep
@@ -175,6 +179,15 @@ def test_commands_decode(trained, tmp_path, capsys, pictures):
     assert main(["check", model]) == 0
 
 
+def test_a_released_model_of_latents_says_what_its_numbers_are(trained, tmp_path):
+    assert main(["release", str(trained[0]), str(tmp_path / "released")]) == 0
+    card = (tmp_path / "released" / "README.md").read_text()
+    assert "images of 16x16 pixels in 10 classes" in card
+    assert "latents of the autoencoder `leaves-vae`" in card
+    assert "bits per latent dimension (lower is better)" in card
+    assert "its per dimension" not in card
+
+
 def test_a_decoder_learns_noisy_latents(trained, tmp_path, capsys, latents):
     model, target = str(trained[0] / "model.safetensors"), tmp_path / "tuned"
     flags = ["--noise-std", "1", "--steps", "80", "--lr", "1e-3"]
@@ -186,6 +199,73 @@ def test_a_decoder_learns_noisy_latents(trained, tmp_path, capsys, latents):
     assert main(["sample", model, "--autoencoder", str(target), *grid]) == 0
     assert main(["finetune-decoder", str(latents), str(tmp_path / "other")]) == 2
     assert "--noise-std" in capsys.readouterr().err
+
+
+def test_a_missing_autoencoder_is_said_before_any_training(tmp_path, capsys, autoencoder, latents):
+    path, out = tmp_path / "run.yaml", tmp_path / "out"
+    path.write_text(to_yaml(config(latents)))
+    size = Size(channels=32, blocks=3, layers=(1, 1, 2))
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        to_yaml(Study(name="latents", base=config(latents), sizes=(size,), budgets=(1e11,)))
+    )
+    options = scaling.Options(study=str(study), out=out)
+    hidden = autoencoder.with_name("hidden")
+    autoencoder.rename(hidden)
+    try:
+        assert main(["train", str(path), "--out", str(out)]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f"no autoencoder in {autoencoder}" in error
+        assert "evaluation.autoencoder" in error
+        assert not (out / "state").exists()
+        assert scaling.scale(replace(options, dry_run=True)) == 0
+        assert error.removeprefix("error: ") in capsys.readouterr().out
+        with pytest.raises(UserError, match="no autoencoder in"):
+            scaling.scale(options)
+        named = ((f"evaluation.autoencoder={hidden}",),)
+        assert scaling.scale(replace(options, dry_run=True, changes=named)) == 0
+        assert "no autoencoder in" not in capsys.readouterr().out
+    finally:
+        hidden.rename(autoencoder)
+
+
+def test_previews_read_the_autoencoder_once(tmp_path, monkeypatch, latents):
+    read = []
+    load = autoencoder_module.find_autoencoder
+    monkeypatch.setattr(
+        autoencoder_module, "find_autoencoder", lambda *given: read.append(given) or load(*given)
+    )
+    execution = ExecutionConfig(threads=1, preview_images=64)
+    row = run(resolve_config(config(latents, images=128, execution=execution)), tmp_path / "run")
+    assert row["status"] == "done"
+    assert len(read) == 1
+    rows = pq.read_table(tmp_path / "run" / "previews.parquet").to_pylist()
+    assert [row["images"] for row in rows] == [64, 128]
+
+
+def test_latents_are_the_same_data_wherever_their_autoencoder_is(
+    tmp_path, pictures, autoencoder, latents
+):
+    moved, copied = tmp_path / "moved-vae", tmp_path / "pictures"
+    shutil.copytree(autoencoder, moved)
+    shutil.copytree(pictures, copied)
+    target = tmp_path / "latents"
+    encoding.encode_table(str(copied), target, load_autoencoder(moved))
+    mine, first = (data.hash_data(DataConfig(name=str(path))) for path in (target, latents))
+    assert mine.hash == first.hash
+    assert data.latent_space(mine).autoencoder == str(moved)
+    assert data.latent_space(first).autoencoder == str(autoencoder)
+    places = target / FILE
+    places.write_text(places.read_text().replace("moved-vae", "elsewhere"))
+    again = data.hash_data(DataConfig(name=str(target)))
+    assert again.hash == first.hash
+    assert data.latent_space(again).autoencoder == str(tmp_path / "elsewhere")
+    places.unlink()
+    with pytest.raises(UserError, match="nothing says where the autoencoder of these latents is"):
+        autoencoder_module.autoencoder_of(again)
+    with pytest.raises(UserError, match="nothing says where the images of these latents are"):
+        data.images_behind(again)
+    assert autoencoder_module.autoencoder_of(again, str(moved)).folder == moved
 
 
 def test_what_is_missing_is_said(trained, tmp_path, capsys, pictures, autoencoder):

@@ -14,9 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tarflow import cost
-from tarflow.config import STARFLOW, ModelConfig, SamplerConfig
+from tarflow.config import SamplerConfig
 from tarflow.errors import UserError
-from tarflow.model.flow import TarFlow, initialise, patchify, unpatchify
+from tarflow.model.flow import TarFlow, initialise
+from tarflow.model.patches import patchify, unpatchify
+from tarflow.model_config import STARFLOW, ModelConfig
 from tarflow.sample.inverse import invert
 
 shapes = st.fixed_dictionaries(

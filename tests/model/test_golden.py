@@ -6,8 +6,8 @@ import pytest
 import torch
 from golden_files import TOLERANCE, built, compute, is_starflow, outputs, read, weights
 
-from tarflow.config import STARFLOW, ModelConfig
-from tarflow.model.flow import patchify
+from tarflow.model.patches import patchify
+from tarflow.model_config import STARFLOW, ModelConfig
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=["float32", "float64"])

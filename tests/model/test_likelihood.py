@@ -10,7 +10,6 @@ from tarflow.config import (
     DataConfig,
     EvaluationConfig,
     ExecutionConfig,
-    ModelConfig,
     NoiseConfig,
     OptimConfig,
     RunConfig,
@@ -18,8 +17,10 @@ from tarflow.config import (
 from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.model import likelihood, noise
 from tarflow.model.decoder import Decoder
-from tarflow.model.flow import TarFlow, unpatchify
+from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import bound_bpd, log_density, negative_log_likelihood
+from tarflow.model.patches import unpatchify
+from tarflow.model_config import ModelConfig
 from tarflow.train.loop import train
 
 SMALL = ModelConfig(image_size=4, patch=2, channels=8, head_dim=8, blocks=2, layers=1)

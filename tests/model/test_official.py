@@ -15,7 +15,7 @@ from safetensors import safe_open
 from tarflow.__main__ import main
 from tarflow.config import NoiseConfig, SamplerConfig
 from tarflow.model import noise
-from tarflow.model.flow import patchify
+from tarflow.model.patches import patchify
 from tarflow.model.weights import load_model
 from tarflow.sample.inverse import invert
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tarflow.config import ModelConfig, RunConfig, to_dict
+from tarflow.config import RunConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import UserError
 from tarflow.model.weights import build, config_from_state, load_model, save_model
+from tarflow.model_config import ModelConfig
 
 
 @pytest.fixture

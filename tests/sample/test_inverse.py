@@ -11,7 +11,7 @@ import torch
 from graphs import run_and_replay
 
 from tarflow.config import SamplerConfig
-from tarflow.model.flow import patchify
+from tarflow.model.patches import patchify
 from tarflow.sample import inverse
 from tarflow.sample.incremental import IncrementalBlock
 from tarflow.sample.inverse import Inversion, invert, jacobi, sequential

@@ -6,11 +6,13 @@ Legend: `N` images, `T` tokens per image, `D` values per token.
 import pytest
 import torch
 
-from tarflow.config import ModelConfig, NoiseConfig, SamplerConfig
+from tarflow.config import NoiseConfig, SamplerConfig
 from tarflow.errors import UserError
 from tarflow.model import likelihood
-from tarflow.model.flow import TarFlow, patchify, unpatchify
+from tarflow.model.flow import TarFlow
 from tarflow.model.noise import normal_per_image
+from tarflow.model.patches import patchify, unpatchify
+from tarflow.model_config import ModelConfig
 from tarflow.sample import sampling
 from tarflow.sample.inverse import invert
 from tarflow.sample.sampling import denoise, sample

@@ -12,7 +12,7 @@ from sweeps.driver import declare, with_kept
 from sweeps.plan import make_plan
 from sweeps.presets import load
 from sweeps.study import Addition, Point, Size, Study, Variant, grid, resolve_study
-from tarflow.config import read_yaml
+from tarflow.config_files import read_yaml
 from tarflow.errors import UserError
 from tarflow.forecasts import forecast_of, read_forecasts
 

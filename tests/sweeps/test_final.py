@@ -18,7 +18,8 @@ from sweeps.driver import declare
 from sweeps.final import Options
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
-from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
+from tarflow.config import NoiseConfig, RunConfig
+from tarflow.config_files import from_dict, to_yaml
 from tarflow.forecasts import read_forecasts, write_forecast, write_outcome
 from tarflow.human import bits
 from tarflow.model.flow import TarFlow, initialise

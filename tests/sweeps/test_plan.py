@@ -10,7 +10,8 @@ from sweeps.plan import make_plan, study_summary, table, wall_seconds
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study
 from tarflow import cost, human
-from tarflow.config import ExecutionConfig, NoiseConfig, to_dict
+from tarflow.config import ExecutionConfig, NoiseConfig
+from tarflow.config_files import to_dict
 from tarflow.errors import UserError
 from tarflow.record import write_json
 

@@ -22,7 +22,7 @@ from sweeps.lease import FILE, STALE_SECONDS, lease
 from sweeps.plan import STARTING_SECONDS
 from sweeps.progress import Progress
 from sweeps.study import Point, grid, resolve_study
-from tarflow.config import to_yaml
+from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
 from tarflow.record import read_table
 from tarflow.train.schedule import shared_images

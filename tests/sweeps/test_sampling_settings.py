@@ -9,7 +9,8 @@ from sweeps import scaling
 from sweeps.presets import load
 from sweeps.sampling import to_sample
 from sweeps.study import Size, Variant, grid, resolve_study
-from tarflow.config import SamplerConfig, to_yaml
+from tarflow.config import SamplerConfig
+from tarflow.config_files import to_yaml
 from tarflow.record import read_table
 
 pytestmark = [

@@ -15,7 +15,8 @@ from sweeps import driver, final, scaling, search
 from sweeps.driver import declare
 from sweeps.presets import PRESETS, description, load
 from sweeps.study import Variant, grid, resolve_study
-from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig, read_yaml, to_yaml
+from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig
+from tarflow.config_files import read_yaml, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.run import resolve_config
 

@@ -32,7 +32,8 @@ from sweeps.space import RULES, SEED, WORST, SamplingSpace, TrainingSpace
 from sweeps.study import Size, grid, resolve_study
 from sweeps.trainable import objectives
 from tarflow import cost
-from tarflow.config import NoiseConfig, RunConfig, SamplerConfig, read_yaml, to_dict, to_yaml
+from tarflow.config import NoiseConfig, RunConfig, SamplerConfig
+from tarflow.config_files import read_yaml, to_dict, to_yaml
 from tarflow.data.images import open_split
 from tarflow.errors import UserError
 from tarflow.evaluate.checkpoint_scores import evaluate_setting

@@ -11,7 +11,8 @@ from sweeps.presets import FOLDER, IMPORTS, PRESETS, description, load
 from sweeps.sampling import settings
 from sweeps.study import Point, Size, Study, Variant, apply_variant, grid, resolve_study
 from tarflow import cost
-from tarflow.config import NoiseConfig, RunConfig, from_dict, to_yaml
+from tarflow.config import NoiseConfig, RunConfig
+from tarflow.config_files import from_dict, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import with_hash
 

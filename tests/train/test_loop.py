@@ -6,10 +6,7 @@ import pytest
 import torch
 from training_runs import Stop, config, losses, stop_at
 
-from tarflow.config import (
-    ExecutionConfig,
-    OptimConfig,
-)
+from tarflow.config import ExecutionConfig, OptimConfig
 from tarflow.errors import UserError
 from tarflow.identity import run_id
 from tarflow.model.flow import TarFlow

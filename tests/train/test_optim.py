@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tarflow.config import ModelConfig, OptimConfig
+from tarflow.config import OptimConfig
 from tarflow.errors import UserError
 from tarflow.model.flow import TarFlow, initialise
 from tarflow.model.likelihood import negative_log_likelihood
+from tarflow.model_config import ModelConfig
 from tarflow.train.optim import make_optimizers
 
 MODEL = ModelConfig(image_size=8, patch=2, channels=64, head_dim=8, blocks=2, layers=2, classes=3)

@@ -7,15 +7,9 @@ import torch
 from graphs import run_and_replay
 
 from tarflow import cuda_graph, execution
-from tarflow.config import (
-    DataConfig,
-    ExecutionConfig,
-    ModelConfig,
-    NoiseConfig,
-    OptimConfig,
-    RunConfig,
-)
+from tarflow.config import DataConfig, ExecutionConfig, NoiseConfig, OptimConfig, RunConfig
 from tarflow.execution import resolve_execution
+from tarflow.model_config import ModelConfig
 from tarflow.train.cuda_graph import make_train_step
 from tarflow.train.state import new_state
 from tarflow.train.step import Diverged

@@ -19,9 +19,10 @@ from PIL import Image
 from training_runs import config, losses
 
 from tarflow import cost, cuda_graph, device, distributed, execution
-from tarflow.config import OptimConfig, RunConfig, to_yaml
+from tarflow.config import OptimConfig, RunConfig
+from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
-from tarflow.model.flow import FlowBlock
+from tarflow.model.block import FlowBlock
 from tarflow.record import read_result, read_table
 from tarflow.run import run
 from tarflow.train import checkpoint as states

@@ -1,4 +1,4 @@
-"""The figure beside the budget slider: predicted bits per dimension against the budget."""
+"""The figure beside the budget slider: the predicted likelihood against the budget."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from analysis.budgets import Plan
 from analysis.findings import Findings
 from analysis.report.figures import theme
-from analysis.report.figures.laws import BPD, FLOPS, expected, law_line
+from analysis.report.figures.laws import FLOPS, expected, law_line
 
 CHOSEN = "this budget"  # name of the trace that scripts/slider.js moves
 ZONE = "rgba(128, 128, 128, 0.13)"
@@ -22,7 +22,7 @@ def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figur
         plans: Plans by the law, cheapest first.
         start: Index of the plan to mark as chosen.
     """
-    shown = theme.figure(FLOPS, BPD, height=340)
+    shown = theme.figure(FLOPS, findings.bits_unit, height=340)
     flops, values, low, high = expected(plans)
     if np.isfinite(high - low).all():
         shown.add_trace(theme.band(flops, low, high, theme.BAND, "90% band of a new run"))
@@ -36,7 +36,8 @@ def predicted(findings: Findings, plans: Sequence[Plan], start: int) -> go.Figur
     if tested < len(plans):
         edge = plans[max(tested - 1, 0)].flops
         shown.add_vrect(edge, flops[-1], fillcolor=ZONE, line_width=0, layer="below")
-    best = findings.frontier_points.merge(findings.runs, how="left")
+    means = findings.frontier_points[["run_id", "bpd"]]  # over seeds
+    best = means.merge(findings.runs.drop(columns="bpd"), on="run_id")
     shown.add_trace(
         theme.dots(best, "flops", "bpd", marker=theme.marker(theme.INK), name="best run")
     )

@@ -14,7 +14,6 @@ from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, SOFT, Row, dots, figure, log_axis, marker
 from tarflow.human import bits, count, interval, percent, power
 
-BPD = "bits per dimension"
 FLOPS = "training FLOPs"
 DASHES = ("solid", "dash", "dot", "dashdot")
 COLOURS = (theme.BLUE, theme.ORANGE, theme.GREEN, theme.PINK)
@@ -27,7 +26,7 @@ def laws(studies: Sequence[Compared], reaches: Sequence[Reach]) -> go.Figure:
         studies: The studies, at most as many as there are colours.
         reaches: What to mark with a line from one law to the other.
     """
-    shown = figure(FLOPS, BPD, height=520)
+    shown = figure(FLOPS, studies[0].bits_unit, height=520)
     runs = [study.runs for study in studies]
     reach = (min(r["flops"].min() for r in runs), max(r["flops"].max() for r in runs))
     for position, study in enumerate(studies):
@@ -85,7 +84,7 @@ def _saved(shown: go.Figure, item: Reach) -> None:
             marker={"symbol": "line-ns-open", "size": 11, "color": INK},
             text=[f"{words} compute ", ""],
             textposition="middle left",
-            hovertemplate=f"{words} compute at {bits(item.bits)} {BPD}<extra></extra>",
+            hovertemplate=f"{words} compute at {bits(item.bits)} {item.bits_unit}<extra></extra>",
             name="compute at equal quality",
             showlegend=False,
         )
@@ -100,7 +99,8 @@ def differences(contrast: Contrast) -> go.Figure | None:
     rows = contrast.pairs.rows
     if rows.empty:
         return None
-    shown = figure(FLOPS, f"{contrast.second.name} − {contrast.first.name}, {BPD}", height=420)
+    unit = contrast.first.bits_unit
+    shown = figure(FLOPS, f"{contrast.second.name} − {contrast.first.name}, {unit}", height=420)
     shown.add_hline(y=0, line={"color": SOFT, "width": 1})
     sizes = theme.by_size(theme.thinned(shown, rows.sort_values(["flops", "seed"])))
     for position, (params, colour, group) in enumerate(sizes):
@@ -108,7 +108,7 @@ def differences(contrast: Contrast) -> go.Figure | None:
             group,
             "flops",
             "difference",
-            _pair_in_words,
+            partial(_pair_in_words, unit=unit),
             mode="lines+markers",
             line={"color": colour, "width": 1},
             marker=marker(colour, theme.symbol(position)),
@@ -129,10 +129,11 @@ def differences(contrast: Contrast) -> go.Figure | None:
     return shown.update_xaxes(log_axis(rows["flops"]))
 
 
-def _pair_in_words(row: Row) -> str:
+def _pair_in_words(row: Row, unit: str) -> str:
     ends = interval(interval_of_pair(row), signed_difference)
     return (
-        f"<b>{row['name']}</b><br>{bits(row['bpd_first'])} and {bits(row['bpd_second'])} {BPD}<br>"
+        f"<b>{row['name']}</b><br>"
+        f"{bits(row['bpd_first'])} and {bits(row['bpd_second'])} {unit}<br>"
         f"{signed_difference(row['difference'])} ({percent(LEVEL)} interval {ends})<br>"
         f"{power(row['flops'], 3)} FLOPs"
     )

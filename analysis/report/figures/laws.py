@@ -22,7 +22,6 @@ from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis
 from tarflow.forecasts import Forecast
 from tarflow.human import bits, count, interval, percent, power
 
-BPD = "bits per dimension"
 FLOPS = "training FLOPs"
 EXTRAPOLATE = 10.0  # times the largest budget: how far the law is drawn
 DIVIDE = 1.15  # times the largest FLOPs of a run: where fitted and predicted are divided
@@ -41,7 +40,7 @@ def runs_against_flops(
     runs = findings.runs if len(findings.runs) else findings.finished
     if runs.empty:
         return None
-    shown = figure(FLOPS, BPD, height=500)
+    shown = figure(FLOPS, findings.bits_unit, height=500)
     reach = [runs["flops"].min(), runs["flops"].max()]
     divided = reach[1] * DIVIDE
     if plans or findings.frontier:
@@ -216,7 +215,7 @@ def isoflop(findings: Findings) -> go.Figure | None:
     """
     if not findings.isoflops:
         return None
-    shown = figure("parameters", BPD, height=480)
+    shown = figure("parameters", findings.bits_unit, height=480)
     colours = theme.shades(iso.flops for iso in findings.isoflops)
     drawn = set(theme.thinned(shown, findings.runs)["run_id"])
     for iso in findings.isoflops:
@@ -264,7 +263,7 @@ def _optimum(item: Allocation, surface: Law, colour: str, group: str) -> go.Scat
     """Mark the best size by the surface law."""
     value = float(surface.predict(params=[item.params], tokens=[item.tokens])[0])
     text = (
-        f"<b>best size by the surface law {count(item.params)} params</b>, {bits(value)} BPD<br>"
+        f"<b>best size by the surface law {count(item.params)} params</b>, {bits(value)} bits<br>"
         f"90% interval {interval(item.params_interval, count)}"
     )
     return theme.points(
@@ -282,10 +281,10 @@ def _optimum(item: Allocation, surface: Law, colour: str, group: str) -> go.Scat
 def _minimum(iso: IsoFlop, colour: str, group: str) -> go.Scatter:
     """Mark the minimum of the check; at the edge, mark the best size tried, and say so."""
     text = (
-        f"<b>best size tried {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>at the edge: "
+        f"<b>best size tried {count(iso.params)} params</b>, {bits(iso.bpd)} bits<br>at the edge: "
         f"the {iso.edge} size may be the best"
         if iso.edge
-        else f"<b>minimum of the check {count(iso.params)} params</b>, {bits(iso.bpd)} BPD<br>"
+        else f"<b>minimum of the check {count(iso.params)} params</b>, {bits(iso.bpd)} bits<br>"
         f"90% interval {interval(iso.params_interval, count)}"
     )
     return theme.points(

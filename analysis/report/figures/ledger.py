@@ -14,18 +14,19 @@ ROW, FRAME = 52, 130  # pixels for a forecast, and around them
 HOVER = 60  # characters in a line of hover text
 
 
-def forecasts(ledger: Sequence[Forecast], names: Sequence[str]) -> go.Figure | None:
+def forecasts(ledger: Sequence[Forecast], names: Sequence[str], unit: str) -> go.Figure | None:
     """Draw the interval of each forecast and what its run achieved; None without a prediction.
 
     Args:
         ledger: Forecasts in the order in which they were written.
         names: Name of each run.
+        unit: Unit of their likelihoods.
     """
     pairs = zip(ledger, names, strict=True)
     rows = [(item, name) for item, name in pairs if item.predicted is not None]
     if not rows:
         return None
-    shown = theme.figure("bits per dimension", "", height=FRAME + ROW * len(rows))
+    shown = theme.figure(unit, "", height=FRAME + ROW * len(rows))
     shown.update_layout(margin={"l": 12, "r": 12}, showlegend=True)
     _add_predictions(shown, rows)
     _add_results(shown, rows, "achieved", "achieved, same images", theme.marker(theme.BLUE))

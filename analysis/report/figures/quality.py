@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.names import deepest_layers, layer_splits
+from analysis.names import bits_unit_of, bpd_name_of, deepest_layers, layer_splits
 from analysis.report.figures import theme
 from analysis.report.figures.theme import (
     AMBER,
@@ -38,7 +38,7 @@ def quality(scored: pd.DataFrame, reference: Mapping[str, Any]) -> go.Figure | N
     if known.empty:
         return None
     extractor = known["feature_extractor"].iloc[0]
-    shown = figure("bits per dimension", f"KID ({extractor})", height=460)
+    shown = figure(bits_unit_of(known), f"KID ({extractor})", height=460)
     sizes = theme.by_size(theme.thinned(shown, known))
     for position, (params, colour, group) in enumerate(sizes):
         errors = _standard_error(group, colour)
@@ -60,7 +60,7 @@ def trade_off(scored: pd.DataFrame) -> go.Figure | None:
     if best.empty:
         return None
     extractor = best["feature_extractor"].iloc[0]
-    shown = figure("bits per dimension", f"KID ({extractor}), best setting", height=420)
+    shown = figure(bits_unit_of(best), f"KID ({extractor}), best setting", height=420)
     front = pareto_front(best)
     shown.add_trace(
         go.Scatter(
@@ -93,7 +93,7 @@ def parallel_coordinates(scored: pd.DataFrame) -> go.Figure | None:
             ("channels", "channels"),
             ("lr", "learning<br>rate"),
             ("noise_std", "noise"),
-            ("bpd", "BPD"),
+            ("bpd", bpd_name_of(best)),
             ("kid", "KID"),
         )
         if best[column].nunique() > 1

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.laws.forms import Array
+from analysis.names import bits_unit_of
 from analysis.quality_laws import QualityLaws, band
 from analysis.report.figures import theme
 from analysis.report.figures.theme import Row, describe, dots, figure, log_axis, marker
@@ -15,11 +16,12 @@ COLOURS = (theme.BLUE, theme.ORANGE)
 
 
 def against_likelihood(laws: Sequence[QualityLaws]) -> go.Figure | None:
-    """Draw KID against bits per dimension, its law, and the place where they part."""
+    """Draw KID against likelihood, its law, and the place where they part."""
     known = [(law.setting, law.likelihood) for law in laws if law.likelihood is not None]
     if not known:
         return None
-    shown = figure("bits per dimension", _kid(known[0][1].rows), height=460)
+    rows = known[0][1].rows
+    shown = figure(bits_unit_of(rows), _kid(rows), height=460)
     for position, (setting, law) in enumerate(known):
         _drawn(shown, law.rows, "bpd", law.grid, law.drawn, setting, position, bits)
         if law.parts:

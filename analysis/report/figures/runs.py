@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import gaussian_kde
 
+from analysis.names import bits_unit_of
 from analysis.report.figures import theme
 from analysis.report.figures.theme import AMBER, BLUE, ORANGE, SKY, describe, figure, log_axis
 from tarflow.human import bits, count, number, power
@@ -82,7 +83,7 @@ def per_image(runs: pd.DataFrame) -> go.Figure | None:
     known = runs.dropna(subset=["bpd", "bpd_median", "bpd_p99"]).sort_values("flops")
     if known.empty:
         return None
-    shown = figure("training FLOPs", "bits per dimension of one image", height=420)
+    shown = figure("training FLOPs", f"{bits_unit_of(known)} of one image", height=420)
     known = theme.thinned(shown, known, theme.MOST // 4)
     for column, name, colour, symbol in (
         ("bpd_max", "largest", SKY, "triangle-up"),
@@ -106,7 +107,7 @@ def image_distribution(runs: pd.DataFrame, images: Mapping[str, pd.DataFrame]) -
     known = runs[runs["run_id"].isin(list(images))]
     if known.empty:
         return None
-    shown = figure("bits per dimension", "", height=120 + 62 * len(known))
+    shown = figure(bits_unit_of(known), "", height=120 + 62 * len(known))
     heights = []
     for position, run in enumerate(known.to_dict("records")):
         values = images[run["run_id"]]["bpd"].dropna().to_numpy(float)

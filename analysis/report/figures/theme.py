@@ -13,7 +13,7 @@ import plotly.io
 from numpy.typing import ArrayLike
 
 from tarflow.errors import UserError
-from tarflow.human import bits, count, number, power
+from tarflow.human import bits, bits_unit, count, number, power
 
 Row = Mapping[Any, Any]  # a row of a table by column
 
@@ -198,7 +198,7 @@ def describe(run: Row) -> str:
     error = f" ± {run['bpd_se']:.3f}" if pd.notna(run.get("bpd_se")) else ""
     return (
         f"<b>{run['name']}</b>  {run['run_id']}<br>"
-        f"{bits(run['bpd'])}{error} bits per dimension<br>"
+        f"{bits(run['bpd'])}{error} {bits_unit(str(run.get('bpd_kind')))}<br>"
         f"{count(run['params'])} params · {count(run['images'])} images"
         f" · {power(run['flops'])} FLOPs<br>"
         f"channels {run['channels']:.0f} · blocks {run['blocks']:.0f} · layers {run['layers']:.0f}"

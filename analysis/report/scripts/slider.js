@@ -2,7 +2,7 @@
 // The budget slider. Its stops are plans that Python made: a stop shows exactly what
 // `python -m analysis best` would recommend for that budget.
 if (pageData.budgets) {
-  const { stops, machines, ratios, runs, yaml, start, limit } = pageData.budgets;
+  const { stops, machines, ratios, runs, yaml, start, limit, bits_unit: bitsUnit } = pageData.budgets;
   const slider = document.getElementById("slider");
   const [stop, unit, machine] = ["stop", "unit", "machine"].map((name) => document.getElementById(`slider-${name}`));
   const best = ratios.indexOf("best");
@@ -42,7 +42,7 @@ if (pageData.budgets) {
       size: item.size, shape: item.shape, images: item.images, epochs: item.epochs,
       time, machine: `on ${device.name}`, price: cost, priceNote: device.priced ? `for ${device.name}` : "unknown: choose an accelerator",
       caution: item.caution, notes: item.notes, basis: device.basis, wrong: wrongSize(item),
-      nearest: run.name, measured: `measured: ${run.bits} bits per dimension, KID ${run.kid}`,
+      nearest: run.name, measured: `measured: ${run.bits} ${bitsUnit}, KID ${run.kid}`,
     });
     showZones(order);
     showPicture(item.nearest);
@@ -56,7 +56,7 @@ if (pageData.budgets) {
     if (!item.wrong.length) return "These runs do not tell the best size, so the cost of another size is unknown.";
     const one = item.wrong[size];
     if (size === best) return `The best size by the law is ${one.params} parameters. Choose another to see what it costs.`;
-    const bits = `At ${ratios[size]} the best size (${one.params} parameters) and the same compute, the law expects ${one.bits} more bits per dimension (90% interval ${one.band}).`;
+    const bits = `At ${ratios[size]} the best size (${one.params} parameters) and the same compute, the law expects ${one.bits} more ${bitsUnit} (90% interval ${one.band}).`;
     const compute = one.compute
       ? ` That size needs ${one.compute} times the compute to be as good.`
       : ` Even ${limit} times the compute would not make that size as good.`;

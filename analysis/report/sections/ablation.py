@@ -8,12 +8,13 @@ import plotly.graph_objects as go
 from analysis import ablation
 from analysis.ablation import averaged, noise_level, split_of, splits, titled
 from analysis.differences import signed_difference
+from analysis.names import bits_unit_of
 from analysis.report.figures import ablation as ablation_figures
 from analysis.report.figures.theme import SOFT
 from analysis.report.section import Material, Picture, Section, Table, embedded
 from analysis.settings import SETTING, run_and_setting, setting_in_words
 from analysis.study import sample_pictures
-from tarflow.human import bits, interval, number
+from tarflow.human import bits, bpd_name, interval, number
 
 MOST_PICTURES = 24  # per section
 SCORES = {"kid": "KID", "fid": "FID", "fd": "FD"}
@@ -42,12 +43,16 @@ def sections(material: Material) -> list[Section]:
 
 def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind: str) -> Section:
     """Compare what was trained, by likelihood and by samples."""
-    likelihood = _in_order(averaged(runs, KEYS, "bpd"), kind)
     plain = sampled[sampled["guidance"] == 0]
     if plain["denoise"].nunique() > len(DENOISED):  # the denoising section shows all
         plain = plain[plain["denoise"].isin(DENOISED)]
-    figures = {"likelihood": _figure(likelihood.assign(series=""), kind, "bits per dimension")}
-    tables = [_table(likelihood, "bits per dimension", bits)]
+    figures: dict[str, go.Figure] = {}
+    tables: list[Table] = []
+    unit, comparable = bits_unit_of(runs), ablation.likelihoods_compare(runs)
+    if comparable:
+        likelihood = _in_order(averaged(runs, KEYS, "bpd"), kind)
+        figures["likelihood"] = _figure(likelihood.assign(series=""), kind, unit)
+        tables.append(_table(likelihood, unit, bits))
     for column, name in _scores(plain):
         points = _in_order(averaged(plain, [*KEYS, "denoise"], column), kind)
         points = points.assign(series=[_denoised(row) for _, row in points.iterrows()])
@@ -60,8 +65,8 @@ def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind
     first = ablation.baseline(runs)
     worth = ablation.worth(runs, material.study)
     aid_of_worth = ""
-    if len(worth):
-        title = f"bits per dimension, minus those of {first}"
+    if len(worth) and comparable:
+        title = f"{unit}, minus those of {first}"
         shown = _figure(worth.assign(series=""), kind, title).update_layout(showlegend=False)
         figures["against " + first] = shown.add_hline(y=0, line={"color": SOFT, "width": 1})
         tables.insert(1, _table(worth, title, signed_difference))
@@ -72,9 +77,14 @@ def _choices(material: Material, runs: pd.DataFrame, sampled: pd.DataFrame, kind
     heading, aid = {
         "noise": (
             "Noise level: likelihood and samples",
-            "Every run has the same cost; they differ in the noise added in training. Bits per "
-            "dimension are those of the clean image, so they can be compared; for Gaussian noise "
-            "they are an upper bound.",
+            "Every run has the same cost; they differ in the noise added in training. "
+            + (
+                "Bits per dimension are those of the clean image, so they can be compared; for "
+                "Gaussian noise they are an upper bound."
+                if comparable
+                else "Likelihoods of latents are those of the noisy latent, so they cannot be "
+                "compared between noise levels."
+            ),
         ),
         "shape": (
             "Layers of each block at equal cost"
@@ -214,7 +224,8 @@ def _pictures(
     for _, row in first.iloc[:: -(-len(first) // MOST_PICTURES) or 1].iterrows():
         path = files.get(run_and_setting(row))
         if path:
-            note = f"{bits(row['bpd'])} BPD · KID {number(row['kid'])}"
+            score = bpd_name(str(row.get("bpd_kind")))
+            note = f"{bits(row['bpd'])} {score} · KID {number(row['kid'])}"
             if row["noise_type"] == "gaussian":
                 note = f"{_denoised(row)} · {note}"
             yield embedded(path, name(row), note, row["run_id"])

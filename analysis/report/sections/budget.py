@@ -11,7 +11,8 @@ from analysis.machines import Machine, machines
 from analysis.report.figures.budget import predicted
 from analysis.report.section import Material, Section
 from analysis.settings import one_setting
-from tarflow.config import RunConfig, to_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import to_yaml
 from tarflow.human import MISSING, bits, count, interval, money, number, power, seconds
 
 SOURCES = {
@@ -55,9 +56,10 @@ def page_data(material: Material) -> dict[str, Any] | None:
     if not plans:
         return None
     known = machines(findings.finished, plans[-1].recommendation.config)
-    texts = [_yaml(plan).splitlines() for plan in plans]
+    texts = [_yaml(plan, findings.bits_unit).splitlines() for plan in plans]
     return {
         "start": start(material),
+        "bits_unit": findings.bits_unit,
         "machines": [
             {"name": item.name, "basis": item.basis, "priced": item.price is not None}
             for item in known
@@ -147,11 +149,11 @@ def _runs(material: Material) -> dict[str, dict[str, str]]:
     }
 
 
-def _yaml(plan: Plan) -> str:
+def _yaml(plan: Plan, unit: str) -> str:
     """Return the config of a plan as YAML, without folders of the machine that wrote the page."""
     config, item = plan.recommendation.config, plan.recommendation.allocation
     lines = [
-        f"{power(plan.flops)} training FLOPs; expected {bits(item.bpd)} bits per dimension "
+        f"{power(plan.flops)} training FLOPs; expected {bits(item.bpd)} {unit} "
         f"(90% interval {interval(item.bpd_interval, bits)})"
     ]
     if Path(config.data.name).is_absolute():

@@ -65,7 +65,9 @@ def _pair_table(contrast: Contrast) -> Table:
     )
     names = contrast.first.name, contrast.second.name
     return Table(
-        ("run", *names, "difference", f"{percent(LEVEL)} interval"), rows, "Bits per dimension"
+        ("run", *names, "difference", f"{percent(LEVEL)} interval"),
+        rows,
+        contrast.first.bits_unit.capitalize(),
     )
 
 

@@ -107,7 +107,7 @@ def symbols(material: Material) -> Section:
         "fits, and their intervals say how far to trust them.",
         existing(
             exponents=estimate_figures.exponents(fits),
-            floor=estimate_figures.floors(fits, best, "bits per dimension"),
+            floor=estimate_figures.floors(fits, best, findings.bits_unit),
         ),
         tables=tuple(
             checklist.parameters(law.general if isinstance(law, Law) else law) for law in laws

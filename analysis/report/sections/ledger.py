@@ -20,6 +20,7 @@ def ledger(material: Material) -> Section:
     """Show every forecast of the study with its outcome, and how those beside it came out."""
     forecasts = material.findings.forecasts
     names = _names(forecasts, material.table)
+    unit = material.findings.bits_unit
     overall = calibration(material.study)
     so_far = f"So far, {overall}." if overall else ""
     words = (
@@ -32,8 +33,10 @@ def ledger(material: Material) -> Section:
         "forecasts",
         "Forecasts: what was predicted, and what came out",
         words,
-        existing(forecasts=ledger_figures.forecasts(forecasts, names)),
-        tables=(_outcomes(forecasts, names), _sources(forecasts, names)) if forecasts else (),
+        existing(forecasts=ledger_figures.forecasts(forecasts, names, unit)),
+        tables=(_outcomes(forecasts, names, unit), _sources(forecasts, names))
+        if forecasts
+        else (),
         empty=""
         if forecasts
         else "No forecast yet. This command writes one down, trains the "
@@ -42,7 +45,7 @@ def ledger(material: Material) -> Section:
     )
 
 
-def _outcomes(forecasts: Sequence[Forecast], names: Sequence[str]) -> Table:
+def _outcomes(forecasts: Sequence[Forecast], names: Sequence[str], unit: str) -> Table:
     return Table(
         ("run", "predicted", "90% interval", "achieved", "what came out", "on test images"),
         tuple(
@@ -61,7 +64,7 @@ def _outcomes(forecasts: Sequence[Forecast], names: Sequence[str]) -> Table:
             )
             for item, name in zip(forecasts, names, strict=True)
         ),
-        "Bits per dimension, lower is better; ± is the standard error over images",
+        f"{unit.capitalize()}, lower is better; ± is the standard error over images",
     )
 
 

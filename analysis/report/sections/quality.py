@@ -25,11 +25,10 @@ from analysis.settings import (
 )
 from analysis.signatures import GOOD, POOR, Signature, signatures
 from analysis.study import sample_pictures, tables_of_runs
-from tarflow.human import bits, interval, number
+from tarflow.human import bits, bpd_name, interval, number
 
 COMPARED = 500  # runs among which failure signatures are sought
 MOST = 3  # runs shown of either failure signature
-LOWEST = (("bpd", "lowest BPD"), ("kid", "lowest KID"))
 
 
 def quality(material: Material) -> Section:
@@ -67,10 +66,10 @@ def parting(material: Material) -> list[Section]:
         Section(
             "parting",
             "Where quality and likelihood part",
-            "KID against bits per dimension and, at the size of lowest bits, against compute. "
-            "Marks are runs with their standard errors, bands are 90% intervals of the laws, "
-            "fitted to KID as it is: it may be negative by chance. A law of KID over size and "
-            "data "
+            f"KID against {material.findings.bits_unit} and, at the size of lowest bits, against "
+            "compute. Marks are runs with their standard errors, bands are 90% intervals of the "
+            "laws, fitted to KID as it is: it may be negative by chance. A law of KID over size "
+            "and data "
             + ("holds" if trusted else "does not hold")
             + " on runs it had not seen"
             + (", so plans show it." if trusted else ", so plans show none."),
@@ -119,28 +118,29 @@ def disagreement(material: Material) -> Section:
     aid += f" (one in {stride(len(scored), COMPARED)} of all)" if len(runs) < len(scored) else ""
     aid += f", {len(every) or 'none'} "
     aid += "has" if len(every) == 1 else "have"
-    aid += " a rank by BPD and a rank by KID whose 90% intervals do not overlap."
+    name = material.findings.bpd_name
+    aid += f" a rank by {name} and a rank by KID whose 90% intervals do not overlap."
     if shown:
-        aid += " Their samples are shown beside those of the runs of lowest BPD and lowest KID. "
-        aid += "Ranks compare the runs with each other, not with real images."
+        aid += f" Their samples are shown beside those of the runs of lowest {name} and lowest "
+        aid += "KID. Ranks compare the runs with each other, not with real images."
     elif len(runs) > 1 and not told_apart(runs):
         aid += " KID does not tell the runs apart."
     rows = {str(row["run_id"]): row for _, row in runs.iterrows()}
-    ends = LOWEST if shown else ()
-    best = {str(runs.sort_values(score)["run_id"].iloc[0]): title for score, title in ends}
+    lowest = {"bpd": f"lowest {name}", "kid": "lowest KID"} if shown else {}
+    best = {str(runs.sort_values(by)["run_id"].iloc[0]): title for by, title in lowest.items()}
     return Section(
         "signatures",
         "Failure signatures: likelihood and samples disagree",
         aid,
         {},
-        tables=(_signature_table(shown, rows),) if shown else (),
+        tables=(_signature_table(shown, rows, name),) if shown else (),
         pictures=_signature_pictures(material.study, shown, best, rows),
     )
 
 
-def _signature_table(shown: list[Signature], rows: dict[str, pd.Series]) -> Table:
+def _signature_table(shown: list[Signature], rows: dict[str, pd.Series], bpd: str) -> Table:
     return Table(
-        ("run", "signature", "BPD", "rank by BPD", "KID", "rank by KID"),
+        ("run", "signature", bpd, f"rank by {bpd}", "KID", "rank by KID"),
         tuple(
             (
                 str(rows[item.run_id]["name"]),
@@ -166,7 +166,8 @@ def _signature_pictures(
         row = rows[run_id]
         path = files.get(run_and_setting(row))
         if path:
-            note = f"{row['name']} · {bits(row['bpd'])} BPD · KID {number(row['kid'])}"
+            note = f"{row['name']} · {bits(row['bpd'])} {bpd_name(str(row.get('bpd_kind')))}"
+            note += f" · KID {number(row['kid'])}"
             pictures.append(embedded(path, title, note, run_id))
     return tuple(pictures)
 

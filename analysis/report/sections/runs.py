@@ -58,14 +58,14 @@ def table(material: Material) -> Section:
 
 
 def images(material: Material) -> Section:
-    """Show bits per dimension of single images."""
+    """Show the likelihood of single images."""
     runs = material.findings.finished
     best = material.findings.frontier_points["run_id"].tolist()
     frontier = runs[runs["run_id"].isin(best)].sort_values("flops")
     images = tables_of_runs(material.study, frontier, "images.parquet")
     return Section(
         "images",
-        "Bits per dimension of single images",
+        f"{material.findings.bits_unit.capitalize()} of single images",
         "Laws are fitted to the mean, which can be trusted only while no single image moves it. "
         "The distributions are those of the best run of each budget.",
         existing(

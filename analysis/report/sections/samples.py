@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.report.figures.theme import Row
 from analysis.report.run_data import by_compute, first_samples
 from analysis.report.section import Material, Picture, Section, embedded, png_uri, sample_sheet
-from tarflow.human import bits, count, number
+from tarflow.human import bits, bits_unit, count, number
 from tarflow.record import read_table
 
 STRIPS = 12  # runs in the strip: more do not fit on a screen
@@ -106,7 +106,7 @@ def _spread(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _score(run: Row) -> str:
     images = " of test images" if run["split"] == "test" else ""
-    return f"{bits(run['bpd'])} bits per dimension{images}"
+    return f"{bits(run['bpd'])} {bits_unit(str(run.get('bpd_kind')))}{images}"
 
 
 def _reading(material: Material, compared: pd.DataFrame, strips: list[Picture]) -> str:

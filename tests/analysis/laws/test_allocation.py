@@ -15,7 +15,8 @@ from analysis.laws.isoflop import isoflop
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.observations import Observations
 from tarflow import cost
-from tarflow.config import ModelConfig, RunConfig
+from tarflow.config import RunConfig
+from tarflow.model_config import ModelConfig
 
 MODEL = ModelConfig(channels=32, head_dim=16)
 TEMPLATE = RunConfig(model=MODEL)

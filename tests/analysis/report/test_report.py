@@ -14,6 +14,7 @@ from synthetic import plant
 from analysis.report.page import write_report
 from analysis.report.template import PLOTLY
 from analysis.settings import SETTING, best_setting, pareto_front
+from tarflow import record
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,20 @@ def test_page_is_self_contained(study):
     assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"?https?:", text)
     assert not re.findall(r"<link[^>]+href=\"?https?:", text)
     assert len(text) < 5e6
+
+
+def test_bits_of_latents_are_never_named_like_those_of_pixels(tmp_path):
+    folder = plant(tmp_path / "latents", search=3)
+    (folder / "forecasts.parquet").unlink()  # it keeps its words
+    for path in folder.glob("runs/*/result.json"):
+        stored = json.loads(path.read_text())
+        stored["run"]["bpd_kind"] = "latent"
+        record.write_json(path, stored)
+    text = write_report(folder).read_text()
+    assert len(re.findall("its per latent dimension", text)) > 20
+    assert not re.search("its per dimension", text)
+    assert re.search("latent BPD", text)
+    assert not re.search(r"(?<!latent )\bBPD\b(?! bound on)", text)  # in the words of a config
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2])

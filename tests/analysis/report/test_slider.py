@@ -7,7 +7,8 @@ from browser_pages import open_page
 
 from analysis.advice import recommend
 from analysis.report.page import material_of, render
-from tarflow.config import RunConfig, read_yaml
+from tarflow.config import RunConfig
+from tarflow.config_files import read_yaml
 from tarflow.human import bits, count, interval, power
 
 
