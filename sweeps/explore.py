@@ -37,11 +37,10 @@ from sweeps.progress import Progress
 from sweeps.pruning import Pruner
 from sweeps.rungs import Rule
 from sweeps.sampler_space import SamplingSpace
-from sweeps.space import PRUNED, WORST, Space, TrainingSpace
+from sweeps.space import PRUNED, STARTUP, WORST, Space, TrainingSpace
 from sweeps.trainable import sample_candidate, train_candidate
 from tarflow.errors import UserError
 
-STARTUP = 8  # random trials of a space before its model suggests
 WITH_CRASHES = 2  # most trials to start, crashed ones included, for each one asked for
 REDRAWS = 20  # times a suggestion may be something that is being tried already
 

@@ -24,6 +24,7 @@ Rule = Literal["halving", "hyperband"]
 QUARTERS = (1, 2)  # of its budget, after which a candidate is compared
 WHOLE = 4  # quarters of a budget
 KEEPS = 2  # at each share the best of so many continue: half of them
+SUGGESTED = 0.75  # of candidates that Optuna's sampler suggests, those that continue: measured
 FILE = "rungs.json"  # rows of a run by the quarters of its budget that it had seen
 
 
@@ -139,22 +140,31 @@ class Expected(NamedTuple):
     budgets: float  # trained in all
 
 
-def expected(candidates: int, rule: Rule) -> Expected:
-    """Return what becomes of candidates on average if their order of arrival is random.
+def expected(random: int, suggested: int, rule: Rule) -> Expected:
+    """Return what becomes of candidates on average.
 
-    The first to reach a share continues, any later one if it is in the better half so far.
+    Of random ones, the first to reach a share continues, any later one if it is in the better half
+    so far. Those that the sampler suggests once it has learnt are better than the ones before.
 
-    >>> expected(9, "halving")
+    Args:
+        random: Number of random candidates to come.
+        suggested: Number of candidates that the sampler suggests.
+        rule: How they are compared.
+
+    >>> expected(9, 0, "halving")
     Expected(scored=14.0, finished=3.0, budgets=5.0)
+    >>> expected(0, 16, "halving")
+    Expected(scored=28.0, finished=9.0, budgets=11.5)
     """
     scored = finished = budgets = 0.0
     for first, part in zip(first_quarters(rule), parts(rule), strict=True):
-        left, before = candidates * part, 0
+        drawn, learnt, before = random * part, suggested * part, 0
         for quarters in QUARTERS:
-            budgets += left * (quarters - before) / WHOLE
-            scored, before = scored + left, quarters
+            budgets += (drawn + learnt) * (quarters - before) / WHOLE
+            scored, before = scored + drawn + learnt, quarters
             if quarters >= first:
-                left = min(left, (left + KEEPS - 1) / KEEPS)
-        budgets += left * (WHOLE - before) / WHOLE
-        finished += left
+                drawn = min(drawn, (drawn + KEEPS - 1) / KEEPS)
+                learnt *= SUGGESTED
+        budgets += (drawn + learnt) * (WHOLE - before) / WHOLE
+        finished += drawn + learnt
     return Expected(scored, finished, budgets)

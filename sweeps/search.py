@@ -29,10 +29,9 @@ from sweeps.driver import (
 )
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
 from sweeps.ranges import NAMES
-from sweeps.rungs import QUARTERS, Rule, share
-from sweeps.rungs import expected as expected_of
+from sweeps.rungs import QUARTERS, Expected, Rule, expected, share
 from sweeps.sampler_space import FEWEST_SAMPLES, SamplingSpace
-from sweeps.space import PRUNED, TrainingSpace, is_pruned
+from sweeps.space import PRUNED, STARTUP, TrainingSpace, is_pruned
 from sweeps.study import Study
 from tarflow import human
 from tarflow.errors import UserError, check_seed
@@ -198,17 +197,23 @@ def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
 
 def pruned_plan(plan: Plan, rule: Rule, study: Study) -> Plan:
     """Return a plan whose candidates take the time that pruning leaves them on average."""
-    count, expected = len(plan.left), expected_of(len(plan.left), rule)
+    count, foreseen = len(plan.left), to_expect(plan, rule)
     rows = []
     for row in plan.rows:
         if row in plan.left:
             scoring = expect.scoring_seconds(row.run.config, study.validation_images, plan.rate)
-            saved = row.seconds.train * (1 - expected.budgets / count)
-            saved += row.seconds.evaluate * (1 - expected.finished / count)
-            saved -= scoring * expected.scored / count
+            saved = row.seconds.train * (1 - foreseen.budgets / count)
+            saved += row.seconds.evaluate * (1 - foreseen.finished / count)
+            saved -= scoring * foreseen.scored / count
             row = replace(row, left=max(row.left - saved, 0.0))
         rows.append(row)
     return replace(plan, rows=tuple(rows))
+
+
+def to_expect(plan: Plan, rule: Rule) -> Expected:
+    """Return what should become of the candidates that a plan still has to train."""
+    random = min(max(STARTUP - len(plan.rows) + len(plan.left), 0), len(plan.left))
+    return expected(random, len(plan.left) - random, rule)
 
 
 def pruning_in_words(plan: Plan, rule: Rule | None) -> list[str]:
@@ -216,11 +221,11 @@ def pruning_in_words(plan: Plan, rule: Rule | None) -> list[str]:
     over, count = len(plan.left_out), len(plan.left)
     words = [f"{over} stopped early before"] * bool(over)
     if rule and count:
-        expected = expected_of(count, rule)
+        foreseen = to_expect(plan, rule)
         words += [
             f"pruning by {rule} at {' and '.join(map(share, QUARTERS))} of the budget: of "
-            f"{count} candidates to come about {expected.finished:.0f} should train to their end, "
-            f"which saves {human.percent(1 - expected.budgets / count)} of their training FLOPs; "
+            f"{count} candidates to come about {foreseen.finished:.0f} should train to their end, "
+            f"which saves {human.percent(1 - foreseen.budgets / count)} of their training FLOPs; "
             "the time above takes it into account"
         ]
     return ["; ".join(words)] if words else []

@@ -29,6 +29,7 @@ SEED = 1  # of the noise in the inner search: not that of the runs, which picked
 NOISE_REACH = 4.0  # the noise is searched from the base's level divided by this to times this
 RATES = 0.25, 2.0  # range of the learning rate, times the study's own at that width
 DIVERGED = "Diverged:"  # beginning of the error of a run whose training diverged
+STARTUP = 8  # random trials of a space before its model suggests
 PRUNED = "pruned"  # status of a run that was stopped because others did better
 WORST = 1e6  # score of what diverged: the sampler learns nothing from trials without scores
 

@@ -124,7 +124,7 @@ def test_what_pruning_should_save_is_what_it_saves(space, tmp_path):
                     used = quarters
                     break
             finished, budgets = finished + (used == 4), budgets + used / 4
-    foreseen = expected(count, "halving")
+    foreseen = expected(count, 0, "halving")
     assert finished / 4 == pytest.approx(foreseen.finished, rel=0.3)
     assert budgets / 4 == pytest.approx(foreseen.budgets, rel=0.15)
 
