@@ -50,8 +50,9 @@ def candidates(table: pd.DataFrame) -> pd.DataFrame:
     tried["share"] = share.where(tried["status"] != "failed", 0.0)
     alike = (layer_splits(tried) == "").all()
     tried["deepest"] = 0 if alike else deepest_layers(tried)
-    tried = tried.loc[search.index[search == search.mode()[0]]]
-    return tried.sort_values(["share", "bpd"], ascending=[False, True]).reset_index(drop=True)
+    commonest = tried.loc[search.index[search == search.mode()[0]]]
+    ordered: pd.DataFrame = commonest.sort_values(["share", "bpd"], ascending=[False, True])
+    return ordered.reset_index(drop=True)
 
 
 def varied(tried: pd.DataFrame) -> list[str]:

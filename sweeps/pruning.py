@@ -32,10 +32,10 @@ class Pruner(NotPickled, FIFOScheduler):
             out: Folder of the study.
             ended: Run ids of earlier candidates, which later ones are compared with.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rule, self.space, self.out = rule, space, out
         self.brackets = [
-            ASHAScheduler(  # type: ignore[no-untyped-call]
+            ASHAScheduler(
                 time_attr="quarters",
                 metric="bpd_there",
                 mode="min",

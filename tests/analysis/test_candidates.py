@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis.candidates import candidates, importance
 from analysis.report.figures.search import importances, slices
+from analysis.report.sections.quality import _stopped_early
 
 WHOLE = 1000  # images of a candidate
 
@@ -84,3 +85,17 @@ def test_slices_set_apart_what_was_stopped():
     assert slices(tried[tried["status"] == "pruned"]) is None
     assert importances(importance(tried, 0)).data[0].y[-1] == "learning rate"
     assert importances(importance(tried[:3], 0)) is None
+
+
+def test_the_page_says_how_many_were_stopped_and_when():
+    runs = table(
+        ("a", "done", 1.0, 2.0, {}),
+        ("b", "pruned", 0.25, 2.5, {}),
+        ("c", "pruned", 0.26, 2.5, {}),  # whole batches
+        ("d", "pruned", 0.5, 2.5, {}),
+    )
+    words = _stopped_early(candidates(runs))
+    assert words.startswith(
+        " Of 4 candidates, 3 were stopped early, 2 at 1/4 and 1 at 1/2 of their"
+    )
+    assert _stopped_early(candidates(runs[:1])) == ""

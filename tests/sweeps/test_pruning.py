@@ -4,12 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
 import pytest
+import ray
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from small_studies import rows, wee, with_ray, write_study
@@ -25,8 +27,10 @@ from sweeps.rungs import FILE, bracket_of, expected, parts
 from sweeps.search import Options
 from sweeps.space import PRUNED, WORST, TrainingSpace
 from sweeps.study import resolve_study
+from sweeps.trainable import Reporter
 from tarflow.record import write_json
 from tarflow.run import run
+from tarflow.train.preemption import request_stop
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 BUDGET = 2e8
@@ -164,6 +168,25 @@ def test_the_sampler_takes_pruned_candidates_for_the_worst(space, tmp_path):
     assert len(pruned(study)) == sum(slow)
     assert sum(slow[-20:]) < sum(slow[:20])
     assert sum(slow[-20:]) < 7  # two thirds of the range are slow
+
+
+def test_a_run_waits_for_the_decision_unless_it_has_to_leave(monkeypatch):
+    decision = threading.Event()
+
+    def report(progress):
+        assert decision.wait(60)
+        if progress["bpd_there"] > 3:
+            sys.exit(0)
+
+    monkeypatch.setattr(ray.tune, "report", report)
+    reporter = Reporter()
+    leaving = threading.Timer(0.5, request_stop)
+    leaving.start()
+    reporter.ask({"quarters": 1, "bpd_there": 2.0})  # returns without an answer
+    decision.set()
+    reporter.ask({"quarters": 1, "bpd_there": 2.0})
+    with pytest.raises(SystemExit):
+        reporter.ask({"quarters": 2, "bpd_there": 4.0})
 
 
 def test_a_grid_trains_what_a_search_has_pruned(space, tmp_path):

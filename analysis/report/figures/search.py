@@ -79,15 +79,18 @@ def slices(tried: pd.DataFrame) -> go.Figure | None:
     for position, name in enumerate(names):
         where = {"row": position // COLUMNS + 1, "col": position % COLUMNS + 1}
         first = position == 0
-        dot = {"marker": marker(BLUE, size=8), "name": "trained to the end"}
+        dot: dict[str, Any] = {"marker": marker(BLUE, size=8), "name": "trained to the end"}
         shown.add_trace(dots(whole, name, "bpd", showlegend=first, **dot), **where)
         open_mark = theme.ring(SOFT, "triangle-down-open", 9, 1.5)
-        stopped = {"marker": open_mark, "name": "stopped early, or diverged"}
+        stopped: dict[str, Any] = {"marker": open_mark, "name": "stopped early, or diverged"}
         if len(above):
             shown.add_trace(
                 dots(above, name, "height", _stopped, showlegend=first, **stopped), **where
             )
-        best = {"marker": theme.ring(ORANGE, "circle-open", 15, 2), "name": "lowest BPD"}
+        best: dict[str, Any] = {
+            "marker": theme.ring(ORANGE, "circle-open", 15, 2),
+            "name": "lowest BPD",
+        }
         shown.add_trace(dots(whole[:1], name, "bpd", showlegend=first, **best), **where)
         shown.update_xaxes({"title_text": VARIED[name], **_axis(tried[name])}, **where)
     for row in range(rows):
