@@ -31,7 +31,6 @@ from tarflow import record
 from tarflow.config import RunConfig
 from tarflow.errors import StepOutOfMemory, UserError
 from tarflow.storage import locate
-from tarflow.train.checkpoint import remove_checkpoints
 from tarflow.train.preemption import Preempted, catch_sigterm
 from tarflow.train.trunk import trunk_of
 
@@ -220,16 +219,11 @@ def train_candidate(
     from ray import tune
 
     run = single_threaded(space.run_of(config))
-    folder = locate(out) / "runs" / run.run_id
-    if prunes and is_pruned(folder):
+    if prunes and is_pruned(locate(out) / "runs" / run.run_id):
         tune.report({"status": PRUNED})
         return
-    try:
-        with reporting() as report:
-            row = execute_and_record(run, out, home, report, report.ask if prunes else None)
-    except SystemExit:  # pruned; the driver could not remove what was just being written
-        remove_checkpoints(folder / "state")
-        raise
+    with reporting() as report:
+        row = execute_and_record(run, out, home, report, report.ask if prunes else None)
     tune.report({"status": row["status"], **objectives(space, config, out)})
 
 

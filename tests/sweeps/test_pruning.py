@@ -230,6 +230,9 @@ def test_a_killed_search_with_pruning_resumes(tmp_path):
     assert kept
     assert search.search(options) == 0
     assert kept.items() <= results().items()
+    kept = results()
+    assert search.search(options) == 0
+    assert kept == results()
 
     space, table = TrainingSpace(resolve_study(searched()), BUDGET), rows(out)
     title, journal = space.title, open_journal(out)
@@ -246,6 +249,7 @@ def test_a_killed_search_with_pruning_resumes(tmp_path):
         )
         assert row["flops"] < 0.6 * BUDGET
         assert not (out / "runs" / name / "model.safetensors").exists()
+        assert not (out / "runs" / name / "state").exists()
         assert (out / "runs" / name / "curve.parquet").exists()
     assert not stopped & set(scored_runs(out, list(table))["run_id"])
 
