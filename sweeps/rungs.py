@@ -48,13 +48,15 @@ class Rungs:
 
     def __call__(self, state: "TrainState") -> None:
         """Score and compare the candidate if its last step has reached a share."""
+        from tarflow.train.curve import CurveFile
+
         config = self.run.config
         before = state.images - config.batch
         for quarters in QUARTERS:
             reached = before < quarters / WHOLE * config.images <= state.images
             if reached and quarters not in self.rows:
                 self.rows[quarters] = self._row(state, quarters)
-                record.write_table(self.folder / "curve.parquet", state.curve, record.CURVE)
+                CurveFile(self.folder, first=True).write(state)
                 record.write_json(self.folder / FILE, self.rows)
                 self._compare(quarters)
 

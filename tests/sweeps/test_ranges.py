@@ -11,7 +11,7 @@ from sweeps.presets import load
 from sweeps.search import Options, middle
 from sweeps.space import TrainingSpace
 from sweeps.study import grid, resolve_study
-from tarflow.config import read_yaml, to_yaml
+from tarflow.config_files import read_yaml, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import run_id
 
