@@ -56,7 +56,8 @@ def share(answer: dict[str, Any], trials: int, seed: int) -> float:
     diverged = []
     with tempfile.TemporaryDirectory() as folder:
         journal = open_journal(Path(folder))
-        search = Suggester(space, open_study(space, journal), journal, seed, trials)
+        told = open_study(space, journal)
+        search = Suggester(space, told, journal, seed, trials, Path(folder))
         for trial in map(str, range(trials)):
             ratio = (search.suggest(trial) or {})["lr_ratio"]
             diverged.append(ratio > EDGE)

@@ -9,7 +9,9 @@ QUIET = {  # Ray reads these when it is first imported; the user's own settings 
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # otherwise reports wait two seconds
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # for a pruned run to leave its process to the next
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the driver
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # reports on progress have no score
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the driver prints one line
     "TUNE_WARN_THRESHOLD_S": "60",
 }

@@ -13,6 +13,7 @@ from ray import tune
 from ray.exceptions import NodeDiedError, RayError
 from ray.train import WorkerGroupError
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from rich.console import Console
 
@@ -319,6 +320,7 @@ def run_trials(
     callback: tune.Callback,
     search: Searcher,
     samples: int,
+    scheduler: TrialScheduler | None = None,
 ) -> None:
     """Carry out Tune trials side by side, quietly. Ray's own files are thrown away.
 
@@ -329,6 +331,7 @@ def run_trials(
         callback: Observes the trials.
         search: Suggests configs.
         samples: Most trials.
+        scheduler: Stops trials early; by default all run to their end.
     """
     amounts = {name.upper(): amount for name, amount in needs.items()}
     trainable.__mixins__ = (DefersSigterm,)  # type: ignore[attr-defined]  # Tune inherits from it
@@ -344,6 +347,7 @@ def run_trials(
                     stop.keeps_room,
                 ),
                 num_samples=samples,
+                scheduler=scheduler,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -365,6 +369,7 @@ def run_batch(
     callback: tune.Callback,
     search: Callable[[StopConditions], Searcher],
     samples: int,
+    scheduler: TrialScheduler | None = None,
 ) -> Outcome:
     """Carry out a batch of trials and return how it went.
 
@@ -376,6 +381,7 @@ def run_batch(
         callback: Observes the trials.
         search: Makes the searcher of `run_trials`.
         samples: Most trials.
+        scheduler: Scheduler of `run_trials`.
 
     Raises:
         UserError: If a worker found a user's mistake.
@@ -384,7 +390,7 @@ def run_batch(
     stop = StopConditions(progress, context, devices)
     with progress, publishing(progress, context.page):
         if progress.total:
-            run_trials(trainable, needs, stop, callback, search(stop), samples)
+            run_trials(trainable, needs, stop, callback, search(stop), samples, scheduler)
     return stop.outcome(devices * sum(progress.seconds.values()), "gpu" in needs)
 
 

@@ -26,7 +26,8 @@ from analysis.report.page import write_report
 from analysis.rows import GRID
 from analysis.rows import choose as comparable_rows
 from analysis.settings import SETTING, best_setting, pareto_front, setting_in_words
-from sweeps.space import SEED, SamplingSpace
+from sweeps.sampler_space import SamplingSpace
+from sweeps.space import SEED
 from sweeps.study import Study
 from tarflow import record
 from tarflow.config import RunConfig, SamplerConfig

@@ -90,11 +90,17 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
         validation_images: Number of held-out images to score.
         rate: Speed of one device.
     """
-    evaluation, workers = config.evaluation, config.execution.workers
     train, per_image = _training_seconds(config, rate)
-    scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
-    scoring = SCORING_IMAGES * scored * per_image
+    scoring = scoring_seconds(config, validation_images, rate)
     return Seconds(train, EVALUATION_SECONDS + scoring + _sampling_seconds(config, per_image))
+
+
+def scoring_seconds(config: RunConfig, validation_images: int, rate: Rate) -> float:
+    """Return the seconds in which the workers of a run score the held-out images."""
+    evaluation, workers = config.evaluation, config.execution.workers
+    _, per_image = _training_seconds(config, rate)
+    scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
+    return SCORING_IMAGES * scored * per_image
 
 
 def sampling_seconds(config: RunConfig, rate: Rate, guided: bool) -> float:

@@ -22,20 +22,36 @@ from sweeps.batch import (
     run_batch,
 )
 from sweeps.cluster import check_shared, slots
-from sweeps.journal import completed, ended, fresh_seed, open_journal, open_study, settle
+from sweeps.journal import (
+    completed,
+    ended,
+    fresh_seed,
+    open_journal,
+    open_study,
+    pruned,
+    settle,
+    tell_pruned,
+)
 from sweeps.placement import NotPickled
 from sweeps.progress import Progress
-from sweeps.space import WORST, SamplingSpace, Space, TrainingSpace
+from sweeps.pruning import Pruner
+from sweeps.rungs import Rule
+from sweeps.sampler_space import SamplingSpace
+from sweeps.space import PRUNED, STARTUP, WORST, Space, TrainingSpace
 from sweeps.trainable import sample_candidate, train_candidate
 from tarflow.errors import UserError
+from tarflow.train.checkpoint import remove_checkpoints
 
-STARTUP = 8  # random trials of a space before its model suggests
 WITH_CRASHES = 2  # most trials to start, crashed ones included, for each one asked for
 REDRAWS = 20  # times a suggestion may be something that is being tried already
 
 
 def search_runs(
-    space: TrainingSpace, trials: int, needs: Mapping[str, float], context: BatchContext
+    space: TrainingSpace,
+    trials: int,
+    needs: Mapping[str, float],
+    context: BatchContext,
+    prune: Rule | None = None,
 ) -> Outcome:
     """Train candidates that Optuna suggests.
 
@@ -44,6 +60,7 @@ def search_runs(
         trials: Number of candidates, those of earlier calls included; crashed ones do not count.
         needs: Resources of one trial.
         context: What all batches of the command share.
+        prune: How candidates are compared at shares of their budget; None trains all in full.
 
     Raises:
         UserError: If a worker finds a user's mistake, or the cluster cannot hold a trial.
@@ -54,9 +71,14 @@ def search_runs(
         needs,
         context,
         tune.with_parameters(
-            train_candidate, space=space, out=str(context.out), home=str(Path.cwd())
+            train_candidate,
+            space=space,
+            out=str(context.out),
+            home=str(Path.cwd()),
+            prunes=prune is not None,
         ),
         lambda progress: ProgressCallback(space.run_of, context.out, progress),
+        (lambda ended: Pruner(prune, space, context.out, ended)) if prune else lambda _: None,
     )
 
 
@@ -100,20 +122,24 @@ def _search(
     context: BatchContext,
     trainable: Callable[[dict[str, Any]], None],
     callback: Callable[[Progress], tune.Callback],
+    pruner: Callable[[Sequence[str]], Pruner | None] = lambda _: None,
 ) -> Outcome:
     """Carry out the trials that each space still lacks."""
     check_shared(context.out, context.cluster)
     journal = open_journal(context.out)
     studies = [(space, open_study(space, journal)) for space in spaces]
-    searches, done = [], []
+    searches, done, names = [], [], []
     for space, study in studies:
         settle(study, space, context.out)
         before = ended(study, space, context.out)
         values = [trial.values for trial in completed(study) if WORST not in trial.values]
         done += [dict(zip(space.objectives, scores, strict=True)) for scores in values]
+        done += [{"status": PRUNED} for _ in pruned(study)]
+        names += [space.name(params) for params in before]
         if len(before) < trials:
             seed = fresh_seed(context.seed, len(study.get_trials(deepcopy=False)))
-            searches.append(Suggester(space, study, journal, seed, trials - len(before)))
+            left = trials - len(before)
+            searches.append(Suggester(space, study, journal, seed, left, context.out))
     progress = Progress(
         sum(search.left for search in searches),
         {},
@@ -131,17 +157,26 @@ def _search(
             callback(progress),
             lambda stop: RoundRobinSearcher(searches, progress, stop.allows),
             WITH_CRASHES * progress.total,
+            pruner(names),
         )
     finally:
         for space, study in studies:
             settle(study, space, context.out)
+            for trial in pruned(study):  # a checkpoint may have been half written at the decision
+                remove_checkpoints(context.out / "runs" / space.name(trial.params) / "state")
 
 
 class Suggester(NotPickled, OptunaSearch):
     """Optuna's sampler for Tune; closes every trial, and never tries one thing twice at a time."""
 
     def __init__(
-        self, space: Space, study: Study, journal: BaseStorage, seed: int, trials: int
+        self,
+        space: Space,
+        study: Study,
+        journal: BaseStorage,
+        seed: int,
+        trials: int,
+        out: Path,
     ) -> None:
         """Continue an Optuna study.
 
@@ -151,8 +186,9 @@ class Suggester(NotPickled, OptunaSearch):
             journal: Storage of the study.
             seed: Seed of the sampler; must differ from those that the study has used.
             trials: Number of trials to carry out; those that crash do not count.
+            out: Folder of the study.
         """
-        self.space, self.study, self.left = space, study, trials
+        self.space, self.study, self.left, self.out = space, study, trials, out
         self.crashed = 0  # trials
         self.busy: dict[str, str] = {}  # what each trial works on
         super().__init__(
@@ -183,7 +219,11 @@ class Suggester(NotPickled, OptunaSearch):
         names = self.space.objectives
         reported = result is not None and all(name in result for name in names)
         if not reported and not error:
-            return  # stopped: it stays open until it is settled
+            trial = self._ot_trials[trial_id]
+            if self.space.pruned(trial.params, self.out):
+                self.left -= 1
+                tell_pruned(self.study, trial)
+            return  # stopped by the whole search: it stays open until it is settled
         values = [result.get(name) for name in names] if result else [None]
         complete = all(value is not None and math.isfinite(value) for value in values)
         self.left -= complete

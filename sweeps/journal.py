@@ -3,6 +3,10 @@
 The runs on disk are the truth. Trials that a killed search left open in the journal are closed
 accordingly: those whose run has ended get its values, the others fail and are suggested first.
 A run that diverged gets the worst values, so that Optuna's sampler learns to avoid its neighbours.
+A run that was pruned gets the state PRUNED and no values: its BPD at a share of the budget and its
+missing samples cannot be compared with those of whole runs, and Optuna takes no intermediate
+values for several objectives. The sampler then counts it as worse than every complete trial, and
+no Pareto front has it.
 """
 
 import json
@@ -16,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweeps.space import WORST, Space
+from tarflow.errors import UserError
 from tarflow.storage import Remote
 
 FILE = "search.journal"
@@ -99,7 +105,11 @@ class RemoteJournal(JournalFileBackend):
 
 
 def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
-    """Return the Optuna study of a space; a new one starts with the space's own suggestions."""
+    """Return the Optuna study of a space; a new one starts with the space's own suggestions.
+
+    Raises:
+        UserError: If it has chosen between other words, which Optuna does not allow to change.
+    """
     study = optuna.create_study(
         storage=journal,
         study_name=space.title,
@@ -109,9 +119,18 @@ def open_study(space: Space, journal: JournalStorage) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names(list(space.objectives))  # for the dashboard
-    if not study.get_trials(deepcopy=False):
+    trials = study.get_trials(deepcopy=False)
+    if not trials:
         for params in space.starts:
             study.enqueue_trial(params)
+    for name, now in space.words.items():
+        for before in (trial.distributions.get(name) for trial in trials):
+            if isinstance(before, CategoricalDistribution) and before.choices != now:
+                words = ", ".join(map(str, before.choices))
+                raise UserError(
+                    f"the search in {FILE} chose {name} from {words}, which cannot change within "
+                    "a search: choose another --out"
+                )
     return study
 
 
@@ -121,6 +140,9 @@ def settle(study: optuna.Study, space: Space, out: Path) -> None:
         values = _values(trial.params, space, out)
         if values:
             study.tell(trial.number, values)
+            continue
+        if values is not None and space.pruned(trial.params, out):
+            tell_pruned(study, trial.number)
             continue
         study.tell(trial.number, state=TrialState.FAIL)
         if values is None and trial.params:
@@ -133,8 +155,8 @@ def settle(study: optuna.Study, space: Space, out: Path) -> None:
 
 
 def ended(study: optuna.Study, space: Space, out: Path) -> list[dict[str, Any]]:
-    """Return the parameters of the trials that count: all that have values or diverged."""
-    trials = completed(study) + _diverged_unheard(study, space, out)
+    """Return the parameters of the trials that count: with values, pruned or diverged."""
+    trials = completed(study) + pruned(study) + _diverged_unheard(study, space, out)
     return [trial.params for trial in trials]
 
 
@@ -167,6 +189,16 @@ def tried(space: Space, out: Path) -> list[dict[str, Any]]:
 def completed(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that have values."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def pruned(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that were stopped because others did better at the same share."""
+    return study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+
+
+def tell_pruned(study: optuna.Study, trial: optuna.Trial | int) -> None:
+    """Tell Optuna that a trial was pruned."""
+    study.tell(trial, state=TrialState.PRUNED)
 
 
 def draws(space: Space, count: int, seed: int) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.failures import Machines, ProcessDied
+from sweeps.space import PRUNED
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
@@ -57,6 +58,11 @@ class Revised:
     pace: float  # measured over expected seconds of these runs
 
 
+def stopped_early(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is that of a candidate which others have beaten early."""
+    return row.get("status") == PRUNED
+
+
 def in_words(row: Mapping[str, Any], objective: str) -> str:
     """Return a score in words.
 
@@ -93,7 +99,7 @@ class Progress:
             expected: Expected seconds of each task by its name; empty if not known in advance.
             slots: Number of tasks at a time.
             console: Where to show the progress.
-            done: Rows of tasks that were finished before.
+            done: Rows of tasks that were finished or pruned before.
             objective: Column of a row that is best when lowest, bpd or kid.
             widths: Slots that a task takes, by its name, where they are not one.
         """
@@ -102,9 +108,12 @@ class Progress:
         self.widths = widths or {}
         self.began = time.time()
         self.objective = objective
-        self.before = self.done = len(done)  # numbers of rows
-        self.failures = 0
-        self.best = min(done, key=self._score, default=None)
+        self.before = len(done)  # number of rows
+        self.failures, self.pruned = 0, sum(map(stopped_early, done))
+        self.done = self.before - self.pruned
+        self.best = min(
+            (row for row in done if not stopped_early(row)), key=self._score, default=None
+        )
         self.tasks: dict[str, Task] = {}  # started here
         self.running: dict[str, float] = {}  # start of each, on the monotonic clock
         self.waiting = {  # expected seconds times slots of those that have not started here
@@ -245,11 +254,15 @@ class Progress:
                 self._print(line, "red")
                 self._count_failure(task, row["error"])
             else:
-                self.done += 1
-                self.best = min(self.best or row, row, key=self._score)
+                if stopped_early(row):
+                    self.pruned += 1
+                    outcome = f"{row['error']}: {in_words(row, self.objective)} there"
+                else:
+                    self.done += 1
+                    self.best = min(self.best or row, row, key=self._score)
+                    outcome = in_words(row, self.objective)
                 self.machines.ended_well(name)
-                score, spent = in_words(row, self.objective), human.seconds(self.seconds[name])
-                ended = f"{task.label} {score}, {spent}"
+                ended = f"{task.label} {outcome}, {human.seconds(self.seconds[name])}"
                 line = f"{self.counts()} · {ended}"
                 self._print(ended if self._live else line)  # a terminal shows the counts below
             self.lines.append(line)
@@ -334,10 +347,11 @@ class Progress:
             things = " sampler settings" if self.objective == "kid" else ""
             parts = [f"{self.done} of {total}{things} done"]
             parts += [f"{len(self.running)} running"] if self.running else []
+            parts += [f"{self.pruned} stopped early"] if self.pruned else []
             parts += [f"{self.failures} failed"] if self.failures else []
             if self.best and self._score(self.best) < math.inf:
                 parts.append(f"best {in_words(self.best, self.objective)}")
-            if self.done + self.failures < total and (left := self.seconds_left()):
+            if self.done + self.pruned + self.failures < total and (left := self.seconds_left()):
                 parts.append(f"{human.seconds(left)} left")
             return " · ".join(parts)
 

@@ -29,7 +29,7 @@ from sweeps.driver import (
 )
 from sweeps.limits import limits_from
 from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table
-from sweeps.space import FEWEST_SAMPLES
+from sweeps.sampler_space import FEWEST_SAMPLES
 from sweeps.study import Study, grid
 from tarflow import human, record
 from tarflow.config import RunConfig

@@ -5,7 +5,7 @@ This file may be sent alone to a machine that has the package installed, as `ray
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +28,11 @@ from sweeps.driver import (
     with_tags,
 )
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
-from sweeps.space import FEWEST_SAMPLES, RATES, SamplingSpace, TrainingSpace
+from sweeps.ranges import NAMES
+from sweeps.rungs import QUARTERS, Expected, Rule, expected, share
+from sweeps.sampler_space import FEWEST_SAMPLES, SamplingSpace
+from sweeps.space import PRUNED, STARTUP, TrainingSpace, is_pruned
+from sweeps.study import Study
 from tarflow import human
 from tarflow.errors import UserError, check_seed
 
@@ -51,6 +55,12 @@ class Options(StudyOptions):
     of three noise bands) with other guidance, attention temperature and denoising. KID picks a
     setting on one half of the draws and is reported on the other half.
 
+    The section `search` of a study file sets the ranges, which otherwise lie around the study's
+    own sizes. --prune stops poor candidates early: at 1/4 and 1/2 of its budget each is compared
+    with the others at the same share, by the BPD of held-out images, and the worse half ends
+    there. With hyperband a third of the candidates is compared later or never, in case poor
+    beginnings end well.
+
     The plan and its price come first. To resume, or to add trials, run the command again: nothing
     is trained or sampled twice. The study folder then holds search.journal (open it with
     optuna-dashboard), report.html with the search in it, and best.yaml, the run to train next.
@@ -64,6 +74,8 @@ class Options(StudyOptions):
     """Sampler settings to try on each checkpoint; 0 tries none."""
     budget: Annotated[float | None, default("the study's middle budget", "FLOPS")] = None
     """Training FLOPs of each candidate."""
+    prune: Annotated[Rule | None, default("none", "RULE")] = None
+    """Stop poor candidates early, by halving or hyperband."""
     seed: int = 0
     """Seed of the suggestions."""
 
@@ -114,13 +126,14 @@ class Search(Command):
         from sweeps.trainable import resources
 
         needs = resources([row.run.config for row in self.plan.rows], context.cluster.gpus)
-        outcome = search_runs(self.space, self.options.trials, needs, context)
+        options, space = self.options, self.space
+        outcome = search_runs(space, options.trials, needs, context, options.prune)
         candidates = self.candidates()
-        if self.options.sampler_trials and len(candidates):
+        if options.sampler_trials and len(candidates):
             columns = worth_sampling(candidates)[["run_id", "label", "config"]]
             spaces = [SamplingSpace.of(*row) for row in columns.itertuples(index=False)]
             context.console.print(f"{len(spaces)} checkpoints to sample from", soft_wrap=True)
-            outcome += search_settings(spaces, self.options.sampler_trials, needs, context)
+            outcome += search_settings(spaces, options.sampler_trials, needs, context)
         return outcome
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
@@ -177,7 +190,45 @@ def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
     done = tried(space, out)[: options.trials]
     random = draws(space, options.trials - len(done), options.seed)
     runs = [space.run_of(params) for params in done + random]
-    return make_plan(space.study, out, runs=runs)
+    over = {run.run_id: PRUNED for run in runs if is_pruned(out / "runs" / run.run_id)}
+    plan = make_plan(space.study, out, runs=runs, left_out=over)
+    return pruned_plan(plan, options.prune, space.study) if options.prune and plan.left else plan
+
+
+def pruned_plan(plan: Plan, rule: Rule, study: Study) -> Plan:
+    """Return a plan whose candidates take the time that pruning leaves them on average."""
+    count, foreseen = len(plan.left), to_expect(plan, rule)
+    rows = []
+    for row in plan.rows:
+        if row in plan.left:
+            scoring = expect.scoring_seconds(row.run.config, study.validation_images, plan.rate)
+            saved = row.seconds.train * (1 - foreseen.budgets / count)
+            saved += row.seconds.evaluate * (1 - foreseen.finished / count)
+            saved -= scoring * foreseen.scored / count
+            row = replace(row, left=max(row.left - saved, 0.0))
+        rows.append(row)
+    return replace(plan, rows=tuple(rows))
+
+
+def to_expect(plan: Plan, rule: Rule) -> Expected:
+    """Return what should become of the candidates that a plan still has to train."""
+    random = min(max(STARTUP - len(plan.rows) + len(plan.left), 0), len(plan.left))
+    return expected(random, len(plan.left) - random, rule)
+
+
+def pruning_in_words(plan: Plan, rule: Rule | None) -> list[str]:
+    """Return a line on what pruning has done and should do; none if it does not matter."""
+    over, count = len(plan.left_out), len(plan.left)
+    words = [f"{over} stopped early before"] * bool(over)
+    if rule and count:
+        foreseen = to_expect(plan, rule)
+        words += [
+            f"pruning by {rule} at {' and '.join(map(share, QUARTERS))} of the budget: of "
+            f"{count} candidates to come about {foreseen.finished:.0f} should train to their end, "
+            f"which saves {human.percent(1 - foreseen.budgets / count)} of their training FLOPs; "
+            "the time above takes it into account"
+        ]
+    return ["; ".join(words)] if words else []
 
 
 def sampling_seconds(plan: Plan, trials: int) -> float:
@@ -201,25 +252,20 @@ def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float)
         seconds: Expected wall time of the inner search.
     """
     model, evaluation = space.study.base.model, space.study.base.evaluation
-    sizes = [size.channels for size in space.study.sizes]
-    ranges = {
-        **{name.replace("_", " "): ends for name, ends in space.depths.items()},
-        "channels": (min(sizes), max(sizes)),
-        "learning rate, times the study's": RATES,
-        "noise": space.noises,
-    }
-    outer = [f"{key} {human.interval(ends)}" for key, ends in ranges.items() if ends]
-    outer = [f"layers split {' or '.join(space.splits)}", *outer] if space.splits else outer
+    outer = [f"layers split {' or '.join(words)}" for words in space.words.values()]
+    outer += [f"{NAMES[name]} {human.interval(space.ends(name, {}))}" for name in space.ranges]
     lines = [
         f"{space.study.name}: {options.trials} candidates of {space.budget:.3g} training FLOPs, "
         f"{model.patch}x{model.patch} patches",
         "  " + " · ".join(outer),
+        *(f"  if {case.condition()}: {case.in_words()}" for case in space.study.search.cases),
         *(f"  {line}" for line in summary(plan)),
+        *(f"  {line}" for line in pruning_in_words(plan, options.prune)),
     ]
     if options.trials and options.sampler_trials:
         example = SamplingSpace("", "", space.study.base)
         inner = [f"{key} {human.interval(ends)}" for key, ends in example.ranges.items()]
-        inner += [f"{key} {', '.join(choices)}" for key, choices in example.choices.items()]
+        inner += [f"{key} {', '.join(choices)}" for key, choices in example.words.items()]
         lines += [
             f"then {options.sampler_trials} sampler settings of each checkpoint that matters, "
             f"{evaluation.samples} samples each",

@@ -5,13 +5,11 @@ samples from a finished run. A space also knows which run or sampler setting its
 for, and reads its scores from disk: the files are the truth, the journal is a copy.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from sweeps.sampling import SamplingTask, effective
 from sweeps.study import (
     PlannedRun,
     Point,
@@ -23,21 +21,16 @@ from sweeps.study import (
     sized_model,
 )
 from tarflow import cost
-from tarflow.config import RunConfig, SamplerConfig
-from tarflow.config_files import from_dict
-from tarflow.identity import HALVES
+from tarflow.errors import ConfigError
 from tarflow.model_config import ModelConfig
-from tarflow.record import read_json, read_result
+from tarflow.record import read_result
 
 SEED = 1  # of the noise in the inner search: not that of the runs, which picked the checkpoints
 NOISE_REACH = 4.0  # the noise is searched from the base's level divided by this to times this
 RATES = 0.25, 2.0  # range of the learning rate, times the study's own at that width
-RULES = "log-scale", "sigma-linear", "gaussian-score"  # of guidance
-FEWEST_SAMPLES = 8  # samples that can be split into halves and compared
-TOP = 3  # most blocks that guidance is confined to
-USUAL = {"guidance": 0.2, "temperature": 0.3}  # without classes (Zhai et al. 2025, table 5)
-DECIMALS = 2  # of weights and temperatures
 DIVERGED = "Diverged:"  # beginning of the error of a run whose training diverged
+STARTUP = 8  # random trials of a space before its model suggests
+PRUNED = "pruned"  # status of a run that was stopped because others did better
 WORST = 1e6  # score of what diverged: the sampler learns nothing from trials without scores
 
 Params = Mapping[str, Any]
@@ -78,6 +71,10 @@ class Space(Protocol):
     def starts(self) -> tuple[dict[str, Any], ...]:
         """First suggestions: the base, and what is likely to beat it."""
 
+    @property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Choices of each parameter that is a word, as they are now."""
+
     def __call__(self, trial: Trial) -> dict[str, Any] | None:
         """Suggest parameters; constants to add to them are returned."""
 
@@ -87,8 +84,11 @@ class Space(Protocol):
     def values(self, params: Params, out: Path) -> list[float] | None:
         """Return the objectives from disk, `WORST` for each if the trial diverged.
 
-        [] if it crashed, None if it has not ended.
+        [] if it crashed or was pruned, None if it has not ended.
         """
+
+    def pruned(self, params: Params, out: Path) -> bool:
+        """Tell whether the trial was stopped because others did better at the same share."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,25 @@ class TrainingSpace:
     budget: float  # training FLOPs of each candidate
     objectives: ClassVar = ("bpd", "kid")
 
+    def __post_init__(self) -> None:
+        """Refuse ranges that do not fit the study.
+
+        Raises:
+            ConfigError: If one does not, naming it.
+        """
+        check_ranges(self.study, self.splits)
+
     def __call__(self, trial: Trial) -> dict[str, Any]:
         """Suggest a candidate within the study's numbers of images."""
-        shape: dict[str, Any] = {}
-        if self.splits:
-            shape["split"] = trial.suggest_categorical("split", self.splits)
-        for name, ends in self.depths.items():
-            shape[name] = trial.suggest_int(name, *ends)
-        low, high = self.widths(*self.shape(shape))
-        trial.suggest_int("channels", low, high, step=self.study.base.model.head_dim)
-        trial.suggest_float("lr_ratio", *RATES, log=True)
-        if self.noises:
-            trial.suggest_float("noise_std", *self.noises, log=True)
+        chosen: dict[str, Any] = {}
+        for name, choices in self.words.items():
+            chosen[name] = trial.suggest_categorical(name, choices)
+        for name in self.depths:
+            chosen[name] = trial.suggest_int(name, *self.ends(name, chosen))
+        step = self.study.base.model.head_dim
+        chosen["channels"] = trial.suggest_int("channels", *self.widths(chosen), step=step)
+        for name in ("lr_ratio", "noise_std") if self.noises else ("lr_ratio",):
+            chosen[name] = trial.suggest_float(name, *self.ends(name, chosen), log=True)
         return {}
 
     @property
@@ -124,15 +131,22 @@ class TrainingSpace:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Splits of the layers over the blocks in the study; none if all its blocks are alike."""
+        """Splits of the layers over the blocks to choose from; none if all blocks are alike."""
         models = [self._model(size) for size in self.study.sizes]
+        if self.study.search.split:
+            return tuple(dict.fromkeys(self.study.search.split))
         if not any(model.layer_split for model in models):
             return ()
         return tuple(dict.fromkeys(_split(model) for model in models))
 
     @property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Splits to choose from, if there are any."""
+        return {"split": self.splits} if self.splits else {}
+
+    @property
     def depths(self) -> dict[str, tuple[int, int]]:
-        """Ranges of blocks and of layers per block, or of layers in all if the splits are given.
+        """Ranges of blocks and of layers per block, or of layers in all if there are splits.
 
         Half to twice the study's, but two blocks for both directions, and a layer for each block.
         """
@@ -140,12 +154,29 @@ class TrainingSpace:
         blocks = [model.blocks for model in models]
         if self.splits:
             layers = [model.total_layers for model in models]
-            return {"total_layers": (max(min(layers) // 2, *blocks), 2 * max(layers))}
+            parts = [len(split.split("-")) for split in self.splits]
+            return {"total_layers": (max(min(layers) // 2, *parts, 1), 2 * max(layers))}
         layers = [model.mean_layers for model in models]
         return {
             "blocks": (max(min(blocks) // 2, min(*blocks, 2)), 2 * max(blocks)),
             "layers": (max(min(layers) // 2, 1), 2 * max(layers)),
         }
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """Range of each number, without what the study file gives."""
+        channels = [size.channels for size in self.study.sizes]
+        noises = {"noise_std": self.noises} if self.noises else {}
+        return {
+            **self.depths,
+            "channels": (min(channels), max(channels)),
+            "lr_ratio": RATES,
+            **noises,
+        }
+
+    def ends(self, name: str, chosen: Params) -> Any:
+        """Return the range of a number, given the choices made before it."""
+        return self.study.search.ends(name, chosen) or self.ranges[name]
 
     def shape(self, params: Params) -> tuple[int, int | tuple[int, ...]]:
         """Return the blocks that parameters stand for, and the layers of each."""
@@ -154,11 +185,11 @@ class TrainingSpace:
         layers = scaled(params["split"], params["total_layers"])
         return len(layers), layers
 
-    def widths(self, blocks: int, layers: int | tuple[int, ...]) -> tuple[int, int]:
-        """Return the range of channels within the study's sizes and numbers of images."""
-        sizes = [size.channels for size in self.study.sizes]
-        step = self.study.base.model.head_dim
-        widths = range(min(sizes), max(sizes) + 1, step)
+    def widths(self, chosen: Params) -> tuple[int, int]:
+        """Return the range of channels of a shape within the study's numbers of images."""
+        blocks, layers = self.shape(chosen)
+        low, high = self.ends("channels", chosen)
+        widths = range(low, high + 1, self.study.base.model.head_dim)
         shapes = (Size(channels=width, blocks=blocks, layers=layers) for width in widths)
         images = {
             size.channels: self.budget / cost.training_flops(self._model(size)) for size in shapes
@@ -177,7 +208,7 @@ class TrainingSpace:
 
     @property
     def noises(self) -> Range | None:
-        """Range of the Gaussian noise; None if the noise is uniform."""
+        """Range of the Gaussian noise around the base's; None if the noise is uniform."""
         noise = self.study.base.noise
         if noise.type == "uniform":
             return None
@@ -185,17 +216,29 @@ class TrainingSpace:
 
     @property
     def base(self) -> dict[str, Any]:
-        """The study's own choice at its middle size: at a grid budget, a run of the grid."""
+        """The study's own choice at its middle size: at a grid budget, a run of the grid.
+
+        Where the study file does not allow it, the nearest that it does.
+        """
         sizes = sorted(self.study.sizes, key=lambda size: cost.params(self._model(size)))
         size = sizes[(len(sizes) - 1) // 2]
         model = self._model(size)
-        shape: dict[str, Any] = {"blocks": size.blocks, "layers": size.mean_layers}
+        own = {
+            "total_layers": model.total_layers,
+            "blocks": size.blocks,
+            "layers": size.mean_layers,
+            "channels": size.channels,
+            "lr_ratio": 1.0,
+            "noise_std": self.study.base.noise.std,
+        }
+        chosen: dict[str, Any] = {}
         if self.splits:
-            shape = {"split": _split(model), "total_layers": model.total_layers}
-        low, high = self.widths(*self.shape(shape))
-        shape["channels"] = min(max(size.channels, low), high)
-        noise = {"noise_std": self.study.base.noise.std} if self.noises else {}
-        return shape | {"lr_ratio": 1.0} | noise
+            split = _split(model)
+            chosen["split"] = split if split in self.splits else self.splits[0]
+        for name in self.ranges:
+            low, high = self.widths(chosen) if name == "channels" else self.ends(name, chosen)
+            chosen[name] = min(max(own[name], low), high)
+        return chosen
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
@@ -229,7 +272,7 @@ class TrainingSpace:
     def values(self, params: Params, out: Path) -> list[float] | None:
         """Return the objectives of a run, `WORST` for each if it diverged.
 
-        [] if it crashed, None if it has not ended.
+        [] if it crashed or was pruned, None if it has not ended.
         """
         result = read_result(out / "runs" / self.name(params))
         if result is None:
@@ -239,6 +282,50 @@ class TrainingSpace:
             return []
         scores = [row.get(name) for name in self.objectives]
         return [WORST] * len(scores) if None in scores else scores
+
+    def pruned(self, params: Params, out: Path) -> bool:
+        """Tell whether a run was stopped because others did better at the same share."""
+        return is_pruned(out / "runs" / self.name(params))
+
+
+def is_pruned(folder: Path) -> bool:
+    """Tell whether the run of a folder has ended early because others did better."""
+    result = read_result(folder)
+    return result is not None and result["run"]["status"] == PRUNED
+
+
+def check_ranges(study: Study, splits: Sequence[str]) -> None:
+    """Refuse ranges of a study file that do not fit the study.
+
+    Args:
+        study: The study.
+        splits: Splits to choose from; none if all blocks are alike.
+
+    Raises:
+        ConfigError: If one does not fit, naming it.
+    """
+    head_dim, uniform = study.base.model.head_dim, study.base.noise.type == "uniform"
+    for place, ranges in study.search.parts():
+        wrong = {
+            "blocks": splits and "layers are split over the blocks: give total_layers and split",
+            "layers": splits and "layers are split over the blocks: give total_layers and split",
+            "total_layers": not splits and "the blocks are alike: give blocks and layers",
+            "noise_std": uniform and "the noise of the study is uniform and has no level",
+        }
+        for name in ranges.given:
+            if wrong.get(name):
+                raise ConfigError(f"{place}.{name}: {wrong[name]}")
+        if any(width % head_dim for width in ranges.channels or ()):
+            raise ConfigError(
+                f"{place}.channels is {ranges.channels}: both must be multiples of "
+                f"base.model.head_dim, which is {head_dim}"
+            )
+        most = max((len(split.split("-")) for split in splits), default=0)
+        if ranges.total_layers and ranges.total_layers[0] < most:
+            raise ConfigError(
+                f"{place}.total_layers is {ranges.total_layers}: a split has {most} blocks, "
+                "and each needs a layer"
+            )
 
 
 def _split(model: ModelConfig) -> str:
@@ -260,115 +347,3 @@ def scaled(split: str, total: int) -> tuple[int, ...]:
         missing = [want - given for want, given in zip(exact, layers, strict=True)]
         layers[max(range(len(layers)), key=lambda block: (missing[block], block))] += 1
     return tuple(layers)
-
-
-@dataclass(frozen=True)
-class SamplingSpace:
-    """Guidance (weight, rule, blocks), attention temperature and denoising of one finished run."""
-
-    run_id: str
-    label: str
-    config: RunConfig
-    objectives: ClassVar = ("kid",)
-
-    @classmethod
-    def of(cls, run_id: str, label: str, config: str) -> "SamplingSpace":
-        """Return the space of a run, given these columns of `runs.parquet`."""
-        return cls(run_id, label, from_dict(RunConfig, json.loads(config)))
-
-    @property
-    def title(self) -> str:
-        """Name of its study in the journal, such as sampling-0123456789."""
-        return f"sampling-{self.run_id}"
-
-    @property
-    def searchable(self) -> bool:
-        """Whether the run draws enough samples to compare halves of them."""
-        return self.config.evaluation.samples >= FEWEST_SAMPLES
-
-    def __call__(self, trial: Trial) -> dict[str, Any]:
-        """Suggest a setting."""
-        for name, ends in self.ranges.items():
-            trial.suggest_float(name, *ends)
-        for name, choices in self.choices.items():
-            trial.suggest_categorical(name, choices)
-        return {"run_id": self.run_id}
-
-    @property
-    def own(self) -> SamplerConfig:
-        """The run's own setting."""
-        return effective(self.config.sampler, self.config)
-
-    @property
-    def ranges(self) -> dict[str, Range]:
-        """Lowest and highest value of each number; the run's own are inside.
-
-        With classes, guidance leads away from the mean class; without, it leads away from the
-        same network at another attention temperature (Zhai et al. 2025, section 3.5).
-        """
-        conditional = self.config.model.conditional
-        ranges = {
-            "guidance": (0.0, 3.0) if conditional else (0.0, 1.0),
-            "temperature": (0.5, 1.5) if conditional else (0.2, 2.0),
-        }
-        if self.config.noise.type == "gaussian":
-            ranges["denoise"] = (0.75, 1.25)
-        own = {name: getattr(self.own, name) for name in ranges}
-        return {
-            name: (min(low, own[name]), max(high, own[name]))
-            for name, (low, high) in ranges.items()
-        }
-
-    @property
-    def choices(self) -> dict[str, tuple[str, ...]]:
-        """Rules of guidance, and blocks to confine it to, the run's own among them."""
-        few = min(TOP, self.config.model.blocks - 1)  # all blocks are not few
-        blocks = ("all", *(f"top:{count}" for count in range(1, few + 1)), self.own.guided_blocks)
-        return {"rule": RULES, "guided_blocks": tuple(dict.fromkeys(blocks))}
-
-    @property
-    def base(self) -> dict[str, Any]:
-        """The run's own setting."""
-        return {name: getattr(self.own, name) for name in (*self.ranges, *self.choices)}
-
-    @property
-    def starts(self) -> tuple[dict[str, Any], ...]:
-        """The run's own setting, and the same with a published guidance."""
-        guided = {"guidance": 2.0} if self.config.model.conditional else USUAL
-        return self.base, self.base | guided
-
-    def sampler(self, params: Params) -> SamplerConfig:
-        """Return the setting that parameters stand for; settings that do the same are equal.
-
-        Suggested numbers are rounded; the run's own stay as they are, whatever their digits.
-        """
-        numbers = {name: params[name] for name in self.ranges}
-        own = {name: getattr(self.own, name) for name in numbers}
-        changes: dict[str, Any] = {
-            name: value if value == own[name] else round(value, DECIMALS)
-            for name, value in numbers.items()
-        }
-        changes |= {name: params[name] for name in self.choices}
-        return effective(replace(self.config.sampler, **changes), self.config)
-
-    def task(self, params: Params) -> SamplingTask:
-        """Return the sampling that parameters stand for."""
-        return SamplingTask(
-            self.run_id, self.label, self.config, self.sampler(params), SEED, HALVES
-        )
-
-    def name(self, params: Params) -> str:
-        """Return the id of the setting."""
-        return self.task(params).setting_id
-
-    def values(self, params: Params, out: Path) -> list[float] | None:
-        """Return the KID on the half of the draws that chooses, None if not sampled yet.
-
-        It is `WORST` if no sample was finite.
-        """
-        path = out / "runs" / self.run_id / "evaluations" / f"{self.name(params)}.json"
-        rows = read_json(path)
-        if rows is None:
-            return None
-        scores = [row["kid"] for row in rows if row["half"] == "chosen"]
-        return [WORST] if None in scores else scores

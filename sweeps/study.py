@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from sweeps import hardware
+from sweeps.ranges import SearchRanges
 from tarflow import config_files as configs
 from tarflow import cost, data, identity
 from tarflow.config import RunConfig, SamplerConfig, round_images
@@ -122,6 +123,7 @@ class Study:
     lr_power: float = 0.0  # lr = base.optim.lr * (channels / base.model.channels) ** lr_power
     min_images: int = 1024  # points with fewer images are left out
     max_images: int = 10**12  # points with more images are left out
+    search: SearchRanges = field(default_factory=SearchRanges)  # what search.py varies
     branches: bool = True  # share the training of runs that differ only in their images (wsd)
     train_images: int = 4000  # unique training images; the data correct this when present
     validation_images: int = 500  # held-out images to score; the data correct this when present

@@ -10,6 +10,7 @@ import math
 import os
 import queue
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,20 +22,29 @@ from sweeps.expect import runs_per_device
 from sweeps.failures import transient
 from sweeps.lease import FILE, not_visible
 from sweeps.notice import heeding_notices
+from sweeps.rungs import Rungs
+from sweeps.sampler_space import SamplingSpace
 from sweeps.sampling import SamplingTask
-from sweeps.space import SamplingSpace, Space, TrainingSpace
+from sweeps.space import PRUNED, Space, TrainingSpace, is_pruned
 from sweeps.study import PlannedRun
 from tarflow import record
 from tarflow.config import RunConfig
 from tarflow.errors import StepOutOfMemory, UserError
 from tarflow.storage import locate
-from tarflow.train.preemption import Preempted
+from tarflow.train.preemption import Preempted, catch_sigterm
 from tarflow.train.trunk import trunk_of
 
 Report = Callable[[dict[str, Any]], None]
+LOOK_SECONDS = 0.2  # between looks whether the process has to leave
 
 
-def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, Any]:
+def execute(
+    run: PlannedRun,
+    out: str,
+    home: str,
+    report: Report,
+    compare: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Carry out one run in this process.
 
     Args:
@@ -42,6 +52,7 @@ def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, A
         out: Folder of the study.
         home: Working folder of the driver, which relative data paths refer to.
         report: Receives progress; see `tarflow.train.loop.train`.
+        compare: Compares a candidate at shares of its budget; see `Rungs`. None if it is never.
 
     Returns:
         The row of the run; empty on all workers but the first.
@@ -54,7 +65,10 @@ def execute(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, A
     trunk = trunk_of(run.config, run.trunk, run.branch_points, study) if run.trunk else None
     reference = study / "reference.json"  # scores of real images, once per study
     with workplace(home):
-        row = train_and_score(run.config, folder, run.role, run.label, report, trunk, run.tags)
+        more = {"after_step": Rungs(run, folder, compare)} if compare else {}
+        row = train_and_score(
+            run.config, folder, run.role, run.label, report, trunk, run.tags, **more
+        )
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row
@@ -74,7 +88,13 @@ def shared_folder(out: str) -> Path:
     return study
 
 
-def execute_and_record(run: PlannedRun, out: str, home: str, report: Report) -> dict[str, Any]:
+def execute_and_record(
+    run: PlannedRun,
+    out: str,
+    home: str,
+    report: Report,
+    compare: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Carry out one single-worker run; a failure that would come again becomes its row.
 
     A run that runs out of memory is tried once more with half the micro-batch.
@@ -88,13 +108,13 @@ def execute_and_record(run: PlannedRun, out: str, home: str, report: Report) -> 
 
     try:
         try:
-            return execute(run, out, home, report)
+            return execute(run, out, home, report, compare)
         except StepOutOfMemory as error:
             if error.micro_batch == 1:
                 raise
             half = (error.micro_batch + 1) // 2
         gc.collect()  # what the failed attempt has left in memory
-        return execute(with_micro_batch(run, half), out, home, report)
+        return execute(with_micro_batch(run, half), out, home, report, compare)
     except (UserError, Preempted):
         raise
     except Exception as error:
@@ -110,30 +130,57 @@ def with_micro_batch(run: PlannedRun, images: int) -> PlannedRun:
     return replace(run, config=replace(run.config, execution=execution))
 
 
+class Reporter:
+    """Reports to Tune from a thread, since Tune never answers a process that is about to end."""
+
+    def __init__(self) -> None:
+        self.reports: queue.SimpleQueue[tuple[dict[str, Any], threading.Event] | None]
+        self.reports = queue.SimpleQueue()
+        self.stopped = False  # by Tune
+        self.thread = threading.Thread(target=self._forward, daemon=True)
+        self.thread.start()
+
+    def _forward(self) -> None:
+        from ray import tune
+
+        try:
+            while item := self.reports.get():
+                tune.report(item[0])
+                item[1].set()
+        except SystemExit:  # how Tune stops a trial
+            self.stopped = True
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        """Report without waiting."""
+        self.reports.put((progress, threading.Event()))
+
+    def ask(self, progress: dict[str, Any]) -> None:
+        """Report, and wait until Tune has decided or the process has to leave.
+
+        Raises:
+            SystemExit: If Tune stops the trial.
+        """
+        answered = threading.Event()
+        self.reports.put((progress, answered))
+        with catch_sigterm() as stop_requested:
+            while not answered.wait(LOOK_SECONDS) and not stop_requested.is_set():
+                if self.stopped:
+                    sys.exit(0)
+
+
 @contextlib.contextmanager
-def reporting() -> Iterator[Report]:
-    """Yield a way to report to Tune without waiting for it; report this machine, and watch it.
-
-    Tune never answers a process that is about to end, so a thread does the waiting.
-    """
+def reporting() -> Iterator[Reporter]:
+    """Yield a way to report to Tune; report this machine, and watch it."""
     import ray
-    from ray import tune
 
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    reports.put({"node": ray.get_runtime_context().get_node_id()})
-
-    def forward() -> None:
-        while progress := reports.get():
-            tune.report(progress)
-
-    thread = threading.Thread(target=forward, daemon=True)
-    thread.start()
+    reporter = Reporter()
+    reporter({"node": ray.get_runtime_context().get_node_id()})
     try:
         with heeding_notices():
-            yield reports.put
+            yield reporter
     finally:
-        reports.put(None)
-    thread.join()  # not after an error: if the process has to end, nobody receives reports
+        reporter.reports.put(None)
+    reporter.thread.join()  # not after an error: if the process has to end, nobody answers
 
 
 @contextlib.contextmanager
@@ -162,13 +209,21 @@ def train_planned(
     tune.report({"run_id": run.run_id, "status": row["status"], "bpd": row.get("bpd")})
 
 
-def train_candidate(config: Mapping[str, Any], space: TrainingSpace, out: str, home: str) -> None:
-    """Carry out the run that a search suggests: a Tune function trainable."""
+def train_candidate(
+    config: Mapping[str, Any], space: TrainingSpace, out: str, home: str, prunes: bool
+) -> None:
+    """Carry out the run that a search suggests: a Tune function trainable.
+
+    A run that was pruned before stays so, unless this search prunes nothing.
+    """
     from ray import tune
 
     run = single_threaded(space.run_of(config))
+    if prunes and is_pruned(locate(out) / "runs" / run.run_id):
+        tune.report({"status": PRUNED})
+        return
     with reporting() as report:
-        row = execute_and_record(run, out, home, report)
+        row = execute_and_record(run, out, home, report, report.ask if prunes else None)
     tune.report({"status": row["status"], **objectives(space, config, out)})
 
 

@@ -10,6 +10,7 @@ from rich.live import Live
 from sweeps import lease
 from sweeps.live import FILE
 from sweeps.progress import as_table
+from sweeps.space import PRUNED
 from tarflow import record
 
 LOOK_SECONDS = 2.0
@@ -68,5 +69,6 @@ def so_far(out: Path) -> str:
     """Say how many runs of a study have ended, from their results."""
     results = [record.read_result(path.parent) for path in out.glob("runs/*/result.json")]
     states = [result["run"]["status"] for result in results if result]
-    done, failed = states.count("done"), states.count("failed")
-    return f"{done} run{'s' * (done != 1)} done" + (f", {failed} failed" if failed else "")
+    done, early, failed = (states.count(state) for state in ("done", PRUNED, "failed"))
+    words = f"{done} run{'s' * (done != 1)} done" + f", {early} stopped early" * bool(early)
+    return words + f", {failed} failed" * bool(failed)

@@ -80,7 +80,8 @@ def descriptions(kind: Any) -> Mapping[str, str]:
     except OSError:
         return {}
     lines, body = source.splitlines(), ast.parse(source).body[0]
-    found = {}
+    bases: list[Any] = [base for base in kind.__bases__ if is_dataclass(base)]
+    found = {name: text for base in bases for name, text in descriptions(base).items()}
     for node in getattr(body, "body", ()):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = "\n".join(lines[node.lineno - 1 : node.end_lineno])

@@ -33,7 +33,7 @@ RUNS = pa.schema(
         pa.field("run_id", pa.string(), nullable=False),  # hash of the config
         pa.field("label", pa.string(), nullable=False),  # what sets it apart, for readers
         pa.field("role", pa.string(), nullable=False),  # grid, branch, ablation, search or final
-        pa.field("status", pa.string(), nullable=False),  # done or failed
+        pa.field("status", pa.string(), nullable=False),  # done, failed, or pruned by a search
         ("parent_id", pa.string()),  # run id of the trunk that it continued
         ("config", pa.string()),  # the whole config as JSON
         ("data", pa.string()),

@@ -7,7 +7,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +68,7 @@ def run(
     report: Report = lambda _: None,
     trunk: Trunk | None = None,
     tags: Sequence[str] = (),
+    after_step: Callable[[TrainState], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train, score and sample a run, resuming it if it was interrupted; leave its folder complete.
 
@@ -82,6 +83,7 @@ def run(
         report: Receives progress; see `train.loop.train`.
         trunk: Trunk of the run's family, or None if it shares nothing.
         tags: Words to find its row by; a run that is done already keeps its own.
+        after_step: Looks at the training state after each step, on all workers.
 
     Returns:
         The row of `runs.parquet`; its status is `failed` if training diverged, also if only the
@@ -108,11 +110,12 @@ def run(
         previews = Previews(config, folder, execution, autoencoder)
         curve = CurveFile(folder, execution.first)
 
-        def after_step(state: TrainState) -> None:
+        def look(state: TrainState) -> None:
             previews(state)
             curve(state)
+            after_step(state)
 
-        state = train(config, folder, report, trunk, execution, after_step)
+        state = train(config, folder, report, trunk, execution, look)
         if execution.first:
             curve.write(state)
             latents = data.latent_space(config.data)

@@ -31,6 +31,7 @@ from tarflow.human import (
     seconds,
 )
 
+STATES = ("done", "failed", "pruned")  # of runs
 INTERRUPTIONS = {  # columns of a run, in the words for one and for several
     "preemptions": ("preemption", "preemptions"),
     "lost_machines": ("lost machine", "lost machines"),
@@ -40,10 +41,11 @@ INTERRUPTIONS = {  # columns of a run, in the words for one and for several
 
 def cost(table: pd.DataFrame) -> Table:
     """Add up what each role of run has cost."""
+    states = [state for state in STATES if state != "pruned" or (table["status"] == state).any()]
     rows = [
         (
             str(role),
-            f"{(runs['status'] == 'done').sum()} + {(runs['status'] == 'failed').sum()}",
+            " + ".join(str((runs["status"] == state).sum()) for state in states),
             power(runs["flops_marginal"].sum(), 3),
             count(runs["images"].sum()),
             seconds((runs["wall_seconds"] - runs["evaluate_seconds"]).sum()),
@@ -54,7 +56,7 @@ def cost(table: pd.DataFrame) -> Table:
         for role, runs in [*table.groupby("role"), ("all", table)]
     ]
     columns = (
-        *("role", "done + failed", "training FLOPs", "images seen"),
+        *("role", " + ".join(states), "training FLOPs", "images seen"),
         *("training", "evaluation", "device time", "median MFU (causal FLOPs)"),
     )
     return Table(columns, tuple(rows))

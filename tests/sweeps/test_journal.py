@@ -10,7 +10,14 @@ import urllib.request
 import optuna
 import pytest
 
-from sweeps.journal import FILE, completed, cut_to_whole_lines, open_journal, open_study
+from sweeps.journal import (
+    FILE,
+    completed,
+    cut_to_whole_lines,
+    open_journal,
+    open_study,
+    tell_pruned,
+)
 from sweeps.presets import load
 from sweeps.space import TrainingSpace
 from sweeps.study import resolve_study
@@ -80,8 +87,12 @@ def test_a_whole_journal_is_left_alone(journal, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_the_dashboard_shows_a_search(journal, tmp_path):
+def test_the_dashboard_shows_a_search(journal, space, tmp_path):
     pytest.importorskip("optuna_dashboard")
+    study = open_study(space, open_journal(tmp_path))
+    trial = study.ask()
+    space(trial)
+    tell_pruned(study, trial)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     start = "import sys; from optuna_dashboard._cli import main; sys.exit(main())"

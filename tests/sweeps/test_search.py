@@ -27,8 +27,9 @@ from sweeps.explore import STARTUP, RoundRobinSearcher, Suggester
 from sweeps.journal import completed, draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
 from sweeps.progress import Progress
+from sweeps.sampler_space import RULES, SamplingSpace
 from sweeps.search import Options
-from sweeps.space import RULES, SEED, WORST, SamplingSpace, TrainingSpace
+from sweeps.space import SEED, WORST, TrainingSpace
 from sweeps.study import Size, grid, resolve_study
 from sweeps.trainable import objectives
 from tarflow import cost
@@ -210,7 +211,7 @@ def begun(tmp_path):
     space = TrainingSpace(resolve_study(wee()), BUDGET)
     journal = open_journal(tmp_path)
     study = open_study(space, journal)
-    return space, study, lambda seed: Suggester(space, study, journal, seed, 40)
+    return space, study, lambda seed: Suggester(space, study, journal, seed, 40, tmp_path)
 
 
 def test_no_trial_stays_open(begun, tmp_path):
@@ -398,10 +399,10 @@ def test_a_search_holds_the_own_setting_of_a_run(blocks, choices):
     space = SamplingSpace("a", "a", config)
     own = own if blocks > 5 else replace(own, guided_blocks="all")
     assert space.sampler(space.base) == own
-    assert list(space.choices["guided_blocks"]) == choices
+    assert list(space.words["guided_blocks"]) == choices
     for params in [*space.starts, *draws(space, 20, seed=1)]:
         assert all(low <= params[name] <= high for name, (low, high) in space.ranges.items())
-        assert all(params[name] in found for name, found in space.choices.items())
+        assert all(params[name] in found for name, found in space.words.items())
     assert len({space.sampler(params).rule for params in draws(space, 20, seed=1)}) == 3
 
 
@@ -411,7 +412,7 @@ def test_the_own_setting_is_scored_with_all_its_digits(tmp_path):
     config = replace(base, model=replace(base.model, classes=10), sampler=own)
     space = SamplingSpace("a", "a", config)
     journal = open_journal(tmp_path)
-    searcher = Suggester(space, open_study(space, journal), journal, 0, 4)
+    searcher = Suggester(space, open_study(space, journal), journal, 0, 4, tmp_path)
     assert space.sampler(searcher.suggest("own")) == own
     other = space.sampler(space.base | {"guidance": 2.3456, "temperature": 0.8764})
     assert other == replace(own, guidance=2.35, temperature=0.88)

@@ -2,9 +2,12 @@
 // The contents of a figure as a table of exactly what is drawn, made when the reader asks for it.
 function toRows(figure) {
   const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
-  const x = layout.xaxis?.title?.text || "x";
-  const y = layout.yaxis?.title?.text || "y";
+  const titleOf = (trace, letter) => {
+    const own = layout[`${letter}axis${(trace[`${letter}axis`] ?? letter).slice(1)}`]; // of its panel
+    return own?.title?.text || layout[`${letter}axis`]?.title?.text || letter;
+  };
   return data.flatMap((trace) => {
+    const [x, y] = [titleOf(trace, "x"), titleOf(trace, "y")];
     const { color, colorbar } = trace.marker ?? {};
     return trace.x.map((value, at) => {
       const of = (values) => (Array.isArray(values) ? values[at] : values);

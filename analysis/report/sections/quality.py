@@ -1,17 +1,21 @@
 """The sections of sample quality: against likelihood, against published numbers, in a search."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.candidates import candidates, importance
 from analysis.differences import as_low, told_apart
 from analysis.quality_laws import in_words, quality_laws
 from analysis.report import checklist
 from analysis.report.figures import quality as quality_figures
 from analysis.report.figures import quality_laws as law_figures
+from analysis.report.figures import search as search_figures
 from analysis.report.figures.theme import stride
 from analysis.report.published import published
 from analysis.report.section import Material, Picture, Section, Table, embedded, existing
@@ -189,18 +193,34 @@ def others(material: Material) -> list[Section]:
     ]
 
 
+def _stopped_early(tried: pd.DataFrame) -> str:
+    """Say how many candidates were stopped, and when; empty if none was."""
+    stopped = tried.loc[tried["status"] == "pruned", "share"]
+    if stopped.empty:
+        return ""
+    counts = Counter(Fraction(round(4 * share), 4) for share in stopped)
+    words = " and ".join(f"{count} at {share}" for share, count in sorted(counts.items()))
+    return (
+        f" Of {len(tried)} candidates, {len(stopped)} were stopped early, {words} of their "
+        "budget: no front and no line of the hyperparameters has them."
+    )
+
+
 def search(material: Material) -> Section:
     """Show the results of a search."""
     scored = material.scored
     searched = scored[scored["role"] == "search"]
     front = pareto_front(best_setting(searched))
+    tried = candidates(material.table)
     return Section(
         "search",
         "Search",
         "Training choices are judged by likelihood and, at their best sampler setting, by sample "
         "quality. The front holds the runs that no other run beats in both, decided on one half "
         "of the draws; marks are at the KID of the other half. The sampler surface needs no "
-        "training; larger marks are denoised more."
+        "training; larger marks are denoised more. Importances are shares of the order of all "
+        "candidates, those that were stopped early behind the finished ones, that a curve in one "
+        "hyperparameter explains; they miss what only two together decide." + _stopped_early(tried)
         if len(searched)
         else "Depth, channels, noise and learning rate are tuned at small size; guidance, "
         "temperature and denoising only sample from trained models.",
@@ -208,6 +228,8 @@ def search(material: Material) -> Section:
             trade_off=quality_figures.trade_off(searched),
             sampler=quality_figures.sampler_surface(of_inner_search(scored)),
             hyperparameters=quality_figures.parallel_coordinates(searched),
+            importances=search_figures.importances(importance(tried, material.seed)),
+            slices=search_figures.slices(tried),
         ),
         tables=(checklist.front(front),) if len(front) else (),
         empty="This study has no search yet. This command runs one:",
