@@ -15,7 +15,8 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from sweeps.driver import Command, default, drive, run_command_line, study_folder, with_tags
+from sweeps.declared import study_folder, with_tags
+from sweeps.driver import Command, default, drive, run_command_line
 from sweeps.driver import Options as CommonOptions
 from sweeps.plan import finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load

@@ -14,10 +14,8 @@ from typing import Any, Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
+from sweeps.bars import as_table
 from sweeps.failures import Machines, ProcessDied
 from sweeps.space import PRUNED
 from tarflow import human
@@ -29,7 +27,6 @@ LINES = 20  # of the tasks that ended last, kept for watchers
 QUIET_SECONDS = 60.0  # without a line, after which a log gets one
 LATE = 0.1  # share of the time so far that a task past its expected time still takes
 TELLING = 0.1  # share of a run from which its own pace tells when it ends
-SHORTEST_BAR, LONGEST_BAR, REST_WIDTH = 4, 16, 64  # columns of a terminal
 FIRST_RUNS = 3  # of a batch, whose times revise what it should take
 
 
@@ -383,26 +380,3 @@ class Progress:
                 "ended": len(self.lines),
                 "lines": self.lines[-LINES:],
             }
-
-
-def as_table(snapshot: Mapping[str, Any], columns: int) -> Group:
-    """Return the counts of a snapshot, and a bar per running task.
-
-    Args:
-        snapshot: As of `Progress.snapshot`.
-        columns: Width of the terminal.
-    """
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
-    table.add_column()  # the only one that a narrow terminal cuts
-    for _ in range(4):
-        table.add_column(no_wrap=True)
-    width = min(max(columns - REST_WIDTH, SHORTEST_BAR), LONGEST_BAR)
-    for task in snapshot["running"]:
-        label = Text(task["label"], no_wrap=True, overflow="ellipsis")
-        left = f"{human.seconds(task['left'])} left" if task.get("left") else ""
-        if task["loss"] is None:  # imports and compilers, or samples of a finished run
-            table.add_row(label, "", "", "started", left)
-        else:
-            bar = ProgressBar(total=1.0, completed=task["share"], width=width)
-            table.add_row(label, bar, f"{task['share']:4.0%}", f"loss {task['loss']:.3f}", left)
-    return Group(table, Text(snapshot["counts"]))

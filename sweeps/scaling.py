@@ -13,19 +13,15 @@ from rich.console import Console, RenderableType
 from tyro.conf import UseAppendAction, arg
 
 from sweeps import expect, selection
+from sweeps.declared import declare, resolve_or_explain, study_folder, with_kept, with_tags
 from sweeps.driver import (
     Command,
     StudyOptions,
     console_for_people,
-    declare,
     default,
     drive,
-    resolve_or_explain,
     run_command_line,
     study_asked_for,
-    study_folder,
-    with_kept,
-    with_tags,
 )
 from sweeps.limits import limits_from
 from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table

@@ -13,20 +13,15 @@ from rich.console import Console
 from tyro.conf import arg
 
 from sweeps import expect
-from sweeps.driver import (
-    Command,
-    StudyOptions,
+from sweeps.declared import (
     check_comparable,
     declare,
-    default,
-    drive,
     resolve_or_explain,
-    run_command_line,
-    study_asked_for,
     study_folder,
     with_kept,
     with_tags,
 )
+from sweeps.driver import Command, StudyOptions, default, drive, run_command_line, study_asked_for
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
 from sweeps.ranges import NAMES
 from sweeps.rungs import QUARTERS, Expected, Rule, expected, share

@@ -65,9 +65,15 @@ def execute(
     trunk = trunk_of(run.config, run.trunk, run.branch_points, study) if run.trunk else None
     reference = study / "reference.json"  # scores of real images, once per study
     with workplace(home):
-        more = {"after_step": Rungs(run, folder, compare)} if compare else {}
         row = train_and_score(
-            run.config, folder, run.role, run.label, report, trunk, run.tags, **more
+            run.config,
+            folder,
+            run.role,
+            run.label,
+            report,
+            trunk,
+            run.tags,
+            after_step=Rungs(run, folder, compare) if compare else None,
         )
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.live import Live
 
 from sweeps import lease
+from sweeps.bars import as_table
 from sweeps.live import FILE
-from sweeps.progress import as_table
 from sweeps.space import PRUNED
 from tarflow import record
 

@@ -68,7 +68,7 @@ def run(
     report: Report = lambda _: None,
     trunk: Trunk | None = None,
     tags: Sequence[str] = (),
-    after_step: Callable[[TrainState], None] = lambda _: None,
+    after_step: Callable[[TrainState], None] | None = None,
 ) -> dict[str, Any]:
     """Train, score and sample a run, resuming it if it was interrupted; leave its folder complete.
 
@@ -113,7 +113,8 @@ def run(
         def look(state: TrainState) -> None:
             previews(state)
             curve(state)
-            after_step(state)
+            if after_step:
+                after_step(state)
 
         state = train(config, folder, report, trunk, execution, look)
         if execution.first:

@@ -5,6 +5,7 @@ and notes on a logarithmic x axis and a linear y axis.
 """
 
 import io
+import logging
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from analysis.report.figures.theme import SCHEMES, in_scheme
 
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its cache of fonts
 INCHES, DPI = (9.6, 5.4), 100
 POINTS = 0.75  # of a pixel of the page
 DASHES = {"solid": "-", "dash": "--", "dot": ":"}

@@ -16,6 +16,7 @@ def patchify(images: Tensor, model: ModelConfig) -> Tensor:
 
     Inside a token the order is channel, row, column, or row, column, channel.
 
+    >>> import torch
     >>> model = ModelConfig(image_size=8, image_channels=3, patch=4)
     >>> patchify(torch.zeros(2, 3, 8, 8), model).shape
     torch.Size([2, 4, 48])

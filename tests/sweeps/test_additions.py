@@ -8,7 +8,7 @@ from synthetic import BUDGETS, CHANNELS, LARGEST, plant, run_config
 
 from sweeps import scaling
 from sweeps.additions import candidates, grow
-from sweeps.driver import declare, with_kept
+from sweeps.declared import declare, with_kept
 from sweeps.plan import make_plan
 from sweeps.presets import load
 from sweeps.study import Addition, Point, Size, Study, Variant, grid, resolve_study

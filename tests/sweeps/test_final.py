@@ -14,7 +14,7 @@ from analysis.forecast import forecast, table_hash
 from analysis.rows import choose
 from analysis.study import read_study
 from sweeps import final, runner
-from sweeps.driver import declare
+from sweeps.declared import declare
 from sweeps.final import Options
 from sweeps.presets import load
 from sweeps.study import Size, grid, resolve_study

@@ -6,7 +6,7 @@ import pytest
 
 from analysis.report.checklist import missing_runs
 from sweeps import scaling, search
-from sweeps.driver import declare
+from sweeps.declared import declare
 from sweeps.plan import LEFT_OUT, make_plan
 from sweeps.presets import load
 from sweeps.selection import in_words, left_out, pinned

@@ -12,7 +12,7 @@ from small_studies import rows, wee, with_ray, write_study
 from synthetic import plant
 
 from sweeps import live, scaling
-from sweeps.driver import declare
+from sweeps.declared import declare
 from sweeps.lease import FILE, lease
 from sweeps.live import LivePage, publishing
 from sweeps.presets import load

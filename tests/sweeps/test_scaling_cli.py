@@ -12,7 +12,7 @@ import pytest
 from image_files import noise_images, png, write
 
 from sweeps import driver, final, scaling, search
-from sweeps.driver import declare
+from sweeps.declared import declare
 from sweeps.presets import PRESETS, description, load
 from sweeps.study import Variant, grid, resolve_study
 from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig

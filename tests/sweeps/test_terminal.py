@@ -15,7 +15,7 @@ from rich.console import Console
 from small_studies import wee, write_study
 
 from sweeps import scaling
-from sweeps.progress import as_table
+from sweeps.bars import as_table
 from sweeps.study import Point
 
 COLUMNS, ROWS = 60, 50
@@ -75,7 +75,7 @@ def test_a_terminal_shows_a_bar_per_run_and_keeps_a_line_per_end(tmp_path, call)
     assert any(map(bar.search, shown)), sorted(shown)
     last = screens[-1]
     ended = re.findall(r"^c\d+-b2-l1-\de\d+-s\d \d\.\d+ bits per dimension, ", last, re.M)
-    assert len(ended) == 4
+    assert len(ended) == 4, last
     assert re.search(r"^4 of 4 done · best \S+ bits per dimension$", last, re.M)
     assert not bar.search(last)
     assert re.search(r"^expected: .*\n(.*\n)?after 3 runs: .*\n(.*\n)?spent: ", last, re.M)
