@@ -20,8 +20,9 @@ from sweeps.study import (
     short,
     sized_model,
 )
-from tarflow import cost
+from tarflow import cost, data
 from tarflow.errors import ConfigError
+from tarflow.identity import UNKNOWN
 from tarflow.model_config import ModelConfig
 from tarflow.record import read_result
 
@@ -208,9 +209,9 @@ class TrainingSpace:
 
     @property
     def noises(self) -> Range | None:
-        """Range of the Gaussian noise around the base's; None if the noise is uniform."""
+        """Range of the Gaussian noise around the base's; None if it must stay as it is."""
         noise = self.study.base.noise
-        if noise.type == "uniform":
+        if why_noise_stays(self.study):
             return None
         return noise.std / NOISE_REACH, min(noise.std * NOISE_REACH, 5.0)
 
@@ -294,6 +295,16 @@ def is_pruned(folder: Path) -> bool:
     return result is not None and result["run"]["status"] == PRUNED
 
 
+def why_noise_stays(study: Study) -> str:
+    """Return why a search of a study cannot vary the noise; empty if it can."""
+    if study.base.noise.type == "uniform":
+        return "the noise of the study is uniform and has no level"
+    images = study.base.data
+    if images.hash != UNKNOWN and data.latent_space(images):
+        return "bits of latents at different noise cannot be compared"
+    return ""
+
+
 def check_ranges(study: Study, splits: Sequence[str]) -> None:
     """Refuse ranges of a study file that do not fit the study.
 
@@ -304,13 +315,13 @@ def check_ranges(study: Study, splits: Sequence[str]) -> None:
     Raises:
         ConfigError: If one does not fit, naming it.
     """
-    head_dim, uniform = study.base.model.head_dim, study.base.noise.type == "uniform"
+    head_dim = study.base.model.head_dim
     for place, ranges in study.search.parts():
         wrong = {
             "blocks": splits and "layers are split over the blocks: give total_layers and split",
             "layers": splits and "layers are split over the blocks: give total_layers and split",
             "total_layers": not splits and "the blocks are alike: give blocks and layers",
-            "noise_std": uniform and "the noise of the study is uniform and has no level",
+            "noise_std": why_noise_stays(study),
         }
         for name in ranges.given:
             if wrong.get(name):

@@ -128,14 +128,14 @@ def http(path, token="", method="GET"):
             return error.code
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_the_token_is_made_without_showing_it(head):
     assert (head.home / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
     assert len(head.token) > 20
     assert head.token not in head.printed
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     "without",
     [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}],
@@ -144,7 +144,7 @@ def test_the_store_refuses_who_has_not_the_token(head, without):
     assert "InvalidAuthToken" in head.status(**without)
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_the_store_answers_who_has_the_token_from_a_file_or_the_environment(head):
     """As the machines of gpu.yaml have it, and as pods of Kubernetes have it."""
     by_file = {"RAY_AUTH_TOKEN_PATH": str(head.home / ".ray" / "auth_token")}
@@ -152,7 +152,7 @@ def test_the_store_answers_who_has_the_token_from_a_file_or_the_environment(head
         assert "2.0 CPU" in head.status(RAY_AUTH_MODE="token", **how)
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_dashboard_and_job_api_refuse_who_has_not_the_token(head):
     for method, path in (
         ("GET", "/nodes?view=summary"),
@@ -164,7 +164,7 @@ def test_dashboard_and_job_api_refuse_who_has_not_the_token(head):
     assert http("/nodes?view=summary", head.token) == 200
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_the_token_is_in_no_log_table_or_report(head, tmp_path):
     study = write_study(tmp_path, wee("wee"))
     run = f"python {ROOT}/sweeps/scaling.py {study} --out {tmp_path}/out --sampler-trials 0 --yes"
@@ -219,7 +219,7 @@ def refuses(host, port):
     return answers - {"UNIMPLEMENTED", "UNAVAILABLE"} == {"UNAUTHENTICATED"}
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_every_port_that_listens_outside_checks_the_token(head):
     import_module("ray")  # ships psutil
     psutil = import_module("psutil")

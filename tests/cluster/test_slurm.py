@@ -89,7 +89,7 @@ def submit_to_slurm(tmp_path, srun, **environment):
 DROP_FLAGS = "#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\n"  # those of srun
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_slurm_script_runs_the_sweep_on_every_machine(tmp_path):
     ended, home = submit_to_slurm(tmp_path, f'{DROP_FLAGS}exec "$@"\n')
     assert "args digits --yes" in ended.stdout, ended.stdout + ended.stderr
@@ -109,7 +109,7 @@ def test_slurm_script_says_which_machine_is_missing(tmp_path):
     assert "args" not in ended.stdout
 
 
-@pytest.mark.ray
+@pytest.mark.cluster
 def test_slurm_script_ends_with_a_head_that_ends(tmp_path):
     ended, _ = submit_to_slurm(tmp_path, "#!/bin/bash\nexit 1\n")
     assert ended.returncode == 1

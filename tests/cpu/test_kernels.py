@@ -134,6 +134,7 @@ def test_attention_of_any_shape(tokens, width, name):
     check_attention(tokens, width, TYPES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("width", [5, 64])
 @pytest.mark.usefixtures("instructions")

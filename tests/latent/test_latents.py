@@ -15,7 +15,10 @@ import torch
 from PIL import Image
 
 from sweeps import scaling
-from sweeps.study import Size, Study
+from sweeps.presets import load
+from sweeps.ranges import SearchRanges
+from sweeps.space import TrainingSpace
+from sweeps.study import Size, Study, resolve_study
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import (
@@ -345,3 +348,13 @@ def test_the_penalty_reaches_gradients_but_not_the_loss(latents):
     expected = torch.stack([p.grad.square().sum() for p in flow.parameters()]).sum().sqrt()
     assert results[1][1] == pytest.approx(expected.item())
     assert results[1][1] != pytest.approx(results[0][1], rel=1e-3)
+
+
+def test_a_search_keeps_the_noise_of_latents(latents):
+    study = load("tiny")
+    images = replace(study.base.data, name=str(latents))
+    model = replace(study.base.model, image_size=8, image_channels=4, patch=2)
+    study = resolve_study(replace(study, base=replace(study.base, data=images, model=model)))
+    assert TrainingSpace(study, 1e9).noises is None
+    with pytest.raises(ConfigError, match="latents at different noise"):
+        TrainingSpace(replace(study, search=SearchRanges(noise_std=(0.1, 0.2))), 1e9)

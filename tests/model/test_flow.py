@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,7 +62,9 @@ def test_forward_and_inverse_undo_each_other(random_flow, shape):
     torch.testing.assert_close(invert(flow, latents, labels), images, atol=1e-7, rtol=1e-7)
     assert torch.equal(latents, before)
     noise = patchify(images, flow.config)
-    again, _ = flow(invert(flow, noise, labels), labels)
+    back = invert(flow, noise, labels)
+    assume(bool(back.isfinite().all()))  # log-scales grow with images: some noise overflows
+    again, _ = flow(back, labels)
     torch.testing.assert_close(again, noise, atol=1e-7, rtol=1e-7)
 
 

@@ -122,6 +122,7 @@ def test_tags_and_pins_stay_until_others_replace_them(script, tmp_path):
     assert [run.run_id for run in grid(replace(TINY, tags=("x",)))] == [x.run_id for x in RUNS]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_later_command_completes_the_study(call, tmp_path):

@@ -155,6 +155,7 @@ def test_a_search_resumes_and_repeats_nothing(tmp_path, capsys):
     assert study.trials[-1].values == study.trials[0].values
 
 
+@pytest.mark.slow
 @on_ray
 def test_a_killed_search_resumes_from_a_script_alone_in_a_folder(tmp_path):
     script, out = shutil.copy(search.__file__, tmp_path), tmp_path / "out"
@@ -508,6 +509,7 @@ def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
     assert verdict(space, tmp_path).sampler == own
 
 
+@pytest.mark.slow
 @on_ray
 def test_a_grid_ends_with_a_search_for_a_way_to_sample(tmp_path, capsys):
     study = replace(wee(), sizes=wee().sizes[:1])
