@@ -300,7 +300,8 @@ def why_noise_stays(study: Study) -> str:
     if study.base.noise.type == "uniform":
         return "the noise of the study is uniform and has no level"
     images = study.base.data
-    if images.hash != UNKNOWN and data.latent_space(images):
+    here = images.hash not in ("", UNKNOWN)  # not in a dry run without the data
+    if here and data.latent_space(images):
         return "bits of latents at different noise cannot be compared"
     return ""
 

@@ -381,10 +381,15 @@ def _resolved(config: RunConfig) -> RunConfig:
 
 
 def did_you_mean(name: str, valid: object) -> str:
-    """Say that a name is not among the valid ones, and which of them is nearest.
+    """Say that a name is not among the valid ones, and which of them is meant, or could be.
 
     >>> did_you_mean("digts", ["digits", "tiny"])
     "'digts' is not known; did you mean 'digits'?"
+    >>> did_you_mean("yes", ["digits", "tiny"])
+    "'yes' is not known; write one such as 'tiny'"
     """
-    near = get_close_matches(name, list(valid), n=1, cutoff=0.0)  # type: ignore[call-overload]
-    return f"'{name}' is not known" + (f"; did you mean '{near[0]}'?" if near else "")
+    known = list(valid)  # type: ignore[call-overload]
+    if near := get_close_matches(name, known, n=1):
+        return f"'{name}' is not known; did you mean '{near[0]}'?"
+    far = get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"'{name}' is not known" + (f"; write one such as '{far[0]}'" if far else "")

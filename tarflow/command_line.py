@@ -167,7 +167,8 @@ def _in_a_line(box: str) -> str:
 def _choices(listed: str) -> str:
     """Return the words of a tuple, as text, that a flag may be.
 
-    >>> _choices("'wandb', 'None', 'mlflow'")
-    'mlflow or wandb'
+    >>> _choices("'wandb', 'None', 'mlflow', 'trackio'")
+    'mlflow, trackio or wandb'
     """
-    return " or ".join(sorted(set(re.findall(r"'([^']+)'", listed)) - {"None"}))
+    *rest, last = sorted(set(re.findall(r"'([^']+)'", listed)) - {"None"})
+    return f"{', '.join(rest)} or {last}" if rest else last
