@@ -25,6 +25,8 @@ pyte = pytest.importorskip("pyte")
 
 def in_terminal(*arguments):
     """Carry out a study in a terminal; return its exit code, what it wrote, and every screen."""
+    environment = os.environ | {"NO_COLOR": "1", "RAY_ADDRESS": "local", "TERM": "xterm"}
+    environment.pop("COLUMNS", None)  # would count more than the terminal
     main, side = pty.openpty()
     termios.tcsetwinsize(side, (ROWS, COLUMNS))
     command = subprocess.Popen(
@@ -32,7 +34,7 @@ def in_terminal(*arguments):
         stdin=side,
         stdout=side,
         stderr=side,
-        env=os.environ | {"NO_COLOR": "1", "RAY_ADDRESS": "local", "TERM": "xterm"},
+        env=environment,
         start_new_session=True,
     )
     os.close(side)

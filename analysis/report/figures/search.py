@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis.candidates import LOG, VARIED, varied
+from analysis.names import bits_unit_of, bpd_name_of
 from analysis.report.figures import theme
 from analysis.report.figures.theme import BLUE, ORANGE, SOFT, Row, describe, dots, figure, marker
 from tarflow.human import bits, number, percent
@@ -89,12 +90,12 @@ def slices(tried: pd.DataFrame) -> go.Figure | None:
             )
         best: dict[str, Any] = {
             "marker": theme.ring(ORANGE, "circle-open", 15, 2),
-            "name": "lowest BPD",
+            "name": f"lowest {bpd_name_of(whole)}",
         }
         shown.add_trace(dots(whole[:1], name, "bpd", showlegend=first, **best), **where)
         shown.update_xaxes({"title_text": VARIED[name], **_axis(tried[name])}, **where)
     for row in range(rows):
-        shown.update_yaxes(title_text="bits per dimension", row=row + 1, col=1)
+        shown.update_yaxes(title_text=bits_unit_of(whole), row=row + 1, col=1)
     reach = [low - PAD * spread, high + (3 if len(above) else 1) * PAD * spread]
     return shown.update_yaxes(range=reach)
 
