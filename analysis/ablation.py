@@ -13,10 +13,10 @@ from scipy.stats import norm, t
 
 from analysis.differences import image_differences, mean_interval, signed_difference
 from analysis.laws.intervals import LEVEL
-from analysis.names import bits_unit_of, deepest_layers, layer_splits
+from analysis.names import are_latent, bits_unit_of, deepest_layers, layer_splits
 from analysis.rows import configs_but_seed
 from analysis.settings import SETTING, setting_in_words
-from tarflow.human import bits, bits_unit, interval, number
+from tarflow.human import bits, interval, number
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one
@@ -161,8 +161,7 @@ def baseline(runs: pd.DataFrame) -> str:
 
 def likelihoods_compare(runs: pd.DataFrame) -> bool:
     """Tell whether the BPD of runs measure the same: those of latents depend on the noise."""
-    latent = bits_unit_of(runs) == bits_unit("latent")
-    return not latent or len(runs[KINDS["noise"]].drop_duplicates()) < 2
+    return not are_latent(runs) or len(runs[KINDS["noise"]].drop_duplicates()) < 2
 
 
 def worth(runs: pd.DataFrame, study: Path) -> pd.DataFrame:

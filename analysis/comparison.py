@@ -18,11 +18,11 @@ from analysis.laws.allocation import Sizes, best_run
 from analysis.laws.forms import Array
 from analysis.laws.frontier import Frontier, frontier_of
 from analysis.laws.intervals import NORMAL_90, TAIL, Interval
-from analysis.names import bits_unit_of, run_names
+from analysis.names import are_latent, bits_unit_of, run_names
 from analysis.rows import as_text, commonest, group_budgets, read_config
 from analysis.study import read_settings, read_study
 from tarflow.errors import UserError
-from tarflow.human import bits_unit, number
+from tarflow.human import number
 
 SAME = ["data_hash", "split", "label", "seed"]  # what the two runs of a pair share
 UNPAIRED = ("search", "final")  # roles whose labels name other configs in another study
@@ -188,7 +188,7 @@ def _check_same_quantity(names: Sequence[str], tables: Sequence[pd.DataFrame]) -
                 f"{names[0]} is scored in {units[0]} and {name} in {unit}: likelihoods of latents "
                 "and of pixels are different quantities and cannot be compared"
             )
-        if unit == bits_unit("latent") and noise != noises[0]:
+        if are_latent(tables[0]) and noise != noises[0]:
             raise UserError(
                 f"{names[0]} and {name} add different noise to latents (std {noises[0][1]}, and "
                 f"{noise[1]}): their {unit} are those of the noisy latents and cannot be compared"

@@ -18,6 +18,8 @@ APART: dict[str, Callable[[float], str]] = {  # what may set runs of one size an
     "seed": lambda value: f"seed {value:.0f}",
 }
 
+LATENT = "latent"  # value of `bpd_kind`
+
 
 def run_names(runs: pd.DataFrame) -> list[str]:
     """Return a name of each run; two runs never share one.
@@ -75,9 +77,13 @@ def bpd_name_of(runs: pd.DataFrame) -> str:
     return bpd_name(_bpd_kind(runs))
 
 
+def are_latent(runs: pd.DataFrame) -> bool:
+    """Tell whether the likelihoods of runs are those of latents."""
+    return "bpd_kind" in runs and bool((runs["bpd_kind"] == LATENT).any())
+
+
 def _bpd_kind(runs: pd.DataFrame) -> str:
-    latent = "bpd_kind" in runs and (runs["bpd_kind"] == "latent").any()
-    return "latent" if latent else ""
+    return LATENT if are_latent(runs) else ""
 
 
 def _name(channels: float, shape: str, flops: float) -> str:

@@ -11,11 +11,10 @@ from analysis.laws.average import Law
 from analysis.laws.design import doubts, sizes_at_the_edge
 from analysis.laws.fit import Fit
 from analysis.laws.repetition import HARMLESS
-from analysis.names import bits_unit_of
+from analysis.names import are_latent, bits_unit_of
 from tarflow.config import OptimConfig
 from tarflow.config_files import from_dict
 from tarflow.errors import UserError
-from tarflow.human import bits_unit
 
 RECIPE = {  # settings that a law over sizes takes to be equal
     "batch": "the batch size",
@@ -51,12 +50,11 @@ def _rows(findings: Findings) -> list[str]:
         lines.append("No config was run with two seeds: the noise between equal runs is unknown.")
     elif findings.noise.freedom < 2:
         lines.append("The noise between equal runs is estimated from two seeds only.")
-    unit = bits_unit_of(runs)
-    if unit == bits_unit("latent"):
+    if are_latent(runs):
         lines.append(
-            f"These models are trained on latents of an autoencoder. Their bits are {unit}, "
-            "-log2 of the density of a noisy latent per value: they depend on "
-            "the noise and the autoencoder, and cannot be compared with bits of pixels."
+            "These models are trained on latents of an autoencoder. Their bits are "
+            f"{bits_unit_of(runs)}, -log2 of the density of a noisy latent per value: they depend "
+            "on the noise and the autoencoder, and cannot be compared with bits of pixels."
         )
     epochs = runs["epochs"].max() if "epochs" in runs else 0.0
     if len(findings.runs) and epochs > HARMLESS:

@@ -16,7 +16,7 @@ from sweeps.branches import StartPoint, start_points
 from sweeps.expect import Job, Rate, Seconds, timetable
 from sweeps.failures import transient
 from sweeps.sampling import SamplingTask, to_sample
-from sweeps.space import PRUNED
+from sweeps.space import stopped_early
 from sweeps.study import PlannedRun, Study, grid, left_out, short
 from tarflow import cost, human, record
 from tarflow.config import RunConfig
@@ -248,7 +248,7 @@ def finished(out: Path, run_id: str) -> dict[str, Any] | None:
 def state(out: Path, run: PlannedRun, start: StartPoint) -> str:
     """Return the state of a run that is not done."""
     result = record.read_result(out / "runs" / run.run_id)
-    pruned = result and result["run"]["status"] == PRUNED  # by a search: a hole in a grid
+    pruned = result and stopped_early(result["run"])  # by a search: a hole in a grid
     if result and not pruned and not transient(result["run"]["error"]):
         return FAILS_AGAIN
     if start.images > start.inherited:

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from sweeps.bars import as_table
 from sweeps.failures import Machines, ProcessDied
-from sweeps.space import PRUNED
+from sweeps.space import stopped_early
 from tarflow import human
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
@@ -53,11 +53,6 @@ class Revised:
     wall_seconds: float
     slot_seconds: float  # seconds times slots
     pace: float  # measured over expected seconds of these runs
-
-
-def stopped_early(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row is that of a candidate which others have beaten early."""
-    return row.get("status") == PRUNED
 
 
 def in_words(row: Mapping[str, Any], objective: str) -> str:

@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from sweeps.placement import NotPickled
 from sweeps.rungs import KEEPS, WHOLE, Rule, bpd_of, bracket_of, first_quarters, kept_rows
 from sweeps.space import TrainingSpace
-from tarflow.record import write_json
+from tarflow.record import write_result
 from tarflow.train.checkpoint import remove_checkpoints
 
 
@@ -70,7 +70,6 @@ class Pruner(NotPickled, FIFOScheduler):
         decision = self.bracket(trial).on_trial_result(tune_controller, trial, result)
         if decision == TrialScheduler.STOP:
             folder = self.folder(self.space.name(trial.config))
-            row = kept_rows(folder)[result["quarters"]]
-            write_json(folder / "result.json", {"run": row, "evaluations": []})
+            write_result(folder, kept_rows(folder)[result["quarters"]])
             remove_checkpoints(folder / "state")
         return decision

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Rule = Literal["halving", "hyperband"]
 QUARTERS = (1, 2)  # of its budget, after which a candidate is compared
 WHOLE = 4  # quarters of a budget
-KEEPS = 2  # at each share the best of so many continue: half of them
+KEEPS = 2  # at each share, one in this many candidates continues
 SUGGESTED = 0.75  # of candidates that Optuna's sampler suggests, those that continue: measured
 FILE = "rungs.json"  # rows of a run by the quarters of its budget that it had seen
 

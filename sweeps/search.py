@@ -192,10 +192,10 @@ def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
 
 def pruned_plan(plan: Plan, rule: Rule, study: Study) -> Plan:
     """Return a plan whose candidates take the time that pruning leaves them on average."""
-    count, foreseen = len(plan.left), to_expect(plan, rule)
-    rows = []
+    left, foreseen = plan.left, to_expect(plan, rule)
+    count, rows = len(left), []
     for row in plan.rows:
-        if row in plan.left:
+        if row in left:
             scoring = expect.scoring_seconds(row.run.config, study.validation_images, plan.rate)
             saved = row.seconds.train * (1 - foreseen.budgets / count)
             saved += row.seconds.evaluate * (1 - foreseen.finished / count)

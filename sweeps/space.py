@@ -289,10 +289,15 @@ class TrainingSpace:
         return is_pruned(out / "runs" / self.name(params))
 
 
+def stopped_early(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is that of a candidate that others have beaten early."""
+    return row.get("status") == PRUNED
+
+
 def is_pruned(folder: Path) -> bool:
     """Tell whether the run of a folder has ended early because others did better."""
     result = read_result(folder)
-    return result is not None and result["run"]["status"] == PRUNED
+    return result is not None and stopped_early(result["run"])
 
 
 def why_noise_stays(study: Study) -> str:

@@ -156,8 +156,7 @@ def _in_a_line(box: str) -> str:
     text = " ".join(" ".join(section).split())
     if text.startswith("Missing from"):
         missing = [name[1] for line in section if (name := re.match(r" {4}(\S+)", line))]
-        names = " and ".join([*filter(None, [", ".join(missing[:-1])]), *missing[-1:]])
-        return f"{names} {'is' if len(missing) == 1 else 'are'} missing"
+        return f"{_series(missing, 'and')} {'is' if len(missing) == 1 else 'are'} missing"
     for theirs, ours in MISTAKES.items():
         if found := re.search(theirs, text):
             return ours(found)
@@ -170,5 +169,10 @@ def _choices(listed: str) -> str:
     >>> _choices("'wandb', 'None', 'mlflow', 'trackio'")
     'mlflow, trackio or wandb'
     """
-    *rest, last = sorted(set(re.findall(r"'([^']+)'", listed)) - {"None"})
-    return f"{', '.join(rest)} or {last}" if rest else last
+    return _series(sorted(set(re.findall(r"'([^']+)'", listed)) - {"None"}), "or")
+
+
+def _series(words: Sequence[str], joint: str) -> str:
+    """Write words in a line: a, b and c."""
+    *rest, last = words or [""]
+    return f"{', '.join(rest)} {joint} {last}" if rest else last

@@ -12,7 +12,7 @@ import secrets
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -243,6 +243,14 @@ def read_result(run_folder: Path) -> dict[str, Any] | None:
     """Return `{"run": row, "evaluations": rows}` from result.json, or None if it is missing."""
     result: dict[str, Any] | None = read_json(run_folder / "result.json")
     return result
+
+
+def write_result(
+    run_folder: Path, row: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write `result.json` of a run that has ended, which replaces what was known before."""
+    write_json(run_folder / "result.json", {"run": row, "evaluations": list(evaluations)})
+    (run_folder / STARTED).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

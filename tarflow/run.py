@@ -31,6 +31,7 @@ from tarflow.record import (
     environment,
     read_result,
     write_json,
+    write_result,
     write_table,
     write_text,
 )
@@ -162,8 +163,7 @@ def run(
             "parent_id": trunk.run_id,
             "flops_marginal": float(cost.training_flops(config.model)) * own,
         }
-    write_json(folder / "result.json", {"run": row, "evaluations": evaluations})
-    (folder / STARTED).unlink(missing_ok=True)
+    write_result(folder, row, evaluations)
     remove_checkpoints(folder / "state")
     if trunk:  # no other run branches off there
         remove_checkpoint(trunk.folder, shared_images(config))
@@ -235,6 +235,5 @@ def record_failure(
     row = row_of(config, role, label, tags) | {"status": "failed", "error": message}
     row["host"] = host or row["host"]
     write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
-    write_json(folder / "result.json", {"run": row, "evaluations": []})
-    (folder / STARTED).unlink(missing_ok=True)
+    write_result(folder, row)
     return row

@@ -51,9 +51,13 @@ class Tracker(Protocol):
         """
 
     def put_law(self, picture: bytes, runs: int) -> None:
-        """Write the picture of the law, a PNG, after so many runs.
+        """Write the picture of the law, again when it has changed.
 
         What earlier commands have written of the study is replaced, where that can be.
+
+        Args:
+            picture: The picture, a PNG.
+            runs: Number of runs that have ended.
         """
 
     def put_study(self, page: bytes, words: str) -> None:

@@ -34,7 +34,7 @@ def test_candidates_stand_in_the_order_of_how_far_they_came():
         ("half", "pruned", 0.5, 2.5, {}),
         ("bad", "done", 1.0, 3.0, {}),
         ("grid", "done", 1.0, 1.0, {"role": "grid"}),
-        ("dear", "done", 1.0, 1.5, {"flops": 4e9}),  # of another search
+        ("expensive", "done", 1.0, 1.5, {"flops": 4e9}),  # of another search
     )
     tried = candidates(runs)
     assert tried["run_id"].tolist() == ["good", "bad", "half", "quarter", "diverged"]

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.report.checklist import saving
+from analysis.report.spending import saving
 from sweeps import hardware, run_queue
 from sweeps.batch import BatchContext, StopConditions
 from sweeps.branches import StartPoint, remove_trunks, start_points, with_branch_points

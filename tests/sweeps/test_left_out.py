@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.report.checklist import missing_runs
+from analysis.report.spending import missing_runs
 from sweeps import scaling, search
 from sweeps.declared import declare
 from sweeps.plan import LEFT_OUT, make_plan

@@ -1,6 +1,6 @@
 """The sections of the runs themselves: loss curves, single images, cost, checklist."""
 
-from analysis.report import checklist
+from analysis.report import checklist, spending
 from analysis.report.figures import runs as run_figures
 from analysis.report.figures.theme import note_thinning
 from analysis.report.run_data import TABLE_ROWS
@@ -83,12 +83,12 @@ def cost(material: Material) -> Section:
         "Time and FLOPs by kind of run",
         "FLOPs are counted by formula; times are those of the runs themselves. The table adds up "
         "what was spent."
-        + checklist.saving(material.table)
-        + checklist.overhead(material.outcome)
-        + checklist.interruptions(material.table, material.outcome)
-        + checklist.missing_runs(material.outcome),
+        + spending.saving(material.table)
+        + spending.overhead(material.outcome)
+        + spending.interruptions(material.table, material.outcome)
+        + spending.missing_runs(material.outcome),
         existing(cost=run_figures.cost(material.findings.finished)),
-        tables=(checklist.cost(material.table), *checklist.expected_and_spent(material.outcome)),
+        tables=(spending.cost(material.table), *spending.expected_and_spent(material.outcome)),
         empty="No run has finished yet.",
     )
 
