@@ -91,14 +91,18 @@ def expected_seconds(config: RunConfig, validation_images: int, rate: Rate) -> S
         rate: Speed of one device.
     """
     train, per_image = _training_seconds(config, rate)
-    scoring = scoring_seconds(config, validation_images, rate)
+    scoring = _scoring_seconds(config, validation_images, per_image)
     return Seconds(train, EVALUATION_SECONDS + scoring + _sampling_seconds(config, per_image))
 
 
 def scoring_seconds(config: RunConfig, validation_images: int, rate: Rate) -> float:
     """Return the seconds in which the workers of a run score the held-out images."""
-    evaluation, workers = config.evaluation, config.execution.workers
     _, per_image = _training_seconds(config, rate)
+    return _scoring_seconds(config, validation_images, per_image)
+
+
+def _scoring_seconds(config: RunConfig, validation_images: int, per_image: float) -> float:
+    evaluation, workers = config.evaluation, config.execution.workers
     scored = (evaluation.decoder_images + validation_images * evaluation.draws) / workers
     return SCORING_IMAGES * scored * per_image
 

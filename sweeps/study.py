@@ -54,7 +54,7 @@ class Size:
         """Transformer layers in each block, on average."""
         return self._shape.mean_layers
 
-    @property
+    @cached_property
     def label(self) -> str:
         """Short name of the size, such as c64-b4-l2."""
         return f"c{self.channels}-b{self.blocks}-l{self._shape.layer_split or self.layers}"
