@@ -118,6 +118,7 @@ def _named(item: inspect.Parameter) -> inspect.Parameter:
 
 def _read(read: Callable[[Sequence[str]], Parsed], words: Sequence[str], prog: str) -> Parsed:
     """Read words with tyro, and raise a `UserError` instead of the box that it prints."""
+    _refuse_values_of_switches(read, words, prog)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -135,12 +136,23 @@ def _read(read: Callable[[Sequence[str]], Parsed], words: Sequence[str], prog: s
     raise UserError(f"{_in_a_line(box.getvalue())} ({prog} --help says more)")
 
 
-def _flags(read: Callable[[Sequence[str]], Any]) -> set[str]:
-    """Return the flags that `--help` lists."""
+def _refuse_values_of_switches(
+    read: Callable[[Sequence[str]], Any], words: Sequence[str], prog: str
+) -> None:
+    """Refuse `--quiet=yes`, of which tyro would read `yes` as the word after `--quiet`."""
+    given = [word.partition("=")[0] for word in words if re.match("--[a-zA-Z][^=]*=", word)]
+    switches = _flags(read, r"(?=\s\s)") if given else set()
+    for flag in given:
+        if (name := flag.replace("_", "-")) in switches:
+            raise UserError(f"{flag} takes no value: write {name} alone ({prog} --help says more)")
+
+
+def _flags(read: Callable[[Sequence[str]], Any], followed: str = "") -> set[str]:
+    """Return the flags that `--help` lists, all or those that are followed by a pattern."""
     shown = io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
         read(["--help"])
-    return set(re.findall(r"(?:\s\s|, )(--[a-z][\w.-]*)", shown.getvalue()))
+    return set(re.findall(rf"(?:\s\s|, )(--[a-z][\w.-]*+){followed}", shown.getvalue()))
 
 
 def _in_a_line(box: str) -> str:
