@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -111,6 +112,39 @@ def test_tensorboard_gets_a_curve_while_a_run_trains_and_no_point_twice(study):
     files = (study / "tensorboard" / f"{best['label']} {best['run_id']}").iterdir()
     assert steps_of(files, "curve/loss") == images
     assert steps_of((study / "tensorboard" / "study").iterdir(), "law") == [3, 4]
+
+
+def test_a_run_that_is_tried_again_appears_while_it_trains(study):
+    pytest.importorskip("tensorboardX")
+    best = best_of(study)
+    folder = study / "runs" / best["run_id"]
+    points = read_table(folder / "curve.parquet").to_pylist()
+    done = read_result(folder)
+    failed = {"run": best | {"status": "failed", "error": "again"}, "evaluations": []}
+    write_json(folder / "result.json", failed)
+    mirror = Mirror("tensorboard", study)
+    mirror.update()
+    write_json(folder / STARTED, {key: best[key] for key in best.keys() - {"status", "bpd"}})
+    for count in len(points) // 2, len(points):
+        write_table(folder / "curve.parquet", points[:count], CURVE)
+        mirror.update()
+        assert mirror.done[folder.name] == points[count - 1]["images"]
+    write_json(folder / "result.json", done)
+    mirror.update()
+    assert mirror.done[folder.name] == "done"
+    files = (study / "tensorboard" / f"{best['label']} {best['run_id']}").iterdir()
+    assert steps_of(files, "curve/loss") == [point["images"] for point in points]
+
+
+def test_a_run_whose_folder_was_deleted_appears_anew(study):
+    pytest.importorskip("tensorboardX")
+    deleted, *others = mirrored("tensorboard", study)
+    runs = study / "runs"
+    for run in (deleted, *others):
+        Mirror("tensorboard", runs, only=runs / run).update()
+    shutil.rmtree(runs / deleted)
+    assert Mirror("tensorboard", study).done.keys() == {*others}
+    assert Mirror("tensorboard", runs, only=runs / deleted).done.keys() == {*others}
 
 
 def steps_of(files, tag):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tarflow.errors import UserError
 from tarflow.mirror.recorded import Tracker, read_recorded
-from tarflow.record import read_json, read_result, write_json
+from tarflow.record import read_json, write_json
 
 Name = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 CLASSES = {
@@ -60,8 +60,11 @@ class Mirror:
         self.name, self.study, self.tracker = name, study, open_tracker(name, study)
         self.only = only
         self.file = study / f"mirrored-{name}.json"
-        # By run id: the status of one that has ended, or the images up to which a curve is there.
-        self.done: dict[str, str | int] = read_json(self.file) or {}
+        # By the folder of a run: its status if it has ended, or the images up to which its curve
+        # is there. One whose folder was deleted may be trained anew at the same place.
+        folders = {path.name for path in (study if only else study / "runs").glob("*")}
+        before: dict[str, str | int] = read_json(self.file) or {}
+        self.done = {name: state for name, state in before.items() if name in folders}
         self.law = b""  # the picture that is there
         self.problem = ""  # why the last attempt has failed; empty if it has not
 
@@ -79,15 +82,11 @@ class Mirror:
                 self.law = picture
 
     def _put(self, folder: Path) -> None:
-        """Write what is new of a run."""
+        """Write what is new of a run; one that has failed before is written anew."""
         state = self.done.get(folder.name)
-        if isinstance(state, str):  # it has failed, and may be tried again
-            result = read_result(folder)
-            if not result or result["run"]["status"] == state:
-                return
         since = state if isinstance(state, int) else 0
         run = read_recorded(folder)
-        if run and (run.ended or run.images > since):
+        if run and (run.row["status"] != state if run.ended else run.images > since):
             self.tracker.put_run(run.after(since), since)
             self.done[folder.name] = run.row["status"] if run.ended else run.images
             write_json(self.file, self.done)

@@ -65,9 +65,16 @@ class Tracker(Protocol):
 
 
 def read_recorded(folder: Path) -> Recorded | None:
-    """Return the run of a folder, or None if it has neither ended nor a point of its curve."""
+    """Return the run of a folder, or None if it has neither ended nor a point of its curve.
+
+    One that failed and is being tried again has not ended.
+    """
     result, curve = read_result(folder), read_curve(folder)
-    started = result["run"] if result else read_json(folder / STARTED)
+    started = read_json(folder / STARTED)
+    if result and (result["run"]["status"] == "done" or not started):
+        started = result["run"]
+    else:
+        result = None
     if not started or not (result or curve):
         return None
     row = known(started)
