@@ -17,6 +17,7 @@ from tarflow import cost, data
 from tarflow.config import RunConfig
 from tarflow.config_files import to_dict, to_yaml
 from tarflow.device import choose_device, peak_flops
+from tarflow.errors import UserError
 from tarflow.evaluate.features import find_extractor
 from tarflow.evaluate.held_out import Likelihood, held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
@@ -29,6 +30,7 @@ from tarflow.record import (
     IMAGES,
     STARTED,
     environment,
+    read_json,
     read_result,
     write_json,
     write_result,
@@ -89,8 +91,17 @@ def run(
     Returns:
         The row of `runs.parquet`; its status is `failed` if training diverged, also if only the
         scores show that. It is empty on all workers but the first.
+
+    Raises:
+        UserError: If the folder holds another run.
     """
     result = read_result(folder)
+    before = result["run"] if result else read_json(folder / STARTED)
+    if before and before["run_id"] != run_id(config):
+        raise UserError(
+            f"{folder} holds another run, {before['run_id']}; this is {run_id(config)}: "
+            "name another folder with --out, or delete that one"
+        )
     if result and result["run"]["status"] == "done":
         row: dict[str, Any] = result["run"]
         return row

@@ -53,6 +53,7 @@ def train(
     from tarflow import distributed
     from tarflow.forecasts import forecast_of, write_outcome
     from tarflow.mirror.mirror import Mirror, mirroring
+    from tarflow.record import read_result
     from tarflow.run import resolve_config, run
     from tarflow.train.preemption import Preempted
 
@@ -80,6 +81,7 @@ def train(
                 mirror = Mirror(tracker, folder.absolute().parent, only=folder)
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
+            before = read_result(folder)
             with mirroring(mirror, console.print):
                 row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
     except Preempted:
@@ -91,6 +93,8 @@ def train(
         console.print(f"failed: {row['error']} (details in {folder}/error.txt)")
         return 1
     if row:
+        if before and before["run"]["status"] == "done":
+            console.print("trained already; name another folder with --out to train it anew")
         print(
             f"{folder}: {row['bpd']:.4f} ± {row['bpd_se']:.4f} {human.bits_unit(row['bpd_kind'])} "
             f"({row['bpd_kind']}, {row['split']} images)"

@@ -41,7 +41,8 @@ def test_the_expected_value_comes_first_and_what_came_out_last(run, tmp_path, ca
     assert (found.predicted, found.low, found.time) == (1.0, 0.9, expected.time)
     assert shown.out.splitlines()[-1] == found.verdict
     assert "outside the 90% interval" in found.verdict
-    assert main(command) == 0  # trained already
+    assert main(command) == 0
+    assert capsys.readouterr().err.splitlines()[1].startswith("trained already")
     assert read_forecasts(tmp_path) == [untouched, found]
 
 
@@ -55,6 +56,17 @@ def test_flags_of_fields_change_the_run_and_its_name(run, tmp_path, monkeypatch)
     changed = resolve_config(replace(run, optim=optim, data=data, seed=3))
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [run_id(changed)]
     assert read_result(tmp_path / "runs" / run_id(changed))["run"]["tags"] == "wide, new"
+
+
+def test_a_folder_that_holds_another_run_is_refused(run, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(to_yaml(run))
+    command = ["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main([*command, "--optim.lr", "0.02"]))
+    assert ended.value.code == 2
+    own = run_id(resolve_config(run))
+    assert f"{tmp_path}/run holds another run, {own}; this is " in capsys.readouterr().err
 
 
 def test_a_tracker_gets_the_run_and_a_missing_one_is_told_before_training(
