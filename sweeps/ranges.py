@@ -23,6 +23,7 @@ NAMES = {
     "noise_std": "noise",
 }
 ORDER = tuple(NAMES)
+SAMPLING = {"guidance": 0, "temperature": 0.01, "denoise": 0}  # chosen last, and their least value
 ENDS = "write its lowest and highest value, both positive, the lowest first"
 
 
@@ -108,6 +109,17 @@ class SearchRanges(Ranges):
 
     section: ClassVar = "search"
     cases: tuple[Case, ...] = ()  # other ranges when something else is chosen; the first counts
+    guidance: tuple[float, ...] | None = None  # weight of guidance; 0 is off
+    temperature: tuple[float, ...] | None = None  # attention temperature of the unguided branch
+    denoise: tuple[float, ...] | None = None  # multiplier of the denoising step; 0 is off
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, lowest in SAMPLING.items():
+            ends = getattr(self, name)
+            if ends and not (len(ends) == 2 and lowest <= ends[0] <= ends[1] < math.inf):
+                rule = f"write its lowest and highest value, at least {lowest}, the lowest first"
+                raise ConfigError(f"search.{name} is {ends}: {rule}")
 
     def ends(self, name: str, chosen: Mapping[str, Any]) -> Any:
         """Return the range of a name given the choices made before it; None if there is none."""

@@ -1,10 +1,11 @@
 """What the inner search may change: how to sample from a finished run, which trains nothing."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sweeps.ranges import SearchRanges
 from sweeps.sampling import SamplingTask, effective
 from sweeps.space import SEED, WORST, Params, Range, Trial
 from tarflow.config import RunConfig, SamplerConfig
@@ -26,6 +27,7 @@ class SamplingSpace:
     run_id: str
     label: str
     config: RunConfig
+    search: SearchRanges = field(default_factory=SearchRanges)  # of the study file
     objectives: ClassVar = ("kid",)
 
     @classmethod
@@ -58,10 +60,11 @@ class SamplingSpace:
 
     @property
     def ranges(self) -> dict[str, Range]:
-        """Lowest and highest value of each number; the run's own are inside.
+        """Lowest and highest value of each number, by the study file or else these.
 
-        With classes, guidance leads away from the mean class; without, it leads away from the
-        same network at another attention temperature (Zhai et al. 2025, section 3.5).
+        The run's own are inside, except a temperature that guides nothing. With classes, guidance
+        leads away from the mean class; without, it leads away from the same network at another
+        attention temperature (Zhai et al. 2025, section 3.5).
         """
         conditional = self.config.model.conditional
         ranges = {
@@ -70,11 +73,12 @@ class SamplingSpace:
         }
         if self.config.noise.type == "gaussian":
             ranges["denoise"] = (0.75, 1.25)
-        own = {name: getattr(self.own, name) for name in ranges}
-        return {
-            name: (min(low, own[name]), max(high, own[name]))
-            for name, (low, high) in ranges.items()
-        }
+        for name in ranges:
+            low, high = getattr(self.search, name) or ranges[name]
+            own = getattr(self.own, name)
+            unused = name == "temperature" and not self.own.guidance
+            ranges[name] = (low, high) if unused else (min(low, own), max(high, own))
+        return ranges
 
     @property
     def words(self) -> dict[str, tuple[str, ...]]:
@@ -86,13 +90,19 @@ class SamplingSpace:
     @property
     def base(self) -> dict[str, Any]:
         """The run's own setting."""
-        return {name: getattr(self.own, name) for name in (*self.ranges, *self.words)}
+        words = {name: getattr(self.own, name) for name in self.words}
+        return self._inside({name: getattr(self.own, name) for name in self.ranges}) | words
 
     @property
     def starts(self) -> tuple[dict[str, Any], ...]:
-        """The run's own setting, and the same with a published guidance."""
+        """The run's own setting, and the same with a published guidance, or the nearest."""
         guided = {"guidance": 2.0} if self.config.model.conditional else USUAL
-        return self.base, self.base | guided
+        return self.base, self.base | self._inside(guided)
+
+    def _inside(self, numbers: dict[str, float]) -> dict[str, Any]:
+        """Return the nearest numbers in their ranges."""
+        ranges = self.ranges
+        return {name: min(max(n, ranges[name][0]), ranges[name][1]) for name, n in numbers.items()}
 
     def sampler(self, params: Params) -> SamplerConfig:
         """Return the setting that parameters stand for; settings that do the same are equal.

@@ -211,7 +211,8 @@ class Scaling(Command):
             return outcome
         context.console.print(f"sampler settings of {best.label}, the best run:")
         needs = resources([row.run.config for row in self.plan.rows], context.cluster.gpus)
-        return outcome + search_settings([best], self.trials, needs, context)
+        space = replace(best, search=self.study.search)
+        return outcome + search_settings([space], self.trials, needs, context)
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Fit the laws, and write report.html and best.yaml."""

@@ -126,7 +126,11 @@ class Search(Command):
         candidates = self.candidates()
         if options.sampler_trials and len(candidates):
             columns = worth_sampling(candidates)[["run_id", "label", "config"]]
-            spaces = [SamplingSpace.of(*row) for row in columns.itertuples(index=False)]
+            ranges = space.study.search
+            spaces = [
+                replace(SamplingSpace.of(*row), search=ranges)
+                for row in columns.itertuples(index=False)
+            ]
             context.console.print(f"{len(spaces)} checkpoints to sample from", soft_wrap=True)
             outcome += search_settings(spaces, options.sampler_trials, needs, context)
         return outcome
@@ -258,7 +262,7 @@ def in_words(options: Options, space: TrainingSpace, plan: Plan, seconds: float)
         *(f"  {line}" for line in pruning_in_words(plan, options.prune)),
     ]
     if options.trials and options.sampler_trials:
-        example = SamplingSpace("", "", space.study.base)
+        example = SamplingSpace("", "", space.study.base, space.study.search)
         inner = [f"{key} {human.interval(ends)}" for key, ends in example.ranges.items()]
         inner += [f"{key} {', '.join(choices)}" for key, choices in example.words.items()]
         lines += [

@@ -322,6 +322,10 @@ def check_ranges(study: Study, splits: Sequence[str]) -> None:
         ConfigError: If one does not fit, naming it.
     """
     head_dim = study.base.model.head_dim
+    if study.search.denoise and study.base.noise.type == "uniform":
+        raise ConfigError(
+            "search.denoise: the noise of the study is uniform, so none is taken away"
+        )
     for place, ranges in study.search.parts():
         wrong = {
             "blocks": splits and "layers are split over the blocks: give total_layers and split",

@@ -8,9 +8,12 @@ import yaml
 from sweeps import search
 from sweeps.journal import draws, open_journal, open_study
 from sweeps.presets import load
+from sweeps.ranges import SearchRanges
+from sweeps.sampler_space import SamplingSpace
 from sweeps.search import Options, middle
 from sweeps.space import TrainingSpace
 from sweeps.study import grid, resolve_study
+from tarflow.config import SamplerConfig
 from tarflow.config_files import read_yaml, to_yaml
 from tarflow.errors import ConfigError, UserError
 from tarflow.identity import run_id
@@ -100,6 +103,12 @@ WRONG = {
     "total_layers: [2, 8]": "search.total_layers: the blocks are alike: give blocks and layers",
     "{split: [1-1-1], total_layers: [2, 8]}": "a split has 3 blocks, and each needs a layer",
     "{split: [1-1], blocks: [2, 3]}": "search.blocks: layers are split over the blocks",
+    "guidance: [-1, 2]": "search.guidance is (-1.0, 2.0): write its lowest and highest value, at "
+    "least 0, the lowest first",
+    "temperature: [0, 2]": "search.temperature is (0.0, 2.0): write its lowest and highest value, "
+    "at least 0.01",
+    "denoise: [1]": "search.denoise is (1.0,): write its lowest and highest value",
+    "cases: [{when: {blocks: 2}, guidance: [0, 1]}]": "guidance",
     "cases: [{when: {blocks: 2}}]": "at least one range beside it",
     "cases: [{when: {channels: 8}, blocks: [2, 4]}]": "blocks cannot depend on channels",
     "cases: [{when: {blocks: [4, 2]}, layers: [1, 2]}]": "when.blocks is [4, 2]: write one value",
@@ -115,6 +124,25 @@ def test_a_wrong_range_is_one_clear_line(ranges, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_settings_are_sampled_within_the_ranges_of_the_study(tmp_path):
+    study = written(tmp_path, guidance=[0.5, 0.8], temperature=[0.4, 0.6]).study
+    space = SamplingSpace("a", "a", study.base, study.search)
+    own, guided = space.starts
+    assert space.sampler(own) == SamplerConfig()  # has to be beaten, without guidance
+    assert (guided["guidance"], guided["temperature"]) == (0.2, 0.4)
+    assert space.ranges == {
+        "guidance": (0.0, 0.8),
+        "temperature": (0.4, 0.6),
+        "denoise": (0.75, 1.25),
+    }
+    settings = [space.sampler(params) for params in draws(space, 40, seed=1)]
+    assert 0.6 < max(setting.guidance for setting in settings) <= 0.8
+    options, outer = Options(trials=1), TrainingSpace(study, 1e9)
+    plan = search.make_search_plan(options, outer, tmp_path / "nowhere")
+    lines = search.in_words(options, outer, plan, 1.0)
+    assert "  guidance 0 to 0.8 · temperature 0.4 to 0.6 · denoise 0.75 to 1.25" in lines[-2]
+
+
 def test_uniform_noise_has_no_range():
     study = load("tiny")
     uniform = replace(study.base.noise, type="uniform")
@@ -122,6 +150,8 @@ def test_uniform_noise_has_no_range():
     study = replace(study, base=replace(study.base, noise=uniform), search=ranges)
     with pytest.raises(ConfigError, match="uniform and has no level"):
         TrainingSpace(study, 1e9)
+    with pytest.raises(ConfigError, match="none is taken away"):
+        TrainingSpace(replace(study, search=SearchRanges(denoise=(0.5, 1.0))), 1e9)
 
 
 def test_ranges_name_no_run(tmp_path):
