@@ -56,7 +56,9 @@ def load(name: str) -> Study:
         return _read(path)
     if path.suffix in (".yaml", ".yml"):
         files = [str(file) for file in path.parent.glob("*.y*ml")]
-        raise UserError(f"study {did_you_mean(name, files)}")
+        raise UserError(f"study {did_you_mean(name, [*files, *PRESETS])}")
+    if "=" in name:
+        raise UserError(f"study '{name}' is not known; to change a field, write --set {name}")
     raise UserError(f"study {did_you_mean(name, PRESETS)} (or give a YAML file)")
 
 

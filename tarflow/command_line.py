@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from itertools import dropwhile, takewhile
@@ -32,6 +32,18 @@ MISTAKES: Mapping[str, Callable[[re.Match[str]], str]] = {  # tyro's words, and 
     r"Error parsing (\S+): .*?\[(.*?)\]": lambda found: f"{found[1]}: cannot read {found[2]}",
     r"Missing value for argument '(\S+)'": lambda found: f"{found[1]} needs a value",
     r"Unrecognized options: ([^,]+)": lambda found: f"'{found[1]}' is one word too many",
+}
+FLAGS = {  # flags, and what other programs call them
+    "--tracker": "--wandb --tensorboard --mlflow --trackio --logger --report-to",
+    "--out": "--output --output-dir --out-dir --run-dir --save-dir --logdir --log-dir --storage",
+    "--count": "--n --num",
+}
+ANSWERS = {  # flags of other programs that are not needed here
+    "--resume": "run the same command again to resume",
+    "--config": "name the file without a flag",
+    "--config-name": "name it without a flag",
+    "--study": "name it without a flag",
+    "--study-name": "name a folder with --out",
 }
 
 
@@ -129,11 +141,25 @@ def _read(read: Callable[[Sequence[str]], Parsed], words: Sequence[str], prog: s
     known = _flags(read)
     for flag in (word.partition("=")[0] for word in words if re.match("--?[a-zA-Z]", word)):
         if flag.replace("_", "-") not in known:
-            paths = [name.removeprefix("--").replace("-", "_") for name in sorted(known)]
-            near = nearest(flag.lstrip("-"), paths).replace("_", "-")
-            meant = f"; did you mean --{near}?" * bool(near)
+            meant = _meant(flag.replace("_", "-"), known)
             raise UserError(f"unknown flag {flag}{meant} ({prog} --help lists all)")
-    raise UserError(f"{_in_a_line(box.getvalue())} ({prog} --help says more)")
+    line = _in_a_line(box.getvalue())
+    if "--set" in known and (change := re.match(r"'(\S+=\S+)' is one word too many", line)):
+        line = f"'{change[1]}' stands alone: write --set {change[1].lstrip('+')}"
+    raise UserError(f"{line} ({prog} --help says more)")
+
+
+def _meant(flag: str, known: Collection[str]) -> str:
+    """Say what a flag that does not exist means here; empty if nothing is near."""
+    if flag in ANSWERS:
+        return f": {ANSWERS[flag]}"
+    called = (own for own, names in FLAGS.items() if own in known and flag in names.split())
+    paths = [name.removeprefix("--").replace("-", "_") for name in sorted(known)]
+    near = next(called, nearest(flag.lstrip("-"), paths).replace("_", "-")).lstrip("-")
+    if near:
+        return f"; did you mean --{near}?"
+    changes = "--set" in known and flag.startswith("--")
+    return "; --set NAME=VALUE changes a field" * changes
 
 
 def _refuse_values_of_switches(

@@ -143,11 +143,15 @@ def unknown(path: str, known: Collection[str]) -> str:
     "unknown key 'learning_rate'; did you mean 'optim.lr'?"
     >>> unknown("optim.xyz", ["optim", "optim.lr", "batch"])
     "unknown key 'optim.xyz'; optim has: lr"
+    >>> unknown("optim.lr:0.02", ["optim", "optim.lr", "batch"])
+    "unknown key 'optim.lr:0.02'; optim has: lr"
     """
     if near := nearest(path, known):
         return f"unknown key '{path}'; did you mean '{near}'?"
-    section = path.rpartition(".")[0]
-    inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    section, inside = path, []
+    while section and not inside:
+        section = section.rpartition(".")[0]
+        inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
     return f"unknown key '{path}'; {section or 'the config'} has: {', '.join(inside)}"
 
 
