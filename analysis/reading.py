@@ -233,7 +233,9 @@ def _load(path: Path) -> pd.DataFrame:
         raise UserError(f"cannot read {path}: it is no table of text, and no Parquet") from None
     except (OSError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot read {path}: {reason.splitlines()[0]}") from None
+        runs = path / "runs.parquet"  # of a study
+        inside = f"; name a file, such as {runs}" * runs.is_file()
+        raise UserError(f"cannot read {path}: {reason.splitlines()[0]}{inside}") from None
     table.columns = [str(column).strip() for column in table.columns]
     return table.set_axis(range(1, len(table) + 1))
 

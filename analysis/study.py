@@ -26,7 +26,8 @@ def read_study(study: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     built = min((path.stat().st_mtime if path.exists() else 0.0) for path in tables)
     if not results and not built:
         if not (study / "runs").is_dir():
-            raise UserError(f"{study} holds no study: it has neither runs/ nor runs.parquet")
+            near = f"; did you mean studies/{study}?" * (Path("studies") / study).is_dir()
+            raise UserError(f"{study} holds no study: it has neither runs/ nor runs.parquet{near}")
         gather(study)
     elif results and max(results) >= built:
         gather(study)

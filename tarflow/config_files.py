@@ -98,7 +98,9 @@ def read_plain(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise UserError(f"cannot read {path}: {reason}") from None
+        files = (path / name for name in ("best.yaml", "config.yaml"))  # of a study, of a run
+        inside = "".join(f"; name a file, such as {file}" for file in files if file.is_file())
+        raise UserError(f"cannot read {path}: {reason}{inside}") from None
     plain = parse(text, str(path))
     return {} if plain is None else plain
 

@@ -47,6 +47,8 @@ def locate_model(name: str | Path) -> Path:
         UserError: If the folder holds no model.
     """
     path = locate(name)
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"{path} is a config: name the folder of a run that was trained with it")
     if path.suffix == ".safetensors" or not path.is_dir():
         return path
     if (path / MODEL).exists():

@@ -10,7 +10,8 @@ import tyro
 from tarflow import human
 from tarflow.commands.flags import Changes, RunFlags, Tags, flat, split_tags
 from tarflow.config import RunConfig
-from tarflow.config_files import read_yaml
+from tarflow.config_files import from_dict, read_plain
+from tarflow.errors import UserError
 from tarflow.identity import run_id
 from tarflow.override import override
 from tarflow.storage import locate
@@ -58,8 +59,11 @@ def train(
     from tarflow.train.preemption import Preempted
 
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    study = locate(config).parent
-    asked = override(read_yaml(RunConfig, locate(config)), flat(changes, fields))
+    file = locate(config)
+    study, plain = file.parent, read_plain(file)
+    if isinstance(plain, dict) and plain.keys() & {"preset", "sizes"}:
+        raise UserError(f"{config} is a study, not one run: python sweeps/scaling.py {config}")
+    asked = override(from_dict(RunConfig, plain, where=str(file)), flat(changes, fields))
     chosen = resolve_config(asked)
     folder = locate(out) if out else Path("runs") / run_id(chosen)
 
