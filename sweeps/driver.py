@@ -77,7 +77,7 @@ class StudyOptions(Options):
 
     study: Annotated[tyro.conf.Positional[str], arg(metavar="[STUDY]")] = "digits"
     """Preset, YAML file, or folder of a study."""
-    out: Annotated[Path | None, default("studies/NAME", "DIR")] = None
+    out: Annotated[Path | None, default("that of the study, or studies/NAME", "DIR")] = None
     """Folder of the study, local or an address such as s3://bucket/study."""
 
 
@@ -283,7 +283,8 @@ def close(outcome: "Outcome", command: Command, console: Console) -> None:
         again = "run the same command again to resume"
         if outcome.stopped.startswith(WOULD_PASS):
             again += ", with another limit"
-        if outcome.failed and all(not transient(row["error"]) for row in outcome.failed):
+        lasting = outcome.failed and all(not transient(row["error"]) for row in outcome.failed)
+        if lasting and not command.plan.retry:
             again += ", with --retry failed to try again what failed"
         console.print(f"{runs} not done{names}; {again}", soft_wrap=True)
 

@@ -62,6 +62,15 @@ def load(name: str) -> Study:
     raise UserError(f"study {did_you_mean(name, PRESETS)} (or give a YAML file)")
 
 
+def folder_of(name: str) -> Path | None:
+    """Return the folder whose study a name means, as it or its study.yaml; None for any other."""
+    if name in PRESETS:
+        return None
+    path = locate(name)
+    own_file = path.name == "study.yaml" and (path.parent / "runs").is_dir()
+    return path.parent if own_file else path if path.is_dir() else None
+
+
 def _read(path: Path) -> Study:
     """Read a study file; with a key `preset`, it holds only what differs from that preset."""
     plain = read_plain(path)

@@ -25,6 +25,7 @@ from sweeps.driver import (
 )
 from sweeps.limits import limits_from
 from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table
+from sweeps.presets import folder_of
 from sweeps.sampler_space import FEWEST_SAMPLES
 from sweeps.study import Study, grid
 from tarflow import human, record
@@ -122,7 +123,7 @@ class Scaling(Command):
         if options.sampler_trials < 0:
             raise UserError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")
         study = chosen_study(options)
-        self.out = study_folder(options.out, study)
+        self.out = study_folder(options.out or folder_of(options.study), study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
         self.study = with_tags(with_kept(study, self.out), options.tag)
         if options.note is not None:

@@ -23,6 +23,7 @@ from sweeps.declared import (
 )
 from sweeps.driver import Command, StudyOptions, default, drive, run_command_line, study_asked_for
 from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
+from sweeps.presets import folder_of
 from sweeps.ranges import NAMES
 from sweeps.rungs import QUARTERS, Expected, Rule, expected, share
 from sweeps.sampler_space import FEWEST_SAMPLES, SamplingSpace
@@ -95,7 +96,7 @@ class Search(Command):
     def __init__(self, options: Options) -> None:
         study = study_asked_for(options)
         self.options = options
-        self.out = study_folder(options.out, study)
+        self.out = study_folder(options.out or folder_of(options.study), study)
         study, missing = resolve_or_explain(study, self.out, options.dry_run)
         study = with_tags(with_kept(study, self.out), options.tag)
         self.space = TrainingSpace(

@@ -191,6 +191,19 @@ def test_a_note_changes_no_run_and_stays_until_it_is_replaced(tmp_path):
     assert with_note("") == ("", ids)
 
 
+def test_a_study_is_continued_in_the_folder_that_holds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "elsewhere"
+    declare(resolve_study(load("tiny")), folder)
+    (folder / "runs").mkdir()
+    shutil.copy(folder / "study.yaml", tmp_path)
+    ours = {"elsewhere": folder, "elsewhere/study.yaml": folder, "study.yaml": "studies/tiny"}
+    for name, out in ours.items():
+        options = {"study": name, "dry_run": True}
+        assert scaling.Scaling(scaling.Options(**options)).out == tmp_path / out
+        assert search.Search(search.Options(**options)).out == tmp_path / out
+
+
 @pytest.mark.parametrize("flags", [["--dry-run"], ["--yes"]])
 def test_another_study_of_the_same_name_is_refused_before_its_plan(
     call, monkeypatch, tmp_path, flags
