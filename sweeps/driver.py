@@ -193,7 +193,11 @@ def drive(options: Options, command: Command) -> int:
     if options.dry_run or (asks and not confirmed()):
         return 0
     news = Console(quiet=True) if options.quiet else console
-    with mirroring(options.tracker and Mirror(options.tracker, command.out), console.print):
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    with mirroring(options.tracker and Mirror(options.tracker, command.out), say):
         return execute(command, console, news)
 
 

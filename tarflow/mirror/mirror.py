@@ -117,7 +117,7 @@ def mirroring(mirror: Mirror | None, say: Callable[[str], None]) -> Iterator[Non
 
     Args:
         mirror: The mirror, or None.
-        say: Tells the user what could not be mirrored.
+        say: Tells the user what could not be mirrored, at its first failure and at the end.
     """
     if mirror is None:
         yield
@@ -125,8 +125,12 @@ def mirroring(mirror: Mirror | None, say: Callable[[str], None]) -> Iterator[Non
     ended = threading.Event()
 
     def keep_updating() -> None:
+        told = False
         while not ended.wait(LOOK_SECONDS):
             mirror.update()
+            if mirror.problem and not told:
+                told = True
+                say(f"{mirror.name} fails, runs continue and it is tried again: {mirror.problem}")
 
     thread = threading.Thread(target=keep_updating, daemon=True)
     thread.start()
