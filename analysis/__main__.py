@@ -113,15 +113,15 @@ def fit(
         flops: Column of training FLOPs, for a law of compute alone.
         x: Column of a law of one other input, such as the examples of a learning curve.
         input: Another input of the forms, such as width=d_model, depth=layers, batch=batch_size or
-            unique_tokens=U; may be repeated.
+            unique_tokens=U.
         run: Column that names the run of each row, if a run has several rows, such as checkpoints.
         group: Column of groups that share exponents, each with its own floor, such as data sets or
             noise levels.
         weights: Column that says how often each row counts.
         form: Form to fit instead of those that suit the columns, by name or as
-            path/to/file.py:NAME; may be repeated.
-        where: Condition on the rows, such as optimizer=adamw or 'loss<10'; may be repeated.
-        predict: Run to predict, such as N=7B,D=2T (columns of the table); may be repeated. By
+            path/to/file.py:NAME.
+        where: Condition on the rows, such as optimizer=adamw or 'loss<10'.
+        predict: Run to predict, such as N=7B,D=2T (columns of the table). By
             default one with 4 times the largest compute.
         budget: Training FLOPs to find the best size for, counted as 6 N D; by default 4 times the
             largest.
@@ -212,7 +212,7 @@ def next_runs(
         params: Column of model sizes, in both files.
         tokens: Column of data sizes, in both files.
         candidates: File of the runs that could be trained, one a row.
-        target: Run to predict, such as N=7B,D=2T; may be repeated.
+        target: Run to predict, such as N=7B,D=2T.
         budget: Training FLOPs (6 N D) whose best size is to be predicted, instead of --target.
         cost: Column of the candidates with their cost, in any unit; by default 6 N D FLOPs.
         count: Number of runs to choose.

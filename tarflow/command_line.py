@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from itertools import dropwhile, takewhile
-from typing import Annotated, Any, TypeVar
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
 from tarflow.errors import UserError
-from tarflow.fields import nearest
+from tarflow.fields import choices, nearest
 
 Parsed = TypeVar("Parsed")
 MARKERS = (tyro.conf.FlagCreatePairsOff,)  # --live, without a --no-live beside it
@@ -113,18 +114,30 @@ def _postponed(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     described: Any = postponed
     signature = inspect.signature(command)
     named = [_named(item) for item in signature.parameters.values()]
-    described.__doc__ = command.__doc__
+    described.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")  # tyro breaks lines
     described.__signature__ = signature.replace(parameters=named)
     described.__annotations__ = {item.name: item.annotation for item in named}
     return postponed
 
 
 def _named(item: inspect.Parameter) -> inspect.Parameter:
-    """Return a parameter that `--help` calls by its name, if it is named by its place."""
+    """Return a parameter as `--help` shows it.
+
+    One that is named by its place is called by its name. One that may be None, which its text
+    explains, is a flag of its other type.
+    """
     if item.kind is not item.POSITIONAL_ONLY:
-        return item
+        kinds = [kind for kind in get_args(item.annotation) if kind is not NoneType]
+        if item.default is not None or len(kinds) != 1:
+            return item
+        words = choices(kinds[0])
+        metavar = "{" + ",".join(words) + "}" if words else kinds[0].__name__.upper()
+        shown = tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+        return item.replace(annotation=Annotated[item.annotation, shown])
     name = item.name.upper() + " ..." * (item.default == ())
-    shown = tyro.conf.arg(metavar=name if item.default is item.empty else f"[{name}]")
+    hint = "" if item.default is None else None
+    metavar = name if item.default is item.empty else f"[{name}]"
+    shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)
     return item.replace(annotation=Annotated[item.annotation, shown])
 
 

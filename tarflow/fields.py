@@ -148,7 +148,8 @@ def unknown(path: str, known: Collection[str]) -> str:
     """
     if near := nearest(path, known):
         return f"unknown key '{path}'; did you mean '{near}'?"
-    section, inside = path, []
+    section = path
+    inside: list[str] = []
     while section and not inside:
         section = section.rpartition(".")[0]
         inside = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import analysis.__main__
+import tarflow.__main__
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,3 +37,11 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert ended.returncode == 1
     assert b"BrokenPipeError: to a worker" in ended.stderr
+
+
+@pytest.mark.parametrize("program", [tarflow.__main__, analysis.__main__])
+def test_help_tells_a_default_in_words_rather_than_none(program, capsys):
+    for name in program.COMMANDS:
+        with pytest.raises(SystemExit):
+            program.main([name, "--help"])
+        assert "None" not in capsys.readouterr().out

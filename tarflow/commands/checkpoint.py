@@ -13,25 +13,37 @@ if TYPE_CHECKING:
     from tarflow.model.flow import TarFlow
 
 Config = TypeVar("Config", bound=Any)  # a dataclass of `tarflow.config`
-Value = TypeVar("Value")
 Checkpoint = Annotated[Path, tyro.conf.Positional]
-FromRun = Annotated[
-    Value | None, tyro.conf.arg(help_behavior_hint="(default: from the run's config)")
-]
+
+
+def from_run(metavar: str) -> Any:
+    """Describe a flag whose default is in the config of the run, for its help text."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: from the run's config)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerFlags:
     """How to sample."""
 
-    guidance: FromRun[float] = None  # Weight of the guided extrapolation; 0 is off.
-    # Quantity that guidance extrapolates.
-    rule: FromRun[Literal["log-scale", "sigma-linear", "gaussian-score"]] = None
-    part: FromRun[Literal["both", "scale", "shift"]] = None  # Outputs that guidance changes.
-    guided_blocks: FromRun[str] = None  # all, or top:3 for the three blocks nearest the noise.
-    annealed: FromRun[bool] = None  # Whether the weight grows linearly along the tokens.
-    temperature: FromRun[float] = None  # Attention temperature of the unguided branch.
-    denoise: FromRun[float] = None  # Multiplier of the denoising step; 0 is off.
+    guidance: Annotated[float | None, from_run("FLOAT")] = None
+    """Weight of the guided extrapolation; 0 is off."""
+    rule: Annotated[
+        Literal["log-scale", "sigma-linear", "gaussian-score"] | None,
+        from_run("{log-scale,sigma-linear,gaussian-score}"),
+    ] = None
+    """Quantity that guidance extrapolates."""
+    part: Annotated[Literal["both", "scale", "shift"] | None, from_run("{both,scale,shift}")] = (
+        None
+    )
+    """Outputs that guidance changes."""
+    guided_blocks: Annotated[str | None, from_run("BLOCKS")] = None
+    """all, or top:3 for the three blocks nearest the noise."""
+    annealed: Annotated[bool | None, from_run("{True,False}")] = None
+    """Whether the weight grows linearly along the tokens."""
+    temperature: Annotated[float | None, from_run("FLOAT")] = None
+    """Attention temperature of the unguided branch."""
+    denoise: Annotated[float | None, from_run("FLOAT")] = None
+    """Multiplier of the denoising step; 0 is off."""
 
 
 Flags = Annotated[SamplerFlags, tyro.conf.OmitArgPrefixes]

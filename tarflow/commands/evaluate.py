@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 
-from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, FromRun, load, override
+from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, from_run, load, override
 from tarflow.commands.table import print_table
 from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError, check_counts
@@ -17,11 +17,11 @@ def evaluate(
     checkpoint: Checkpoint,
     /,
     split: Literal["validation", "test"] = "validation",
-    count: FromRun[int] = None,
-    draws: FromRun[int] = None,
-    features: FromRun[str] = None,
+    count: Annotated[int | None, from_run("INT")] = None,
+    draws: Annotated[int | None, from_run("INT")] = None,
+    features: Annotated[str | None, from_run("NAME")] = None,
     weights: Path | None = None,
-    autoencoder: FromRun[str] = None,
+    autoencoder: Annotated[str | None, from_run("DIR")] = None,
     seed: int = 0,
     sampling: Flags = NO_FLAGS,
 ) -> int:
