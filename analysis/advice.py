@@ -64,12 +64,13 @@ def repetition(findings: Findings, config: RunConfig) -> list[str]:
     place = "beyond the" if epochs > trained else "within the"
     fresh = surface and surface.with_unique_tokens(np.inf)
     ideal = allocate(cost.run_flops(config), runs, config, fresh, findings.isoflops)
+    needed = ideal.images / HARMLESS
     return [
         f"It sees the {count(unique)} training images {epochs:.3g} times, {place} {trained:.3g} "
         "epochs that the study trained.",
-        f"Beyond {HARMLESS:g} epochs, repeats are worth less and less. This budget needs more "
-        f"data: {count(ideal.images / HARMLESS)} different images for a model of "
-        f"{count(ideal.model_params)} parameters.",
+        f"Beyond {HARMLESS:g} epochs, repeats are worth less and less."
+        + f" This budget needs more data: {count(needed)} different images for a model of "
+        f"{count(ideal.model_params)} parameters." * (needed > unique),
     ]
 
 

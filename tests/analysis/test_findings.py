@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.advice import recommend
+from analysis.advice import recommend, repetition
 from analysis.findings import find
 from analysis.forecast import forecast
 from analysis.laws.allocation import allocate
@@ -232,6 +232,11 @@ def test_repeated_data_call_for_larger_models_and_more_images():
     assert f"{tokens / 2e5:.3g} times, within {trained}" in advice.explanation
     assert f"times, beyond {trained}" in recommend(findings, 1e17).explanation
     assert "This budget needs more data: " in advice.explanation
+    small = replace(config.model, channels=config.model.head_dim)
+    images = c.round_images(6 * 2e5 / config.model.tokens, config.batch)
+    words = " ".join(repetition(findings, replace(config, model=small, images=images)))
+    assert "6 times" in words
+    assert "needs more data" not in words  # a larger model would repeat less
     params, worth = cost.params(config.model), effective_tokens(tokens, 2e5)
     truth = 1.42 + 30 / params**0.4 + 46 / worth**0.4
     low, high = advice.allocation.bpd_interval
