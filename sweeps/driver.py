@@ -95,6 +95,7 @@ class Command(ABC):
     extra_seconds: float = 0.0  # expected wall time beyond that of the plan
     seed: int = 0  # of a search's suggestions
     limits: Limits = NO_LIMITS
+    again = "run the same command again to resume"  # what to do if all failures are for good
 
     @property
     def expected(self) -> dict[str, float]:
@@ -287,9 +288,8 @@ def close(outcome: "Outcome", command: Command, console: Console) -> None:
         again = "run the same command again to resume"
         if outcome.stopped.startswith(WOULD_PASS):
             again += ", with another limit"
-        lasting = outcome.failed and all(not transient(row["error"]) for row in outcome.failed)
-        if lasting and not command.plan.retry:
-            again += ", with --retry failed to try again what failed"
+        if outcome.failed and all(not transient(row["error"]) for row in outcome.failed):
+            again = again.replace(Command.again, command.again)
         console.print(f"{runs} not done{names}; {again}", soft_wrap=True)
 
 

@@ -336,6 +336,9 @@ def study_summary(study: Study, plan: Plan) -> list[str]:
         runs = f"{skipped} run{'s' * (skipped != 1)}"
         limits = f"fewer than {study.min_images} or more than {study.max_images} images"
         lines.insert(2, f"left out of the grid: {runs} of {limits}")
+    if plan.given_up:
+        runs = f"{plan.given_up} run{'s' * (plan.given_up != 1)}"
+        lines.append(f"{runs} failed for good; --retry failed carries them out again")
     return lines
 
 
@@ -366,9 +369,6 @@ def summary(plan: Plan) -> list[str]:
             f"of that, {len(plan.samplings)} more ways to sample from finished runs: "
             f"{human.seconds(seconds)}",
         )
-    if plan.given_up:
-        runs = f"{plan.given_up} run{'s' * (plan.given_up != 1)}"
-        lines.append(f"{runs} failed for good; --retry failed carries them out again")
     lines += sorted({row.run.config.precision_warning for row in plan.rows} - {""})
     return lines + (memory_warnings(plan) if plan.rate.accelerator else [])
 

@@ -119,6 +119,8 @@ def scale(options: Options) -> int:
 class Scaling(Command):
     """The grid of a study, the sampler settings it asks for, and its report."""
 
+    again = f"{Command.again}, with --retry failed to try again what failed"
+
     def __init__(self, options: Options) -> None:
         if options.sampler_trials < 0:
             raise UserError(f"sampler-trials is {options.sampler_trials}: it must be 0 or more")

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from sweeps.batch import BatchContext, Outcome
 
 CHECKPOINTS = 6  # number of checkpoints to sample from that a plan assumes
+NO_CANDIDATE = (
+    "no candidate has finished: lower optim.lr or search.lr_ratio, or ask for more --trials"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,8 @@ def search(options: Options) -> int:
 class Search(Command):
     """A search on both levels, and its report."""
 
+    again = "they count as the worst candidates; more --trials add others"
+
     def __init__(self, options: Options) -> None:
         study = study_asked_for(options)
         self.options = options
@@ -144,6 +149,8 @@ class Search(Command):
         candidates = self.candidates()
         if len(candidates):
             conclude_search(candidates, self.space.study, self.out, console)
+        else:
+            console.print(NO_CANDIDATE, soft_wrap=True)
         return len(candidates) > 0
 
     def candidates(self) -> "pd.DataFrame":
@@ -192,6 +199,7 @@ def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
     runs = [space.run_of(params) for params in done + random]
     over = {run.run_id: PRUNED for run in runs if is_pruned(out / "runs" / run.run_id)}
     plan = make_plan(space.study, out, runs=runs, left_out=over)
+    plan = replace(plan, retry=False)  # what diverged is a candidate as well
     return pruned_plan(plan, options.prune, space.study) if options.prune and plan.left else plan
 
 
@@ -217,9 +225,10 @@ def to_expect(plan: Plan, rule: Rule) -> Expected:
 
 
 def pruning_in_words(plan: Plan, rule: Rule | None) -> list[str]:
-    """Return a line on what pruning has done and should do; none if it does not matter."""
+    """Return a line on what ended candidates and what pruning should do; none if nothing."""
     over, count = len(plan.left_out), len(plan.left)
-    words = [f"{over} stopped early before"] * bool(over)
+    words = [f"{plan.given_up} diverged before"] * bool(plan.given_up)
+    words += [f"{over} stopped early before"] * bool(over)
     if rule and count:
         foreseen = to_expect(plan, rule)
         words += [

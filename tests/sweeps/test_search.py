@@ -274,6 +274,16 @@ def test_divergences_that_an_earlier_release_called_failures_are_told_once(begun
         assert [space.name(params) for params in ended(study, space, tmp_path)] == names[:1]
 
 
+def test_a_candidate_that_diverged_is_not_planned_again(begun, tmp_path):
+    space, study, searcher = begun
+    write_run(tmp_path, space.name(searcher(0).suggest("a")), DIVERGED)
+    settle(study, space, tmp_path)
+    options = Options(trials=2)
+    plan = search.make_search_plan(options, space, tmp_path)
+    assert len(plan.left) == 1
+    assert "  1 diverged before" in search.in_words(options, space, plan, 1.0)
+
+
 def test_the_sampler_learns_to_avoid_a_cliff(begun):
     """BPD and KID fall with the learning rate until it is 1.1 times the study's, then diverge."""
     space, _, searcher = begun
