@@ -161,6 +161,8 @@ def existing_folder(name: str) -> Path:
     path = expand(locate(name)).absolute()
     if not path.is_dir() and name in PRESETS:
         path = study_folder(None, load(name))
+    if path.is_file():
+        raise UserError(f"{path} is a file: name the folder of a study, such as {path.parent}")
     if not (path / "study.yaml").is_file():
         raise UserError(
             f"{path} holds no study: run one first, with python sweeps/scaling.py "

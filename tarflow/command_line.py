@@ -8,9 +8,11 @@ import contextlib
 import inspect
 import io
 import re
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
+from importlib.metadata import version
 from itertools import dropwhile, takewhile
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
@@ -70,6 +72,9 @@ def run_command(
         return parse(_postponed(commands[name]), words[1:], f"{prog} {name}")()
     if not name:
         raise UserError(f"name a command: {', '.join(commands)} ({prog} --help says more)")
+    if name in ("--version", "-V"):
+        sys.stdout.write(f"tarflow {version('tarflow')}\n")
+        return 0
     if not name.startswith("-"):
         near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, commands, 1))
         raise UserError(f"unknown command {name}{near} ({prog} --help lists all)")

@@ -41,6 +41,8 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error():
 
 @pytest.mark.parametrize("program", [tarflow.__main__, analysis.__main__])
 def test_help_tells_a_default_in_words_rather_than_none(program, capsys):
+    assert program.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("tarflow ")
     for name in program.COMMANDS:
         with pytest.raises(SystemExit):
             program.main([name, "--help"])
