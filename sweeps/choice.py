@@ -123,7 +123,8 @@ def verdict(space: SamplingSpace, out: Path) -> Verdict | None:
         return Verdict(space.config.sampler, "\n".join([*words[:1], "is the run's own: kept."]))
     better = gain > chance
     words.append(
-        f"Lower by {number(gain)}, the 90% interval of a difference is ± {number(chance)}: "
+        f"{'Lower' if gain > 0 else 'Higher'} by {number(abs(gain))}, the 90% interval of a "
+        f"difference is ± {number(chance)}: "
         + ("it is used." if better else "the run's own is kept.")
     )
     return Verdict(sampler_of(best) if better else space.config.sampler, "\n".join(words))

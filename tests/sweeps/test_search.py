@@ -510,6 +510,9 @@ def test_a_setting_replaces_the_own_one_only_beyond_chance(tmp_path):
     assert kept.sampler == own
     assert "gaussian-score" in kept.words
     assert "the run's own is kept" in kept.words
+    sampled(tmp_path, space, lucky, (1.0, 2.1))
+    assert "Higher by 0.1, " in verdict(space, tmp_path).words
+    sampled(tmp_path, space, lucky, (1.0, 1.9))
     better = replace(lucky, guided_blocks="top:1")
     sampled(tmp_path, space, better, (0.9, 1.5))
     used = verdict(space, tmp_path)
