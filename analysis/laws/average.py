@@ -35,6 +35,7 @@ from analysis.laws.validation import (
 
 FOCUS = (0.0, 0.5)  # powers of compute that weight the rows, one member each
 CURVE_FOCUS = (0.0, 0.5, 1.0)  # the same for laws of one input
+FEWER_STARTS = 24  # of members beside the plain fit of their form, which has searched
 DRAWS = 1000
 WINDOW_DRAWS = 100  # behind the band of each roll-out
 THIN = 600  # rows of a table from which roll-outs take every second, third, ... one
@@ -228,7 +229,7 @@ def fit_law(
     fits = [law for law in candidates if law is not None]
     if not fits:
         return None
-    again = partial(fit, delta=delta, draws=0)
+    again = partial(fit, delta=delta, draws=0, starts=FEWER_STARTS)
     powers = CURVE_FOCUS if len(fits[0].form.inputs) == 1 else FOCUS
     members = [again(law.form, data, focus=f) if f else law for law in fits for f in powers]
     kept = _thinned(len(data.values))

@@ -3,16 +3,21 @@
 Legend: `S` problems (starts or resamples), `n` rows, `p` parameters, `k` inputs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws.forms import Array, Form
+from analysis.laws.forms import Array, Form, Positions
 
 HUBER = 1.345  # in robust standard deviations: 95% efficient on normal noise (Huber 1981)
 CHUNK = 100_000  # values of one Jacobian; larger ones fall out of the cache
+FIRST_DAMPING, EASED = 1e-2, 0.2  # of the first real step; its change when a step is better
+
+# Gauss-Newton matrices (c, p, p) and descent directions (c, p) of the problems at some positions
+Normal = Callable[[Positions], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,10 @@ class Problem:
     low: Array  # (p,)
     high: Array  # (p,)
 
-    def take(self, chosen: NDArray[np.intp]) -> "Problem":
+    def take(self, chosen: Positions) -> "Problem":
         """Return the problems at the given positions."""
+        if self.targets.ndim == self.weights.ndim == 1:
+            return self
         targets = self.targets[chosen] if self.targets.ndim == 2 else self.targets
         weights = self.weights[chosen] if self.weights.ndim == 2 else self.weights
         return replace(self, targets=targets, weights=weights)
@@ -53,11 +60,12 @@ class Problem:
 
     def cost(self, residuals: Array) -> Array:
         """Return the (S,) sums of Huber terms; rows without weight may have any residual."""
-        if not np.isfinite(residuals).all():
-            residuals = np.where(self.weights > 0, residuals, 0.0)
-        if not np.isfinite(self.delta):
-            squares: Array = np.sum(self.weights * residuals * residuals, axis=1) / 2
-            return squares
+        total = self._cost(residuals)
+        if np.isfinite(total).all():
+            return total
+        return self._cost(np.where(self.weights > 0, residuals, 0.0))
+
+    def _cost(self, residuals: Array) -> Array:
         size = np.abs(residuals)
         inner = np.minimum(size, self.delta)
         terms: Array = np.sum(self.weights * inner * (size - inner / 2), axis=1)
@@ -65,8 +73,8 @@ class Problem:
 
     def slopes(self, theta: Array) -> Array:
         """Return the (S, p, n) derivatives of what the residuals are taken from."""
-        value, columns = self.form.linearised(theta, self.logs)
-        return columns / np.maximum(value, 1e-300)[:, None] if self.log else columns
+        value, slopes = self.form.linearised(theta, self.logs)
+        return self._slopes(value, slopes(np.arange(len(theta))))
 
     def linear_step(self, theta: Array, errors: Array) -> Array:
         """Return how far theta (p,) moves, (R, p), if errors (R, n) are added to the targets."""
@@ -77,46 +85,43 @@ class Problem:
         moved: Array = np.linalg.solve(matrix, weighted @ errors.T).T
         return moved
 
-    def normal(self, theta: Array) -> tuple[Array, Array]:
-        """Return the (S, p, p) Gauss-Newton matrices and (S, p) descent directions."""
-        if len(theta) > 1 and np.all(theta == theta[0]):
-            return self._normal_of_one(theta)
-        value, columns = self.form.linearised(theta, self.logs)
+    def linearised(self, theta: Array) -> tuple[Array, Normal]:
+        """Return the (S, n) residuals, and a function to get the normal equations of some."""
+        value, slopes_of = self.form.linearised(theta, self.logs)
         residuals = self._residuals(value)
-        if not (np.isfinite(columns).all() and np.isfinite(residuals).all()):
-            residuals, columns = np.nan_to_num(residuals), np.nan_to_num(columns)
-        root = np.sqrt(self._weights(residuals))
-        columns *= (root / np.maximum(value, 1e-300) if self.log else root)[:, None]
-        return columns @ columns.swapaxes(1, 2), (columns @ (root * residuals)[:, :, None])[..., 0]
 
-    def _normal_of_one(self, theta: Array) -> tuple[Array, Array]:
-        """Do the same where all problems are at one theta, with one Jacobian."""
-        value, columns = self.form.linearised(theta[:1], self.logs)
-        columns = columns[0] / np.maximum(value, 1e-300) if self.log else columns[0]
-        residuals = self._residuals(value)
-        weights = self._weights(residuals)
-        products = (columns[:, None] * columns[None]).reshape(-1, columns.shape[1])
-        matrix = (weights @ products.T).reshape(-1, len(columns), len(columns))
-        descent = (weights * residuals) @ columns.T
-        shape = (len(theta), len(columns))
-        return np.broadcast_to(matrix, (*shape, len(columns))), np.broadcast_to(descent, shape)
+        def normal(chosen: Positions) -> tuple[Array, Array]:
+            left, slopes = residuals[chosen], self._slopes(value[chosen], slopes_of(chosen))
+            if not (np.isfinite(slopes).all() and np.isfinite(left).all()):
+                left, slopes = np.nan_to_num(left), np.nan_to_num(slopes)
+            weighted = slopes * self._weights(left, chosen)[:, None]
+            return weighted @ slopes.swapaxes(1, 2), (weighted @ left[:, :, None])[..., 0]
+
+        return residuals, normal
+
+    def _slopes(self, value: Array, derivatives: Array) -> Array:
+        """Return derivatives (S, p, n) of the values or of their logs, in place."""
+        if self.log:
+            derivatives /= np.maximum(value, 1e-300)[:, None]
+        return derivatives
 
     def _residuals(self, value: Array) -> Array:
         return self.targets - (np.log(np.maximum(value, 1e-300)) if self.log else value)
 
-    def _weights(self, residuals: Array) -> Array:
-        """Return the weights (S, n) of the least-squares problem that Huber's loss is nearby."""
+    def _weights(self, residuals: Array, chosen: Positions) -> Array:
+        """Return weights (c, n) of the least-squares problems that Huber's loss is nearby."""
+        own = self.weights[chosen] if self.weights.ndim == 2 else self.weights
         if not np.isfinite(self.delta):
-            return np.broadcast_to(
-                self.weights, np.broadcast_shapes(self.weights.shape, residuals.shape)
-            )
-        return self.weights * np.minimum(1, self.delta / np.maximum(np.abs(residuals), 1e-300))
+            return np.broadcast_to(own, residuals.shape)
+        return own * np.minimum(1, self.delta / np.maximum(np.abs(residuals), 1e-300))
 
 
 def minimise(
     problem: Problem, theta: Array, tolerance: float = 1e-10, steps: int = 200
 ) -> tuple[Array, Array]:
     """Descend from every start.
+
+    As many problems descend side by side as fit the cache; settled ones give way to others.
 
     Args:
         problem: One problem, or one per start.
@@ -127,49 +132,43 @@ def minimise(
     Returns:
         Parameters (S, p) and costs (S,); a cost is inf where the start is not finite.
     """
-    size = max(1, CHUNK // (theta.shape[1] * problem.logs.shape[1]))
-    with np.errstate(over="ignore", under="ignore"):  # steps back from what is not finite
-        parts = [
-            _descend(problem.take(chosen), theta[chosen], tolerance, steps)
-            for chosen in np.split(np.arange(len(theta)), range(size, len(theta), size))
-        ]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
-
-
-def _descend(problem: Problem, theta: Array, tolerance: float, steps: int) -> tuple[Array, Array]:
-    best = np.clip(theta, problem.low, problem.high)
-    cost = problem.cost(problem.residuals(best))
-    cost[~np.isfinite(cost)] = np.inf
-    live = np.flatnonzero(np.isfinite(cost))
-    damping = np.full(len(best), 1e-2)
-    quiet = np.zeros(len(best), dtype=int)
-    matrix = np.zeros((len(best), best.shape[1], best.shape[1]))
-    descent = np.zeros_like(best)
-    moved = live
-    active = problem.take(live)
-    for _ in range(steps):
-        if not len(live):
-            break
-        if len(moved):
-            matrix[moved], descent[moved] = problem.take(moved).normal(best[moved])
-        step = _step(
-            matrix[live], descent[live], damping[live], best[live], problem.low, problem.high
-        )
-        trial = np.clip(best[live] + step, problem.low, problem.high)
-        value = active.cost(active.residuals(trial))
-        better = value < cost[live]
-        small = np.all(np.abs(trial - best[live]) <= tolerance * (1 + np.abs(trial)), axis=1)
-        little = small | (better & (cost[live] - value <= tolerance * cost[live]))
-        quiet[live] = np.where(little, quiet[live] + 1, np.where(better, 0, quiet[live]))
-        moved = live[better]
-        best[moved], cost[moved] = trial[better], value[better]
-        damping[live] *= np.where(better, 0.2, 5.0)
-        np.clip(damping, 1e-12, 1e14, out=damping)
-        keep = (quiet[live] < 2) & (damping[live] < 1e12) & (cost[live] > 0)
-        if not keep.all():
-            live = live[keep]
-            active = problem.take(live)
-            moved = moved[np.isin(moved, live)]
+    low, high = problem.low, problem.high
+    best = np.clip(theta, low, high)
+    count, parameters = best.shape
+    side = max(1, CHUNK // (parameters * problem.logs.shape[1]))
+    # The first step of each problem is of length 0, to its start.
+    cost = np.full(count, np.inf)
+    matrix, descent = np.zeros((count, parameters, parameters)), np.zeros_like(best)
+    damping = np.full(count, FIRST_DAMPING / EASED)
+    quiet, left = np.full(count, -1), np.full(count, steps + 1)
+    live, waiting = np.arange(0), np.arange(count)
+    # Steps back from what is not finite.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        while len(live) or len(waiting):
+            if len(waiting) and len(live) <= side / 2:
+                live, waiting = np.split(np.append(live, waiting), [side])
+                active = problem.take(live)
+            at, costs = best[live], cost[live]
+            step = _step(matrix[live], descent[live], damping[live], at, low, high)
+            trial = np.clip(at + step, low, high)
+            residuals, normal = active.linearised(trial)
+            value = active.cost(residuals)
+            better = value < costs
+            small = np.all(np.abs(trial - at) <= tolerance * (1 + np.abs(trial)), axis=1)
+            little = small | (better & (costs - value <= tolerance * costs))
+            costs = np.where(better, value, costs)
+            best[live[better]], cost[live] = trial[better], costs
+            calm = np.where(little, quiet[live] + 1, np.where(better, 0, quiet[live]))
+            damped = np.maximum(damping[live] * np.where(better, EASED, 5.0), 1e-12)
+            quiet[live], damping[live], left[live] = calm, damped, left[live] - 1
+            keep = (calm < 2) & (damped < 1e12) & (left[live] > 0)
+            keep &= (costs > 0) & np.isfinite(costs)
+            moved = np.flatnonzero(better & keep)
+            if len(moved):
+                matrix[live[moved]], descent[live[moved]] = normal(moved)
+            if not keep.all():
+                live = live[keep]
+                active = problem.take(live)
     return best, cost
 
 
@@ -181,12 +180,10 @@ def _step(
     diagonal = np.einsum("sii->si", matrix)
     # Without a little damping, a parameter without influence makes the system singular.
     ridge = np.maximum(diagonal, 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300)
-    system = np.where(pinned[:, :, None] | pinned[:, None, :], 0.0, matrix)
+    unit: Array = np.where(pinned, 0.0, 1 / np.sqrt(diagonal + damping[:, None] * ridge))
+    system = matrix * unit[:, :, None] * unit[:, None, :]
     index = np.arange(theta.shape[1])
-    system[:, index, index] = np.where(pinned, 1.0, diagonal + damping[:, None] * ridge)
-    root = np.sqrt(np.einsum("sii->si", system))
-    system = system / root[:, :, None] / root[:, None, :]
-    right = np.where(pinned, 0.0, descent) / root
-    system[:, index, index] += 1e-14
-    step: Array = np.linalg.solve(system, right[:, :, None])[:, :, 0] / root
-    return step
+    system[:, index, index] = 1 + 1e-14
+    step = np.linalg.solve(system, (descent * unit)[:, :, None])[:, :, 0]
+    moved: Array = step * unit
+    return moved

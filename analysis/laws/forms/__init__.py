@@ -9,7 +9,7 @@ from analysis.laws.forms.additive import (
     additive,
 )
 from analysis.laws.forms.curves import BROKEN, SATURATING, SIGMOID
-from analysis.laws.forms.form import EXPONENT, GAMMA, Array, Form, Parameter
+from analysis.laws.forms.form import EXPONENT, GAMMA, Array, Form, Parameter, Positions
 from analysis.laws.forms.function import FunctionForm
 from analysis.laws.forms.groups import GROUP, grouped
 from analysis.laws.forms.registry import FORMS, check_form, find_form, shape_forms
@@ -40,6 +40,7 @@ __all__ = [
     "Form",
     "FunctionForm",
     "Parameter",
+    "Positions",
     "additive",
     "check_form",
     "find_form",

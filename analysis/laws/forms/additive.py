@@ -6,10 +6,11 @@ terms for width and depth beside N and D, McLeish et al. 2025 (Gemstones, arXiv 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from analysis.laws.forms.form import Array, Form, Parameter
+from analysis.laws.forms.form import Array, Form, Parameter, Positions, Slopes
 
 COEFFICIENTS = "ABCFHJKM"  # by term; the exponent is the small letter, so no E and no g
 SYMBOLS = {"params": "N", "tokens": "D", "flops": "C"}
@@ -28,28 +29,34 @@ class Additive(Form):
 
     def jacobian(self, theta: Array, logs: Array) -> Array:
         """Return the (S, p, n) derivatives with respect to the inner parameters."""
-        return self.linearised(theta, logs)[1]
+        return self.linearised(theta, logs)[1](np.arange(len(theta)))
 
-    def linearised(self, theta: Array, logs: Array) -> tuple[Array, Array]:
-        """Return the values (S, n) and the derivatives (S, p, n)."""
+    def linearised(self, theta: Array, logs: Array) -> tuple[Array, Slopes]:
+        """Return the (S, n) values, and a function to get the derivatives of some problems."""
         value, reducible, terms = self._evaluate(theta, logs)
-        index = {name: j for j, name in enumerate(self.parameters)}
-        out = np.empty((len(theta), len(index), logs.shape[1]))
-        if "E" in index:
-            out[:, index["E"]] = 1.0
-        if "g" in index:
-            total = np.maximum(sum(terms), 1e-300)
-            outer = theta[:, index["g"], None] * reducible / total
-            out[:, index["g"]] = reducible * np.log(total)
-            terms = [outer * term for term in terms]
-        exponents = set()
-        for coefficient, log, column in zip(COEFFICIENTS, logs, terms, strict=False):
-            out[:, index[coefficient]] = column
-            exponent = index[self.exponent_of(coefficient)]
-            slope = -log * column
-            out[:, exponent] = out[:, exponent] + slope if exponent in exponents else slope
-            exponents.add(exponent)
-        return value, out
+
+        def slopes(chosen: Positions) -> Array:
+            out = np.empty((len(chosen), theta.shape[1], logs.shape[1]))
+            columns = [term[chosen] for term in terms]
+            if self._floor is not None:
+                out[:, self._floor] = 1.0
+            if self._power is not None:
+                power, sizes = theta[chosen, self._power, None], reducible[chosen]
+                total = np.maximum(sum(columns), 1e-300)
+                out[:, self._power] = sizes * np.log(total)
+                outer = power * sizes / total
+                columns = [outer * column for column in columns]
+            exponents = set()
+            for (coefficient, exponent), log, column in zip(
+                self._terms, logs, columns, strict=True
+            ):
+                out[:, coefficient] = column
+                slope = -log * column
+                out[:, exponent] = out[:, exponent] + slope if exponent in exponents else slope
+                exponents.add(exponent)
+            return out
+
+        return value, slopes
 
     def exponent_of(self, coefficient: str) -> str:
         """Return the name of the exponent that belongs to a coefficient."""
@@ -57,16 +64,33 @@ class Additive(Form):
         return own if own in self.parameters else "a"
 
     def _evaluate(self, theta: Array, logs: Array) -> tuple[Array, Array, list[Array]]:
-        inner = {name: theta[:, j, None] for j, name in enumerate(self.parameters)}
-        terms = [
-            np.exp(np.clip(inner[name] - inner[self.exponent_of(name)] * log, -150, 150))
-            for name, log in zip(COEFFICIENTS, logs, strict=False)
-        ]
+        inner, terms = theta.T[:, :, None], []
+        for (coefficient, exponent), log in zip(self._terms, logs, strict=True):
+            term = inner[coefficient] - inner[exponent] * log
+            np.clip(term, -150, 150, out=term)
+            terms.append(np.exp(term, out=term))
         reducible: Array = sum(terms[1:], start=terms[0])
-        if "g" in inner:
-            reducible = reducible ** inner["g"]
-        value = inner["E"] + reducible if "E" in inner else reducible
+        if self._power is not None:
+            reducible = reducible ** inner[self._power]
+        value = reducible if self._floor is None else inner[self._floor] + reducible
         return value, reducible, terms
+
+    @cached_property
+    def _terms(self) -> tuple[tuple[int, int], ...]:
+        """Positions of the coefficient and of the exponent of each input's term."""
+        names = self.parameters
+        return tuple(
+            (names.index(name), names.index(self.exponent_of(name)))
+            for name in COEFFICIENTS[: len(self.inputs)]
+        )
+
+    @cached_property
+    def _floor(self) -> int | None:
+        return self.parameters.index("E") if "E" in self.parameters else None
+
+    @cached_property
+    def _power(self) -> int | None:
+        return self.parameters.index("g") if "g" in self.parameters else None
 
 
 def additive(

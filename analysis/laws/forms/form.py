@@ -8,8 +8,9 @@ exponents. `Form.natural` turns inner parameters into those of the printed formu
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import qmc
 
 Array = NDArray[np.float64]
+Positions = NDArray[np.intp]
+Slopes = Callable[[Positions], Array]  # derivatives of the problems at some positions, (c, p, n)
 Role = Literal["floor", "coefficient", "exponent", "power", "position", "height", "constant"]
 
 EXPONENT = (1e-3, 4.0)  # bounds; outside them a term is a constant or a step
@@ -55,7 +58,7 @@ class Form(ABC):
     details: tuple[Parameter, ...]
     raw: tuple[str, ...] = ()  # inputs that are neither logged nor centred
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters."""
         return tuple(detail.name for detail in self.details)
@@ -68,9 +71,9 @@ class Form(ABC):
     def jacobian(self, theta: Array, logs: Array) -> Array:
         """Return the (S, p, n) derivatives with respect to the inner parameters."""
 
-    def linearised(self, theta: Array, logs: Array) -> tuple[Array, Array]:
-        """Return the values and the derivatives, of one pass where the form has one."""
-        return self.predict(theta, logs), self.jacobian(theta, logs)
+    def linearised(self, theta: Array, logs: Array) -> tuple[Array, Slopes]:
+        """Return the (S, n) values, and a function to get the derivatives of some problems."""
+        return self.predict(theta, logs), lambda chosen: self.jacobian(theta[chosen], logs)
 
     def columns(self, inputs: Mapping[str, ArrayLike]) -> Array:
         """Return the logarithms of the inputs (k, n); raw inputs as they are."""

@@ -115,7 +115,7 @@ def check_form(form: Form) -> None:
     logs[~logged] = np.arange(8) % 2
     try:
         theta = form.starts(np.linspace(1.5, 4.0, 8), 0.0, 8, logs)
-        values, slopes = form.linearised(theta, logs)
+        values, slopes = form.predict(theta, logs), form.jacobian(theta, logs)
     except Exception as error:  # whatever the user's function raises
         message = f"{type(error).__name__}: {error}"
         raise UserError(f"the form {form.name} cannot be evaluated: {message}") from error

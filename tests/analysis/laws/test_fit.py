@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.laws import solver
 from analysis.laws.extrapolation import Discrepancy
 from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA, FRONTIER_FORMS, POWER, SURFACE_FORMS, TIED
@@ -52,6 +53,23 @@ def test_one_wild_row_does_not_move_the_law():
     at = {"params": 3e6, "tokens": 1e8}
     shift = abs(robust.predict(**at) / clean.predict(**at) - 1)
     assert shift < 0.01 < abs(squares.predict(**at) / clean.predict(**at) - 1)
+
+
+def test_problems_that_take_turns_end_where_each_ends_alone(monkeypatch):
+    inputs, rng = grid(), np.random.default_rng(1)
+    law = fit(CHINCHILLA, Observations(inputs, truth(CHINCHILLA, inputs)), draws=0)
+    noise = rng.normal(size=(20, 36)) * np.geomspace(1e-4, 0.1, 20)[:, None]
+    problem = replace(law.problem, targets=law.problem.targets + noise)
+    begin = law.theta + 0.3 * rng.normal(size=(20, 5))
+    begin[[4, 19]] = np.nan
+    monkeypatch.setattr(solver, "CHUNK", 3 * 5 * 36)  # three at a time
+    ends, costs = solver.minimise(problem, begin)
+    for row in range(20):
+        own, cost = solver.minimise(problem.take(np.array([row])), begin[[row]])
+        assert costs[row] == pytest.approx(cost[0])
+        if np.isfinite(cost[0]):
+            assert ends[row] == pytest.approx(own[0], rel=1e-6, abs=1e-6)
+    assert np.flatnonzero(np.isinf(costs)).tolist() == [4, 19]
 
 
 @pytest.mark.parametrize("cells", [9, 36])
