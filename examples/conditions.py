@@ -20,20 +20,8 @@ from tarflow.data.codec import encode_png, to_image
 from tarflow.data.images import open_split
 from tarflow.model_config import STARFLOW, ModelConfig
 
-WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "thin",
-    "bold",
-]
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+WORDS = [*DIGITS, "thin", "bold"]
 
 
 def main(folder: Path, images: int) -> None:
@@ -43,7 +31,8 @@ def main(folder: Path, images: int) -> None:
     captions = np.stack([digits.labels, 10 + (ink > np.median(ink))], 1)  # "seven bold"
     vectors = np.random.default_rng(0).normal(size=(len(WORDS), 16)).astype("float32")
     images_of = [{"bytes": encode_png(to_image(one)), "path": None} for one in digits.pixels]
-    columns = {"image": images_of, "condition": vectors[captions].tolist()}
+    text = [f"{WORDS[digit]} {WORDS[weight]}" for digit, weight in captions]
+    columns = {"image": images_of, "text": text, "condition": vectors[captions].tolist()}
     folder.mkdir(parents=True)
     pq.write_table(pa.table(columns), folder / "captioned.parquet")
     wanted = {"condition": vectors[[[digit, 11] for digit in range(10)]].tolist()}
