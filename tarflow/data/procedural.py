@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtri
 
 from tarflow.data.splits import Split
 from tarflow.errors import ConfigError
@@ -28,7 +29,9 @@ DISKS = 200  # a pixel stays background with probability 0.1%
 RADII = (1 / 16, 1 / 2)  # smallest and largest radius, in image sides
 
 LEVELS = 256  # grey levels of a markov image
-SCALE = 4.0  # width of the logistic noise of a markov pixel, in grey levels
+SPREAD = 8.0  # standard deviation of the noise of a markov pixel, in grey levels
+ORDER = 15  # number of pixels before it on which a markov pixel depends
+PARTIAL, DECAY = 0.7, 0.5  # its partial correlation with the one k before is PARTIAL / k^DECAY
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,11 @@ class Procedural:
     @property
     def digest(self) -> str:
         """Hash of the generator's name, version and parameters."""
-        parameters = (DISKS, RADII, LEAF_CLASSES) if self.kind == "leaves" else (LEVELS, SCALE)
+        parameters = (
+            (DISKS, RADII, LEAF_CLASSES)
+            if self.kind == "leaves"
+            else (LEVELS, SPREAD, ORDER, PARTIAL, DECAY)
+        )
         content = (self.kind, _VERSION, self.image_size, self.images, _HELD_OUT, parameters)
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
@@ -138,57 +145,70 @@ def _rgb(
 def markov(split: Split, start: int, count: int, size: int) -> NDArray[np.uint8]:
     """Draw markov images `start` to `start + count`, (N, 1, S, S).
 
-    In raster order, a pixel is its mean given the pixels to the left and above plus logistic
-    noise of width `SCALE`, rounded and clipped to 0..255.
+    In raster order, a pixel is its mean given the `ORDER` pixels before it plus Gaussian noise of
+    standard deviation `SPREAD`, rounded and clipped to 0..255. Affine flows can reach the entropy,
+    and there is always a weaker dependence to learn, as losses that follow power laws need.
     """
     u = _uniforms(f"markov {split}", start, count, -(-(size**2) // 4) * 4)
-    noise = SCALE * (np.log(u) - np.log1p(-u))
-    pixels = np.empty((count, size, size), np.uint8)
-    for row in range(size):
-        for column in range(size):
-            above = pixels[:, row - 1, column] if row else None
-            left = pixels[:, row, column - 1] if column else None
-            mean = _mean(_outside(above, count), _outside(left, count))
-            value = np.rint(mean + noise[:, row * size + column])
-            pixels[:, row, column] = np.clip(value, 0, LEVELS - 1)
-    return pixels[:, None]
+    noise = SPREAD * ndtri(u)
+    padded = _padded(np.full((count, size**2), _OUTSIDE))
+    for place in range(size**2):
+        value = np.rint(_mean(padded[:, place : place + ORDER]) + noise[:, place])
+        padded[:, place + ORDER] = np.clip(value, 0, LEVELS - 1)
+    return padded[:, ORDER:].astype(np.uint8).reshape(count, 1, size, size)
 
 
 def markov_bits(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return -log2 P of markov images (N, 1, S, S), exact, in bits per dimension, (N,)."""
-    grey = pixels[:, 0].astype(np.float64)
-    padded = np.pad(grey, ((0, 0), (1, 0), (1, 0)), constant_values=_OUTSIDE)
-    mean = _mean(padded[:, :-1, 1:], padded[:, 1:, :-1])
-    nats: NDArray[np.float64] = -markov_log_probability(grey, mean).mean(axis=(1, 2))
+    grey = pixels.reshape(len(pixels), -1).astype(np.float64)
+    mean = _mean(np.lib.stride_tricks.sliding_window_view(_padded(grey)[:, :-1], ORDER, axis=1))
+    nats: NDArray[np.float64] = -markov_log_probability(grey, mean).mean(axis=1)
     return nats / math.log(2)
 
 
 def markov_log_probability(
     value: NDArray[np.float64], mean: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return log P(value | mean) in nats: the logistic mass that rounds and clips to `value`."""
-    upper = np.where(value < LEVELS - 1, (value + 0.5 - mean) / SCALE, np.inf)
-    lower = np.where(value > 0, (value - 0.5 - mean) / SCALE, -np.inf)
+    """Return log P(value | mean) in nats: the Gaussian mass that rounds and clips to `value`."""
+    upper = np.where(value < LEVELS - 1, (value + 0.5 - mean) / SPREAD, np.inf)
+    lower = np.where(value > 0, (value - 0.5 - mean) / SPREAD, -np.inf)
     # Take the nearer tail, where the difference of the two masses loses no digits.
     flip = lower + upper > 0
     upper, lower = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
-    # log(F(upper) - F(lower)), F the logistic function
-    difference = -np.expm1(np.logaddexp(0, -upper) - np.logaddexp(0, -lower))
-    nats: NDArray[np.float64] = np.log(difference) - np.logaddexp(0, -upper)
+    # log(F(upper) - F(lower)), F the distribution function of the normal distribution
+    outer = log_ndtr(upper)
+    nats: NDArray[np.float64] = outer + np.log(-np.expm1(log_ndtr(lower) - outer))
     return nats
 
 
-_OUTSIDE = 128.0  # value of the pixels beyond the upper and left edges
+_OUTSIDE = 128.0  # value of the pixels before the first
 
 
-def _outside(pixels: NDArray[np.uint8] | None, count: int) -> NDArray[np.float64]:
-    return np.full(count, _OUTSIDE) if pixels is None else pixels.astype(np.float64)
+def _padded(grey: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Put before flat images (N, S^2) what their first pixels depend on."""
+    return np.pad(grey, ((0, 0), (ORDER, 0)), constant_values=_OUTSIDE)
 
 
-def _mean(above: NDArray[np.float64], left: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean of a pixel: near its two neighbours, with a wave where they differ."""
-    wave: NDArray[np.float64] = 32 * np.sin((above - left) * (np.pi / 32))
-    return 0.04 * _OUTSIDE + 0.48 * (above + left) + wave
+def _mean(before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of a pixel given those before it, (..., ORDER), the nearest last."""
+    mean: NDArray[np.float64] = _OUTSIDE + (before - _OUTSIDE) @ _WEIGHTS[::-1]
+    return mean
+
+
+def _weights() -> NDArray[np.float64]:
+    """Return the weights of the pixels before one, the nearest first, (ORDER,).
+
+    They follow from the partial correlations by the recursion of Levinson and Durbin, which gives
+    a stationary process whenever all of these are below 1.
+    """
+    weights = np.array([])
+    for lag in range(1, ORDER + 1):
+        partial = (-1) ** (lag // 2) * PARTIAL / lag**DECAY
+        weights = np.append(weights - partial * weights[::-1], partial)
+    return weights
+
+
+_WEIGHTS = _weights()
 
 
 def _uniforms(purpose: str, start: int, count: int, per_image: int) -> NDArray[np.float64]:

@@ -101,7 +101,7 @@ def _space(
             f"{autoencoder.folder} encodes grey images, {config.name} has colours; import them "
             "with --grey"
         )
-    shape = autoencoder.encode(unit(torch.from_numpy(images[:1]))).shape[1:]
+    shape = autoencoder.encode(unit(torch.tensor(images[:1]))).shape[1:]
     decoded = autoencoder.decode(torch.zeros(1, *shape)).shape[2:]
     if decoded != (side, side):
         raise UserError(
@@ -146,7 +146,7 @@ def _encoded(
         stated = {KEY.encode(): space.anywhere.to_json().encode()}
         metadata = dict(columns.schema.metadata or {}) | stated
         for first in range(0, len(images), BATCH):
-            part = torch.from_numpy(images[first : first + BATCH])
+            part = torch.tensor(images[first : first + BATCH])
             stored = _bytes(autoencoder.encode(unit(part)).numpy(), space, config.name)
             arrays = [stored, *(column.slice(first, BATCH) for column in columns.columns)]
             names = [LATENT, *columns.schema.names]

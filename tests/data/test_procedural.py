@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from tarflow import data
 from tarflow.config import DataConfig
@@ -57,9 +58,10 @@ def test_markov_probabilities_sum_to_one():
     for mean in (-60.0, 0.0, 3.3, 128.0, 254.9, 400.0):
         total = np.exp(procedural.markov_log_probability(levels, mean)).sum()
         assert total == pytest.approx(1, abs=1e-12)
-    # Far tails stay finite and fall by 1/SCALE nats per level.
+    # Far tails stay finite, and fall as those of a normal distribution.
     tail = procedural.markov_log_probability(levels, np.float64(0))
-    np.testing.assert_allclose(np.diff(tail)[200:-1], -1 / procedural.SCALE, rtol=1e-9)
+    exact = norm.logsf((levels - 0.5) / procedural.SPREAD)  # of a level and all above it
+    np.testing.assert_allclose(np.logaddexp.accumulate(tail[:0:-1])[::-1], exact[1:], rtol=1e-9)
 
 
 def test_markov_images_sum_to_one(monkeypatch):
@@ -88,11 +90,20 @@ def test_markov_draws_follow_the_probabilities(monkeypatch):
 
 def test_markov_bits_are_the_conditionals_of_a_loop():
     image = procedural.markov("train", 5, 1, 6)
-    padded = np.full((7, 7), 128.0)
-    padded[1:, 1:] = image[0, 0]
+    before = [128.0] * procedural.ORDER
     nats = 0.0
-    for row in range(1, 7):
-        for column in range(1, 7):
-            mean = procedural._mean(padded[row - 1, column], padded[row, column - 1])
-            nats -= procedural.markov_log_probability(padded[row, column], mean)
+    for value in image.ravel().astype(float):
+        mean = procedural._mean(np.array(before[-procedural.ORDER :]))
+        nats -= procedural.markov_log_probability(np.array(value), mean)
+        before.append(value)
     assert procedural.markov_bits(image)[0] == pytest.approx(nats / np.log(2) / 36, rel=1e-12)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 7, procedural.ORDER, procedural.ORDER + 1])
+def test_markov_pixels_have_the_stated_partial_correlations(lag):
+    grey = procedural.markov("train", 0, 200, 32).reshape(200, -1) - 128.0
+    windows = np.lib.stride_tricks.sliding_window_view(grey, lag + 1, axis=1)[:, 100:]
+    before, value = windows[..., :-1].reshape(-1, lag), windows[..., -1].ravel()
+    partial = np.linalg.lstsq(before, value)[0][0]  # of the farthest
+    stated = (-1) ** (lag // 2) * procedural.PARTIAL / lag**procedural.DECAY
+    assert partial == pytest.approx(stated if lag <= procedural.ORDER else 0, abs=0.01)
