@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtri
 
 from tarflow.data.splits import Split
 from tarflow.errors import ConfigError
@@ -149,6 +148,8 @@ def markov(split: Split, start: int, count: int, size: int) -> NDArray[np.uint8]
     standard deviation `SPREAD`, rounded and clipped to 0..255. Affine flows can reach the entropy,
     and there is always a weaker dependence to learn, as losses that follow power laws need.
     """
+    from scipy.special import ndtri
+
     u = _uniforms(f"markov {split}", start, count, -(-(size**2) // 4) * 4)
     noise = SPREAD * ndtri(u)
     padded = _padded(np.full((count, size**2), _OUTSIDE))
@@ -170,6 +171,8 @@ def markov_log_probability(
     value: NDArray[np.float64], mean: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return log P(value | mean) in nats: the Gaussian mass that rounds and clips to `value`."""
+    from scipy.special import log_ndtr
+
     upper = np.where(value < LEVELS - 1, (value + 0.5 - mean) / SPREAD, np.inf)
     lower = np.where(value > 0, (value - 0.5 - mean) / SPREAD, -np.inf)
     # Take the nearer tail, where the difference of the two masses loses no digits.
