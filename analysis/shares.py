@@ -6,6 +6,7 @@ are paired by seed; for settings of the sampler, both sides sample the same mode
 one half of the draws and compared on the other, so that the best is not low by luck; BPD is not.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,11 @@ class Share:
     interval: Interval  # 90%; unbounded with one seed and no standard error
 
     @property
+    def share(self) -> float:
+        """The difference as a share of the score without it; below 0 is better."""
+        return self.difference / self.level
+
+    @property
     def clear(self) -> bool:
         """Whether the interval leaves out 0."""
         return not self.interval[0] <= 0 <= self.interval[1]
@@ -72,6 +78,17 @@ def shares(paths: Sequence[Path]) -> tuple[Share, ...]:
     return tuple(found)
 
 
+def labels(shares: Sequence[Share]) -> list[str]:
+    """Return the technique of each share, with its study where several studies compare it."""
+    studies: dict[str, set[str]] = {}
+    for share in shares:
+        studies.setdefault(share.technique, set()).add(share.study)
+    return [
+        share.technique + f" ({share.study})" * (len(studies[share.technique]) > 1)
+        for share in shares
+    ]
+
+
 def _shares(path: Path, runs: pd.DataFrame, evaluations: pd.DataFrame) -> Iterator[Share]:
     trained = ablation.titled(runs)
     if trained.empty:
@@ -87,7 +104,9 @@ def _shares(path: Path, runs: pd.DataFrame, evaluations: pd.DataFrame) -> Iterat
         plain = plain[(plain["denoise"] == own.max()) | (plain["noise_type"] != "gaussian")]
         if share := _of_samples(name, technique, plain.assign(option=plain["title"]), first):
             yield share
-    for title, rows in scored.groupby("title", sort=False):
+    for title, rows in sorted(
+        scored.groupby("title"), key=lambda group: _by_number(str(group[0]))
+    ):
         suffix = f", {title}" if difference else ""
         unguided = rows[(rows["guidance"] == 0) & (rows["noise_type"] == "gaussian")]
         options = unguided.assign(option=[f"denoising {value:g}" for value in unguided["denoise"]])
@@ -101,6 +120,12 @@ def _shares(path: Path, runs: pd.DataFrame, evaluations: pd.DataFrame) -> Iterat
         base = [setting_in_words(row) for _, row in without.head(1).iterrows()]
         if base and (share := _of_samples(name, f"guidance{suffix}", options, base[0])):
             yield share
+
+
+def _by_number(text: str) -> list[str | float]:
+    """Return a key that sorts noise 0.05 before noise 0.4."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _of_likelihood(

@@ -9,30 +9,34 @@ from analysis.differences import signed_difference
 from analysis.report.figures import shares as figures
 from analysis.report.section import Chapter, Section, Table
 from analysis.report.template import fill
-from analysis.shares import Share
+from analysis.shares import Share, labels
 from tarflow.human import bits, interval, number
 from tarflow.record import write_text
 
 
 def in_sentences(shares: Sequence[Share]) -> list[str]:
-    """Say what each technique is worth; what is clear comes first."""
-    return [_sentence(share) for share in sorted(shares, key=lambda share: not share.clear)]
+    """Say what each technique is worth; what is clear comes first, the features of KID last."""
+    named = list(zip(labels(shares), shares, strict=True))
+    extractors = sorted({share.score for share in shares if not share.of_likelihood})
+    return [
+        *(_sentence(*pair) for pair in sorted(named, key=lambda pair: not pair[1].clear)),
+        *(f"{extractor} is the distance in these features." for extractor in extractors),
+    ]
 
 
 def table(shares: Sequence[Share]) -> Table:
     """Return one row per technique and score."""
-    columns = ("technique", "study", "score", "without it", "best choice", "difference", "90%")
+    columns = ("technique", "score", "difference (90%)", "of it", "best choice", "without it")
     rows = tuple(
         (
-            share.technique,
-            share.study,
-            share.score,
-            f"{share.without}: {_write(share, share.level)}",
+            label,
+            _short(share),
+            f"{_signed(share, share.difference)} ({_ends(share)})",
+            f"{100 * share.share:+.0f}%" if share.level > 0 else "",
             f"{share.best} (of {share.among})",
-            _signed(share, share.difference),
-            _ends(share),
+            f"{share.without}: {_write(share, share.level)}",
         )
-        for share in shares
+        for label, share in zip(labels(shares), shares, strict=True)
     )
     return Table(columns, rows)
 
@@ -49,9 +53,10 @@ def write_shares(page: Path, shares: Sequence[Share], places: Sequence[str]) -> 
         UserError: If the page cannot be written.
     """
     scores = dict.fromkeys(share.score for share in shares)
-    shown = {
-        score: figures.shares([share for share in shares if share.score == score])
+    drawn = {
+        score: figures.shares(shown)
         for score in scores
+        if (shown := [share for share in shares if share.score == score and share.level > 0])
     }
     section = Section(
         "shares",
@@ -59,8 +64,9 @@ def write_shares(page: Path, shares: Sequence[Share], places: Sequence[str]) -> 
         "The best choice of each technique minus doing without it, with its 90% interval; left of "
         "0 is better. Every study compares at equal training FLOPs, and seeds are paired. KID is "
         "chosen on one half of the draws and compared on the other; the lowest bits of several "
-        "choices are low partly by luck.",
-        shown,
+        "choices are low partly by luck. Differences of KID are in percent of the KID without.",
+        drawn,
+        columns=1,
     )
     studies = list(dict.fromkeys(share.study for share in shares))
     html = fill(
@@ -80,13 +86,17 @@ def write_shares(page: Path, shares: Sequence[Share], places: Sequence[str]) -> 
     write_text(page, html)
 
 
-def _sentence(share: Share) -> str:
+def _sentence(label: str, share: Share) -> str:
     verdict = "no clear effect"
     if share.clear:
         verdict = "better" if share.difference < 0 else "worse"
-    start = f"{share.technique[:1].upper()}{share.technique[1:]} ({share.study}): {share.best}"
-    gain = f"{_signed(share, share.difference)} {share.score} ({_ends(share)})"
+    start = f"{label[:1].upper()}{label[1:]}: {share.best}"
+    gain = f"{_signed(share, share.difference)} {_short(share)} ({_ends(share)})"
     return f"{start} against {share.without}: {gain}, {verdict}."
+
+
+def _short(share: Share) -> str:
+    return share.score if share.of_likelihood else "KID"
 
 
 def _ends(share: Share) -> str:

@@ -190,7 +190,7 @@ def test_the_shares_of_techniques_are_those_planted(tmp_path, capsys):
             assert share.clear
             assert share.difference == pytest.approx(-0.2, abs=0.04)
     assert main(["shares", str(study), "--out", str(tmp_path / "shares.html")]) == 0
-    assert "Shape (split): layers 2-2-2-10 against layers 4-4-4-4: -0.0" in capsys.readouterr().out
+    assert "Shape: layers 2-2-2-10 against layers 4-4-4-4: -0.0" in capsys.readouterr().out
     assert "guidance 2, temperature 1, denoising 1" in (tmp_path / "shares.html").read_text()
     record.write_table(study / "runs.parquet", [], record.RUNS)
     assert main(["shares", str(study)]) == 2

@@ -5,22 +5,32 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from analysis.report.figures.theme import CATEGORIES, SOFT, around, figure, marker
-from analysis.shares import Share
+from analysis.shares import Share, labels
 from tarflow.human import interval, number
 
 
 def shares(shown: Sequence[Share]) -> go.Figure:
     """Draw the difference that each technique makes to one score, with its 90% interval.
 
+    Scores of samples differ by orders of magnitude, so their differences are in percent of the
+    score without the technique.
+
     Args:
         shown: Shares of one score.
     """
-    drawn = figure(f"{shown[0].score}, minus those without", "", height=120 + 45 * len(shown))
-    centre, ends = [share.difference for share in shown], [share.interval for share in shown]
+    of_samples = not shown[0].of_likelihood
+    scales = [100 / share.level if of_samples else 1.0 for share in shown]
+    centre = [scale * share.difference for scale, share in zip(scales, shown, strict=True)]
+    ends = [
+        (scale * share.interval[0], scale * share.interval[1])
+        for scale, share in zip(scales, shown, strict=True)
+    ]
+    unit = "% of KID without it" if of_samples else shown[0].score
+    drawn = figure(f"difference, {unit}", "", height=120 + 45 * len(shown))
     drawn.add_trace(
         go.Scatter(
             x=centre,
-            y=[f"{share.technique} · {share.study}" for share in shown],
+            y=labels(shown),
             mode="markers",
             error_x=around(centre, ends, CATEGORIES[0]),
             marker=marker(CATEGORIES[0], "circle"),
