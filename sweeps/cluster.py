@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +24,7 @@ from sweeps.hardware import cores
 from sweeps.lease import not_visible
 from sweeps.notice import draining
 from tarflow import human
-from tarflow.errors import UserError
+from tarflow.errors import UserError, interrupt
 from tarflow.storage import Remote, home_folder, locate
 
 CONNECT_SECONDS = 5.0  # time for the head of a cluster to answer, twice
@@ -66,6 +68,10 @@ def join(gpus: int = 0, say: Callable[[str], None] = print) -> Iterator[Cluster]
         ray.init(
             address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM, interrupt
+            )  # Ray would print a stack and clean up nothing
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

@@ -77,17 +77,18 @@ def exit_code_of(command: Callable[[], int]) -> int:
 
     Returns:
         The command's own code (0 done, 1 some of it failed), 2 after a `UserError`, or 128 plus
-        the signal after Ctrl-C or after a reader of the output, such as `head`, has closed it.
+        the signal after one that `interrupt` handles, such as Ctrl-C, or after a reader of the
+        output, such as `head`, has closed it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither nohup nor a caller
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stopped:
+        return 128 + (stopped.args or (signal.SIGINT,))[0]
     except BrokenPipeError:
         if not stdout_closed():
             raise
@@ -96,14 +97,14 @@ def exit_code_of(command: Callable[[], int]) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    """End the command on Ctrl-C, after it has cleaned up; on another Ctrl-C, end it at once.
+def interrupt(number: int, _frame: object) -> NoReturn:
+    """End the command on a signal, after it has cleaned up; on the same again, end it at once.
 
-    Python would print a traceback of whatever the second one interrupts.
+    Python would print a traceback of whatever a second Ctrl-C interrupts.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(number, signal.SIG_DFL)
     os.write(2, b"stopped; run the same command again to resume\n")  # print may be interrupted
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def stdout_closed() -> bool:

@@ -11,7 +11,8 @@ from small_studies import wee, write_study
 
 
 @pytest.mark.ray
-def test_ctrl_c_again_and_again_is_one_line(tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_kill_again_and_again_is_one_line(tmp_path, sent):
     study = replace(wee("wee"), budgets=(1e12,), held_out=None, replicated=None)  # minutes long
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sweeps.scaling", write_study(tmp_path, study), "--yes"]
@@ -32,8 +33,8 @@ def test_ctrl_c_again_and_again_is_one_line(tmp_path):
                 driver.kill()
             time.sleep(0.1)
         while driver.poll() is None:
-            driver.send_signal(signal.SIGINT if time.monotonic() < deadline else signal.SIGKILL)
+            driver.send_signal(sent if time.monotonic() < deadline else signal.SIGKILL)
             time.sleep(0.2)
         errors = driver.stderr.read()
-    assert driver.returncode in (128 + signal.SIGINT, -signal.SIGINT)
+    assert driver.returncode in (128 + sent, -sent)
     assert errors == "stopped; run the same command again to resume\n"
