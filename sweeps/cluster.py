@@ -68,10 +68,9 @@ def join(gpus: int = 0, say: Callable[[str], None] = print) -> Iterator[Cluster]
         ray.init(
             address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
         )
+        # At SIGTERM Ray's own handler prints a stack and cleans up nothing.
         if threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, interrupt
-            )  # Ray would print a stack and clean up nothing
+            signal.signal(signal.SIGTERM, interrupt)
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -194,10 +195,7 @@ def drive(options: Options, command: Command) -> int:
     if options.dry_run or (asks and not confirmed()):
         return 0
     news = Console(quiet=True) if options.quiet else console
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
+    say = partial(console.print, soft_wrap=True)
     with mirroring(options.tracker and Mirror(options.tracker, command.out), say):
         return execute(command, console, news)
 
@@ -285,11 +283,10 @@ def close(outcome: "Outcome", command: Command, console: Console) -> None:
     if count := outcome.left + len(outcome.failed):
         runs = f"{count} run{'s' * (count != 1)}"
         names = f": {human.names(outcome.missing)}" if outcome.missing else ""
-        again = "run the same command again to resume"
+        for_good = outcome.failed and all(not transient(row["error"]) for row in outcome.failed)
+        again = command.again if for_good else Command.again
         if outcome.stopped.startswith(WOULD_PASS):
             again += ", with another limit"
-        if outcome.failed and all(not transient(row["error"]) for row in outcome.failed):
-            again = again.replace(Command.again, command.again)
         console.print(f"{runs} not done{names}; {again}", soft_wrap=True)
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 
+from tarflow import human
 from tarflow.errors import UserError
 from tarflow.fields import choices, nearest
 
@@ -212,7 +213,7 @@ def _in_a_line(box: str) -> str:
     text = " ".join(" ".join(section).split())
     if text.startswith("Missing from"):
         missing = [name[1] for line in section if (name := re.match(r" {4}(\S+)", line))]
-        return f"{_series(missing, 'and')} {'is' if len(missing) == 1 else 'are'} missing"
+        return f"{human.series(missing)} {'is' if len(missing) == 1 else 'are'} missing"
     for theirs, ours in MISTAKES.items():
         if found := re.search(theirs, text):
             return ours(found)
@@ -225,10 +226,4 @@ def _choices(listed: str) -> str:
     >>> _choices("'wandb', 'None', 'mlflow', 'trackio'")
     'mlflow, trackio or wandb'
     """
-    return _series(sorted(set(re.findall(r"'([^']+)'", listed)) - {"None"}), "or")
-
-
-def _series(words: Sequence[str], joint: str) -> str:
-    """Write words in a line: a, b and c."""
-    *rest, last = words or [""]
-    return f"{', '.join(rest)} {joint} {last}" if rest else last
+    return human.series(sorted(set(re.findall(r"'([^']+)'", listed)) - {"None"}), "or")

@@ -88,7 +88,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        return 128 + (stopped.args or (signal.SIGINT,))[0]
+        return 128 + int(next(iter(stopped.args), signal.SIGINT))
     except BrokenPipeError:
         if not stdout_closed():
             raise

@@ -42,6 +42,16 @@ def names(values: Sequence[str], separator: str = ", ") -> str:
     return separator.join(values[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def series(words: Sequence[str], joint: str = "and") -> str:
+    """Write words in a line, the last after a joint.
+
+    >>> series(["cat", "dog", "owl"]), series(["cat"], "or"), series([])
+    ('cat, dog and owl', 'cat', '')
+    """
+    *rest, last = words or [""]
+    return f"{', '.join(rest)} {joint} {last}" if rest else last
+
+
 def digits(value: float) -> str:
     """Write a number with three significant digits, without an exponent if it is large.
 

@@ -14,6 +14,7 @@ from tarflow.human import (
     percent,
     power,
     seconds,
+    series,
 )
 
 STATES = ("done", "failed", "pruned")  # of runs
@@ -93,11 +94,10 @@ def interruptions(table: pd.DataFrame, outcome: Mapping[str, Any]) -> str:
         return ""
     counts = {words: int(table[column].sum()) for column, words in INTERRUPTIONS.items()}
     what = [f"{times} {words[times > 1]}" for words, times in counts.items() if times]
-    first, last = ", ".join(what[:-1]), what[-1]
     share = percent(lost / (lost + table["device_seconds"].sum()))
     price = f", {money(lost / 3600 * outcome['price'])}" if outcome.get("price") else ""
     return (
-        f" {first}{' and ' if first else ''}{last} cost "
+        f" {series(what)} cost "
         f"{device_time(lost, outcome.get('device', 'device'))} ({share}{price})."
     )
 

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,9 +68,6 @@ def train(
     chosen = resolve_config(asked)
     folder = locate(out) if out else Path("runs") / run_id(chosen)
 
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True)
-
     def report(progress: dict[str, Any]) -> None:
         share = progress["images"] / chosen.images
         left = progress["seconds"] * (1 / share - 1)
@@ -89,7 +87,7 @@ def train(
             if distributed.rank() == 0 and (forecast := forecast_of(study, run_id(chosen))):
                 console.print(forecast.in_words, soft_wrap=True)
             before = read_result(folder)
-            with mirroring(mirror, say):
+            with mirroring(mirror, partial(console.print, soft_wrap=True)):
                 row = run(chosen, folder, role="final", report=report, tags=split_tags(tags))
     except Preempted:
         console.print("told to end: the state is saved; run the same command again to resume")
