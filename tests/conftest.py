@@ -8,6 +8,7 @@ if not has_gpu():  # Triton's kernels are interpreted, not compiled
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, by torch at the latest
 
 os.environ.setdefault("PYTHONFAULTHANDLER", "1")  # a started process that crashes says where
+os.environ["RAY_ADDRESS"] = "local"  # else a test would join the cluster of the test beside it
 
 import pytest
 import torch

@@ -1,4 +1,3 @@
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,6 @@ def test_ctrl_c_or_kill_again_and_again_is_one_line(tmp_path, sent):
     study = replace(wee("wee"), budgets=(1e12,), held_out=None, replicated=None)  # minutes long
     out = tmp_path / "out"
     command = [sys.executable, "-m", "sweeps.scaling", write_study(tmp_path, study), "--yes"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     listen = partial(
         signal.signal, signal.SIGINT, signal.SIG_DFL
     )  # a job in the background does not
@@ -24,7 +22,6 @@ def test_ctrl_c_or_kill_again_and_again_is_one_line(tmp_path, sent):
         [*command, "--out", out],
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
         preexec_fn=listen,
     ) as driver:
         deadline = time.monotonic() + 120
