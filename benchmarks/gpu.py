@@ -11,7 +11,6 @@ alternate. MFU counts ideal causal attention over the data sheet's peak.
 
 import argparse
 import gc
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +24,8 @@ from against_official import published
 from torch import Tensor
 from train_step import official_step, our_step, run_config
 
+from sweeps.cluster import join
+from sweeps.sharing_probe import in_words, measure
 from tarflow import cost
 from tarflow.config import (
     DataConfig,
@@ -212,39 +213,9 @@ def packing(arguments: argparse.Namespace) -> None:
     """Print how many steps of small runs a GPU takes when several processes share it."""
     del arguments
     model = ModelConfig(image_size=28, patch=4, channels=32, head_dim=8, blocks=4, layers=1)
-    spawning = multiprocessing.get_context("spawn")
-    rates = {}
-    for count in (1, 4, 8):
-        barrier, results = spawning.Barrier(count), spawning.Queue()
-        workers = [
-            spawning.Process(target=steps_per_second, args=(model, barrier, results))
-            for _ in range(count)
-        ]
-        for worker in workers:
-            worker.start()
-        rates[count] = sum(results.get() for _ in workers)
-        for worker in workers:
-            worker.join()
-        print(
-            f"  {count} runs at once: {rates[count]:.0f} steps per s, "
-            f"{rates[count] / rates[1]:.2f} times one alone",
-            flush=True,
-        )
-
-
-def steps_per_second(model: ModelConfig, barrier: Any, results: Any) -> None:
-    """Time the steps of one small run while others do the same."""
-    step = our_step(run_config(model, 16, "float32", ExecutionConfig(device="cuda")))
-    for _ in range(20):
-        step()
-    torch.cuda.synchronize()
-    barrier.wait()
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < 3:
-        step()
-        steps += 1
-    torch.cuda.synchronize()
-    results.put(steps / (time.perf_counter() - start))
+    config = RunConfig(model=model, batch=16, images=1600, precision="float32")
+    with join() as cluster:
+        print(f"  {in_words(measure(config, cluster))}")
 
 
 def train_flow(config: RunConfig) -> TarFlow:

@@ -26,6 +26,7 @@ from sweeps.live import LivePage, publishing
 from sweeps.notice import DefersSigterm, draining
 from sweeps.placement import AVOIDED, HealthyMachines, NotPickled, placement
 from sweeps.progress import Progress, Revised
+from sweeps.sharing import Sharing
 from sweeps.space import WORST
 from sweeps.study import PlannedRun
 from tarflow.errors import UserError
@@ -46,6 +47,7 @@ class BatchContext:
     seed: int = 0  # of a search's suggestions
     limits: Limits = NO_LIMITS
     used: float = 0.0  # device-seconds that earlier batches of the command have used
+    sharing: Sharing | None = None  # what runs on one GPU were measured to do
 
 
 @dataclass(frozen=True)

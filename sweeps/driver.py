@@ -10,7 +10,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
@@ -121,6 +121,10 @@ class Command(ABC):
             "wall_seconds": STARTING_SECONDS + revised.wall_seconds + revised.pace * other,
             "device_seconds": revised.slot_seconds + revised.pace * other_use,
         }
+
+    @abstractmethod
+    def price(self) -> Plan:
+        """Return the plan, from what the study's folder holds now."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -238,6 +242,7 @@ def execute(command: Command, console: Console, news: Console) -> int:
             from sweeps import cluster  # Ray is needed from here on
             from sweeps.batch import BatchContext
             from sweeps.live import LivePage
+            from sweeps.sharing_probe import measured_sharing
             from sweeps.versions import check_same_code
 
             def say(line: str) -> None:
@@ -245,11 +250,13 @@ def execute(command: Command, console: Console, news: Console) -> int:
 
             with cluster.join(command.gpus, say) as joined, LivePage(command.out) as page:
                 check_same_code()
-                outcome = command.run(
-                    BatchContext(
-                        command.out, joined, own, news, page, command.seed, command.limits
-                    )
+                context = BatchContext(
+                    command.out, joined, own, news, page, command.seed, command.limits
                 )
+                if sharing := measured_sharing(command.plan, context):
+                    context = replace(context, sharing=sharing)
+                    command.plan = command.price()
+                outcome = command.run(context)
         record.gather(command.out)
         has_results = command.report(outcome, time.monotonic() - started, console)
     if outcome is None:

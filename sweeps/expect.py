@@ -20,11 +20,12 @@ then correct both parts by the median of their ratios.
 import heapq
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeps import hardware
+from sweeps.sharing import Sharing, runs_per_device
 from sweeps.study import did_you_mean
 from tarflow import cost
 from tarflow.config import CLASSIFIER, RunConfig
@@ -42,8 +43,6 @@ SAMPLING_BATCH = 250
 SAMPLING_IMAGES = 1.7  # training images that cost as much as a sample, beside SAMPLING_SECONDS
 FEATURES_SECONDS = 1.6e-3  # per image in a feature extractor for natural images
 SPREAD = 0.4  # relative error of an expectation that no finished run has corrected
-SMALL_BYTES = 4e9  # runs that need less memory share an accelerator
-SMALL_RUNS = 4  # small runs that share one accelerator: on an H100 no more steps/s in all than 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Rate:
     source: str
     accelerator: str = ""  # empty for a processor core
     runs_per_device: int = 1
+    gain: float = 1.0  # steps per second of runs that share a device, over those of one alone
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def _training_seconds(config: RunConfig, rate: Rate) -> tuple[float, float]:
     if rate.accelerator:
         step = step_time(config, smallest_cluster(cost.ACCELERATORS[rate.accelerator], workers))
         per_image = step.alone / step.images * workers
-        return steps * step.seconds * rate.runs_per_device, per_image  # runs on it take turns
+        turns = rate.runs_per_device / rate.gain  # 1 if the runs on it do not slow each other
+        return steps * step.seconds * turns, per_image
     values = model.tokens * model.channels * layers
     per_image = (float(cost.training_flops(model)) + VALUE_FLOPS * values) / rate.flops
     return config.images / workers * per_image + steps * layers * LAYER_SECONDS, per_image
@@ -171,17 +172,16 @@ def correction(
     return replace(medians, spread=spread)
 
 
-def runs_per_device(configs: Iterable[RunConfig]) -> int:
-    """Return how many of these runs share an accelerator.
-
-    Their steps take turns there, but scoring and sampling often wait for the host.
-    """
-    needs = (cost.memory(config).total for config in configs)
-    return SMALL_RUNS if max(needs, default=math.inf) < SMALL_BYTES else 1
-
-
-def accelerator_rate(name: str, precision: str, runs_per_device: int = 1) -> Rate:
+def accelerator_rate(
+    name: str, precision: str, sharing: Sharing | None = None, configs: Sequence[RunConfig] = ()
+) -> Rate:
     """Return the peak rate of an accelerator.
+
+    Args:
+        name: Its name in `cost.ACCELERATORS`.
+        precision: Of the matrix products.
+        sharing: What runs that share one were measured to do, if anything was.
+        configs: The runs, of which small ones share one.
 
     Raises:
         UserError: If the accelerator is not known, naming the nearest.
@@ -191,7 +191,8 @@ def accelerator_rate(name: str, precision: str, runs_per_device: int = 1) -> Rat
     peaks = cost.ACCELERATORS[name].flops
     flops = peaks.get(precision, peaks["float32"])
     source = f"model of a step on {name}, {flops / 1e12:.0f} TFLOP/s at its peak"
-    return Rate(flops, source, name, runs_per_device)
+    count = runs_per_device(configs, sharing)
+    return Rate(flops, source, name, count, sharing.gain(count) if sharing else 1.0)
 
 
 def core_rate() -> Rate:

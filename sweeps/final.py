@@ -18,7 +18,7 @@ from tyro.conf import arg
 from sweeps.declared import study_folder, with_tags
 from sweeps.driver import Command, default, drive, run_command_line
 from sweeps.driver import Options as CommonOptions
-from sweeps.plan import finished, make_plan, summary, table
+from sweeps.plan import Plan, finished, make_plan, summary, table
 from sweeps.presets import PRESETS, load
 from sweeps.study import PlannedRun, Size, Study, resolve_study, short
 from tarflow import cost, record
@@ -86,14 +86,14 @@ class Final(Command):
         from analysis.study import read_study
 
         self.out = existing_folder(options.study)
-        study = with_tags(resolve_study(load(str(self.out))), options.tag)
+        self.study = with_tags(resolve_study(load(str(self.out))), options.tag)
         ledger = read_ledger(self.out)
         findings = cache(lambda: find(*read_study(self.out), forecasts=ledger))  # takes seconds
         config, why = chosen_config(options, self.out, findings, ledger)
         if changes := flat(options.changes):
             config = override(config, changes)
             why += f"\nwith {', '.join(changes)}"
-        self.final_run = final_run(study, config)
+        self.final_run = final_run(self.study, config)
         run_id = self.final_run.run_id
         row = finished(self.out, run_id)
         if row and row["role"] != "final":
@@ -112,9 +112,13 @@ class Final(Command):
             self.to_score = [run for run in pair if not test_scores(self.out, run)]
         self.todo = self.new or bool(self.to_score)
         self.gpus = self.final_run.config.execution.workers
-        self.plan = make_plan(study, self.out, runs=[self.final_run])
+        self.plan = self.price()
         self.lines = [table(self.plan), *summary(self.plan), *why.splitlines()]
         self.lines += [self.forecast.in_words, *read_before(ledger, run_id)]
+
+    def price(self) -> Plan:
+        """Return the price of the run."""
+        return make_plan(self.study, self.out, runs=[self.final_run])
 
     def begin(self) -> None:
         """Write the forecast down."""

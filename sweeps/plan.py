@@ -16,6 +16,7 @@ from sweeps.branches import StartPoint, start_points
 from sweeps.expect import Job, Rate, Seconds, timetable
 from sweeps.failures import transient
 from sweeps.sampling import SamplingTask, to_sample
+from sweeps.sharing import read_sharing
 from sweeps.space import stopped_early
 from sweeps.study import PlannedRun, Study, grid, left_out, short
 from tarflow import cost, human, record
@@ -178,9 +179,9 @@ def make_plan(
     if runs is None:
         runs = grid(study)
         tasks = to_sample(study, [run for run in runs if run.run_id not in left_out], out)
-    sharing = expect.runs_per_device(run.config for run in runs)
+    shared = read_sharing(out), [run.config for run in runs]
     rate = (
-        expect.accelerator_rate(device, study.base.precision, sharing)
+        expect.accelerator_rate(device, study.base.precision, *shared)
         if device
         else expect.core_rate()
     )
@@ -350,7 +351,8 @@ def summary(plan: Plan) -> list[str]:
         f"{count} run{'s' * (count != 1)} ({done} done), {plan.flops:.2g} training FLOPs; to do: "
         f"{human.device_time(3600 * plan.device_hours, device)}"
         + money_in_words(plan)
-        + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s",
+        + f", {human.seconds(plan.wall_seconds)} on {plan.devices} {device}s"
+        + f", {plan.rate.runs_per_device} runs on each" * (plan.rate.runs_per_device > 1),
         f"seconds from a {plan.rate.source}"
         + (f", corrected by {plan.corrected_by} finished runs" if plan.corrected_by else "")
         + (

@@ -73,7 +73,7 @@ def run_all(
     small = [run for run in todo if run.config.execution.workers == 1]
     large = [run for run in todo if run.config.execution.workers > 1]
     configs = [run.config for run in small or large]
-    needs = resources(configs, cluster.gpus) if configs else {"cpu": 1.0}
+    needs = resources(configs, context) if configs else {"cpu": 1.0}
     count = slots(needs, cluster)
     _check_workers(large, cluster)
     check_shared(out, cluster)
@@ -115,7 +115,7 @@ def sample_all(samplings: Mapping[SamplingTask, float], context: BatchContext) -
         UserError: As `run_all`.
     """
     tasks = list(samplings)
-    needs = resources([task.config for task in tasks], context.cluster.gpus)
+    needs = resources([task.config for task in tasks], context)
     count = slots(needs, context.cluster)
     check_shared(context.out, context.cluster)
     expected = {task.run_id: seconds for task, seconds in samplings.items()}
@@ -142,7 +142,7 @@ def score_on_test(runs: Sequence[PlannedRun], context: BatchContext) -> Outcome:
         UserError: As `run_all`.
     """
     tasks = [replace(run, label=f"{run.label} on test images") for run in runs]
-    needs = resources([task.config for task in tasks], context.cluster.gpus)
+    needs = resources([task.config for task in tasks], context)
     progress = Progress(len(tasks), {}, slots(needs, context.cluster), context.console)
     return run_batch(
         context,

@@ -130,7 +130,7 @@ class Scaling(Command):
         self.study = with_tags(with_kept(study, self.out), options.tag)
         if options.note is not None:
             self.study = replace(self.study, note=" ".join(options.note.split()))
-        plan_of = partial(
+        self.plan_of = partial(
             make_plan,
             out=self.out,
             devices=options.devices,
@@ -144,16 +144,16 @@ class Scaling(Command):
         if options.next is not None:
             from sweeps.additions import grow  # pandas and SciPy are needed from here on
 
-            self.study, chosen = grow(self.study, self.out, options.next, plan_of)
+            self.study, chosen = grow(self.study, self.out, options.next, self.plan_of)
         if not grid(self.study):
             raise UserError(
                 f"{study.name} has no run: every one would see fewer than min_images "
                 f"{study.min_images} or more than max_images {study.max_images}"
             )
-        left_out = selection.left_out(grid(self.study), options.only, options.skip)
-        plan = plan_of(self.study, left_out=left_out)
-        plan = replace(plan, retry=options.retry == "failed")
-        self.plan, self.gpus = plan, plan.gpus
+        self.left_out = selection.left_out(grid(self.study), options.only, options.skip)
+        self.retry = options.retry == "failed"
+        self.plan = plan = self.price()
+        self.gpus = plan.gpus
         self.limits = limits_from(
             time.time(),
             plan.price.hourly,
@@ -174,6 +174,10 @@ class Scaling(Command):
                 f"{human.seconds(self.extra_seconds)}"
             )
         self.lines += missing
+
+    def price(self) -> Plan:
+        """Return the price of the study."""
+        return replace(self.plan_of(self.study, left_out=self.left_out), retry=self.retry)
 
     def begin(self) -> None:
         """Write study.yaml, and forecasts of the runs that --next has added."""
@@ -213,7 +217,7 @@ class Scaling(Command):
         if best is None:
             return outcome
         context.console.print(f"sampler settings of {best.label}, the best run:")
-        needs = resources([row.run.config for row in self.plan.rows], context.cluster.gpus)
+        needs = resources([row.run.config for row in self.plan.rows], context)
         space = replace(best, search=self.study.search)
         return outcome + search_settings([space], self.trials, needs, context)
 

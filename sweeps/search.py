@@ -108,10 +108,14 @@ class Search(Command):
             study, middle(study.budgets) if options.budget is None else options.budget
         )
         check(options, self.space)
-        self.plan = make_search_plan(options, self.space, self.out)
+        self.plan = self.price()
         self.gpus, self.seed = self.plan.gpus, options.seed
         self.extra_seconds = sampling_seconds(self.plan, options.sampler_trials)
         self.lines = [*in_words(options, self.space, self.plan, self.extra_seconds), *missing]
+
+    def price(self) -> Plan:
+        """Return the price of the candidates."""
+        return make_search_plan(self.options, self.space, self.out)
 
     def begin(self) -> None:
         """Write study.yaml, unless the folder holds a study already."""
@@ -126,7 +130,7 @@ class Search(Command):
         from sweeps.explore import search_runs, search_settings
         from sweeps.trainable import resources
 
-        needs = resources([row.run.config for row in self.plan.rows], context.cluster.gpus)
+        needs = resources([row.run.config for row in self.plan.rows], context)
         options, space = self.options, self.space
         outcome = search_runs(space, options.trials, needs, context, options.prune)
         candidates = self.candidates()

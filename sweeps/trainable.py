@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sweeps.expect import runs_per_device
 from sweeps.failures import transient
 from sweeps.lease import FILE, not_visible
 from sweeps.notice import heeding_notices
 from sweeps.rungs import Rungs
 from sweeps.sampler_space import SamplingSpace
 from sweeps.sampling import SamplingTask
+from sweeps.sharing import runs_per_device
 from sweeps.space import PRUNED, Space, TrainingSpace, is_pruned
 from sweeps.study import PlannedRun
 from tarflow import record
@@ -33,6 +33,9 @@ from tarflow.errors import StepOutOfMemory, UserError
 from tarflow.storage import locate
 from tarflow.train.preemption import Preempted, catch_sigterm
 from tarflow.train.trunk import trunk_of
+
+if TYPE_CHECKING:
+    from sweeps.batch import BatchContext
 
 Report = Callable[[dict[str, Any]], None]
 LOOK_SECONDS = 0.2  # between looks whether the process has to leave
@@ -289,14 +292,16 @@ def single_threaded(run: PlannedRun) -> PlannedRun:
     return replace(run, config=replace(run.config, execution=execution))
 
 
-def resources(configs: Sequence[RunConfig], gpus: float) -> dict[str, float]:
+def resources(configs: Sequence[RunConfig], context: "BatchContext") -> dict[str, float]:
     """Return the resources of one single-worker trial, enough for any of these runs.
 
     Args:
         configs: Configs of the runs.
-        gpus: Number of GPUs of the cluster.
+        context: Knows the cluster, and what was measured on it.
     """
-    needs = {"cpu": float(max(config.execution.threads or 1 for config in configs))}
-    if gpus and any(config.execution.device != "cpu" for config in configs):
-        needs["gpu"] = 1 / runs_per_device(configs)
+    threads, cluster = max(config.execution.threads or 1 for config in configs), context.cluster
+    needs = {"cpu": float(threads)}
+    if cluster.gpus and any(config.execution.device != "cpu" for config in configs):
+        cores = cluster.cpus / cluster.gpus / threads  # with fewer, some GPUs would have none
+        needs["gpu"] = 1 / runs_per_device(configs, context.sharing, cores)
     return needs
