@@ -7,22 +7,20 @@ then two, four and eight. They are Ray actors in one placement group, which hold
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from sweeps.batch import BatchContext, cause_of
 from sweeps.cluster import Cluster, living
 from sweeps.plan import LEFT_OUT, Plan
 from sweeps.sharing import MOST, Sharing, most_per_device, read_sharing
 from sweeps.trainable import single_threaded
 from tarflow import human
 from tarflow.config import RunConfig
-
-if TYPE_CHECKING:
-    from sweeps.batch import BatchContext
 
 SECONDS = 3.0  # of training for each number of runs
 STARTING_SECONDS = 120.0  # for the GPU to be free, and for the processes to compile their step
@@ -31,7 +29,7 @@ PROBE_SECONDS = 30.0  # that measuring takes in all
 WARM_UP = 10  # steps
 
 
-def measured_sharing(plan: Plan, context: "BatchContext") -> Sharing | None:
+def measured_sharing(plan: Plan, context: BatchContext) -> Sharing | None:
     """Return what runs on one GPU do side by side: as measured before, or now if that pays.
 
     Args:
@@ -56,7 +54,7 @@ def measured_sharing(plan: Plan, context: "BatchContext") -> Sharing | None:
     try:
         sharing = measure(small[0], context.cluster)
     except (RayError, TimeoutError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(cause_of(error)).strip().partition("\n")[0]
         context.console.print(
             f"how runs share a GPU could not be measured: {reason}", soft_wrap=True
         )
@@ -93,18 +91,16 @@ def measure(config: RunConfig, cluster: Cluster) -> Sharing:
     threads = config.execution.threads or 1
     count = max(1, min(MOST, int(cluster.cpus / cluster.gpus) // threads))
     group = placement_group([{"CPU": float(count * threads), "GPU": 1.0}])
-    alone: type = ray.remote(Steps)  # type: ignore[assignment]
+    alone: Any = ray.remote(Steps)
     try:
         ray.get(group.ready(), timeout=STARTING_SECONDS)
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
         options = {"num_cpus": threads, "num_gpus": 1 / count, "scheduling_strategy": place}
-        actors = [
-            alone.options(**options).remote(config, str(Path.cwd()))  # type: ignore[attr-defined]
-            for _ in range(count)
-        ]
-        memory = ray.get(actors[0].memory.remote(), timeout=STARTING_SECONDS)
+        actors: list[Any] = [alone.options(**options).remote() for _ in range(count)]
+        started = [actor.start.remote(config, str(Path.cwd())) for actor in actors]
+        memory = ray.get(started[0], timeout=STARTING_SECONDS)
         count = most_per_device([config], memory, count)
-        ray.get([actor.memory.remote() for actor in actors[:count]], timeout=STARTING_SECONDS)
+        ray.get(started[:count], timeout=STARTING_SECONDS)
         rates = {}
         for number in [2**power for power in range(int(math.log2(count)) + 1)]:
             together = [actor.rate.remote(SECONDS) for actor in actors[:number]]
@@ -119,14 +115,18 @@ def measure(config: RunConfig, cluster: Cluster) -> Sharing:
 class Steps:
     """A process that trains one run on its first batch."""
 
-    def __init__(self, config: RunConfig, home: str) -> None:
+    def start(self, config: RunConfig, home: str) -> float:
         """Compile the step and take a few.
 
         Args:
             config: The run.
             home: Working folder of the driver, which relative data paths refer to.
+
+        Returns:
+            Bytes of the device.
         """
         from sweeps.trainable import workplace
+        from tarflow.device import memory_bytes
         from tarflow.execution import resolve_execution
         from tarflow.train.cuda_graph import make_train_step
         from tarflow.train.loop import batches
@@ -142,11 +142,6 @@ class Steps:
         self.step = make_train_step(state, config, execution)
         for _ in range(WARM_UP):
             self.step(*self.batch)
-
-    def memory(self) -> float:
-        """Return the bytes of the device."""
-        from tarflow.device import memory_bytes
-
         return memory_bytes(self.device)
 
     def rate(self, seconds: float) -> float:
