@@ -149,7 +149,7 @@ def fit(
     answer = ask(rows, asked, predict, budget, holdout, options)
     print("\n".join(in_sentences(answer)))
     if not answer.law.nothing:
-        _print(_fit_table(answer.law.law.general))
+        _print(_fit_table(answer.law.law.general, x))
     if json:
         write_json(json, to_plain(answer))
         print(f"Wrote {json}.")
@@ -315,13 +315,13 @@ def shares(
     return 0
 
 
-def _fit_table(law: Any) -> Any:
+def _fit_table(law: Any, x: str) -> Any:
     from rich.table import Table
 
     from tarflow import human
 
     shown = Table("parameter", "value", "90% interval", "")
-    shown.title = f"{law.name}: {law.formula}"
+    shown.title = f"{law.name}: {law.formula}" + f", where C is {x}" * bool(x)
     shown.caption = f"{law.status}, {law.rows} rows, residual scale {human.percent(law.scale)}"
     for name, value in law.values.items():
         shown.add_row(

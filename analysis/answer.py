@@ -26,7 +26,7 @@ from analysis.tables import (
     hold_out,
 )
 from tarflow.errors import UserError
-from tarflow.human import count, interval, missing, percent, power
+from tarflow.human import count, interval, missing, percent, power, series
 
 ONE_EXPONENT = ", if size and data have one exponent, which so few rows cannot tell"
 NEXT = 4.0  # times the largest compute of the table
@@ -131,7 +131,7 @@ def in_sentences(answer: Answer) -> list[str]:
         return [*lines, *conclusions(answer)]
     if law.outliers:
         lines.append(f"Far from the law, so they hardly count: {name_rows(law.outliers)}.")
-    lines += _choice(law)
+    lines += _choice(law, answer.columns.get("flops", "compute"))
     if law.ray:
         lines.append(
             f"Every row has {law.ray}, so nothing tells parameters from tokens: this is a law of "
@@ -210,8 +210,13 @@ def _next(values: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Any]:
     return {name: row[name] * factor if name in raised else row[name] for name in columns}
 
 
-def _choice(law: TableLaw) -> list[str]:
-    """Say what the law is, and how it did on rows it had not seen."""
+def _choice(law: TableLaw, of: str) -> list[str]:
+    """Say what the law is, how it did on rows it had not seen, and how it weighs rows.
+
+    Args:
+        law: The law.
+        of: What makes rows expensive: compute, or the name of the only input.
+    """
     scores = sorted(law.law.scores, key=lambda item: -item.weight)
     windows = len(law.law.trials.windows)
     if not windows:
@@ -234,7 +239,12 @@ def _choice(law: TableLaw) -> list[str]:
             f"There, {bands.inside} of {bands.total} more expensive rows lie in their {LEVEL:.0%} "
             f"intervals (interval score {percent(bands.score)})."
         )
-    return lines
+    counted = [
+        f"{percent(share)} counts "
+        + (f"rows by their {of} to the power {power:g}" if power else "all rows alike")
+        for power, share in law.law.focus.items()
+    ]
+    return [*lines, f"Of the average, {series(counted)}."]
 
 
 def _predicted(answer: Answer, point: Mapping[str, Any], value: Prediction) -> str:
@@ -248,7 +258,7 @@ def _predicted(answer: Answer, point: Mapping[str, Any], value: Prediction) -> s
     if answer.law.ray:
         numbers = {"flops": FLOPS * numbers["params"] * numbers["tokens"]}
     ratio = float(np.exp(log_compute(numbers)) / largest)
-    least = "compute" if "flops" not in point else answer.columns["flops"]
+    least = answer.columns.get("flops", "compute")
     ends = interval((value.low, value.high), write_loss)
     text = (
         f"Prediction at {at} ({ratio:.3g} times the largest {least}): {write_loss(value.value)}, "

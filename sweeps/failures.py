@@ -53,13 +53,13 @@ def commonest(errors: Iterable[str]) -> str:
     """Return the error that occurs most, with the number of times; numbers in it do not count.
 
     >>> commonest(["MemoryError: 3 GB", "Diverged: at 5", "MemoryError: 4 GB"])
-    '2 with MemoryError: 3 GB'
+    '2 like MemoryError: 3 GB'
     """
     by_kind: dict[str, list[str]] = {}
     for error in errors:
         by_kind.setdefault(re.sub(r"[\d.]+", "", error), []).append(error)
     most = max(by_kind.values(), key=len)
-    return f"{len(most)} with {most[0]}"
+    return f"{len(most)} {'with' if len(set(most)) == 1 else 'like'} {most[0]}"
 
 
 class Machines:

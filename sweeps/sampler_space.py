@@ -3,17 +3,16 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from sweeps.ranges import SearchRanges
 from sweeps.sampling import SamplingTask, effective
 from sweeps.space import SEED, WORST, Params, Range, Trial
-from tarflow.config import RunConfig, SamplerConfig
+from tarflow.config import GuidanceRule, RunConfig, SamplerConfig
 from tarflow.config_files import from_dict
 from tarflow.identity import HALVES
 from tarflow.record import read_json
 
-RULES = "log-scale", "sigma-linear", "gaussian-score"  # of guidance
 FEWEST_SAMPLES = 8  # samples that can be split into halves and compared
 TOP = 3  # most blocks that guidance is confined to
 USUAL = {"guidance": 0.2, "temperature": 0.3}  # without classes (Zhai et al. 2025, table 5)
@@ -85,7 +84,7 @@ class SamplingSpace:
         """Rules of guidance, and blocks to confine it to, the run's own among them."""
         few = min(TOP, self.config.model.blocks - 1)  # all blocks are not few
         blocks = ("all", *(f"top:{count}" for count in range(1, few + 1)), self.own.guided_blocks)
-        return {"rule": RULES, "guided_blocks": tuple(dict.fromkeys(blocks))}
+        return {"rule": get_args(GuidanceRule), "guided_blocks": tuple(dict.fromkeys(blocks))}
 
     @property
     def base(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from tarflow.model_config import ModelConfig
 CLASSIFIER = "classifier"  # features learned from the labels of the data
 FEWEST_IMAGES = 4  # samples, and held-out images, that KID, precision and recall need
 NUMERICS_VERSION = 1  # raise it when the same config gives other numbers
+GuidanceRule = Literal["log-scale", "sigma-linear", "gaussian-score"]
+GuidedPart = Literal["both", "scale", "shift"]
 Precision = Literal["float32", "bfloat16", "float64"]  # of the matrix products of training
 
 SOLVERS = r"auto|sequential|jacobi|selective|segmented:0*[1-9]\d*"  # see `tarflow.sample.plan`
@@ -85,8 +87,8 @@ class SamplerConfig:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
     guidance: float = 0.0  # guidance weight; 0 is off
-    rule: Literal["log-scale", "sigma-linear", "gaussian-score"] = "log-scale"  # of guidance
-    part: Literal["both", "scale", "shift"] = "both"  # outputs of a block that guidance changes
+    rule: GuidanceRule = "log-scale"  # of guidance
+    part: GuidedPart = "both"  # outputs of a block that guidance changes
     guided_blocks: str = "all"  # all, or top:N for the N blocks nearest the noise
     annealed: bool = True  # let the guidance weight grow linearly along the tokens
     temperature: float = 1.0  # attention temperature of the unguided prediction

@@ -65,6 +65,14 @@ class Law(Predictor):
         return _general(self.fits)
 
     @property
+    def focus(self) -> dict[float, float]:
+        """Share of the members whose rows are weighted by each power of their compute."""
+        shares: dict[float, float] = {}
+        for weight, law in zip(self.weights, self.members, strict=True):
+            shares[law.focus] = shares.get(law.focus, 0.0) + weight
+        return dict(sorted(shares.items()))
+
+    @property
     def space(self) -> Space:
         """Whether residuals are those of the logarithm."""
         return self.general.space

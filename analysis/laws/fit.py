@@ -57,6 +57,7 @@ class Fit(Predictor):
     problem: Problem  # what theta minimises
     unique_tokens: float = np.inf  # of the training set, nan if rows differ; repeats count less
     discrepancy: Discrepancy = NEVER  # how far the form errs beyond `reach`
+    focus: float = 0.0  # power of their compute that weights the rows
 
     def __repr__(self) -> str:
         return in_words(self.formula, self.rows, self.values, self.intervals)
@@ -284,6 +285,7 @@ def fit(
         data=data,
         problem=problem,
         unique_tokens=shared_size(data.unique_tokens),
+        focus=focus,
     )
     return point.with_draws(draws, seed)
 

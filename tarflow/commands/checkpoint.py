@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import tyro
 
-from tarflow.config import ExecutionConfig, RunConfig
+from tarflow.config import ExecutionConfig, GuidanceRule, GuidedPart, RunConfig
 from tarflow.storage import locate_model
 
 if TYPE_CHECKING:
@@ -16,8 +16,13 @@ Config = TypeVar("Config", bound=Any)  # a dataclass of `tarflow.config`
 Checkpoint = Annotated[Path, tyro.conf.Positional]
 
 
-def from_run(metavar: str) -> Any:
-    """Describe a flag whose default is in the config of the run, for its help text."""
+def from_run(*values: str) -> Any:
+    """Describe a flag whose default is in the config of the run, for its help text.
+
+    Args:
+        values: What it takes: its choices, or one word such as FLOAT.
+    """
+    metavar = values[0] if len(values) == 1 else f"{{{','.join(values)}}}"
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: from the run's config)")
 
 
@@ -27,18 +32,13 @@ class SamplerFlags:
 
     guidance: Annotated[float | None, from_run("FLOAT")] = None
     """Weight of the guided extrapolation; 0 is off."""
-    rule: Annotated[
-        Literal["log-scale", "sigma-linear", "gaussian-score"] | None,
-        from_run("{log-scale,sigma-linear,gaussian-score}"),
-    ] = None
+    rule: Annotated[GuidanceRule | None, from_run(*get_args(GuidanceRule))] = None
     """Quantity that guidance extrapolates."""
-    part: Annotated[Literal["both", "scale", "shift"] | None, from_run("{both,scale,shift}")] = (
-        None
-    )
+    part: Annotated[GuidedPart | None, from_run(*get_args(GuidedPart))] = None
     """Outputs that guidance changes."""
     guided_blocks: Annotated[str | None, from_run("BLOCKS")] = None
     """all, or top:3 for the three blocks nearest the noise."""
-    annealed: Annotated[bool | None, from_run("{True,False}")] = None
+    annealed: Annotated[bool | None, from_run("True", "False")] = None
     """Whether the weight grows linearly along the tokens."""
     temperature: Annotated[float | None, from_run("FLOAT")] = None
     """Attention temperature of the unguided branch."""
