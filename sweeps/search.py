@@ -110,12 +110,24 @@ class Search(Command):
         check(options, self.space)
         self.plan = self.price()
         self.gpus, self.seed = self.plan.gpus, options.seed
-        self.extra_seconds = sampling_seconds(self.plan, options.sampler_trials)
+        self.todo = self.unfinished()
+        if self.todo:
+            self.extra_seconds = sampling_seconds(self.plan, options.sampler_trials)
         self.lines = [*in_words(options, self.space, self.plan, self.extra_seconds), *missing]
 
     def price(self) -> Plan:
         """Return the price of the candidates."""
         return make_search_plan(self.options, self.space, self.out)
+
+    def unfinished(self) -> bool:
+        """Tell whether a candidate or a sampler setting is left to try."""
+        from sweeps.journal import tried
+
+        trials, settings = self.options.trials, self.options.sampler_trials
+        if len(tried(self.space, self.out)) < trials:
+            return True
+        spaces = self.sampling_spaces() if settings else []
+        return any(len(tried(space, self.out)) < settings for space in spaces)
 
     def begin(self) -> None:
         """Write study.yaml, unless the folder holds a study already."""
@@ -126,21 +138,14 @@ class Search(Command):
 
     def run(self, context: "BatchContext") -> "Outcome":
         """Train candidates, then sample from the checkpoints that matter."""
-        from sweeps.choice import worth_sampling
         from sweeps.explore import search_runs, search_settings
         from sweeps.trainable import resources
 
         needs = resources([row.run.config for row in self.plan.rows], context)
         options, space = self.options, self.space
         outcome = search_runs(space, options.trials, needs, context, options.prune)
-        candidates = self.candidates()
-        if options.sampler_trials and len(candidates):
-            columns = worth_sampling(candidates)[["run_id", "label", "config"]]
-            ranges = space.study.search
-            spaces = [
-                replace(SamplingSpace.of(*row), search=ranges)
-                for row in columns.itertuples(index=False)
-            ]
+        spaces = self.sampling_spaces() if options.sampler_trials else []
+        if spaces:
             context.console.print(f"{len(spaces)} checkpoints to sample from", soft_wrap=True)
             outcome += search_settings(spaces, options.sampler_trials, needs, context)
         return outcome
@@ -156,6 +161,16 @@ class Search(Command):
         else:
             console.print(NO_CANDIDATE, soft_wrap=True)
         return len(candidates) > 0
+
+    def sampling_spaces(self) -> list[SamplingSpace]:
+        """Return the spaces of sampler settings, one for each checkpoint that matters."""
+        from sweeps.choice import worth_sampling
+
+        candidates = self.candidates()
+        if not len(candidates):
+            return []
+        rows = worth_sampling(candidates)[["run_id", "label", "config"]].itertuples(index=False)
+        return [replace(SamplingSpace.of(*row), search=self.space.study.search) for row in rows]
 
     def candidates(self) -> "pd.DataFrame":
         """Return the finished candidates, each at its best sampler setting."""

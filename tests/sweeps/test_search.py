@@ -27,7 +27,7 @@ from sweeps.explore import STARTUP, RoundRobinSearcher, Suggester
 from sweeps.journal import completed, draws, ended, open_journal, open_study, settle
 from sweeps.presets import load
 from sweeps.progress import Progress
-from sweeps.sampler_space import RULES, SamplingSpace
+from sweeps.sampler_space import SamplingSpace
 from sweeps.search import Options
 from sweeps.space import SEED, WORST, TrainingSpace
 from sweeps.study import Size, grid, resolve_study
@@ -144,6 +144,10 @@ def test_a_search_resumes_and_repeats_nothing(tmp_path, capsys):
     assert before[0].items() < stamps(out).items()
     assert before[1].items() <= stamps(out, "runs/*/evaluations/*.json").items()
     assert "(4 done)" in capsys.readouterr().out
+    before = stamps(out)
+    assert search.search(replace(options, trials=6)) == 0  # nothing is left to do
+    assert "every run is done already" in capsys.readouterr().out
+    assert stamps(out) == before
 
     space = TrainingSpace(resolve_study(wee()), BUDGET)
     study = journal_of(out, space.title)  # a repeated suggestion takes what is there
@@ -383,7 +387,10 @@ def test_settings_that_do_the_same_are_one():
     digits = SamplingSpace("a", "a", resolve_study(wee()).base)
     off = SamplerConfig()
     still = digits.base | {"denoise": 1.0}
-    assert digits.sampler(still | {"guidance": 0.0, "temperature": 0.4, "rule": RULES[1]}) == off
+    assert (
+        digits.sampler(still | {"guidance": 0.0, "temperature": 0.4, "rule": "sigma-linear"})
+        == off
+    )
     assert digits.sampler(still | {"guidance": 0.7, "guided_blocks": "top:1"}) == off
     assert digits.sampler(digits.base) == off
     model = replace(digits.config.model, classes=10, blocks=2)
