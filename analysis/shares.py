@@ -26,7 +26,7 @@ NAMES = {
     "noise": "training noise",
     "shape": "shape",
     "patch": "patch size",
-    "choice": "what is compared",
+    "choice": "variant",
 }
 
 
@@ -36,14 +36,19 @@ class Share:
 
     study: str
     technique: str
-    score: str  # unit of the likelihood, or KID with its extractor; lower is better
-    of_likelihood: bool  # otherwise of samples
+    score: str  # unit of the likelihood, or KID; lower is better
+    features: str  # extractor of the features of KID; empty for a likelihood
     best: str  # the choice, in words
     without: str  # what it is compared with
     among: int  # choices that the best is one of
     level: float  # the score without it
     difference: float  # the score of the best choice minus that without
     interval: Interval  # 90%; unbounded with one seed and no standard error
+
+    @property
+    def of_likelihood(self) -> bool:
+        """Whether the score is of held-out images, not of samples."""
+        return not self.features
 
     @property
     def share(self) -> float:
@@ -137,7 +142,7 @@ def _of_likelihood(
     best = points.sort_values("mean").iloc[0]
     level = float(runs.loc[runs["title"] == first, "bpd"].mean())
     return Share(
-        study, technique, bits_unit_of(runs), True, str(best["title"]), first, len(points), level,
+        study, technique, bits_unit_of(runs), "", str(best["title"]), first, len(points), level,
         float(best["mean"]), (float(best["low"]), float(best["high"])),
     )  # fmt: skip
 
@@ -165,6 +170,6 @@ def _of_samples(study: str, technique: str, rows: pd.DataFrame, first: str) -> S
     mean, ends = mean_difference(differences, errors)
     extractor = rows["feature_extractor"].iloc[0]
     return Share(
-        study, technique, f"KID ({extractor})", False, best, first, others["option"].nunique(),
+        study, technique, "KID", extractor, best, first, others["option"].nunique(),
         float(pairs["kid_without"].mean()), mean, ends,
     )  # fmt: skip

@@ -1,6 +1,5 @@
 """How many small runs share a GPU: what its memory holds, and of that what is fastest."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -36,9 +35,8 @@ class Sharing:
 
 def read_sharing(out: Path) -> Sharing | None:
     """Return what was measured for the study in a folder; None if nothing was."""
-    try:
-        written = json.loads((out / FILE).read_text())
-    except FileNotFoundError:
+    written = record.read_json(out / FILE)
+    if not written:
         return None
     rates = {int(count): rate for count, rate in written["rates"].items()}
     return Sharing(tuple(written["kinds"]), written["memory"], rates)

@@ -10,18 +10,24 @@ from analysis.report.figures import shares as figures
 from analysis.report.section import Chapter, Section, Table
 from analysis.report.template import fill
 from analysis.shares import Share, labels
-from tarflow.human import bits, interval, number
+from tarflow.human import bits, interval, number, series
 from tarflow.record import write_text
 
 
 def in_sentences(shares: Sequence[Share]) -> list[str]:
     """Say what each technique is worth; what is clear comes first, the features of KID last."""
     named = list(zip(labels(shares), shares, strict=True))
-    extractors = sorted({share.score for share in shares if not share.of_likelihood})
-    return [
-        *(_sentence(*pair) for pair in sorted(named, key=lambda pair: not pair[1].clear)),
-        *(f"{extractor} is the distance in these features." for extractor in extractors),
-    ]
+    lines = [_sentence(*pair) for pair in sorted(named, key=lambda pair: not pair[1].clear)]
+    studies: dict[str, dict[str, None]] = {}  # by features, in order
+    for share in shares:
+        if share.features:
+            studies.setdefault(share.features, {})[share.study] = None
+    if len(studies) == 1:
+        lines += [f"KID is the distance in features of {next(iter(studies))}."]
+    elif studies:
+        of = series([f"{name} ({', '.join(mine)})" for name, mine in studies.items()])
+        lines += [f"KID is the distance in features of each data set: {of}."]
+    return lines
 
 
 def table(shares: Sequence[Share]) -> Table:
@@ -30,7 +36,7 @@ def table(shares: Sequence[Share]) -> Table:
     rows = tuple(
         (
             label,
-            _short(share),
+            share.score,
             f"{_signed(share, share.difference)} ({_ends(share)})",
             f"{100 * share.share:+.0f}%" if share.level > 0 else "",
             f"{share.best} (of {share.among})",
@@ -52,7 +58,7 @@ def write_shares(page: Path, shares: Sequence[Share], places: Sequence[str]) -> 
     Raises:
         UserError: If the page cannot be written.
     """
-    scores = dict.fromkeys(share.score for share in shares)
+    scores = dict.fromkeys(share.score for share in shares)  # KID in percent has one figure
     drawn = {
         score: figures.shares(shown)
         for score in scores
@@ -91,12 +97,8 @@ def _sentence(label: str, share: Share) -> str:
     if share.clear:
         verdict = "better" if share.difference < 0 else "worse"
     start = f"{label[:1].upper()}{label[1:]}: {share.best}"
-    gain = f"{_signed(share, share.difference)} {_short(share)} ({_ends(share)})"
+    gain = f"{_signed(share, share.difference)} {share.score} ({_ends(share)})"
     return f"{start} against {share.without}: {gain}, {verdict}."
-
-
-def _short(share: Share) -> str:
-    return share.score if share.of_likelihood else "KID"
 
 
 def _ends(share: Share) -> str:

@@ -183,10 +183,10 @@ def test_the_shares_of_techniques_are_those_planted(tmp_path, capsys):
     bits_of_shape = worth["shape", "bits per dimension"]
     assert (bits_of_shape.best, bits_of_shape.without) == ("layers 2-2-2-10", "layers 4-4-4-4")
     assert bits_of_shape.interval[0] < -0.02 < bits_of_shape.interval[1] < 0
-    assert not worth["shape", "KID (e)"].clear
+    assert not worth["shape", "KID"].clear
     for split in SPLITS:
         for technique in ("denoising", "guidance"):
-            share = worth[f"{technique}, layers {split}", "KID (e)"]
+            share = worth[f"{technique}, layers {split}", "KID"]
             assert share.clear
             assert share.difference == pytest.approx(-0.2, abs=0.04)
     assert main(["shares", str(study), "--out", str(tmp_path / "shares.html")]) == 0
