@@ -132,11 +132,13 @@ def data_text(
         tokens: Tokens of every text: `model.condition_tokens`. Longer texts are cut.
     """
     from tarflow.config import ExecutionConfig
+    from tarflow.data.tables import find_table
     from tarflow.data.text import encode_captions, load_encoder
     from tarflow.device import choose_device
 
     if tokens < 1:
         raise UserError(f"--tokens is {tokens}: it must be at least 1")
+    find_table(table)  # a mistake there is said before minutes of loading
     device = choose_device(ExecutionConfig()).type
     encode, report, start = load_encoder(encoder, tokens, device), progress("encoded"), time.time()
     encoded = encode_captions(

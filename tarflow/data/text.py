@@ -47,6 +47,7 @@ def load_encoder(folder: Path, tokens: int, device: str) -> Encode:
         ) from None
     if not folder.is_dir():
         raise UserError(f"--encoder {folder} is no folder: give one that save_pretrained wrote")
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
