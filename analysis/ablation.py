@@ -16,7 +16,7 @@ from analysis.laws.intervals import LEVEL
 from analysis.names import are_latent, bits_unit_of, deepest_layers, layer_splits
 from analysis.rows import configs_but_seed
 from analysis.settings import SETTING, setting_in_words
-from tarflow.human import bits, interval, number
+from tarflow.human import bits, interval, number, series
 
 UNIFORM_STD = float(np.sqrt(1 / 12) / 128)  # standard deviation of uniform dequantisation noise
 ERRORS = {"bpd": "bpd_se", "kid": "kid_se"}  # standard error of a score, where it has one
@@ -299,8 +299,7 @@ def best(
     if np.isfinite(first["high"]):
         text += f" ({interval((first['low'], first['high']), write)})"
     if near:
-        others = ", ".join(near[:MOST_NAMES]) + (
-            f" and {len(near) - MOST_NAMES} more" if len(near) > MOST_NAMES else ""
-        )
-        text += f"; no clear difference from {others}"
+        more = len(near) - MOST_NAMES
+        named = near if more <= 0 else [*near[:MOST_NAMES], f"{more} more"]
+        text += f"; no clear difference from {series(named)}"
     return text + "."
