@@ -47,7 +47,9 @@ def slowed(function, notes):
         def batch(*arguments):
             steps.append(None)
             if len(steps) == 3:
-                (notes / str(os.getpid())).write_text(node)
+                begun = notes / f".{os.getpid()}"
+                begun.write_text(node)
+                begun.rename(notes / str(os.getpid()))  # never read half written
             time.sleep(0 if (notes / "quick").exists() else 0.2)
             return quick(*arguments)
 
