@@ -1,6 +1,6 @@
 """Compare training steps and sampling on one GPU with the published code, in one process.
 
-    python benchmarks/gpu.py [training] [decoding] [sampling] [trained] [packing]
+    python benchmarks/gpu.py [attention] [training] [decoding] [sampling] [trained] [packing]
         --official DIR [--jacobi FILE] [--quick]
 
 DIR is a clone of https://github.com/apple/ml-tarflow, FILE the module of the published
@@ -24,8 +24,6 @@ from against_official import published
 from torch import Tensor
 from train_step import official_step, our_step, run_config
 
-from sweeps.cluster import join
-from sweeps.sharing_probe import in_words, measure
 from tarflow import cost
 from tarflow.config import (
     DataConfig,
@@ -35,6 +33,7 @@ from tarflow.config import (
     RunConfig,
     SamplerConfig,
 )
+from tarflow.cuda import attention, layers
 from tarflow.cuda.decode import DecodeStep
 from tarflow.cuda_graph import capture
 from tarflow.data import hash_data
@@ -44,6 +43,7 @@ from tarflow.model.flow import TarFlow, initialise
 from tarflow.model.noise import normal_per_image
 from tarflow.model_config import ModelConfig
 from tarflow.sample.calibration import calibrate, calibration_images
+from tarflow.sample.incremental import IncrementalBlock
 from tarflow.sample.inverse import invert
 from tarflow.sample.kv_cache import KVCache
 from tarflow.sample.plan import default_tolerance
@@ -72,6 +72,7 @@ def main() -> None:
     """Run the sections that were asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     sections = {
+        "attention": short_attention,
         "training": training,
         "decoding": decoding,
         "sampling": sampling,
@@ -101,6 +102,10 @@ def training(arguments: argparse.Namespace) -> None:
         makers: dict[str, Callable[[], Work]] = {
             "ours": partial(our_step, config),
             "ours, float32 residuals": partial(our_step, replace(config, execution=wide)),
+            "ours, PyTorch's attention": partial(with_pytorchs_attention, config),
+            "ours, heads of 128": partial(
+                our_step, replace(config, model=replace(model, head_dim=128))
+            ),
         }
         if not arguments.quick:
             path, threads = arguments.official / MODULE, torch.get_num_threads()
@@ -120,6 +125,14 @@ def training(arguments: argparse.Namespace) -> None:
                 print(f"  ours over {name}: {seconds[name] / seconds['ours']:.2f}")
 
 
+def short_attention(arguments: argparse.Namespace) -> None:
+    """Print how much faster attention is by the kernels for few tokens."""
+    del arguments
+    for tokens, head_dim in ((49, 16), (64, 64), (256, 64), (256, 128), (512, 64), (1024, 64)):
+        gain = attention.measured_gain(tokens, head_dim, torch.bfloat16, GPU)
+        print(f"  {tokens} tokens, heads of {head_dim}: {gain:.2f} times PyTorch's", flush=True)
+
+
 def decoding(arguments: argparse.Namespace) -> None:
     """Print the time of a decode step per layer, in a CUDA graph, beside its memory floor."""
     del arguments
@@ -128,13 +141,10 @@ def decoding(arguments: argparse.Namespace) -> None:
     for dtype in (torch.bfloat16, torch.float32):
         for rows, keys in ((64, 256), (64, 1024), (256, 256), (256, 1024)):
             cache = KVCache(flow, rows, dtype)
-            step = DecodeStep(
-                list(flow.blocks[0].attn_blocks), cache.layers(rows, model.depths[0])
-            )
-            hidden = torch.randn(rows, model.channels, device=GPU)
             position = torch.tensor([keys - 1], device=GPU)
             with torch.inference_mode():
-                replay = capture(lambda s=step, h=hidden, p=position: s(h, p, None), GPU)
+                step = IncrementalBlock(flow.blocks[0], cache, rows, None).decoder
+                replay = capture(partial(through_layers, step, position), GPU)
             taken = in_turns({"": lambda r=replay: [r() for _ in range(20)]}, 5)[""]
             size = dtype.itemsize
             moved = 2 * rows * keys * model.channels * size + 12 * model.channels**2 * size
@@ -143,6 +153,14 @@ def decoding(arguments: argparse.Namespace) -> None:
                 f"{taken / 20 / model.layers * 1e6:6.1f} us a layer, floor {moved / 3e6:.0f}"
             )
             del cache, step, replay
+
+
+def through_layers(step: DecodeStep, position: Tensor) -> None:
+    """Pass a token of every row through the layers of a block."""
+    hidden, update = step.hidden, step.hidden[None]
+    bias = torch.zeros_like(hidden[0])
+    for layer in step.layers:
+        hidden, update, bias = layer(hidden, update, bias, position)
 
 
 def sampling(arguments: argparse.Namespace) -> None:
@@ -185,12 +203,7 @@ def trained(arguments: argparse.Namespace) -> None:
     works: dict[str, Work] = {
         "token by token": partial(draw, flow, noise, None, None, "float32"),
         "planned": partial(draw, flow, noise, None, None, "float32", plan),
-        "planned, TF32": partial(
-            with_tf32, partial(draw, flow, noise, None, None, "float32", plan)
-        ),
-        "token by token, TF32": partial(
-            with_tf32, partial(draw, flow, noise, None, None, "float32")
-        ),
+        "token by token, float16": partial(draw, flow, noise, None, None, "float16"),
         "token by token, bfloat16": partial(draw, flow, noise, None, None, "bfloat16"),
     }
     if not arguments.quick:
@@ -211,6 +224,9 @@ def trained(arguments: argparse.Namespace) -> None:
 
 def packing(arguments: argparse.Namespace) -> None:
     """Print how many steps of small runs a GPU takes when several processes share it."""
+    from sweeps.cluster import join  # the other sections need no Ray
+    from sweeps.sharing_probe import in_words, measure
+
     del arguments
     model = ModelConfig(image_size=28, patch=4, channels=32, head_dim=8, blocks=4, layers=1)
     config = RunConfig(model=model, batch=16, images=1600, precision="float32")
@@ -261,12 +277,13 @@ def draw(
         return invert(flow, noise, labels, sampler, plan)
 
 
-def with_tf32(work: Work) -> Any:
-    """Do some work with matrix products of 10 bits of mantissa."""
-    torch.backends.cuda.matmul.allow_tf32 = True
-    result = work()
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return result
+def with_pytorchs_attention(config: RunConfig) -> Work:
+    """Return a training step without our kernels of attention."""
+    layers.attend = attention.by_pytorch
+    step = our_step(config)
+    step()  # what is captured now is replayed later
+    layers.attend = attention.attend
+    return step
 
 
 def gs_jacobi(file: Path, flow: TarFlow, noise: Tensor) -> Work:

@@ -17,7 +17,12 @@ from tarflow.config import ExecutionConfig
 from tarflow.cost import ACCELERATORS
 from tarflow.errors import UserError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,  # of samples only: gradients leave its range
+    "float64": torch.float64,
+}
 CONTAINER_LIMITS = (  # of memory, in bytes: control groups of version 2 and 1
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -76,9 +81,9 @@ def keep_freed_memory() -> None:
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Return the context in which matrix products run in the given precision."""
-    if precision != "bfloat16":
+    if DTYPES[precision].itemsize > 2:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return torch.autocast(device.type, DTYPES[precision])
 
 
 @cache

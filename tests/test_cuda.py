@@ -111,6 +111,14 @@ def test_fused_layers_train_as_plain_ones(precision, changes):
     assert losses(fused, 8)[0] == pytest.approx(losses(plain, 8)[0], rel=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("tokens", "head_dim"), [(49, 8), (64, 64), (256, 64), (500, 128)])
+def test_attention_over_few_tokens_gives_the_gradients_of_pytorch(tokens, head_dim, dtype):
+    from tarflow.cuda.attention import measured_gain
+
+    assert measured_gain(tokens, head_dim, dtype, GPU) > 0
+
+
 def test_a_pass_is_halved_until_the_memory_of_the_gpu_suffices():
     gc.collect()
     torch.cuda.empty_cache()  # earlier tests captured graphs

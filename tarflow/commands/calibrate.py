@@ -27,7 +27,7 @@ def calibrate(
     /,
     batch: int = 64,
     tolerance: float | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Literal["float32", "float16", "bfloat16"] = "float32",
     sampling: Flags = NO_FLAGS,
 ) -> int:
     """Measure which solver inverts each block fastest on this machine, and keep the plan.

@@ -28,7 +28,7 @@ def sample(
     condition: Path | None = None,
     batch: int = 64,
     solver: str = "auto",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Literal["float32", "float16", "bfloat16"] = "float32",
     autoencoder: Path | None = None,
     sampling: Flags = NO_FLAGS,
 ) -> int:
@@ -51,7 +51,9 @@ def sample(
         solver: sequential, jacobi, selective or segmented:8; auto uses the plan that
             `python -m tarflow calibrate` measured for this batch size and guidance, if there is
             one.
-        precision: Precision of the matrix products.
+        precision: Precision of the matrix products. On a GPU float16 takes half the time of
+            float32; its rounding is an eighth of bfloat16's, and values beyond 65,504 give images
+            that are drawn again.
         autoencoder: Folder of the autoencoder that decodes the samples of a model of latents; by
             default the one that encoded the images it was trained on.
         sampling: Sampler settings.

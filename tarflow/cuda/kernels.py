@@ -46,7 +46,7 @@ def _add_norm(
     rows,
     channels,
     eps,
-    UPDATED: tl.constexpr,
+    UPDATES: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
@@ -56,8 +56,10 @@ def _add_norm(
     inside = (row < rows)[:, None] & known[None, :]
     at = row[:, None] * channels + column[None, :]
     value = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
-    if UPDATED:
-        value += tl.load(update + at, mask=inside, other=0.0).to(tl.float32)
+    if UPDATES:
+        for term in tl.static_range(UPDATES):
+            given = update + term * rows * channels + at
+            value += tl.load(given, mask=inside, other=0.0).to(tl.float32)
         value += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
         value = value.to(total.dtype.element_ty)
         tl.store(total + at, value, mask=inside)
@@ -86,7 +88,8 @@ def add_norm(
 
     Args:
         hidden: (M, C) hidden states.
-        update: (M, C) what a sublayer adds to them without its bias; `None` for nothing.
+        update: (M, C) what a sublayer adds to them without its bias, or terms of it, (P, M, C);
+            `None` for nothing.
         bias: (C,) bias of that sublayer; `None` without an update.
         gain: (C,) of the layer norm.
         shift: (C,) of the layer norm.
@@ -99,6 +102,7 @@ def add_norm(
     """
     rows, channels = hidden.shape
     total = hidden if update is None else torch.empty_like(hidden)
+    terms = 0 if update is None else update.numel() // hidden.numel()
     normed = torch.empty_like(hidden, dtype=dtype)
     mean, inverse = hidden.new_empty(2, rows, dtype=torch.float32)
     width = _padded(channels)
@@ -106,7 +110,7 @@ def add_norm(
     tile = max(1, min(ADD_NORM.tile // width, spread))
     _add_norm[(triton.cdiv(rows, tile),)](
         *(hidden, update, bias, gain, shift, total, normed, mean, inverse),
-        *(rows, channels, eps, update is not None, tile, width),
+        *(rows, channels, eps, terms, tile, width),
         num_warps=ADD_NORM.warps,
     )
     return total, normed, mean, inverse

@@ -2,8 +2,8 @@
 
 Between its matrix products PyTorch passes over memory once for each operation; a fused part makes
 one pass for each stretch between two products (`kernels`), and so does its own backward pass. The
-products and attention are PyTorch's. What a sublayer adds to the hidden states is kept apart until
-the next layer norm, whose kernel adds it. The arithmetic is that of
+products are PyTorch's, and so is `attention` over many tokens. What a sublayer adds to the hidden
+states is kept apart until the next layer norm, whose kernel adds it. The arithmetic is that of
 `tarflow.model.transformer`, which also runs whenever no gradient is asked for.
 
 Legend: `B` images, `T` tokens per image, `M = B * T`, `D` values per token, `C` channels,
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from tarflow.affine import fused_affine, fusible
 from tarflow.cuda import affine, kernels
+from tarflow.cuda.attention import attend
 from tarflow.model.block import FlowBlock
 from tarflow.model.transformer import Layer
 
@@ -41,11 +42,11 @@ class FusedLayer(Layer):
         attention, (up, _, down), norm = self.attention, cast(Any, self.mlp.main), self.mlp.norm
         qkv, proj = attention.qkv, attention.proj
         low = narrowed(qkv.weight, proj.weight, up.weight, down.weight, qkv.bias, up.bias)
-        hidden, query, key, value = _BeforeAttention.apply(
+        hidden, joined = _BeforeAttention.apply(
             *(*states, attention.norm.weight, attention.norm.bias, attention.norm.eps),
-            *(qkv.weight, qkv.bias, low[0], low[4], attention.head_dim),
+            *(qkv.weight, low[0], low[4]),
         )
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = attend(joined, qkv.bias, hidden.shape[1], attention.head_dim)
         return _AfterAttention.apply(
             *(hidden, mixed, proj.weight, proj.bias, norm.weight, norm.bias, norm.eps),
             *(up.weight, up.bias, down.weight, low[1], low[2], low[5], low[3]),
@@ -112,7 +113,7 @@ def narrowed(*weights: Tensor) -> list[Tensor]:
 
 
 class _BeforeAttention(torch.autograd.Function):
-    """Add the last update, normalise, and project to queries, keys and values (B, H, T, K)."""
+    """Add the last update, normalise, and project to queries, keys and values (M, 3 C)."""
 
     @staticmethod
     def forward(
@@ -124,39 +125,35 @@ class _BeforeAttention(torch.autograd.Function):
         shift: Tensor,
         eps: float,
         qkv: Tensor,
-        qkv_bias: Tensor,
         low_qkv: Tensor,
         low_qkv_bias: Tensor,
-        head_dim: int,
-    ) -> tuple[Tensor, ...]:
-        del qkv, qkv_bias  # they receive the gradients
-        batch, tokens, channels = ctx.shape = hidden.shape
-        dtype = low_qkv.dtype
+    ) -> tuple[Tensor, Tensor]:
+        del qkv  # it receives the gradient
+        channels = hidden.shape[2]
         total, normed, mean, inverse = kernels.add_norm(
-            hidden.view(-1, channels), update.view(-1, channels), bias, gain, shift, eps, dtype
+            *(hidden.view(-1, channels), update.view(-1, channels), bias, gain, shift, eps),
+            low_qkv.dtype,
         )
-        joined = torch.addmm(low_qkv_bias, normed, low_qkv.t())
-        parts = joined.view(batch, tokens, 3, -1, head_dim).permute(2, 0, 3, 1, 4).unbind()
         ctx.save_for_backward(total, mean, inverse, gain, normed, low_qkv)
-        return total.view_as(hidden), *parts
+        return total.view_as(hidden), torch.addmm(low_qkv_bias, normed, low_qkv.t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dtotal: Tensor, *dparts: Tensor) -> Any:
+    def backward(ctx: Any, dtotal: Tensor, djoined: Tensor) -> Any:
         total, mean, inverse, gain, normed, qkv = ctx.saved_tensors
-        joined, dqkv_bias = kernels.join_heads(*dparts)
-        dqkv = product(joined.t(), normed) if ctx.needs_input_grad[6] else None
+        dqkv = product(djoined.t(), normed) if ctx.needs_input_grad[6] else None
         dhidden, dupdate, (dgain, dshift, dbias) = kernels.norm_backward(
-            torch.mm(joined, qkv), total, mean, inverse, gain, dtotal.reshape(total.shape)
+            torch.mm(djoined, qkv), total, mean, inverse, gain, dtotal.reshape(total.shape)
         )
+        shape = dtotal.shape
         return (
-            *(dhidden.view(ctx.shape), dupdate.view(ctx.shape), dbias, dgain, dshift, None),
-            *(dqkv, dqkv_bias, None, None, None),
+            *(dhidden.view(shape), dupdate.view(shape), dbias, dgain, dshift, None),
+            *(dqkv, None, None),
         )
 
 
 class _AfterAttention(torch.autograd.Function):
-    """Project and add what attention mixed, (B, H, T, K); normalise; return the MLP's update."""
+    """Project and add what attention mixed, (M, C); normalise; return the MLP's update."""
 
     @staticmethod
     def forward(
@@ -176,8 +173,6 @@ class _AfterAttention(torch.autograd.Function):
         del up_bias  # like the matrices, it receives the gradient of its narrow copy
         channels, dtype = hidden.shape[2], mixed.dtype
         proj, up, low_up_bias, down = low
-        ctx.heads = mixed.shape
-        mixed = mixed.transpose(1, 2).reshape(-1, channels)
         total, normed, mean, inverse = kernels.add_norm(
             *(hidden.view(-1, channels), torch.mm(mixed, proj.t()), proj_bias, gain, shift, eps),
             dtype,
@@ -206,10 +201,16 @@ class _AfterAttention(torch.autograd.Function):
             torch.mm(dbefore, up), total, mean, inverse, gain, dtotal
         )
         dproj = product(dproduct.t(), mixed) if needs[2] else None
-        batch, heads, tokens, head_dim = ctx.heads
-        dmixed = torch.mm(dproduct, proj).view(batch, tokens, heads, head_dim).transpose(1, 2)
         return (
-            *(dhidden.view_as(gradients[0]), dmixed, dproj, dproj_bias, dgain, dshift, None),
+            *(
+                dhidden.view_as(gradients[0]),
+                torch.mm(dproduct, proj),
+                dproj,
+                dproj_bias,
+                dgain,
+                dshift,
+                None,
+            ),
             *(dup, dup_bias, ddown, None, None, None, None),
         )
 

@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tarflow.affine import fusible
 from tarflow.config import SamplerConfig
 from tarflow.device import supports_triton
 from tarflow.model.block import FlowBlock
 from tarflow.model.rotary import rotate
 from tarflow.model.transformer import Layer
 from tarflow.sample import guidance
-from tarflow.sample.kv_cache import AnyWindow, DeviceWindow, KVCache, Window
+from tarflow.sample.kv_cache import AnyWindow, KVCache, Window
 
 if TYPE_CHECKING:
     from tarflow.cuda.decode import DecodeStep
@@ -94,14 +95,17 @@ class IncrementalBlock:
     @cached_property
     def decoder(self) -> "DecodeStep | None":
         """Single-token steps by kernels of a GPU, or `None` where there are none."""
-        memory = self.cache.memory
-        fusible = memory.dtype != torch.float64 and self.rotation is None
-        if not fusible or not supports_triton(memory.device):
+        memory, block = self.cache.memory, self.block
+        plain = fusible(block.config) and block.final_norm is None and not block.prefix
+        if not plain or self.rotation is not None or memory.dtype == torch.float64:
+            return None
+        if not supports_triton(memory.device):
             return None
         from tarflow.cuda.decode import DecodeStep  # Triton is not there on every system
 
-        layers = [cast(Layer, layer) for layer in self.block.attn_blocks]
-        return DecodeStep(layers, self.cache.layers(self.rows, len(layers)))
+        caches = self.cache.layers(self.rows, len(block.attn_blocks))
+        guidance = self.sampler, self.weights, self.query_scale
+        return DecodeStep(block, caches, self.embedding, *guidance)
 
     def __call__(self, tokens: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """Return scale and shift (B, n, D) for the successors of n tokens.
@@ -113,8 +117,6 @@ class IncrementalBlock:
         """
         if isinstance(window, Window) and window.count == 1:
             output = self._step(tokens[:, 0], window.start)[:, None]
-        elif isinstance(window, DeviceWindow) and window.count == 1 and self.decoder:
-            output = self._decode(tokens[:, 0], window)[:, None]
         else:
             output = self._transform(tokens, window)
         log_scale, shift = self.block.split(output)
@@ -162,15 +164,6 @@ class IncrementalBlock:
         for layer in self.layers:
             layer.step(hidden, index, self.buffers, self.query_scale, rotation)
         return self._project(hidden)
-
-    def _decode(self, token: Tensor, window: DeviceWindow) -> Tensor:
-        """Do the same for one token (B, D) whose position the device knows."""
-        assert self.decoder
-        if self.sampler:
-            token = token.repeat(2, 1)
-        hidden = self.proj_in(token[None])[0] + window.read(self.embedding)[:, 0]
-        position = window.positions + self.block.prefix
-        return self._project(self.decoder(hidden, position, self.query_scale))
 
 
 class IncrementalLayer:

@@ -147,8 +147,8 @@ def sequential(
             are known.
         start: Position of the last token that is known.
     """
-    tokens = latents.clone() if tokens is None else tokens
-    last = latents.shape[1] - 1
+    last, latents = latents.shape[1] - 1, latents.contiguous()
+    tokens = latents.clone() if tokens is None else tokens.contiguous()
 
     def step(window: AnyWindow) -> None:
         successors, values = _successors(block, latents, tokens, window)
@@ -159,13 +159,18 @@ def sequential(
             step(Window(index, 1))
         return tokens
 
-    position = torch.tensor([start], device=latents.device)
+    position, decoder = torch.tensor([start], device=latents.device), block.decoder
+    if decoder:
+        decoder.begin(tokens[:, start], start)
 
     def device_step(filled: int) -> None:
-        step(DeviceWindow(position, filled))
+        if decoder:
+            decoder(latents, tokens, position)
+        else:
+            step(DeviceWindow(position, filled))
         position.add_(1)
 
-    bucket = last if block.decoder else STEP_BUCKET
+    bucket = last if decoder else STEP_BUCKET
     replay = _captured(device_step, bucket, last, latents.device)
     for index in range(start, last):
         replay(index + 1)

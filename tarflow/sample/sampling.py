@@ -55,7 +55,8 @@ def sample(
         seed: Seed of the noise.
         batch: Images per batch.
         plan: Method that inverts each block; `None` inverts all sequentially.
-        precision: Type of matrix products, float32 or bfloat16; tokens keep the flow's type.
+        precision: Type of matrix products, float32, float16 or bfloat16; tokens keep the flow's
+            type.
         part: Slice of the images to draw in this process.
         bounded: Whether to clamp values to [-1, 1]; latents of an autoencoder have no bounds.
 

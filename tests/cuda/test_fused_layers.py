@@ -16,7 +16,7 @@ from tarflow.model_config import ModelConfig
 pytest.importorskip("triton", reason="there is no Triton for this system")
 if has_gpu():
     pytest.skip("a GPU compiles the kernels", allow_module_level=True)
-from tarflow.cuda import layers
+from tarflow.cuda import attention, layers, short_attention
 
 
 def flows(config, block_type):
@@ -78,14 +78,42 @@ def test_a_fused_block_with_other_options_is_the_plain_one(options):
     assert compare(layers.FusedBlock, replace(CONFIG, **options)) < 1e-4
 
 
-@pytest.mark.parametrize(("block_type", "most"), [("FusedBlock", 0.05), ("NarrowBlock", 0.2)])
-def test_a_fused_block_in_bfloat16_is_near_the_plain_one(block_type, most, monkeypatch):
-    monkeypatch.setattr(layers, "product_dtype", lambda: torch.bfloat16)
+@pytest.mark.parametrize(
+    ("block_type", "dtype", "least", "most"),
+    [
+        ("FusedBlock", torch.float16, 1e-5, 0.01),
+        ("FusedBlock", torch.bfloat16, 1e-4, 0.05),
+        ("NarrowBlock", torch.bfloat16, 1e-4, 0.2),
+    ],
+)
+def test_a_fused_block_in_16_bits_is_near_the_plain_one(
+    block_type, dtype, least, most, monkeypatch
+):
+    def narrow_linear(self, inputs):
+        """Project as autocast does."""
+        parts = (inputs, self.weight, self.bias)
+        return torch.nn.functional.linear(*(part.to(dtype) for part in parts))
+
+    monkeypatch.setattr(layers, "product_dtype", lambda: dtype)
     monkeypatch.setattr(torch.nn.Linear, "forward", narrow_linear)
-    assert 1e-4 < compare(getattr(layers, block_type)) < most
+    if dtype == torch.float16:  # Triton's interpreter cannot multiply bfloat16
+        monkeypatch.setattr(layers, "attend", attention.by_short_kernels)
+    assert least < compare(getattr(layers, block_type)) < most
 
 
-def narrow_linear(self, inputs):
-    """Project as autocast does."""
-    parts = (inputs, self.weight, self.bias)
-    return torch.nn.functional.linear(*(part.to(torch.bfloat16) for part in parts))
+@pytest.mark.parametrize(("tokens", "head_dim"), [(64, 16), (49, 8), (100, 32)])
+def test_both_ways_of_attention_are_plain_attention(tokens, head_dim, monkeypatch):
+    monkeypatch.setattr(short_attention, "BLOCK", 32)
+    images, heads = 2, 3
+    joined = torch.randn(images * tokens, 3 * heads * head_dim, requires_grad=True)
+    parts = joined.view(images, tokens, 3, heads, head_dim).permute(2, 0, 3, 1, 4).unbind()
+    expected = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+    expected = expected.transpose(1, 2).reshape(images * tokens, -1)
+    bias, gradient = torch.zeros(joined.shape[1]).requires_grad_(), torch.randn_like(expected)
+    (expected_gradient,) = torch.autograd.grad(expected, joined, gradient)
+    for way in (attention.by_pytorch, attention.by_short_kernels):
+        mixed = way(joined, bias, tokens, head_dim)
+        found, sums = torch.autograd.grad(mixed, (joined, bias), gradient)
+        torch.testing.assert_close(mixed, expected)
+        torch.testing.assert_close(found, expected_gradient, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sums, expected_gradient.sum(0), rtol=1e-4, atol=1e-4)
