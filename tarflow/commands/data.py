@@ -1,17 +1,13 @@
 """`python -m tarflow data`: import images; `data encode` makes latents of them."""
 
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from tarflow import human
+from tarflow.commands.progress import progress
 from tarflow.errors import UserError
-
-PROGRESS_SECONDS = 5
 
 if TYPE_CHECKING:
     from tarflow.data.tables import Table
@@ -150,25 +146,6 @@ def data_text(
         f"model.condition_tokens to {count} and model.condition_dim to {width}"
     )
     return 0
-
-
-def progress(verb: str) -> Callable[[int, int, float], None]:
-    """Return what prints a line of progress every few seconds.
-
-    Args:
-        verb: What was done to the items that the numbers count.
-    """
-    printed = time.monotonic()
-
-    def report(done: int, total: int, seconds: float) -> None:
-        nonlocal printed
-        if time.monotonic() - printed < PROGRESS_SECONDS:
-            return
-        printed = time.monotonic()
-        left = human.seconds(seconds * (total / done - 1))
-        print(f"{done / total:4.0%}  {done:,} {verb}, {left} left", file=sys.stderr)
-
-    return report
 
 
 def _describe(table: "Table") -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, from_run, load, override
+from tarflow.commands.progress import progress
 from tarflow.commands.table import print_table
 from tarflow.config import FEWEST_IMAGES
 from tarflow.errors import UserError, check_counts
@@ -29,7 +30,7 @@ def evaluate(
 
     FID means Inception features; with any other extractor the distance is called FD. The scores
     are kept beside the checkpoint, in likelihood/ and evaluations/; the same command reads them
-    from there.
+    from there. Interrupted, it goes on with the images that are still to be drawn.
 
     Args:
         checkpoint: Folder of a run or of a release, or its file model.safetensors.
@@ -72,7 +73,8 @@ def evaluate(
         if warning := refused(evaluation.samples, len(held_out), extractor):
             console = Console(stderr=True, highlight=False, markup=False, emoji=False)
             console.print(f"warning: {warning}")
-    scores = evaluate_checkpoint(path, flow, config, extractor, seed)
+    report = progress("images drawn")
+    scores = evaluate_checkpoint(path, flow, config, extractor, seed, report)
     print_table(
         f"{path} on {config.data.name}/{split}",
         ("measure", "value"),

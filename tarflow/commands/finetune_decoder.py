@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from tarflow.commands.data import progress
+from tarflow.commands.progress import progress
 from tarflow.config import DataConfig, ExecutionConfig
 from tarflow.errors import UserError, check_counts, check_flags
 from tarflow.storage import locate

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tarflow import human
 from tarflow.commands.checkpoint import NO_FLAGS, Checkpoint, Flags, load
+from tarflow.commands.progress import progress
 from tarflow.config import RunConfig
 from tarflow.errors import UserError, check_counts
 from tarflow.sample.plan import PLAN
@@ -86,6 +87,7 @@ def sample(
         batch,
         plan,
         precision,
+        report=progress("images drawn"),
     )
     pictures = drawn.pictures
     seconds = time.perf_counter() - start

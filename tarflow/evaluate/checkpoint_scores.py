@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from tarflow.config import RunConfig, SamplerConfig
 from tarflow.device import choose_device
+from tarflow.evaluate.drawn_features import forget
 from tarflow.evaluate.features import Extractor, find_extractor
 from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
@@ -18,6 +19,7 @@ from tarflow.model.flow import TarFlow
 from tarflow.model.weights import load_model
 from tarflow.record import read_json, write_json
 from tarflow.sample.plan import PLAN
+from tarflow.sample.sampling import Report, silent
 from tarflow.storage import local_copy
 
 Scores = TypeVar("Scores")
@@ -75,11 +77,17 @@ def score_on_test(folder: Path) -> dict[str, Any]:
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, flow: TarFlow, config: RunConfig, extractor: Extractor | None, seed: int
+    checkpoint: Path,
+    flow: TarFlow,
+    config: RunConfig,
+    extractor: Extractor | None,
+    seed: int,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Score held-out images and samples as `config` says, and keep the scores beside a checkpoint.
 
-    The names of the files depend on the settings, the weights and the extractor.
+    The names of the files depend on the settings, the weights and the extractor. An interrupted
+    call leaves the features of its samples beside them, and the next one draws only the rest.
 
     Args:
         checkpoint: File that `flow` was read from.
@@ -87,6 +95,8 @@ def evaluate_checkpoint(
         config: Configuration of the run, with the `sampler` and `evaluation` to use.
         extractor: Network whose features are compared; None draws no samples.
         seed: Seed of the samples' noise.
+        report: Called after each batch of samples, with those drawn and to be drawn, and the
+            seconds so far.
 
     Returns:
         The columns of `runs.parquet` on likelihood, then those of `evaluations.parquet`.
@@ -103,13 +113,15 @@ def evaluate_checkpoint(
     made_by = [weights, extractor.name, extractor.digest]
     made_by += [autoencoder.digest] if autoencoder else []
     name = f"{setting_id(config, seed)}-{_short_hash(*made_by)}"
-    plans = checkpoint.parent / PLAN
-    (row,) = _read_or_compute(
-        checkpoint.parent / "evaluations" / f"{name}.json",
-        lambda: evaluate_samples(
-            flow, config, extractor, autoencoder, None, seed, WHOLE[:1], plans
-        ),
-    )
+    evaluations = checkpoint.parent / "evaluations"
+    plans, kept = checkpoint.parent / PLAN, evaluations / f"{name}-samples"
+
+    def compare_samples() -> list[dict[str, Any]]:
+        samples = flow, config, extractor, autoencoder
+        return evaluate_samples(*samples, None, seed, WHOLE[:1], plans, kept, report)
+
+    (row,) = _read_or_compute(evaluations / f"{name}.json", compare_samples)
+    forget(kept)
     return scores | row
 
 

@@ -1,6 +1,5 @@
 """How good the samples of a trained flow are: draw them and compare them with held-out images."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from tarflow.config import FEWEST_IMAGES, RunConfig
 from tarflow.config_files import from_dict, to_dict
 from tarflow.device import choose_device
 from tarflow.errors import UserError
+from tarflow.evaluate.drawn_features import BATCH, draw_features
 from tarflow.evaluate.feature_cache import cached_features
 from tarflow.evaluate.features import Extractor, features, find_extractor
 from tarflow.evaluate.metrics import compare
@@ -23,13 +23,12 @@ from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.sample.calibration import choose_plan
-from tarflow.sample.drawing import draw
+from tarflow.sample.drawing import Drawing
 from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
 from tarflow.sample.plan import Plan
+from tarflow.sample.sampling import Report, silent
 
 Features = NDArray[np.float32]
-
-BATCH = 250  # images drawn at a time
 
 
 def evaluate_samples(
@@ -41,6 +40,8 @@ def evaluate_samples(
     seed: int = 0,
     parts: Sequence[str] = WHOLE,
     plans: Path | None = None,
+    kept: Path | None = None,
+    report: Report = silent,
 ) -> list[dict[str, Any]]:
     """Draw samples, save a picture of some, and compare them with the held-out images.
 
@@ -56,41 +57,26 @@ def evaluate_samples(
         seed: Seed of the noise.
         parts: `WHOLE`, or `HALVES` to score the halves of the draws only.
         plans: File of measured solver plans, beside the checkpoint.
+        kept: Folder for the features of samples while others are drawn, so that an interrupted
+            evaluation goes on where it stopped; not for an evaluation with a picture.
+        report: Called with the images drawn, their number in the end, and the seconds so far.
 
     Returns:
         Rows of `evaluations.parquet`, one for each of `parts`; empty on all workers but the
         first. Halves too small to compare have none.
     """
     evaluation, device = config.evaluation, flow.var.device
-    start = time.perf_counter()
-    count, batch = evaluation.samples, BATCH
-    plan = choose_plan(config.execution.solver, flow, config, count, batch, plans)
+    plan = choose_plan(config.execution.solver, flow, config, evaluation.samples, BATCH, plans)
     plan = from_dict(Plan, distributed.broadcast(to_dict(plan), device))
-    share = distributed.local_slice(count)
-    drawn = draw(flow, config, count, autoencoder, seed=seed, batch=batch, plan=plan, part=share)
-    seconds = time.perf_counter() - start
+    share = distributed.local_slice(evaluation.samples)
+    drawn = draw_features(flow, config, extractor, autoencoder, seed, plan, share, kept, report)
     redraws = torch.tensor([[drawn.redrawn, drawn.lost]])
     redrawn, lost = distributed.gather_rows(redraws, device).sum(0).tolist()
-    shown = usual_count(flow.config.classes)
-    first = distributed.gather_rows(drawn.images[:shown], device)[:shown]
-    labels = drawn.condition if flow.config.classes else None
-    if labels is not None:
-        labels = distributed.gather_rows(labels[:shown], device)[:shown]
-    local_features = torch.from_numpy(
-        np.concatenate(
-            [
-                features(to_pixels(drawn.decode(part)), extractor)
-                for part in drawn.images.split(BATCH)  # decoded images are large
-            ]
-        )
-    )
-    sample_features = distributed.gather_rows(local_features, device).numpy()
+    sample_features = distributed.gather_rows(torch.from_numpy(drawn.features), device).numpy()
+    if picture:
+        _save_picture(picture, drawn.first, config, seed, device)
     if distributed.rank():
         return []
-    if picture:
-        turns = "every class in turn" if labels is not None else ""
-        words = captions(run_id(config), seed, config.sampler, turns)
-        save_grid(picture, image_grid(drawn.decode(first), labels), words)
     scores = _compare_with_held_out(sample_features, parts, config, extractor, autoencoder)
     return [
         {
@@ -99,7 +85,7 @@ def evaluate_samples(
             "solver": str(plan),
             "seed": seed,
             "half": part,
-            "seconds_per_image": seconds / (share.stop - share.start),
+            "seconds_per_image": drawn.seconds / (share.stop - share.start),
             "redrawn": redrawn,
             "lost": lost,
             "autoencoder": autoencoder.name if autoencoder else None,
@@ -107,6 +93,23 @@ def evaluate_samples(
         }
         for part, columns in scores.items()
     ]
+
+
+def _save_picture(
+    path: Path, first: Drawing | None, config: RunConfig, seed: int, device: torch.device
+) -> None:
+    """Save a grid of the first samples of all workers; the first worker writes it."""
+    assert first  # nothing is kept of an evaluation with a picture
+    shown = usual_count(config.model.classes)
+    images = distributed.gather_rows(first.images[:shown], device)[:shown]
+    labels = first.condition if config.model.classes else None
+    if labels is not None:
+        labels = distributed.gather_rows(labels[:shown], device)[:shown]
+    if distributed.rank():
+        return
+    turns = "every class in turn" if labels is not None else ""
+    words = captions(run_id(config), seed, config.sampler, turns)
+    save_grid(path, image_grid(first.decode(images), labels), words)
 
 
 def reference_quality(config: RunConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tarflow.errors import UserError
 from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import Samples, sample
+from tarflow.sample.sampling import Report, Samples, sample, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,7 @@ def draw(
     plan: Plan | None = None,
     precision: str = "float32",
     part: slice = slice(None),
+    report: Report = silent,
 ) -> Drawing:
     """Draw from the model of a run by its sampler settings; see `sample`.
 
@@ -60,6 +61,7 @@ def draw(
         plan: Method that inverts each block.
         precision: Type of matrix products.
         part: Slice of the images to draw in this process.
+        report: As for `sample`.
 
     Raises:
         UserError: As `sample`.
@@ -78,6 +80,7 @@ def draw(
         precision=precision,
         part=part,
         bounded=autoencoder is None,
+        report=report,
     )
     return Drawing(**vars(drawn), autoencoder=autoencoder)
 

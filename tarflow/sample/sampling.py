@@ -3,6 +3,8 @@
 Legend: `N` images, `c` colour channels, `H` height and width.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +20,12 @@ from tarflow.sample.inverse import invert
 from tarflow.sample.plan import Plan
 
 REDRAWS = 3  # times that an image which is not finite is drawn again with other noise
+
+Report = Callable[[int, int, float], None]  # items done, items in all, seconds so far
+
+
+def silent(done: int, total: int, seconds: float) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ def sample(
     precision: str = "float32",
     part: slice = slice(None),
     bounded: bool = True,
+    report: Report = silent,
 ) -> Samples:
     """Draw images; image i is a function of (seed, i, its condition), whatever the batch size.
 
@@ -59,6 +68,8 @@ def sample(
             type.
         part: Slice of the images to draw in this process.
         bounded: Whether to clamp values to [-1, 1]; latents of an autoencoder have no bounds.
+        report: Called after each batch with the images drawn and to be drawn by this process, and
+            the seconds so far.
 
     Raises:
         UserError: If `count` is not positive, or the condition does not fit the flow.
@@ -76,7 +87,7 @@ def sample(
     shape = config.tokens, config.token_dim
     images = torch.empty(len(indices), config.image_channels, *(config.image_size,) * 2)
     pending = torch.arange(len(indices))
-    redrawn = 0
+    redrawn, start = 0, time.perf_counter()
     for attempt in range(1 + REDRAWS):
         redrawn += len(pending) if attempt else 0
         for rows in pending.split(batch) if len(pending) else ():
@@ -89,6 +100,7 @@ def sample(
                 if noise.type == "gaussian" and sampler.denoise:
                     drawn = denoise(flow, drawn, row_condition, noise.std, sampler.denoise)
             images[rows] = drawn.float().cpu()
+            report(int(rows[-1]) + 1, len(images), time.perf_counter() - start)
         pending = pending[~images[pending].isfinite().flatten(1).all(1)]
     kept = images.isfinite().flatten(1).all(1)
     return Samples(

@@ -1,13 +1,16 @@
+import contextlib
 import json
+import shutil
 
 import pytest
 import torch
 
 from tarflow import record
 from tarflow.__main__ import main
+from tarflow.commands import progress
 from tarflow.config import DataConfig, EvaluationConfig, NoiseConfig, RunConfig
 from tarflow.data import hash_data
-from tarflow.evaluate import checkpoint_scores, sample_quality
+from tarflow.evaluate import checkpoint_scores, drawn_features
 from tarflow.evaluate.extractors.lite0 import installed_weights
 from tarflow.model.weights import load_model, save_model
 
@@ -62,9 +65,42 @@ def test_scores_are_printed_kept_and_found_again(checkpoint, evaluate, monkeypat
     def never(*_, **__):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(sample_quality, "draw", never)
+    monkeypatch.setattr(drawn_features, "draw", never)
     monkeypatch.setattr(checkpoint_scores, "held_out_likelihood", never)
     assert evaluate("--count", "6", "--draws", "2")[:2] == (0, out)
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_scores(
+    checkpoint, evaluate, monkeypatch
+):
+    monkeypatch.setattr(drawn_features, "BATCH", 4)
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0)
+    _, whole, err = evaluate("--count", "10")
+    assert "40%  4 images drawn, " in err
+    for kept in ("evaluations", "likelihood"):
+        shutil.rmtree(checkpoint.parent / kept)
+    draw, drawn = drawn_features.draw, []
+    interruptions = iter([False, False, True])  # the third batch is not drawn at first
+
+    def counted(*arguments, part, **others):
+        if next(interruptions, False):
+            raise KeyboardInterrupt
+        drawn.append(part)
+        return draw(*arguments, part=part, **others)
+
+    monkeypatch.setattr(drawn_features, "draw", counted)
+    with contextlib.suppress(KeyboardInterrupt):
+        evaluate("--count", "10")
+    assert drawn == [slice(0, 4), slice(4, 8)]
+    code, resumed, err = evaluate("--count", "10")
+    assert (code, drawn[2:]) == (0, [slice(8, 10)])
+    assert "100%  2 images drawn, " in err
+
+    def but_for_seconds(out):
+        return [line for line in out.splitlines() if "seconds" not in line]
+
+    assert but_for_seconds(resumed) == but_for_seconds(whole)
+    assert not list((checkpoint.parent / "evaluations").glob("*-samples"))
 
 
 def test_whatever_shapes_a_score_is_another_row(checkpoint, evaluate, random_flow, tmp_path):
@@ -119,7 +155,7 @@ def test_likelihood_alone(checkpoint, evaluate):
     ],
 )
 def test_mistakes_are_one_line_before_any_work(checkpoint, evaluate, monkeypatch, flags, message):
-    monkeypatch.setattr(sample_quality, "draw", None)
+    monkeypatch.setattr(drawn_features, "draw", None)
     code, out, err = evaluate(*flags)
     assert (code, out) == (2, "")
     assert message in err
