@@ -73,8 +73,7 @@ def evaluate(
         if warning := refused(evaluation.samples, len(held_out), extractor):
             console = Console(stderr=True, highlight=False, markup=False, emoji=False)
             console.print(f"warning: {warning}")
-    report = progress("images drawn")
-    scores = evaluate_checkpoint(path, flow, config, extractor, seed, report)
+    scores = evaluate_checkpoint(path, flow, config, extractor, seed, progress)
     print_table(
         f"{path} on {config.data.name}/{split}",
         ("measure", "value"),

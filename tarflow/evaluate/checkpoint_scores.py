@@ -82,7 +82,7 @@ def evaluate_checkpoint(
     config: RunConfig,
     extractor: Extractor | None,
     seed: int,
-    report: Report = silent,
+    follow: Callable[[str], Report] = lambda _: silent,
 ) -> dict[str, Any]:
     """Score held-out images and samples as `config` says, and keep the scores beside a checkpoint.
 
@@ -95,8 +95,8 @@ def evaluate_checkpoint(
         config: Configuration of the run, with the `sampler` and `evaluation` to use.
         extractor: Network whose features are compared; None draws no samples.
         seed: Seed of the samples' noise.
-        report: Called after each batch of samples, with those drawn and to be drawn, and the
-            seconds so far.
+        follow: Returns what to call after each batch, given what is done to the images, with
+            those done, those to be done, and the seconds so far.
 
     Returns:
         The columns of `runs.parquet` on likelihood, then those of `evaluations.parquet`.
@@ -105,7 +105,7 @@ def evaluate_checkpoint(
     name = _short_hash(weights, evaluation.split, evaluation.draws, evaluation.decoder_images)
     scores = _read_or_compute(
         checkpoint.parent / "likelihood" / f"{name}.json",
-        lambda: held_out_likelihood(flow, config).columns(),
+        lambda: held_out_likelihood(flow, config, report=follow("images scored")).columns(),
     )
     if extractor is None:
         return scores
@@ -118,6 +118,7 @@ def evaluate_checkpoint(
 
     def compare_samples() -> list[dict[str, Any]]:
         samples = flow, config, extractor, autoencoder
+        report = follow("images drawn")
         return evaluate_samples(*samples, None, seed, WHOLE[:1], plans, kept, report)
 
     (row,) = _read_or_compute(evaluations / f"{name}.json", compare_samples)

@@ -6,6 +6,7 @@ Legend: `B` batch, `C` colour channels, `H` height and width, `N` images. Images
 
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,6 +29,7 @@ from tarflow.model.likelihood import (
     latent_bpd,
     log_density,
 )
+from tarflow.sample.sampling import Report, silent
 
 EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
 
@@ -69,7 +71,9 @@ class TrainingReference:
     losses: Tensor  # (N,) nats per dimension under fresh noise, on the CPU
 
 
-def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> TrainingReference:
+def training_reference(
+    flow: TarFlow, config: RunConfig, batch: int = 250, report: Report = silent
+) -> TrainingReference:
     """Fit the decoder and measure the loss on `evaluation.decoder_images` training images.
 
     All workers must call this; each takes a share of the images through the flow.
@@ -78,6 +82,7 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Tr
         flow: The trained flow on its device.
         config: Configuration of the run; says which data, which noise and how many images.
         batch: Images that go through the flow at a time.
+        report: As for `noised_batches`.
     """
     train = data.open_split(config.data, "train")
     count = min(config.evaluation.decoder_images, len(train.labels))
@@ -87,7 +92,7 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Tr
     empty = (0, flow.config.image_channels, size, size)  # so that workers without images can join
     clean = [torch.empty(empty, dtype=torch.uint8)]
     xhats, losses = [torch.empty(empty, dtype=flow.var.dtype)], [flow.var.new_empty(0)]
-    batches = noised_batches(train, share, config, flow, ["decoder"], batch)
+    batches = noised_batches(train, share, config, flow, ["decoder"], batch, report)
     for _, pixels, condition, noised in batches:
         if config.noise.type == "gaussian" and not train.are_latents:
             xhat, density = denoised_mean(flow, noised, condition, config.noise.std)
@@ -105,7 +110,9 @@ def training_reference(flow: TarFlow, config: RunConfig, batch: int = 250) -> Tr
     return TrainingReference(decoder, all_losses)
 
 
-def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> Likelihood:
+def held_out_likelihood(
+    flow: TarFlow, config: RunConfig, batch: int = 250, report: Report = silent
+) -> Likelihood:
     """Score the held-out images of a run with its trained flow.
 
     All workers must call this. Each scores a share of the images, and all get every value.
@@ -121,18 +128,19 @@ def held_out_likelihood(flow: TarFlow, config: RunConfig, batch: int = 250) -> L
         flow: The trained flow on its device.
         config: Configuration of the run; says which data, split, noise and how many noise draws.
         batch: Images that go through the flow at a time.
+        report: As for `noised_batches`; first of training images, then of held-out ones.
 
     Returns:
         Values per held-out image, averaged over the noise draws.
     """
     flow = flow.eval().requires_grad_(False)
     held_out = data.open_split(config.data, config.evaluation.split)
-    reference = training_reference(flow, config, batch)
+    reference = training_reference(flow, config, batch, report)
     decoder, draws = reference.decoder, noise_names(config.evaluation.draws)
     all_labels = np.asarray(held_out.labels)
     share = np.arange(len(all_labels))[distributed.local_slice(len(all_labels))]
     values = flow.var.new_zeros(len(share), 2, dtype=torch.float64)  # bits per dimension and loss
-    batches = noised_batches(held_out, share, config, flow, draws, batch)
+    batches = noised_batches(held_out, share, config, flow, draws, batch, report)
     for rows, pixels, condition, noised in batches:
         if decoder is None:
             with torch.no_grad():
@@ -171,6 +179,7 @@ def noised_batches(
     flow: TarFlow,
     draws: list[str],
     batch: int,
+    report: Report = silent,
 ) -> Iterator[tuple[slice, Tensor, Tensor | None, Tensor]]:
     """Yield images in batches with training noise that depends on image and draw only.
 
@@ -181,12 +190,15 @@ def noised_batches(
         flow: The model whose device and type the batches get.
         draws: Names of independent draws of the noise; each goes through all images.
         batch: Images in a batch.
+        report: Called when the caller is done with a batch, with the images so far, all images
+            (once for each draw), and the seconds so far.
 
     Yields:
         The positions of a batch in `indices`, its 8-bit pixels or latents (B, C, H, H), condition
         or None, and noisy images (B, C, H, H).
     """
     device, dtype = flow.var.device, flow.var.dtype
+    done, started = 0, time.perf_counter()
     for draw, start in itertools.product(draws, range(0, len(indices), batch)):
         rows = slice(start, start + batch)
         part = indices[rows]
@@ -201,3 +213,5 @@ def noised_batches(
         condition = images.condition(part, config.model)
         condition = None if condition is None else condition.to(device)
         yield rows, pixels.to(device), condition, noised.to(device)
+        done += len(part)
+        report(done, len(indices) * len(draws), time.perf_counter() - started)
