@@ -1,6 +1,6 @@
 """How much less certain a law is beyond its runs, as far as roll-outs have tested it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,11 @@ class Discrepancy:
 
     factor: float  # width that the bands needed in the roll-outs over the width they had
     tested: float  # distance of the farthest roll-out, 0 without roll-outs
+
+    @property
+    def widening_only(self) -> "Discrepancy":
+        """The same for a law that the roll-outs did not test: they cannot narrow its bands."""
+        return replace(self, factor=max(1.0, self.factor))
 
     def widening(self, distance: Array | float) -> Array:
         """Return the factor by which intervals widen: `factor`, and more where nothing was tested.

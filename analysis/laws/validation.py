@@ -7,6 +7,7 @@ Legend: `n` rows, `p` parameters, `W` windows, `R` draws.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -337,4 +338,4 @@ def _interval_score(rollout: Rollout, factor: float) -> float:
 
 def _banded(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Return the roll-outs that have a band."""
-    return [r for r in rollouts if r.interval and np.isfinite(r.interval).all()]
+    return [r for r in rollouts if r.interval and all(map(isfinite, r.interval))]

@@ -118,6 +118,7 @@ def test_few_runs_change_a_band_little():
     assert 1 < discrepancy(wild).factor < 1.3
     exact = [rollout(1, 1.0, 0.0, run=run) for run in range(10)]
     assert 0.7 < discrepancy(exact).factor < 0.9
+    assert discrepancy(exact).widening_only.factor == 1
 
 
 def test_a_wild_run_is_the_most_influential():
