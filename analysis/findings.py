@@ -131,7 +131,7 @@ def find(
     points = best_of_budgets(rows)
     frontier = _frontier(points, _known(surface, noise, rows, points), draws, seed)
     if frontier is not None and surface is not None:
-        frontier = replace(frontier, discrepancy=surface.discrepancy)
+        frontier = replace(frontier, discrepancy=surface.discrepancy.widening_only)
     minima = [
         isoflop(part, noise.std, noise.freedom) if noise else isoflop(part)
         for _, part in rows.groupby("budget")
@@ -195,7 +195,7 @@ def _hold_out(
     surface = _surface(earlier, data.take(before), draws, seed)
     frontier = _frontier(cheaper, _known(surface, noise, earlier, cheaper), draws, seed)
     if frontier is not None and surface is not None:
-        frontier = replace(frontier, discrepancy=surface.discrepancy)
+        frontier = replace(frontier, discrepancy=surface.discrepancy.widening_only)
     laws = [law for law in (frontier, surface) if law is not None]
     return tuple(_held_out(law, points.iloc[-1], earlier) for law in laws)
 

@@ -36,7 +36,7 @@ def laws_to_plain(findings: Findings) -> dict[str, Any]:
         and {
             "forms": [asdict(item) for item in surface.scores],
             "fits": [fit_to_plain(law) for law in surface.fits],
-            "widening_beyond_the_runs": surface.discrepancy.factor,
+            "widening": surface.discrepancy.factor,
         },
         "law_of_compute": frontier and fit_to_plain(frontier),
         "best_sizes": [asdict(item) for item in findings.allocation],

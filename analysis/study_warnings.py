@@ -11,6 +11,7 @@ from analysis.laws.average import Law
 from analysis.laws.design import doubts, sizes_at_the_edge
 from analysis.laws.fit import Fit
 from analysis.laws.repetition import HARMLESS
+from analysis.laws.validation import CORRECTED
 from analysis.names import are_latent, bits_unit_of
 from tarflow.config import OptimConfig
 from tarflow.config_files import from_dict
@@ -137,7 +138,7 @@ def _tests(findings: Findings) -> list[str]:
     lines += [
         f"The {item.level:.0%} bands hold only {item.inside} of {item.total} roll-outs."
         for item in findings.coverage
-        if item.band == "widened" and item.achieved < item.level - SHORT
+        if item.band == CORRECTED and item.achieved < item.level - SHORT
     ]
     guess = min((item.error for item in findings.baselines), default=float("inf"))
     if surface is not None and surface.rollout_error > guess:

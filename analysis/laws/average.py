@@ -312,7 +312,7 @@ def _rollouts(
     if not trials.windows:
         return ()
     data = fits[0].data
-    compute = log_compute(data.inputs)
+    compute, runs = log_compute(data.inputs), data.runs
     pooled = _pooled(fits, trials, weights, seed)
     mean = sum(w * values for w, values in zip(weights, trials.predicted, strict=True))
     for number, window in enumerate(trials.windows):
@@ -329,6 +329,7 @@ def _rollouts(
                     cutoff=window.cutoff,
                     rows=int(window.seen.sum()),
                     row=int(row),
+                    run=int(runs[row]),
                     distance=max(0.0, float(compute[row] - compute[window.seen].max())),
                     predicted=float(np.exp(values[row])),
                     achieved=float(data.values[row]),

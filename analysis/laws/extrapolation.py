@@ -1,6 +1,6 @@
 """How much less certain a law is beyond its runs, as far as roll-outs have tested it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,18 +14,22 @@ SLACK = float(np.log(1.2))  # in ln(compute): compute within 20% counts as equal
 class Discrepancy:
     """The error of a law beyond its runs. Distances are ln(compute / largest compute seen)."""
 
-    factor: float  # by which its bands were too narrow in the roll-outs; at least 1
+    factor: float  # width that the bands needed in the roll-outs over the width they had
     tested: float  # distance of the farthest roll-out, 0 without roll-outs
 
-    def widening(self, distance: Array | float) -> Array:
-        """Return the factor by which intervals widen: 1 inside the data, `factor` beyond.
+    @property
+    def widening_only(self) -> "Discrepancy":
+        """The same for a law that the roll-outs did not test: they cannot narrow its bands."""
+        return replace(self, factor=max(1.0, self.factor))
 
-        Farther than roll-outs have tested, they widen in proportion to the distance as well,
-        because nothing has been seen there.
+    def widening(self, distance: Array | float) -> Array:
+        """Return the factor by which intervals widen: `factor`, and more where nothing was tested.
+
+        Farther than roll-outs have tested, it grows with the square root of the distance, as an
+        error does that adds up in random steps.
         """
-        away = np.asarray(distance, float)
-        beyond = 1 + (self.factor - 1) * np.minimum(away / FAR, 1.0)
-        factor: Array = beyond * np.maximum(1.0, away / max(self.tested, FAR))
+        away = np.asarray(distance, float) / max(self.tested, FAR)
+        factor: Array = self.factor * np.sqrt(np.maximum(1.0, away))
         return factor
 
     def caution(self, distance: float) -> str:

@@ -57,7 +57,7 @@ class Predictor(ABC):
     def band(self, level: float = LEVEL, **inputs: ArrayLike) -> tuple[Array, Array]:
         """Return the ends of the band in which one new run falls with probability `level`.
 
-        It holds the spread of the draws and the noise of a run, widened beyond the data as the
+        It holds the spread of the draws and the noise of a run, wider or narrower as the
         roll-outs call for. If the noise is unknown, the band is unbounded.
         """
         shape = np.broadcast_shapes(*(np.shape(column) for column in inputs.values()))

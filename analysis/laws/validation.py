@@ -6,9 +6,12 @@ Legend: `n` rows, `p` parameters, `W` windows, `R` draws.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from analysis.laws.extrapolation import FAR, Discrepancy
 from analysis.laws.fit import Fit
@@ -25,6 +28,8 @@ EQUAL = 0.05  # rows within 5% of a cutoff are seen too: budgets round to whole 
 SPARE = 2  # rows a window needs beyond the parameters of the largest form
 STARTS = 8  # of every fit inside a roll-out, besides those around the fit of all rows
 SHARPNESS = 4.0  # a form with half the error weighs 2^4 times as much
+PROMISED_RUNS = 20  # runs that miss as normal errors do, counted beside those of the roll-outs
+PROMISED = ndtri((1 + np.arange(0.01, 1, 0.01)) / 2) / ndtri((1 + LEVEL) / 2)  # their misses
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +50,11 @@ class Rollout:
     cutoff: float  # largest value of the axis the fit has seen
     rows: int  # number of rows the fit has seen
     row: int  # position of the predicted row in the table
+    run: int  # number of its run: checkpoints of one run, and branches of one trunk, share it
     distance: float  # ln(compute of the row / largest compute seen); 0 if not beyond
     predicted: float
     achieved: float
-    interval: Interval | None = None  # 90% band before it is widened; of the average only
+    interval: Interval | None = None  # 90% band of parameters and noise; of the average only
 
     @property
     def error(self) -> float:
@@ -65,7 +71,7 @@ class Rollout:
         """ln(achieved / predicted)."""
         return float(np.log(self.achieved / self.predicted))
 
-    @property
+    @cached_property
     def miss(self) -> float:
         """The error in units of the distance to the end of the band on its side."""
         low, high = self.interval or (-np.inf, np.inf)
@@ -76,6 +82,7 @@ class Rollout:
 
 
 AVERAGE = "average"
+CORRECTED = "corrected by roll-outs"
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ class Baseline:
 class Coverage:
     """How often a band held what it promised on the roll-outs beyond the compute seen."""
 
-    band: str  # "parameters and noise", or "widened"
+    band: str  # "parameters and noise", or CORRECTED
     level: float  # promised
     inside: int
     total: int
@@ -280,29 +287,36 @@ def baselines(windows: Sequence[Window], data: Observations) -> tuple[Baseline, 
 
 
 def discrepancy(rollouts: Sequence[Rollout]) -> Discrepancy:
-    """Return how far the bands of roll-outs must widen to hold 90% of them, and how far they go.
+    """Return how wide the bands of roll-outs must be to hold 90% of them, and how far they go.
 
-    The factor is never below 1: roll-outs of one table are few and related, so a lucky set of
-    them is no reason to promise more than parameters and noise allow.
+    Roll-outs of one run err together, so they count as one. `PROMISED_RUNS` runs that err as the
+    bands promise are added, because few runs may be lucky or unlucky.
     """
-    beyond = _beyond(rollouts)
-    misses = [rollout.miss for rollout in beyond]
-    factor = float(np.quantile(misses, LEVEL, method="higher")) if misses else 1.0
-    return Discrepancy(max(1.0, factor), max((r.distance for r in beyond), default=0.0))
+    banded = _banded(rollouts)
+    runs = [item.run for item in banded]
+    _, which, count = np.unique(runs, return_inverse=True, return_counts=True)
+    promised = np.full(len(PROMISED), PROMISED_RUNS / len(PROMISED))
+    weights = np.concatenate([1 / count[which], promised])
+    misses = np.concatenate([[item.miss for item in banded], PROMISED])
+    order = np.argsort(misses)
+    passed = np.cumsum(weights[order])
+    factor = misses[order][np.searchsorted(passed, LEVEL * passed[-1])]
+    return Discrepancy(float(factor), max((item.distance for item in banded), default=0.0))
 
 
 def coverage(rollouts: Sequence[Rollout]) -> tuple[Coverage, ...]:
     """Count the roll-outs beyond the compute seen inside their bands.
 
-    For the widened band, each window is judged with the factor of the other windows.
+    A window of the corrected band is judged with the factor of the other windows.
     """
-    beyond = _beyond(rollouts)
-    bands: dict[str, list[tuple[Rollout, float]]] = {"parameters and noise": [], "widened": []}
+    banded = _banded(rollouts)
+    beyond = [rollout for rollout in banded if rollout.distance >= FAR]
+    bands: dict[str, list[tuple[Rollout, float]]] = {"parameters and noise": [], CORRECTED: []}
     for window in dict.fromkeys(rollout.window for rollout in beyond):
-        factor = discrepancy([rollout for rollout in beyond if rollout.window != window]).factor
+        factor = discrepancy([rollout for rollout in banded if rollout.window != window]).factor
         own = [rollout for rollout in beyond if rollout.window == window]
         bands["parameters and noise"] += [(rollout, 1.0) for rollout in own]
-        bands["widened"] += [(rollout, factor) for rollout in own]
+        bands[CORRECTED] += [(rollout, factor) for rollout in own]
     return tuple(
         Coverage(
             band=band,
@@ -322,8 +336,6 @@ def _interval_score(rollout: Rollout, factor: float) -> float:
     return float(factor * (high - low) + 2 / (1 - LEVEL) * outside)
 
 
-def _beyond(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return the roll-outs with bands that extrapolate in compute."""
-    return [
-        r for r in rollouts if r.interval and r.distance >= FAR and np.isfinite(r.interval).all()
-    ]
+def _banded(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Return the roll-outs that have a band."""
+    return [r for r in rollouts if r.interval and all(map(isfinite, r.interval))]

@@ -250,7 +250,7 @@ def test_intervals_beyond_the_roll_outs_widen_and_are_called_a_guess(study):
     widths = [item.allocation.bpd_interval for item in advice]
     widths = [np.log(high / low) for low, high in widths]
     assert widths == sorted(widths)
-    assert widths[3] > np.log(833) / np.log(tested) * widths[1]
+    assert widths[3] > np.sqrt(np.log(833) / np.log(tested)) * widths[1]
     assert ["is a guess" in item.explanation for item in advice] == [False, False, True, True]
     assert f"roll-outs have tested up to {tested:.2g} times" in advice[3].explanation
     report = forecast(study, advice[3].config, "x")

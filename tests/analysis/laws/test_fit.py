@@ -176,11 +176,13 @@ def test_as_many_rows_as_parameters_leave_the_noise_unknown():
 def test_band_widens_with_the_distance_beyond_the_data():
     inputs, values = noisy()
     law = fit(TIED, Observations(inputs, values), draws=200)
-    wide = replace(law, discrepancy=Discrepancy(3.0, tested=np.inf))
-    width = [np.subtract(*one.band(params=1e8, tokens=1e9)[::-1]) for one in (law, wide)]
-    near = [np.subtract(*one.band(params=1e5, tokens=1e6)[::-1]) for one in (law, wide)]
-    assert width[1] > 2 * width[0]
-    assert near[1] == pytest.approx(near[0])
+    at = {"params": 1e8, "tokens": 1e9}
+    tested = float(law.distance(**at)[0]) / 4
+    wide = replace(law, discrepancy=Discrepancy(1.5, tested))
+    far = [np.subtract(*np.log(one.band(**at))[::-1]) for one in (law, wide)]
+    near = [np.subtract(*np.log(one.band(params=1e5, tokens=1e6))[::-1]) for one in (law, wide)]
+    assert far[1] == pytest.approx(3 * far[0])
+    assert near[1] == pytest.approx(1.5 * near[0])
 
 
 def test_negative_losses_fit_in_raw_space_only():

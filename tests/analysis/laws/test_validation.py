@@ -7,6 +7,7 @@ from analysis.laws.average import fit_law
 from analysis.laws.fit import fit
 from analysis.laws.forms import SURFACE_FORMS, TIED
 from analysis.laws.influence import influence
+from analysis.laws.intervals import NORMAL_90
 from analysis.laws.observations import Observations
 from analysis.laws.validation import (
     AVERAGE,
@@ -91,22 +92,33 @@ def test_too_few_runs_give_no_roll_outs_and_the_simplest_form():
     assert coverage(())[1].total == 0
 
 
-def rollout(window, distance, error, half=0.01):
+def rollout(window, distance, error, half=0.01, run=0):
     return Rollout(
-        form=AVERAGE, axis="flops", cutoff=window, rows=9, row=0, distance=distance,
+        form=AVERAGE, axis="flops", cutoff=window, rows=9, row=0, run=run, distance=distance,
         predicted=2.0, interval=(2 * np.exp(-half), 2 * np.exp(half)), achieved=2 * np.exp(error),
     )  # fmt: skip
 
 
 def test_discrepancy_is_what_the_bands_lack():
-    assert discrepancy([rollout(1, 1.0, 0.009)]).factor == 1
-    lacking = [rollout(w, d, 0.05) for w in (1, 2) for d in (1.0, 2.0)]
+    lacking = [rollout(w, d, 0.05, run=r) for w, d in ((1, 1.0), (2, 2.0)) for r in range(40)]
     plain, wide = coverage(lacking)
-    assert (plain.inside, wide.inside, wide.total) == (0, 4, 4)
+    assert (plain.inside, wide.inside, wide.total) == (0, 80, 80)
     assert plain.score == pytest.approx(0.02 + 20 * 0.04)
     assert wide.score == pytest.approx(0.1)
     assert discrepancy(lacking).tested == 2.0
     assert discrepancy(lacking).factor == pytest.approx(5)
+
+
+def test_few_runs_change_a_band_little():
+    assert discrepancy([]).factor == 1
+    errors = 0.01 * np.abs(np.random.default_rng(0).standard_normal(2000)) / NORMAL_90
+    kept = [rollout(1, 1.0, error, run=run) for run, error in enumerate(errors)]
+    assert discrepancy(kept).factor == pytest.approx(1, abs=0.05)
+    wild = [rollout(window, 1.0, 1.0) for window in range(50)]  # of one run
+    assert 1 < discrepancy(wild).factor < 1.3
+    exact = [rollout(1, 1.0, 0.0, run=run) for run in range(10)]
+    assert 0.7 < discrepancy(exact).factor < 0.9
+    assert discrepancy(exact).widening_only.factor == 1
 
 
 def test_a_wild_run_is_the_most_influential():
