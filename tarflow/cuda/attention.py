@@ -25,6 +25,7 @@ from tarflow.storage import cache_folder
 
 LOG = logging.getLogger("tarflow")
 LONGEST = 512  # tokens up to which the kernels for few are tried
+LARGE = 2**23  # values in all; in smaller passes kernels that take seconds to compile do not pay
 MEASURED = "attention.json"  # file in the cache folder: gains by device, version and shape
 CLEAR_GAIN = 1.05  # over PyTorch's attention, forward and backward
 SEQUENCES = 1024  # heads times images that are measured, enough to fill a GPU
@@ -44,7 +45,8 @@ def attend(joined: Tensor, qkv_bias: Tensor, tokens: int, head_dim: int) -> Tens
     Returns:
         (M, C) mixed values.
     """
-    short = gain_of_short(tokens, head_dim, joined.dtype, joined.device) > CLEAR_GAIN
+    large = joined.numel() >= LARGE
+    short = large and gain_of_short(tokens, head_dim, joined.dtype, joined.device) > CLEAR_GAIN
     way = by_short_kernels if short else by_pytorch
     return way(joined, qkv_bias, tokens, head_dim)
 
@@ -114,7 +116,7 @@ def gain_of_short(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.
     if key not in kept:
         kept[key] = round(measured_gain(tokens, head_dim, dtype, device), 3)
         write_json(path, kept)
-        LOG.info("attention over %d tokens: kernels for few take 1/%.2f", tokens, kept[key])
+        LOG.info("attention over %d tokens: %.2f times as fast by our kernels", tokens, kept[key])
     return kept[key]
 
 
@@ -128,7 +130,7 @@ def measured_gain(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.
     passes = [partial(_both_ways, way, joined, tokens, head_dim) for way in ways]
     expected, found = (work() for work in passes)
     if not (found - expected).norm() < 0.02 * expected.norm():
-        LOG.warning("attention over %d tokens: wrong by kernels for few; PyTorch's serves", tokens)
+        LOG.warning("attention over %d tokens: our kernels err; PyTorch's serve", tokens)
         return 0.0
     seconds: list[list[float]] = [[], []]
     for _ in range(TURNS):

@@ -2,10 +2,7 @@
 
 A step reads each weight and each cached key and value once, so the time to launch kernels and the
 passes over memory in between decide. The position is a device tensor, and attention reads just the
-keys that are filled, so that one CUDA graph serves all positions. Each kernel is launched before
-the last one has ended, and waits for its results (programmatic dependent launch, from Hopper on).
-
-Products of float32 are sums of three products of TF32, which are as exact as float32.
+keys that are filled, so that one CUDA graph serves all positions.
 
 Legend: `B` images, `R` rows (`B`, or `2B` with guidance), `T` tokens per image, `D` values per
 token, `C` channels, `H` heads, `K` channels of a head, `S` parts of a sum.
@@ -91,13 +88,8 @@ class DecodeStep:
             *(output, leave_bias, latents, tokens, self.token, self.embedding, self.hidden),
             *(self.weights, position, batch, rows, count, width, channels),
             self.embedding.stride(0) if len(self.embedding) > 1 else 0,
-            self.embedding.stride(1),
-            *(
-                len(output),
-                sampler is not None,
-                sampler and sampler.rule,
-                sampler and sampler.part,
-            ),
+            *(self.embedding.stride(1), len(output), sampler is not None),
+            *((sampler.rule, sampler.part) if sampler else (None, None)),
             *(triton.next_power_of_2(width), triton.next_power_of_2(channels)),
         )
 
@@ -279,7 +271,6 @@ def _advance(
     tl.store(tokens + at, value.to(tokens.dtype.element_ty), mask=inside & (row < batch))
     channel = tl.arange(0, WIDTH)
     known = channel < channels
-    start = embedding + row * embedding_row + (place + 1) * embedding_place + channel
-    tl.store(
-        hidden + row * channels + channel, tl.load(start, mask=known).to(tl.float32), mask=known
-    )
+    start = embedding + row * embedding_row + (place + 1) * embedding_place
+    value = tl.load(start + channel, mask=known).to(tl.float32)
+    tl.store(hidden + row * channels + channel, value, mask=known)

@@ -16,7 +16,7 @@ from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.record import replacing
-from tarflow.sample.drawing import Drawing, draw
+from tarflow.sample.drawing import Drawing, default_condition, draw
 from tarflow.sample.plan import Plan
 from tarflow.sample.sampling import Report, silent
 
@@ -64,11 +64,11 @@ def draw_features(
     batches = [_read(file) if file else None for file in files]
     missing = [index for index, batch in enumerate(batches) if not batch]
     todo = sum(slices[index].stop - slices[index].start for index in missing)
-    done, started = 0, time.perf_counter()
+    done, started, count = 0, time.perf_counter(), config.evaluation.samples
+    condition = default_condition(flow, config, count)
     for index in missing:
-        one, file = slices[index], files[index]
-        start, count = time.perf_counter(), config.evaluation.samples
-        drawn = draw(flow, config, count, autoencoder, seed=seed, batch=BATCH, plan=plan, part=one)
+        one, file, start = slices[index], files[index], time.perf_counter()
+        drawn = draw(flow, config, count, autoencoder, condition, seed, BATCH, plan, part=one)
         seconds = time.perf_counter() - start
         made = features(to_pixels(drawn.pictures), extractor)
         batch = DrawnFeatures(
