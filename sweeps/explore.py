@@ -40,7 +40,6 @@ from sweeps.sampler_space import SamplingSpace
 from sweeps.space import PRUNED, STARTUP, WORST, Space, TrainingSpace
 from sweeps.trainable import sample_candidate, train_candidate
 from tarflow.errors import UserError
-from tarflow.train.checkpoint import remove_checkpoints
 
 WITH_CRASHES = 2  # most trials to start, crashed ones included, for each one asked for
 REDRAWS = 20  # times a suggestion may be something that is being tried already
@@ -162,8 +161,6 @@ def _search(
     finally:
         for space, study in studies:
             settle(study, space, context.out)
-            for trial in pruned(study):  # a checkpoint may have been half written at the decision
-                remove_checkpoints(context.out / "runs" / space.name(trial.params) / "state")
 
 
 class Suggester(NotPickled, OptunaSearch):

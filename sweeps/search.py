@@ -155,12 +155,21 @@ class Search(Command):
         del outcome, wall
         from sweeps.choice import conclude_search
 
+        self.tidy()
         candidates = self.candidates()
         if len(candidates):
             conclude_search(candidates, self.space.study, self.out, console)
         else:
             console.print(NO_CANDIDATE, soft_wrap=True)
         return len(candidates) > 0
+
+    def tidy(self) -> None:
+        """Remove the checkpoints of pruned candidates whose process ended while writing one."""
+        from sweeps.journal import open_journal, open_study, pruned
+        from tarflow.train.checkpoint import remove_checkpoints
+
+        for trial in pruned(open_study(self.space, open_journal(self.out))):
+            remove_checkpoints(self.out / "runs" / self.space.name(trial.params) / "state")
 
     def sampling_spaces(self) -> list[SamplingSpace]:
         """Return the spaces of sampler settings, one for each checkpoint that matters."""

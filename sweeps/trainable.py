@@ -31,6 +31,7 @@ from tarflow import record
 from tarflow.config import RunConfig
 from tarflow.errors import StepOutOfMemory, UserError
 from tarflow.storage import locate
+from tarflow.train.checkpoint import remove_checkpoints
 from tarflow.train.preemption import Preempted, catch_sigterm
 from tarflow.train.trunk import trunk_of
 
@@ -68,16 +69,21 @@ def execute(
     trunk = trunk_of(run.config, run.trunk, run.branch_points, study) if run.trunk else None
     reference = study / "reference.json"  # scores of real images, once per study
     with workplace(home):
-        row = train_and_score(
-            run.config,
-            folder,
-            run.role,
-            run.label,
-            report,
-            trunk,
-            run.tags,
-            after_step=Rungs(run, folder, compare) if compare else None,
-        )
+        try:
+            row = train_and_score(
+                run.config,
+                folder,
+                run.role,
+                run.label,
+                report,
+                trunk,
+                run.tags,
+                after_step=Rungs(run, folder, compare) if compare else None,
+            )
+        except SystemExit:  # stopped by the driver
+            if is_pruned(folder):  # a checkpoint was perhaps being written at the decision
+                remove_checkpoints(folder / "state")
+            raise
         if row and run.config.evaluation.samples and not reference.exists():
             record.write_json(reference, reference_quality(run.config))
     return row

@@ -16,19 +16,19 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from small_studies import rows, wee, with_ray, write_study
 
-from sweeps import search
+from sweeps import lease, search
 from sweeps.choice import scored_runs
 from sweeps.explore import Suggester
 from sweeps.journal import completed, ended, open_journal, open_study, pruned, settle
 from sweeps.plan import make_plan
 from sweeps.progress import Progress
 from sweeps.pruning import Pruner
-from sweeps.rungs import FILE, bracket_of, expected, parts
+from sweeps.rungs import FILE, bracket_of, expected, kept_rows, parts
 from sweeps.search import Options
 from sweeps.space import PRUNED, WORST, TrainingSpace
 from sweeps.study import resolve_study
-from sweeps.trainable import Reporter
-from tarflow.record import write_json
+from sweeps.trainable import Reporter, execute
+from tarflow.record import write_json, write_result
 from tarflow.run import run
 from tarflow.train.preemption import request_stop
 
@@ -83,6 +83,27 @@ def test_the_worse_half_at_a_share_ends_there(space, tmp_path):
         True,
         False,
     ]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_only_a_pruned_candidate_loses_what_it_writes_when_it_is_stopped(
+    space, tmp_path, is_pruned
+):
+    planned = space.run_of(space.base)
+    folder = tmp_path / "runs" / planned.run_id
+    write_json(tmp_path / lease.FILE, {})
+
+    def stop(progress):
+        if is_pruned:
+            write_result(folder, kept_rows(folder)[progress["quarters"]])
+        (folder / "state").mkdir(exist_ok=True)
+        (folder / "state" / "100.pt").touch()
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        execute(planned, str(tmp_path), str(tmp_path), lambda _: None, stop)
+    assert (folder / "state").exists() != is_pruned
 
 
 def test_a_resumed_search_compares_with_the_candidates_before(space, tmp_path):
