@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 
+Progress = Callable[[int, int, float], None]  # items done, items in all, seconds so far
+
 _SUFFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _DURATIONS = (  # seconds in a unit, its name, and from how many seconds on it is used
     *((86400.0, "d", 2 * 86400.0), (3600.0, "h", 5400.0), (60.0, "min", 120.0)),
@@ -11,6 +13,10 @@ _DURATIONS = (  # seconds in a unit, its name, and from how many seconds on it i
 _DEVICE_TIMES = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 _NAMES = 20  # of many names, those written in a line
 MISSING = "–"
+
+
+def silent(done: int, total: int, seconds: float) -> None:
+    """Tell nobody of progress."""
 
 
 def missing(value: float | None) -> bool:

@@ -30,7 +30,7 @@ def evaluate(
 
     FID means Inception features; with any other extractor the distance is called FD. The scores
     are kept beside the checkpoint, in likelihood/ and evaluations/; the same command reads them
-    from there. Interrupted, it goes on with the images that are still to be drawn.
+    from there. After an interruption it draws only the remaining images.
 
     Args:
         checkpoint: Folder of a run or of a release, or its file model.safetensors.

@@ -2,14 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable
 
 from tarflow import human
 
 PROGRESS_SECONDS = 5
 
 
-def progress(verb: str) -> Callable[[int, int, float], None]:
+def progress(verb: str) -> human.Progress:
     """Return what prints a line of progress every few seconds.
 
     Args:

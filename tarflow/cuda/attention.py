@@ -39,8 +39,8 @@ def attend(joined: Tensor, qkv_bias: Tensor, tokens: int, head_dim: int) -> Tens
 
     Args:
         joined: (M, 3 C) queries, keys and values.
-        qkv_bias: (3 C,) bias of the product that gave them; receives its gradient here, where the
-            sums over rows are at hand.
+        qkv_bias: (3 C,) bias of the product that gave them. It receives its gradient here, where
+            the sums over rows are computed.
         tokens: Tokens per image, T.
         head_dim: Channels of a head, K.
 
@@ -130,7 +130,7 @@ def measured_gain(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.
     shape = SEQUENCES // heads * tokens, 3 * heads * head_dim
     joined = torch.randn(shape, generator=rng, device=device).to(dtype)
     ways = by_pytorch, by_short_kernels
-    passes = [partial(_both_ways, way, joined, tokens, head_dim) for way in ways]
+    passes = [partial(_forward_and_backward, way, joined, tokens, head_dim) for way in ways]
     expected, found = (work() for work in passes)
     if not (found - expected).norm() < 0.02 * expected.norm():
         LOG.warning("attention over %d tokens: our kernels err; PyTorch's serve", tokens)
@@ -148,7 +148,7 @@ def measured_gain(tokens: int, head_dim: int, dtype: torch.dtype, device: torch.
     return slow / fast
 
 
-def _both_ways(
+def _forward_and_backward(
     way: Callable[[Tensor, Tensor, int, int], Tensor], joined: Tensor, tokens: int, head_dim: int
 ) -> Tensor:
     """Attend, go backward with the mixed values as gradient, and return that of `joined`."""

@@ -70,7 +70,7 @@ class DecodeStep:
         self.hidden.copy_(self.embedding[:, place])
 
     def __call__(self, latents: Tensor, tokens: Tensor, position: Tensor) -> None:
-        """Write the successor of the token at a position, and go on to it.
+        """Write the successor of the token at a position, and make it the current token.
 
         Args:
             latents: (B, T, D) latents.
@@ -250,7 +250,7 @@ def _advance(
     scale = tl.exp(good)
     if GUIDED:
         worse, worse_shift = _coefficients(output, bias, image + batch, rows, width, index, PARTS)
-        weight = tl.load(weights + place)
+        weight = tl.load(weights + place)  # for the rules, see `tarflow.sample.guidance.combine`
         guided, guided_shift = scale, shift + weight * (shift - worse_shift)
         if RULE == "log-scale":
             guided = tl.exp(good + weight * (good - worse))

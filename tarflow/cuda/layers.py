@@ -202,16 +202,8 @@ class _AfterAttention(torch.autograd.Function):
         )
         dproj = product(dproduct.t(), mixed) if needs[2] else None
         return (
-            *(
-                dhidden.view_as(gradients[0]),
-                torch.mm(dproduct, proj),
-                dproj,
-                dproj_bias,
-                dgain,
-                dshift,
-                None,
-            ),
-            *(dup, dup_bias, ddown, None, None, None, None),
+            *(dhidden.view_as(gradients[0]), torch.mm(dproduct, proj), dproj, dproj_bias),
+            *(dgain, dshift, None, dup, dup_bias, ddown, None, None, None, None),
         )
 
 

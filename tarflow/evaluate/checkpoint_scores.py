@@ -13,13 +13,13 @@ from tarflow.evaluate.drawn_features import forget
 from tarflow.evaluate.features import Extractor, find_extractor
 from tarflow.evaluate.held_out import held_out_likelihood
 from tarflow.evaluate.sample_quality import evaluate_samples
+from tarflow.human import Progress, silent
 from tarflow.identity import HALVES, WHOLE, setting_id
 from tarflow.latent.autoencoder import autoencoder_of
 from tarflow.model.flow import TarFlow
 from tarflow.model.weights import load_model
 from tarflow.record import read_json, write_json
 from tarflow.sample.plan import PLAN
-from tarflow.sample.sampling import Report, silent
 from tarflow.storage import local_copy
 
 Scores = TypeVar("Scores")
@@ -82,7 +82,7 @@ def evaluate_checkpoint(
     config: RunConfig,
     extractor: Extractor | None,
     seed: int,
-    follow: Callable[[str], Report] = lambda _: silent,
+    follow: Callable[[str], Progress] = lambda _: silent,
 ) -> dict[str, Any]:
     """Score held-out images and samples as `config` says, and keep the scores beside a checkpoint.
 

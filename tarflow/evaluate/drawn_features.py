@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from tarflow.config import RunConfig
 from tarflow.evaluate.features import Extractor, features
+from tarflow.human import Progress, silent
 from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.model.noise import to_pixels
 from tarflow.record import replacing
 from tarflow.sample.drawing import Drawing, default_condition, draw
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import Report, silent
 
 BATCH = 250  # images drawn at a time
 
@@ -43,7 +43,7 @@ def draw_features(
     plan: Plan,
     part: slice,
     kept: Path | None = None,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> DrawnFeatures:
     """Draw some of the samples of an evaluation, and compute their features.
 
@@ -55,7 +55,7 @@ def draw_features(
         seed: Seed of the noise.
         plan: Method that inverts each block.
         part: Slice of the samples.
-        kept: Folder for the features of each batch, from which an interrupted call goes on.
+        kept: Folder for the features of each batch; a call after an interruption reads them.
         report: Called after each batch, with what this call has drawn and will draw.
     """
     starts = range(part.start, max(part.stop, part.start + 1), BATCH)

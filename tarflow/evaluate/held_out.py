@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tarflow import data, distributed
 from tarflow.config import RunConfig
+from tarflow.human import Progress, silent
 from tarflow.model import noise
 from tarflow.model.decoder import Decoder
 from tarflow.model.flow import TarFlow
@@ -29,7 +30,6 @@ from tarflow.model.likelihood import (
     latent_bpd,
     log_density,
 )
-from tarflow.sample.sampling import Report, silent
 
 EVALUATION_SEED = 0  # all runs see the same noise, so that they can be compared image by image
 
@@ -72,7 +72,7 @@ class TrainingReference:
 
 
 def training_reference(
-    flow: TarFlow, config: RunConfig, batch: int = 250, report: Report = silent
+    flow: TarFlow, config: RunConfig, batch: int = 250, report: Progress = silent
 ) -> TrainingReference:
     """Fit the decoder and measure the loss on `evaluation.decoder_images` training images.
 
@@ -111,7 +111,7 @@ def training_reference(
 
 
 def held_out_likelihood(
-    flow: TarFlow, config: RunConfig, batch: int = 250, report: Report = silent
+    flow: TarFlow, config: RunConfig, batch: int = 250, report: Progress = silent
 ) -> Likelihood:
     """Score the held-out images of a run with its trained flow.
 
@@ -179,7 +179,7 @@ def noised_batches(
     flow: TarFlow,
     draws: list[str],
     batch: int,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> Iterator[tuple[slice, Tensor, Tensor | None, Tensor]]:
     """Yield images in batches with training noise that depends on image and draw only.
 

@@ -18,6 +18,7 @@ from tarflow.evaluate.drawn_features import BATCH, draw_features
 from tarflow.evaluate.feature_cache import cached_features
 from tarflow.evaluate.features import Extractor, features, find_extractor
 from tarflow.evaluate.metrics import compare
+from tarflow.human import Progress, silent
 from tarflow.identity import HALVES, WHOLE, run_id
 from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
@@ -26,7 +27,6 @@ from tarflow.sample.calibration import choose_plan
 from tarflow.sample.drawing import Drawing
 from tarflow.sample.grid import captions, image_grid, save_grid, usual_count
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import Report, silent
 
 Features = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def evaluate_samples(
     parts: Sequence[str] = WHOLE,
     plans: Path | None = None,
     kept: Path | None = None,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Draw samples, save a picture of some, and compare them with the held-out images.
 
@@ -58,7 +58,7 @@ def evaluate_samples(
         parts: `WHOLE`, or `HALVES` to score the halves of the draws only.
         plans: File of measured solver plans, beside the checkpoint.
         kept: Folder for the features of samples while others are drawn, so that an interrupted
-            evaluation goes on where it stopped; not for an evaluation with a picture.
+            evaluation can be resumed; `None` for an evaluation with a picture.
         report: Called with the images drawn, their number in the end, and the seconds so far.
 
     Returns:
@@ -99,7 +99,7 @@ def _save_picture(
     path: Path, first: Drawing | None, config: RunConfig, seed: int, device: torch.device
 ) -> None:
     """Save a grid of the first samples of all workers; the first worker writes it."""
-    assert first  # nothing is kept of an evaluation with a picture
+    assert first  # no features are kept in an evaluation with a picture
     shown = usual_count(config.model.classes)
     images = distributed.gather_rows(first.images[:shown], device)[:shown]
     labels = first.condition if config.model.classes else None

@@ -5,7 +5,7 @@ Legend: `N` images, `B` batch, `C` channels and `S` values along one side of a l
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from tarflow.data.procedural import find_procedural
 from tarflow.data.splits import SPLITS, Split
 from tarflow.data.tables import find_table
 from tarflow.errors import UserError
+from tarflow.human import Progress, silent
 from tarflow.latent.autoencoder import BATCH, Autoencoder
 from tarflow.latent_space import FILE, KEY, LATENT, LatentSpace
 from tarflow.model.noise import unit
@@ -30,7 +31,6 @@ from tarflow.record import read_json, replacing, write_json
 from tarflow.storage import expand
 
 SHARD_ROWS = 16384
-Progress = Callable[[int, int, float], None]  # images done, of how many, seconds so far
 
 
 def encode_table(
@@ -38,7 +38,7 @@ def encode_table(
     target: Path,
     autoencoder: Autoencoder,
     dtype: Literal["float16", "float32"] = "float16",
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> LatentSpace:
     """Encode all splits of a data set into a new folder of shards.
 

@@ -10,7 +10,6 @@ import copy
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from tarflow import data
 from tarflow.config import DataConfig
 from tarflow.data.splits import Split
 from tarflow.errors import UserError
+from tarflow.human import Progress, silent
 from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.noise import generator, normal_per_image, unit
 
-Progress = Callable[[int, int, float], None]  # steps done, of how many, seconds so far
 HELD_OUT = 256  # validation images that the decoders are compared on
 
 
@@ -47,7 +46,7 @@ def finetune_decoder(
     batch: int = 16,
     lr: float = 1e-4,
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Comparison:
     """Train the decoder to make images of noisy latents, and write a new autoencoder folder.
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from tarflow import data
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
+from tarflow.human import Progress, silent
 from tarflow.latent.autoencoder import Autoencoder
 from tarflow.model.flow import TarFlow
 from tarflow.sample.plan import Plan
-from tarflow.sample.sampling import Report, Samples, sample, silent
+from tarflow.sample.sampling import Samples, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ def draw(
     plan: Plan | None = None,
     precision: str = "float32",
     part: slice = slice(None),
-    report: Report = silent,
+    report: Progress = silent,
 ) -> Drawing:
     """Draw from the model of a run by its sampler settings; see `sample`.
 

@@ -4,7 +4,6 @@ Legend: `N` images, `c` colour channels, `H` height and width.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from tarflow.config import NoiseConfig, SamplerConfig
 from tarflow.device import autocast
 from tarflow.errors import UserError
+from tarflow.human import Progress, silent
 from tarflow.model.flow import TarFlow
 from tarflow.model.likelihood import score_function
 from tarflow.model.noise import normal_per_image
@@ -20,12 +20,6 @@ from tarflow.sample.inverse import invert
 from tarflow.sample.plan import Plan
 
 REDRAWS = 3  # times that an image which is not finite is drawn again with other noise
-
-Report = Callable[[int, int, float], None]  # items done, items in all, seconds so far
-
-
-def silent(done: int, total: int, seconds: float) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ def sample(
     precision: str = "float32",
     part: slice = slice(None),
     bounded: bool = True,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> Samples:
     """Draw images; image i is a function of (seed, i, its condition), whatever the batch size.
 
