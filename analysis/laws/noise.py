@@ -17,7 +17,7 @@ from analysis.laws.forms import Array
 
 SHARED = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97, 0.99)  # of the variance, by rows of one run
 FALLS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # powers of compute: noise proportional to compute^-fall
-_EXPECTED = np.gradient(SHARED) * (np.array(SHARED) + 0.02)  # rows of one run do share something
+_EXPECTED = np.gradient(SHARED)  # before the residuals are seen, each share is as probable
 STEADY = 0.2  # standard deviation of the power expected before the residuals are seen
 WILD = 3.0  # residuals count as no larger than this many robust standard deviations
 LEAST_ROBUST = 5  # spare rows from which a wild residual can be told
