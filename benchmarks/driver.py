@@ -21,13 +21,14 @@ from typing import Any
 
 from rich.console import Console
 
-from sweeps.batch import BatchContext, ScoringCallback, StopConditions, run_trials
-from sweeps.plan import make_plan, table
-from sweeps.presets import load
-from sweeps.progress import Progress
-from sweeps.runner import RunQueue
-from sweeps.study import PlannedRun, Size, grid, resolve_study
-from sweeps.watch import so_far
+from sweeps.design.presets import load
+from sweeps.design.study import PlannedRun, Size, grid, resolve_study
+from sweeps.pricing.plan import make_plan
+from sweeps.pricing.words import table
+from sweeps.running.batch import BatchContext, ScoringCallback, StopConditions, run_trials
+from sweeps.running.runner import RunQueue
+from sweeps.watching.progress import Progress
+from sweeps.watching.watch import so_far
 from tarflow import cost
 from tarflow.config_files import to_dict
 from tarflow.record import gather, write_json
@@ -124,7 +125,7 @@ def nothing(_config: dict[str, Any]) -> dict[str, Any]:
 
 def through_ray(runs: list[PlannedRun]) -> None:
     """Send runs that do nothing through Ray, and print by how much the head has grown."""
-    from sweeps.cluster import join  # starts Ray
+    from sweeps.running.cluster import join  # starts Ray
 
     with tempfile.TemporaryDirectory() as folder, join() as cluster:
         stop = batch_of(runs, Path(folder), cluster.cpus)

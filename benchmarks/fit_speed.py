@@ -19,8 +19,8 @@ from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA
 from analysis.laws.observations import Observations
 from analysis.tables import fit_table
-from sweeps.presets import load
-from sweeps.study import grid
+from sweeps.design.presets import load
+from sweeps.design.study import grid
 
 WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128)
 BUDGETS, SEEDS = tuple(np.geomspace(4e10, 1e12, 8)), 3

@@ -224,8 +224,8 @@ def trained(arguments: argparse.Namespace) -> None:
 
 def packing(arguments: argparse.Namespace) -> None:
     """Print how many steps of small runs a GPU takes when several processes share it."""
-    from sweeps.cluster import join  # the other sections need no Ray
-    from sweeps.sharing_probe import in_words, measure
+    from sweeps.running.cluster import join  # the other sections need no Ray
+    from sweeps.running.sharing_probe import in_words, measure
 
     del arguments
     model = ModelConfig(image_size=28, patch=4, channels=32, head_dim=8, blocks=4, layers=1)

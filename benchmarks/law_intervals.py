@@ -29,8 +29,8 @@ from analysis.laws.average import fit_law
 from analysis.laws.forms import CHINCHILLA
 from analysis.laws.repetition import effective_tokens
 from analysis.tables import FLOPS, fit_table
-from sweeps.presets import load
-from sweeps.study import PlannedRun, grid
+from sweeps.design.presets import load
+from sweeps.design.study import PlannedRun, grid
 from tarflow import cost
 from tarflow.config_files import to_dict
 from tarflow.identity import run_id, with_hash

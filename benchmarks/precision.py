@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sweeps.presets import load
-from sweeps.study import learning_rate
+from sweeps.design.presets import load
+from sweeps.design.study import learning_rate
 from tarflow import data
 from tarflow.config import ExecutionConfig, NoiseConfig, RunConfig, round_images
 from tarflow.device import choose_device

@@ -34,8 +34,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sweeps.presets import load
-from sweeps.study import learning_rate
+from sweeps.design.presets import load
+from sweeps.design.study import learning_rate
 from tarflow import data
 from tarflow.config import ExecutionConfig, RunConfig
 from tarflow.model import noise

@@ -16,12 +16,13 @@ from typing import Any
 
 import optuna
 
-from sweeps.explore import STARTUP, Suggester
-from sweeps.journal import open_journal, open_study
-from sweeps.presets import load
+from sweeps.design.outcomes import WORST
+from sweeps.design.presets import load
+from sweeps.design.study import resolve_study
 from sweeps.search import middle
-from sweeps.space import WORST, TrainingSpace
-from sweeps.study import resolve_study
+from sweeps.searching.explore import STARTUP, Suggester
+from sweeps.searching.journal import open_journal, open_study
+from sweeps.searching.space import TrainingSpace
 
 EDGE = 1.1  # of the learning rate over the study's
 TOLD: dict[str, dict[str, Any]] = {

@@ -3,15 +3,16 @@
     python benchmarks/side_by_side.py
 
 Nothing is trained: a clock jumps from the end of one run to the next on machines that exist on
-paper, and `sweeps/room.py` decides what starts, from expectations that are off by up to 30%. The
-bar is a third of the time that small runs, and then one large run after another, would take.
+paper, and `sweeps/running/room.py` decides what starts, from expectations that are off by up to
+30%. The bar is a third of the time that small runs, and then one large run after another, would
+take.
 """
 
 import random
 import sys
 from dataclasses import replace
 
-from sweeps.room import Machines, Occupant, free, may_start, tightest
+from sweeps.running.room import Machines, Occupant, free, may_start, tightest
 
 BAR = 1 / 3
 MACHINES = {str(node): {"CPU": 64.0, "GPU": 8.0} for node in range(8)}

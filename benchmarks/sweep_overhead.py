@@ -16,13 +16,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sweeps.batch import BatchContext
-from sweeps.cluster import join
+from sweeps.design.presets import load
+from sweeps.design.study import PlannedRun, grid, resolve_study
 from sweeps.lease import lease
-from sweeps.live import LivePage
-from sweeps.presets import load
-from sweeps.runner import run_all
-from sweeps.study import PlannedRun, grid, resolve_study
+from sweeps.running.batch import BatchContext
+from sweeps.running.cluster import join
+from sweeps.running.runner import run_all
+from sweeps.watching.live import LivePage
 from tarflow.config import EvaluationConfig
 
 RUNS = 24

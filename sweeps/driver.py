@@ -19,13 +19,13 @@ import tyro
 from rich.console import Console, RenderableType
 from tyro.conf import arg
 
+from sweeps.design.presets import PRESETS, description, load
+from sweeps.design.study import Study, override_study
 from sweeps.failures import by_machine, transient
 from sweeps.lease import lease
-from sweeps.limits import NO_LIMITS, WOULD_PASS, Limits
-from sweeps.plan import STARTING_SECONDS, Plan
-from sweeps.presets import PRESETS, description, load
-from sweeps.progress import FIRST_RUNS
-from sweeps.study import Study, override_study
+from sweeps.pricing.limits import NO_LIMITS, WOULD_PASS, Limits
+from sweeps.pricing.plan import STARTING_SECONDS, Plan
+from sweeps.watching.progress import FIRST_RUNS
 from tarflow import human, record
 from tarflow.command_line import parse
 from tarflow.commands.flags import Changes, Tags, flat
@@ -35,7 +35,7 @@ from tarflow.mirror.mirror import Mirror, mirroring
 from tarflow.storage import home_folder
 
 if TYPE_CHECKING:
-    from sweeps.batch import BatchContext, Outcome
+    from sweeps.running.batch import BatchContext, Outcome
 
 EXPENSIVE_SECONDS = 1800.0  # expected wall time that is worth a question
 EXPENSIVE_MONEY = 5.0  # US dollars that are worth a question
@@ -239,11 +239,11 @@ def execute(command: Command, console: Console, news: Console) -> int:
         command.begin()
         if command.todo:
             os.environ["HOME"] = str(home_folder())  # Ray has to write there
-            from sweeps import cluster  # Ray is needed from here on
-            from sweeps.batch import BatchContext
-            from sweeps.live import LivePage
-            from sweeps.sharing_probe import measured_sharing
-            from sweeps.versions import check_same_code
+            from sweeps.running import cluster  # Ray is needed from here on
+            from sweeps.running.batch import BatchContext
+            from sweeps.running.sharing_probe import measured_sharing
+            from sweeps.running.versions import check_same_code
+            from sweeps.watching.live import LivePage
 
             def say(line: str) -> None:
                 news.print(line, soft_wrap=True)

@@ -15,12 +15,13 @@ import tyro
 from rich.console import Console
 from tyro.conf import arg
 
-from sweeps.declared import study_folder, with_tags
+from sweeps.design.declared import study_folder, with_tags
+from sweeps.design.presets import PRESETS, load
+from sweeps.design.study import PlannedRun, Size, Study, resolve_study, short
 from sweeps.driver import Command, default, drive, run_command_line
 from sweeps.driver import Options as CommonOptions
-from sweeps.plan import Plan, finished, make_plan, summary, table
-from sweeps.presets import PRESETS, load
-from sweeps.study import PlannedRun, Size, Study, resolve_study, short
+from sweeps.pricing.plan import Plan, finished, make_plan
+from sweeps.pricing.words import summary, table
 from tarflow import cost, record
 from tarflow.commands.flags import Changes, flat
 from tarflow.config import RunConfig, round_images
@@ -32,7 +33,7 @@ from tarflow.storage import expand, locate
 
 if TYPE_CHECKING:
     from analysis.findings import Findings
-    from sweeps.batch import BatchContext, Outcome
+    from sweeps.running.batch import BatchContext, Outcome
 
 THREAD_FLOPS = 1e9  # of a layer's step: with less work, threads cost more than they give
 
@@ -127,7 +128,7 @@ class Final(Command):
 
     def run(self, context: "BatchContext") -> "Outcome":
         """Train the run, then read the test split."""
-        from sweeps.runner import run_all, score_on_test
+        from sweeps.running.runner import run_all, score_on_test
 
         cores = context.cluster.cpus // context.cluster.nodes
         expected = {row.run.run_id: row.left for row in self.plan.rows}

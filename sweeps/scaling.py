@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console, RenderableType
 from tyro.conf import UseAppendAction, arg
 
-from sweeps import expect, selection
-from sweeps.declared import declare, resolve_or_explain, study_folder, with_kept, with_tags
+from sweeps.design.declared import declare, resolve_or_explain, study_folder, with_kept, with_tags
+from sweeps.design.presets import folder_of
+from sweeps.design.study import Study, grid
 from sweeps.driver import (
     Command,
     StudyOptions,
@@ -23,18 +24,18 @@ from sweeps.driver import (
     run_command_line,
     study_asked_for,
 )
-from sweeps.limits import limits_from
-from sweeps.plan import LEFT_OUT, Plan, finished, make_plan, study_summary, table
-from sweeps.presets import folder_of
-from sweeps.sampler_space import FEWEST_SAMPLES
-from sweeps.study import Study, grid
+from sweeps.pricing import expect, selection
+from sweeps.pricing.limits import limits_from
+from sweeps.pricing.plan import LEFT_OUT, Plan, finished, make_plan
+from sweeps.pricing.words import study_summary, table
+from sweeps.searching.sampler_space import FEWEST_SAMPLES
 from tarflow import human, record
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 
 if TYPE_CHECKING:
     from analysis.findings import Findings
-    from sweeps.batch import BatchContext, Outcome
+    from sweeps.running.batch import BatchContext, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +104,14 @@ def scale(options: Options) -> int:
         UserError: For a user's mistake.
     """
     if options.list:
-        from sweeps.listing import listing
+        from sweeps.pricing.listing import listing
 
         for line in listing(options.devices, options.accelerator, options.price):
             print(line)
         return 0
     if options.watch:
         from sweeps.final import existing_folder
-        from sweeps.watch import watch
+        from sweeps.watching.watch import watch
 
         return watch(existing_folder(str(options.out or options.study)), console_for_people())
     return drive(options, Scaling(options))
@@ -142,7 +143,7 @@ class Scaling(Command):
             self.study = replace(self.study, pinned=pinned)
         chosen: list[RenderableType] = []
         if options.next is not None:
-            from sweeps.additions import grow  # pandas and SciPy are needed from here on
+            from sweeps.pricing.additions import grow  # pandas and SciPy are needed from here on
 
             self.study, chosen = grow(self.study, self.out, options.next, self.plan_of)
         if not grid(self.study):
@@ -183,13 +184,13 @@ class Scaling(Command):
         """Write study.yaml, and forecasts of the runs that --next has added."""
         declare(self.study, self.out)
         if self.study.added:
-            from sweeps.additions import foretell_additions
+            from sweeps.pricing.additions import foretell_additions
 
             foretell_additions(self.study, self.out, self.plan)
 
     def run(self, context: "BatchContext") -> "Outcome":
         """Carry out the grid, the settings the study asks for, and the search for a better one."""
-        from sweeps.runner import run_all, sample_all
+        from sweeps.running.runner import run_all, sample_all
 
         expected = {row.run.run_id: row.left for row in self.plan.rows}
         runs = [row.run for row in self.plan.rows if row.state == "done" or row in self.plan.left]
@@ -209,9 +210,9 @@ class Scaling(Command):
 
     def search(self, outcome: "Outcome", context: "BatchContext") -> "Outcome":
         """Search for a better way to sample from the best run of the grid."""
-        from sweeps.choice import best_checkpoint
-        from sweeps.explore import search_settings
-        from sweeps.trainable import resources
+        from sweeps.running.trainable import resources
+        from sweeps.searching.choice import best_checkpoint
+        from sweeps.searching.explore import search_settings
 
         best = best_checkpoint(self.out)
         if best is None:
@@ -227,8 +228,8 @@ class Scaling(Command):
         from analysis.forecast import foretell, read_ledger
         from analysis.report.page import material_of, write_page
         from analysis.study import read_study
-        from sweeps.additions import settle
-        from sweeps.choice import write_best
+        from sweeps.pricing.additions import settle
+        from sweeps.searching.choice import write_best
 
         if outcome:
             spent = {
@@ -261,7 +262,7 @@ class Scaling(Command):
     def next_run(self, findings: "Findings", console: Console) -> tuple[RunConfig, str]:
         """Return the run to train next with the sampler setting found best, and why."""
         from analysis.advice import recommend
-        from sweeps.choice import best_checkpoint, verdict
+        from sweeps.searching.choice import best_checkpoint, verdict
 
         advice = recommend(findings)
         config = replace(advice.config, execution=self.study.base.execution)
@@ -290,8 +291,10 @@ def trials_left(plan: Plan, trials: int, out: Path) -> int:
         return 0
     if plan.left or not trials:
         return trials  # which run will be the best is not known yet
-    from sweeps.choice import best_checkpoint  # pandas and Optuna are needed from here on
-    from sweeps.journal import tried
+    from sweeps.searching.choice import (
+        best_checkpoint,  # pandas and Optuna are needed from here on
+    )
+    from sweeps.searching.journal import tried
 
     best = best_checkpoint(out)
     return max(0, trials - len(tried(best, out))) if best else 0

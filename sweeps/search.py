@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.console import Console
 from tyro.conf import arg
 
-from sweeps import expect
-from sweeps.declared import (
+from sweeps.design.declared import (
     check_comparable,
     declare,
     resolve_or_explain,
@@ -21,21 +20,24 @@ from sweeps.declared import (
     with_kept,
     with_tags,
 )
+from sweeps.design.outcomes import PRUNED, is_pruned
+from sweeps.design.presets import folder_of
+from sweeps.design.ranges import NAMES
+from sweeps.design.study import Study
 from sweeps.driver import Command, StudyOptions, default, drive, run_command_line, study_asked_for
-from sweeps.plan import STARTING_SECONDS, Plan, make_plan, summary
-from sweeps.presets import folder_of
-from sweeps.ranges import NAMES
-from sweeps.rungs import QUARTERS, Expected, Rule, expected, share
-from sweeps.sampler_space import FEWEST_SAMPLES, SamplingSpace
-from sweeps.space import PRUNED, STARTUP, TrainingSpace, is_pruned
-from sweeps.study import Study
+from sweeps.pricing import expect
+from sweeps.pricing.plan import STARTING_SECONDS, Plan, make_plan
+from sweeps.pricing.words import summary
+from sweeps.searching.rungs import QUARTERS, Expected, Rule, expected, share
+from sweeps.searching.sampler_space import FEWEST_SAMPLES, SamplingSpace
+from sweeps.searching.space import STARTUP, TrainingSpace
 from tarflow import human
 from tarflow.errors import UserError, check_seed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sweeps.batch import BatchContext, Outcome
+    from sweeps.running.batch import BatchContext, Outcome
 
 CHECKPOINTS = 6  # number of checkpoints to sample from that a plan assumes
 NO_CANDIDATE = (
@@ -121,7 +123,7 @@ class Search(Command):
 
     def unfinished(self) -> bool:
         """Tell whether a candidate or a sampler setting is left to try."""
-        from sweeps.journal import tried
+        from sweeps.searching.journal import tried
 
         trials, settings = self.options.trials, self.options.sampler_trials
         if len(tried(self.space, self.out)) < trials:
@@ -138,8 +140,8 @@ class Search(Command):
 
     def run(self, context: "BatchContext") -> "Outcome":
         """Train candidates, then sample from the checkpoints that matter."""
-        from sweeps.explore import search_runs, search_settings
-        from sweeps.trainable import resources
+        from sweeps.running.trainable import resources
+        from sweeps.searching.explore import search_runs, search_settings
 
         needs = resources([row.run.config for row in self.plan.rows], context)
         options, space = self.options, self.space
@@ -153,7 +155,7 @@ class Search(Command):
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Choose on the Pareto front, and write report.html and best.yaml."""
         del outcome, wall
-        from sweeps.choice import conclude_search
+        from sweeps.searching.choice import conclude_search
 
         self.tidy()
         candidates = self.candidates()
@@ -165,7 +167,7 @@ class Search(Command):
 
     def tidy(self) -> None:
         """Remove the checkpoints of pruned candidates whose process ended while writing one."""
-        from sweeps.journal import open_journal, open_study, pruned
+        from sweeps.searching.journal import open_journal, open_study, pruned
         from tarflow.train.checkpoint import remove_checkpoints
 
         for trial in pruned(open_study(self.space, open_journal(self.out))):
@@ -173,7 +175,7 @@ class Search(Command):
 
     def sampling_spaces(self) -> list[SamplingSpace]:
         """Return the spaces of sampler settings, one for each checkpoint that matters."""
-        from sweeps.choice import worth_sampling
+        from sweeps.searching.choice import worth_sampling
 
         candidates = self.candidates()
         if not len(candidates):
@@ -183,8 +185,8 @@ class Search(Command):
 
     def candidates(self) -> "pd.DataFrame":
         """Return the finished candidates, each at its best sampler setting."""
-        from sweeps.choice import scored_runs
-        from sweeps.journal import completed, open_journal, open_study
+        from sweeps.searching.choice import scored_runs
+        from sweeps.searching.journal import completed, open_journal, open_study
 
         study = open_study(self.space, open_journal(self.out))
         return scored_runs(self.out, [self.space.name(each.params) for each in completed(study)])
@@ -220,7 +222,7 @@ def check(options: Options, space: TrainingSpace) -> None:
 
 def make_search_plan(options: Options, space: TrainingSpace, out: Path) -> Plan:
     """Price the candidates: those that are done, and random ones for those to come."""
-    from sweeps.journal import draws, tried  # Optuna is needed from here on
+    from sweeps.searching.journal import draws, tried  # Optuna is needed from here on
 
     done = tried(space, out)[: options.trials]
     random = draws(space, options.trials - len(done), options.seed)

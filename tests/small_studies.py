@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from sweeps.presets import load
-from sweeps.study import Point, Size
+from sweeps.design.presets import load
+from sweeps.design.study import Point, Size
 from tarflow.config_files import to_yaml
 from tarflow.record import read_table
 

@@ -18,7 +18,7 @@ import torch
 from small_studies import wee, with_ray, write_study
 
 from sweeps import scaling
-from sweeps.study import grid, resolve_study
+from sweeps.design.study import grid, resolve_study
 from tarflow.config_files import to_yaml
 from tarflow.errors import UserError
 from tarflow.model.weights import load_model

@@ -17,7 +17,7 @@ TORCH_FREE = (
     *("tarflow.cost", "tarflow.data.images", "tarflow.data.importing"),
     *("tarflow.train.checkpoint", "tarflow.train.trunk", "tarflow.train.schedule"),
 )
-ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files beside it
+TARFLOW = (  # its rooms, lowest first: a room imports lower ones, or the files beside it
     ("errors", "human"),
     ("strict_yaml", "storage"),
     ("fields",),
@@ -42,7 +42,17 @@ ROOMS = (  # of tarflow, lowest first: a room imports lower ones, or the files b
     ("commands",),
     ("__main__",),
 )
-HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
+SWEEPS = (
+    ("failures", "hardware", "lease"),
+    ("design",),
+    ("watching",),
+    ("pricing",),
+    ("running",),
+    ("searching",),
+    ("driver",),
+    ("final",),
+    ("scaling", "search"),
+)
 PAGES = ("analysis.report", "analysis.__main__", "analysis.notebook")  # what may draw
 APART = {  # rooms of tarflow that do not know of others below them
     "model": {"data", "cpu", "sample", "train", "distributed", "device"},
@@ -104,20 +114,22 @@ def is_module(name):
 
 
 def room(module):
-    """Return the folder, or the file on top, that a module of tarflow belongs to."""
+    """Return the folder, or the file on top, that a module of a package belongs to."""
     return module.split(".")[1] if "." in module else ""
 
 
-def test_no_module_of_tarflow_imports_one_above_it():
+@pytest.mark.parametrize(("package", "floors"), [("tarflow", TARFLOW), ("sweeps", SWEEPS)])
+def test_no_module_imports_one_above_it(package, floors):
+    height = {room: floor for floor, rooms in enumerate(floors) for room in rooms}
     wrong = [
         f"{module} imports {name}"
-        for module, (_, ever) in imports("tarflow").items()
+        for module, (_, ever) in imports(package).items()
         for name in ever - LATE.get(module, set())
-        if room(module) and room(name) and room(module) != room(name)
-        if HEIGHT[room(name)] >= HEIGHT[room(module)] or room(name) in APART.get(room(module), ())
+        if name.startswith(f"{package}.") and room(module) and room(module) != room(name)
+        if height[room(name)] >= height[room(module)] or room(name) in APART.get(room(module), ())
     ]
     assert not wrong
-    assert {room(module) for module in imports("tarflow")} - {""} == HEIGHT.keys()
+    assert {room(module) for module in imports(package)} - {""} == height.keys()
 
 
 def test_the_model_is_pure():

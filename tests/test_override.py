@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from sweeps.presets import load
-from sweeps.study import (
+from sweeps.design.presets import load
+from sweeps.design.study import (
     BY_THE_GRID,
     Addition,
     Study,

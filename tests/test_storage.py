@@ -21,10 +21,11 @@ from small_studies import rows, wee, write_study
 from training_runs import LONG, SHORT, assert_same, family
 
 from analysis.forecast import calibration
-from sweeps import journal, lease, scaling
-from sweeps.presets import load
-from sweeps.space import TrainingSpace
-from sweeps.study import grid, resolve_study
+from sweeps import lease, scaling
+from sweeps.design.presets import load
+from sweeps.design.study import grid, resolve_study
+from sweeps.searching import journal
+from sweeps.searching.space import TrainingSpace
 from tarflow import record, storage
 from tarflow.config import RunConfig
 from tarflow.errors import UserError

@@ -27,7 +27,7 @@ import sweeps.scaling
 import sweeps.search
 import tarflow
 from analysis.__main__ import main as analysis_main
-from sweeps.presets import load
+from sweeps.design.presets import load
 from tarflow.__main__ import main as tarflow_main
 from tarflow.config import ExecutionConfig
 from tarflow.config_files import to_yaml

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from sweeps import scaling
-from sweeps.presets import load
-from sweeps.ranges import SearchRanges
-from sweeps.space import TrainingSpace
-from sweeps.study import Size, Study, resolve_study
+from sweeps.design.presets import load
+from sweeps.design.ranges import SearchRanges
+from sweeps.design.study import Size, Study, resolve_study
+from sweeps.searching.space import TrainingSpace
 from tarflow import data
 from tarflow.__main__ import main
 from tarflow.config import (

@@ -13,11 +13,12 @@ from analysis.findings import find
 from analysis.forecast import forecast, table_hash
 from analysis.rows import choose
 from analysis.study import read_study
-from sweeps import final, runner
-from sweeps.declared import declare
+from sweeps import final
+from sweeps.design.declared import declare
+from sweeps.design.presets import load
+from sweeps.design.study import Size, grid, resolve_study
 from sweeps.final import Options
-from sweeps.presets import load
-from sweeps.study import Size, grid, resolve_study
+from sweeps.running import runner
 from tarflow.config import NoiseConfig, RunConfig
 from tarflow.config_files import from_dict, to_yaml
 from tarflow.forecasts import read_forecasts, write_forecast, write_outcome

@@ -12,9 +12,9 @@ import pytest
 from image_files import noise_images, png, write
 
 from sweeps import driver, final, scaling, search
-from sweeps.declared import declare
-from sweeps.presets import PRESETS, description, load
-from sweeps.study import Variant, grid, resolve_study
+from sweeps.design.declared import declare
+from sweeps.design.presets import PRESETS, description, load
+from sweeps.design.study import Variant, grid, resolve_study
 from tarflow.config import EvaluationConfig, NoiseConfig, RunConfig
 from tarflow.config_files import read_yaml, to_yaml
 from tarflow.errors import ConfigError, UserError
@@ -328,7 +328,7 @@ def test_the_script_works_alone_in_an_empty_folder(tmp_path):
 
 @pytest.mark.parametrize("home", ["/", "/nonexistent"])
 def test_ray_gets_a_home_that_it_can_write_to(call, monkeypatch, tmp_path, home):
-    from sweeps import cluster
+    from sweeps.running import cluster
 
     def join(*_):
         raise UserError(f"home {os.environ['HOME']}")

@@ -1,0 +1,1 @@
+"""Carries runs out on Ray, on whatever machines there are."""

@@ -1,0 +1,1 @@
+"""Searches with Optuna: what may change, what is tried next, what is stopped early."""

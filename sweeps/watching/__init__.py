@@ -1,0 +1,1 @@
+"""What people see of runs while they are carried out: bars, lines and the page."""
