@@ -17,7 +17,7 @@ __all__ = ["fit", "open"]
 
 def __getattr__(name: str) -> Any:
     if name == "fit":
-        from analysis.answer import fit
+        from analysis.table.answer import fit
 
         return fit
     if name == "open":

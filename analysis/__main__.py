@@ -51,10 +51,10 @@ def best(
         out: File to write; by default best.yaml in the study.
         seed: Seed of the draws.
     """
-    from analysis.advice import check_budget, recommend
-    from analysis.findings import find
-    from analysis.forecast import foretell, read_ledger
-    from analysis.study import read_study
+    from analysis.study.advice import check_budget, recommend
+    from analysis.study.findings import find
+    from analysis.study.folder import read_study
+    from analysis.study.forecast import foretell, read_ledger
     from tarflow.config_files import to_yaml
     from tarflow.record import write_text
     from tarflow.storage import locate
@@ -133,10 +133,10 @@ def fit(
         report: HTML page to write the answer to, with figures; it opens offline.
         seed: Seed of the draws.
     """
-    from analysis.answer import ask, in_sentences, to_plain
     from analysis.laws.forms import find_form
-    from analysis.reading import read_columns
-    from analysis.tables import Options
+    from analysis.table.answer import ask, in_sentences, to_plain
+    from analysis.table.law import Options
+    from analysis.table.reading import read_columns
     from tarflow.human import size
     from tarflow.record import write_json
 
@@ -220,7 +220,7 @@ def next_runs(
     """
     from rich.table import Table
 
-    from analysis.proposals import in_words, lines, propose, to_plain
+    from analysis.table.proposals import in_words, lines, propose, to_plain
     from tarflow.record import write_json
 
     columns = {"params": params, "tokens": tokens, "loss": loss}
@@ -263,8 +263,8 @@ def compare(
     """
     from rich.table import Table
 
-    from analysis import comparison as studies
-    from analysis.comparison_words import in_sentences
+    from analysis.comparing import comparison as studies
+    from analysis.comparing.words import in_sentences
     from analysis.report.compare_page import write_comparison
     from analysis.report.sections.compare import pair_tables
     from tarflow.human import size
@@ -300,7 +300,7 @@ def shares(
         studies: Folders of the studies.
         out: HTML page to write; it opens offline.
     """
-    from analysis import shares as techniques
+    from analysis.comparing import shares as techniques
     from analysis.report.shares_page import in_sentences, write_shares
     from tarflow.human import size
     from tarflow.storage import locate

@@ -9,17 +9,17 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.advice import check_budget, recommend
-from analysis.findings import Findings, find
-from analysis.forecast import read_ledger
 from analysis.laws.allocation import allocate, best_run
 from analysis.laws.average import Law
 from analysis.laws.fit import Fit
-from analysis.names import bits_unit_of
 from analysis.report.figures.theme import in_scheme
 from analysis.report.page import all_sections, material_of
-from analysis.rows import read_config
-from analysis.study import note_of, read_settings, read_study
+from analysis.study.advice import check_budget, recommend
+from analysis.study.findings import Findings, find
+from analysis.study.folder import note_of, read_settings, read_study
+from analysis.study.forecast import read_ledger
+from analysis.study.names import bits_unit_of
+from analysis.study.rows import read_config
 from tarflow.config import RunConfig
 from tarflow.errors import UserError
 from tarflow.human import bits, count, interval, names, power

@@ -14,11 +14,11 @@ import pandas as pd
 from law_intervals import row_of
 from scipy.optimize import minimize
 
-from analysis.findings import find
 from analysis.laws.fit import fit
 from analysis.laws.forms import CHINCHILLA
 from analysis.laws.observations import Observations
-from analysis.tables import fit_table
+from analysis.study.findings import find
+from analysis.table.law import fit_table
 from sweeps.design.presets import load
 from sweeps.design.study import grid
 

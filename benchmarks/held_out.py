@@ -21,7 +21,7 @@ import pandas as pd
 
 from analysis.laws.fit import fit
 from analysis.laws.forms import SURFACE_FORMS, Form
-from analysis.tables import TableLaw, fit_table
+from analysis.table.law import TableLaw, fit_table
 
 SHARE = 0.8  # of the rows, the cheapest, that the law sees
 OVERTRAIN = ("loss_openlm", "loss_c4_val", "loss_paloma_redpajama", "loss_paloma_ptb")

@@ -4,8 +4,8 @@
 
 The images of `markov` have a probability that is known exactly, so the entropy of the validation
 images is too, and no model can need fewer bits on average. Each study trains flows of three widths
-on four numbers of images, 12 runs of one seed, and fits their laws as `analysis.findings` does. A
-study is right if the 90% interval of its floor holds the entropy; printed are what each study
+on four numbers of images, 12 runs of one seed, and fits their laws as a study does. A study
+is right if the 90% interval of its floor holds the entropy; printed are what each study
 gave, and the share of those that are right.
 
 One study takes a minute of one core. FOLDER keeps finished runs, so the same command resumes.
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.findings import find
 from analysis.laws.intervals import Interval, interval_of
-from analysis.study import read_study
+from analysis.study.findings import find
+from analysis.study.folder import read_study
 from tarflow.config import (
     DataConfig,
     EvaluationConfig,

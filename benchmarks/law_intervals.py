@@ -3,7 +3,7 @@
 The design is the preset `digits`: six sizes at three budgets, one run of a larger budget, three
 seeds at one point. Three true laws (one exponent; .32 and .52; both terms to a power of .7) meet
 three sizes of noise, independent or mostly shared by the branches of one trunk. Each study is
-judged by `analysis.findings.find`, as a user would. Beside it, tables of five and six runs.
+judged by `analysis.study.findings.find`, as a user would. Beside it, tables of five and six runs.
 
 The columns are the exponents of N and D, the best size and the loss at 4 times the largest budget,
 the held-out run predicted by the law of size and data and by the law of compute, and the
@@ -23,12 +23,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.findings import find
 from analysis.laws.allocation import Sizes, optimal_params
 from analysis.laws.average import fit_law
 from analysis.laws.forms import CHINCHILLA
 from analysis.laws.repetition import effective_tokens
-from analysis.tables import FLOPS, fit_table
+from analysis.study.findings import find
+from analysis.table.law import FLOPS, fit_table
 from sweeps.design.presets import load
 from sweeps.design.study import PlannedRun, grid
 from tarflow import cost

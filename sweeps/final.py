@@ -32,7 +32,7 @@ from tarflow.override import override
 from tarflow.storage import expand, locate
 
 if TYPE_CHECKING:
-    from analysis.findings import Findings
+    from analysis.study.findings import Findings
     from sweeps.running.batch import BatchContext, Outcome
 
 THREAD_FLOPS = 1e9  # of a layer's step: with less work, threads cost more than they give
@@ -82,9 +82,9 @@ class Final(Command):
     """The final run of a study, predicted, trained once and compared."""
 
     def __init__(self, options: Options) -> None:
-        from analysis.findings import find  # pandas and SciPy are needed from here on
-        from analysis.forecast import forecast, read_ledger
-        from analysis.study import read_study
+        from analysis.study.findings import find  # pandas and SciPy are needed from here on
+        from analysis.study.folder import read_study
+        from analysis.study.forecast import forecast, read_ledger
 
         self.out = existing_folder(options.study)
         self.study = with_tags(resolve_study(load(str(self.out))), options.tag)
@@ -139,8 +139,8 @@ class Final(Command):
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Compare the run with its forecast, and write the report."""
-        from analysis.forecast import calibration
         from analysis.report.page import write_report
+        from analysis.study.forecast import calibration
 
         del outcome, wall
         row = finished(self.out, self.final_run.run_id)
@@ -184,7 +184,7 @@ def chosen_config(
     Raises:
         UserError: If there is none, if two were asked for, or if the budget is not positive.
     """
-    from analysis.advice import check_budget, recommend
+    from analysis.study.advice import check_budget, recommend
 
     if options.flops is not None:
         if options.config:
@@ -249,7 +249,7 @@ def multi_threaded(run: PlannedRun, cores: int) -> PlannedRun:
 def best_of_grid(out: Path, findings: "Findings") -> PlannedRun | None:
     """Return the best run of the largest budget of the grid; None if its model is not there."""
     from analysis.laws.allocation import best_run
-    from analysis.rows import GRID, read_config
+    from analysis.study.rows import GRID, read_config
 
     runs = findings.runs[findings.runs["role"].isin(GRID)]
     if runs.empty:

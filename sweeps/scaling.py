@@ -34,7 +34,7 @@ from tarflow.config import RunConfig
 from tarflow.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.findings import Findings
+    from analysis.study.findings import Findings
     from sweeps.running.batch import BatchContext, Outcome
 
 
@@ -224,10 +224,10 @@ class Scaling(Command):
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Fit the laws, and write report.html and best.yaml."""
-        from analysis.findings import find  # pandas and Plotly are needed from here on
-        from analysis.forecast import foretell, read_ledger
         from analysis.report.page import material_of, write_page
-        from analysis.study import read_study
+        from analysis.study.findings import find  # pandas and Plotly are needed from here on
+        from analysis.study.folder import read_study
+        from analysis.study.forecast import foretell, read_ledger
         from sweeps.pricing.additions import settle
         from sweeps.searching.choice import write_best
 
@@ -261,7 +261,7 @@ class Scaling(Command):
 
     def next_run(self, findings: "Findings", console: Console) -> tuple[RunConfig, str]:
         """Return the run to train next with the sampler setting found best, and why."""
-        from analysis.advice import recommend
+        from analysis.study.advice import recommend
         from sweeps.searching.choice import best_checkpoint, verdict
 
         advice = recommend(findings)

@@ -20,7 +20,7 @@ from pyarrow import fs
 from small_studies import rows, wee, write_study
 from training_runs import LONG, SHORT, assert_same, family
 
-from analysis.forecast import calibration
+from analysis.study.forecast import calibration
 from sweeps import lease, scaling
 from sweeps.design.presets import load
 from sweeps.design.study import grid, resolve_study

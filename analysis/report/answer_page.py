@@ -3,10 +3,10 @@
 import shlex
 from pathlib import Path
 
-from analysis.answer import Answer, conclusions, in_sentences
 from analysis.report.section import Chapter
 from analysis.report.sections.answer import sections
 from analysis.report.template import fill
+from analysis.table.answer import Answer, conclusions, in_sentences
 from tarflow.record import write_text
 
 

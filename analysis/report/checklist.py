@@ -6,16 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.findings import Findings
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
 from analysis.laws.fit import Fit
 from analysis.laws.isoflop import IsoFlop
 from analysis.laws.repetition import WORTH
 from analysis.laws.validation import Baseline, Coverage
-from analysis.names import bpd_name_of
 from analysis.report.section import Table
-from analysis.settings import setting_in_words
+from analysis.study.findings import Findings
+from analysis.study.names import bpd_name_of
+from analysis.study.settings import setting_in_words
 from tarflow.human import (
     MISSING,
     bits,

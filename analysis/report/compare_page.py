@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.comparison import Compared, Comparison
-from analysis.comparison_words import conclusions, details, reservations
+from analysis.comparing.comparison import Compared, Comparison
+from analysis.comparing.words import conclusions, details, reservations
 from analysis.report.section import Table
 from analysis.report.sections.compare import chapters
 from analysis.report.template import fill
-from analysis.study import note_of
+from analysis.study.folder import note_of
 from tarflow.human import MISSING, bits, count, power
 from tarflow.record import write_text
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.advice import Recommendation, recommend
-from analysis.budgets import plans
-from analysis.findings import Findings, find
-from analysis.forecast import read_ledger
 from analysis.report import run_data
 from analysis.report.picture import png_of
 from analysis.report.section import Chapter, Material, Section
 from analysis.report.sections import ablation, budget, laws, ledger, quality, runs, samples
 from analysis.report.summary import summarise
 from analysis.report.template import csv_uri, fill
-from analysis.study import note_of, read_settings, read_study
+from analysis.study.advice import Recommendation, recommend
+from analysis.study.budgets import plans
+from analysis.study.findings import Findings, find
+from analysis.study.folder import note_of, read_settings, read_study
+from analysis.study.forecast import read_ledger
 from tarflow import record
 from tarflow.errors import UserError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.report.section import Table
-from analysis.settings import setting_in_words
+from analysis.study.settings import setting_in_words
 from tarflow.human import bits, number
 
 NUMBERS = Path(__file__).with_suffix(".csv")

@@ -12,12 +12,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from analysis.advice import Recommendation
-from analysis.budgets import Plan
-from analysis.findings import Findings
 from analysis.report.figures.runs import MOST_CURVES
 from analysis.report.figures.theme import stride
-from analysis.study import tables_of_runs
+from analysis.study.advice import Recommendation
+from analysis.study.budgets import Plan
+from analysis.study.findings import Findings
+from analysis.study.folder import tables_of_runs
 
 
 @dataclass(frozen=True)

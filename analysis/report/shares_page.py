@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from analysis.differences import signed_difference
+from analysis.comparing.differences import signed_difference
+from analysis.comparing.shares import Share, labels
 from analysis.report.figures import shares as figures
 from analysis.report.section import Chapter, Section, Table
 from analysis.report.template import fill
-from analysis.shares import Share, labels
 from tarflow.human import bits, interval, number, series
 from tarflow.record import write_text
 

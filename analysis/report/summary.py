@@ -10,13 +10,13 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
 
-from analysis.ablation import conclusions
-from analysis.advice import Recommendation, repetition
-from analysis.findings import Findings, HeldOut
-from analysis.forecast import claim
+from analysis.comparing.ablation import conclusions
 from analysis.laws.intervals import LEVEL
-from analysis.machines import own_machine
-from analysis.study_warnings import warnings_of
+from analysis.study.advice import Recommendation, repetition
+from analysis.study.findings import Findings, HeldOut
+from analysis.study.forecast import claim
+from analysis.study.machines import own_machine
+from analysis.study.warnings import warnings_of
 from tarflow.human import (
     bits,
     bits_unit,

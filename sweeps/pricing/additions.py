@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 from rich.console import RenderableType
 
-from analysis.advice import NEXT
-from analysis.findings import find
-from analysis.forecast import foretell, read_ledger
 from analysis.laws.allocation import SPAN, Sizes, best_run
 from analysis.laws.belief import believe
 from analysis.laws.forms import SURFACE_FORMS, Array
 from analysis.laws.next_runs import NextRun, next_runs
 from analysis.laws.observations import Observations
 from analysis.laws.repetition import effective_tokens, unique_tokens
-from analysis.rows import choose, group_budgets, known_noise, read_config, seed_noise
-from analysis.study import read_study
+from analysis.study.advice import NEXT
+from analysis.study.findings import find
+from analysis.study.folder import read_study
+from analysis.study.forecast import foretell, read_ledger
+from analysis.study.rows import choose, group_budgets, known_noise, read_config, seed_noise
 from sweeps.design.study import Addition, PlannedRun, Size, Study, grid, short
 from sweeps.pricing.plan import Plan, finished
 from tarflow import cost, human

@@ -17,15 +17,15 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.differences import as_low
+from analysis.comparing.differences import as_low
 from analysis.laws.intervals import NORMAL_90
 from analysis.laws.validation import levels
-from analysis.names import run_names
 from analysis.report import checklist
 from analysis.report.page import write_report
-from analysis.rows import GRID
-from analysis.rows import choose as comparable_rows
-from analysis.settings import SETTING, best_setting, pareto_front, setting_in_words
+from analysis.study.names import run_names
+from analysis.study.rows import GRID
+from analysis.study.rows import choose as comparable_rows
+from analysis.study.settings import SETTING, best_setting, pareto_front, setting_in_words
 from sweeps.design.study import Study
 from sweeps.searching.sampler_space import SamplingSpace
 from sweeps.searching.space import SEED

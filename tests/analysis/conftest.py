@@ -3,8 +3,8 @@
 import pytest
 from synthetic import plant
 
-from analysis.findings import find
-from analysis.study import read_study
+from analysis.study.findings import find
+from analysis.study.folder import read_study
 
 
 @pytest.fixture(scope="session")

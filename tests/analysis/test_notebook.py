@@ -12,8 +12,8 @@ import yaml
 from synthetic import plant
 
 import analysis
-from analysis.advice import recommend
 from analysis.report.figures.theme import PLACEHOLDERS, SCHEMES
+from analysis.study.advice import recommend
 from tarflow import cost
 from tarflow.config import RunConfig
 from tarflow.errors import UserError

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from written_forecasts import written
 
-from analysis.findings import find
-from analysis.forecast import forecast, table_hash
-from analysis.rows import choose
-from analysis.study import read_study
+from analysis.study.findings import find
+from analysis.study.folder import read_study
+from analysis.study.forecast import forecast, table_hash
+from analysis.study.rows import choose
 from sweeps import final
 from sweeps.design.declared import declare
 from sweeps.design.presets import load

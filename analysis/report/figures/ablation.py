@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.ablation import noise_level
+from analysis.comparing.ablation import noise_level
 from analysis.report.figures.theme import (
     CATEGORIES,
     Row,

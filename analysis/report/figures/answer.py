@@ -11,14 +11,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from analysis.answer import Answer, write_loss
 from analysis.laws.forms import Array
 from analysis.laws.observations import log_compute
 from analysis.laws.validation import levels
 from analysis.report.figures import theme
 from analysis.report.figures.laws import add_band, add_law, residual
 from analysis.report.figures.theme import INK, LAW, ORANGE, SOFT, figure, log_axis, marker, points
-from analysis.tables import FLOPS, BestSize, Prediction
+from analysis.table.answer import Answer, write_loss
+from analysis.table.law import FLOPS, BestSize, Prediction
 from tarflow.human import count, interval, power
 
 NEAR = float(np.log(1.2))  # in ln(compute): rows within 20% of a budget are drawn with its curve

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.budgets import Plan
-from analysis.findings import Findings
 from analysis.report.figures import theme
 from analysis.report.figures.laws import FLOPS, expected, law_line
+from analysis.study.budgets import Plan
+from analysis.study.findings import Findings
 
 CHOSEN = "this budget"  # name of the trace that scripts/slider.js moves
 ZONE = "rgba(128, 128, 128, 0.13)"

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.comparison import Compared, Contrast, Reach, interval_of_pair
-from analysis.comparison_words import times
-from analysis.differences import signed_difference
+from analysis.comparing.comparison import Compared, Contrast, Reach, interval_of_pair
+from analysis.comparing.differences import signed_difference
+from analysis.comparing.words import times
 from analysis.laws.intervals import LEVEL, NORMAL_90
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, SOFT, Row, dots, figure, log_axis, marker

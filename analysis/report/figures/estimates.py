@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.findings import Findings
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
 from analysis.laws.fit import Fit
@@ -18,6 +17,7 @@ from analysis.laws.isoflop import IsoFlop
 from analysis.laws.validation import AVERAGE, Baseline
 from analysis.report.figures import theme
 from analysis.report.figures.theme import LAW, SOFT, around, band, figure, log_axis, marker
+from analysis.study.findings import Findings
 from tarflow.human import bits, count, interval, number, power
 
 SMALLEST = 0.01  # percent: smaller errors are drawn here because the axis is logarithmic

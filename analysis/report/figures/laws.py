@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.advice import Recommendation
-from analysis.budgets import Plan
-from analysis.findings import Findings, HeldOut
 from analysis.laws.allocation import Allocation
 from analysis.laws.average import Law
 from analysis.laws.intervals import LEVEL
@@ -19,6 +16,9 @@ from analysis.laws.isoflop import IsoFlop
 from analysis.laws.predictor import Predictor
 from analysis.report.figures import theme
 from analysis.report.figures.theme import INK, LAW, SOFT, dots, figure, log_axis, marker
+from analysis.study.advice import Recommendation
+from analysis.study.budgets import Plan
+from analysis.study.findings import Findings, HeldOut
 from tarflow.forecasts import Forecast
 from tarflow.human import bits, count, interval, percent, power
 

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.names import bits_unit_of, bpd_name_of, deepest_layers, layer_splits
 from analysis.report.figures import theme
 from analysis.report.figures.theme import (
     AMBER,
@@ -20,7 +19,8 @@ from analysis.report.figures.theme import (
     figure,
     marker,
 )
-from analysis.settings import best_setting, pareto_front, setting_in_words
+from analysis.study.names import bits_unit_of, bpd_name_of, deepest_layers, layer_splits
+from analysis.study.settings import best_setting, pareto_front, setting_in_words
 from tarflow.human import bits, count, number
 
 MOST_LINES = 200  # runs of parallel coordinates

@@ -6,10 +6,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.laws.forms import Array
-from analysis.names import bits_unit_of
-from analysis.quality_laws import QualityLaws, band
 from analysis.report.figures import theme
 from analysis.report.figures.theme import Row, describe, dots, figure, log_axis, marker
+from analysis.study.names import bits_unit_of
+from analysis.study.quality_laws import QualityLaws, band
 from tarflow.human import bits, number, power
 
 COLOURS = (theme.BLUE, theme.ORANGE)

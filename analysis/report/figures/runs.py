@@ -7,9 +7,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.stats import gaussian_kde
 
-from analysis.names import bits_unit_of
 from analysis.report.figures import theme
 from analysis.report.figures.theme import AMBER, BLUE, ORANGE, SKY, describe, figure, log_axis
+from analysis.study.names import bits_unit_of
 from tarflow.human import bits, count, number, power
 
 MOST_CURVES = 200  # of one figure

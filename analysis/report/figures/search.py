@@ -1,4 +1,4 @@
-"""Figures of the candidates of a search, from tables of `analysis.candidates`; None when empty."""
+"""Figures of the candidates of a search, from tables of `study.candidates`; None when empty."""
 
 import math
 from typing import Any
@@ -7,10 +7,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from analysis.candidates import LOG, VARIED, varied
-from analysis.names import bits_unit_of, bpd_name_of
 from analysis.report.figures import theme
 from analysis.report.figures.theme import BLUE, ORANGE, SOFT, Row, describe, dots, figure, marker
+from analysis.study.candidates import LOG, VARIED, varied
+from analysis.study.names import bits_unit_of, bpd_name_of
 from tarflow.human import bits, number, percent
 
 COLUMNS = 3  # of panels

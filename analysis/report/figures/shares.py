@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from analysis.comparing.shares import Share, labels
 from analysis.report.figures.theme import CATEGORIES, SOFT, around, figure, marker
-from analysis.shares import Share, labels
 from tarflow.human import interval, number
 
 

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import ablation
-from analysis.ablation import averaged, noise_level, split_of, splits, titled
-from analysis.differences import signed_difference
-from analysis.names import bits_unit_of
+from analysis.comparing import ablation
+from analysis.comparing.ablation import averaged, noise_level, split_of, splits, titled
+from analysis.comparing.differences import signed_difference
 from analysis.report.figures import ablation as ablation_figures
 from analysis.report.figures.theme import SOFT
 from analysis.report.section import Material, Picture, Section, Table, embedded
-from analysis.settings import SETTING, run_and_setting, setting_in_words
-from analysis.study import sample_pictures
+from analysis.study.folder import sample_pictures
+from analysis.study.names import bits_unit_of
+from analysis.study.settings import SETTING, run_and_setting, setting_in_words
 from tarflow.human import bits, bpd_name, interval, number
 
 MOST_PICTURES = 24  # per section

@@ -2,12 +2,12 @@
 
 import pandas as pd
 
-from analysis.answer import Answer, write_loss
 from analysis.laws.validation import baselines, coverage
 from analysis.report import checklist
 from analysis.report.figures import answer as figures
 from analysis.report.figures import estimates
 from analysis.report.section import Section, existing
+from analysis.table.answer import Answer, write_loss
 from tarflow.human import power
 
 

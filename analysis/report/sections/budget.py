@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.budgets import LIMIT, Plan, WrongSize
-from analysis.machines import Machine, machines
 from analysis.report.figures.budget import predicted
 from analysis.report.section import Material, Section
-from analysis.settings import one_setting
+from analysis.study.budgets import LIMIT, Plan, WrongSize
+from analysis.study.machines import Machine, machines
+from analysis.study.settings import one_setting
 from tarflow.config import RunConfig
 from tarflow.config_files import to_yaml
 from tarflow.human import MISSING, bits, count, interval, money, number, power, seconds

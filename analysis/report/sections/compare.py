@@ -1,8 +1,8 @@
 """The sections of the page that compares studies."""
 
-from analysis.comparison import Comparison, Contrast, interval_of_pair
-from analysis.comparison_words import excludes
-from analysis.differences import signed_difference
+from analysis.comparing.comparison import Comparison, Contrast, interval_of_pair
+from analysis.comparing.differences import signed_difference
+from analysis.comparing.words import excludes
 from analysis.laws.intervals import LEVEL
 from analysis.report.figures import compare as figures
 from analysis.report.section import Chapter, Section, Table

@@ -4,14 +4,14 @@ import shlex
 
 from analysis.laws.average import Law
 from analysis.laws.intervals import LEVEL
-from analysis.plain import laws_to_plain
 from analysis.report import checklist
 from analysis.report.figures import estimates as estimate_figures
 from analysis.report.figures import laws as law_figures
 from analysis.report.section import Material, Section, existing
 from analysis.report.summary import next_in_words
 from analysis.report.template import json_uri
-from analysis.study_warnings import law_of
+from analysis.study.plain import laws_to_plain
+from analysis.study.warnings import law_of
 from tarflow.human import percent
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.forecast import calibration, claim
-from analysis.names import run_names
 from analysis.report.figures import ledger as ledger_figures
 from analysis.report.section import Material, Section, Table, existing
+from analysis.study.forecast import calibration, claim
+from analysis.study.names import run_names
 from tarflow.forecasts import Forecast
 from tarflow.human import MISSING, bits, interval, percent
 

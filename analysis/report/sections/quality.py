@@ -9,9 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.candidates import candidates, importance
-from analysis.differences import as_low, told_apart
-from analysis.quality_laws import in_words, quality_laws
+from analysis.comparing.differences import as_low, told_apart
 from analysis.report import checklist
 from analysis.report.figures import quality as quality_figures
 from analysis.report.figures import quality_laws as law_figures
@@ -19,7 +17,10 @@ from analysis.report.figures import search as search_figures
 from analysis.report.figures.theme import stride
 from analysis.report.published import published
 from analysis.report.section import Material, Picture, Section, Table, embedded, existing
-from analysis.settings import (
+from analysis.study.candidates import candidates, importance
+from analysis.study.folder import sample_pictures, tables_of_runs
+from analysis.study.quality_laws import in_words, quality_laws
+from analysis.study.settings import (
     best_setting,
     of_inner_search,
     one_setting,
@@ -27,8 +28,7 @@ from analysis.settings import (
     run_and_setting,
     setting_in_words,
 )
-from analysis.signatures import GOOD, POOR, Signature, signatures
-from analysis.study import sample_pictures, tables_of_runs
+from analysis.study.signatures import GOOD, POOR, Signature, signatures
 from tarflow.human import bits, bpd_name, interval, number
 
 COMPARED = 500  # runs among which failure signatures are sought

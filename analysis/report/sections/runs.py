@@ -5,8 +5,8 @@ from analysis.report.figures import runs as run_figures
 from analysis.report.figures.theme import note_thinning
 from analysis.report.run_data import TABLE_ROWS
 from analysis.report.section import Material, Picture, Section, embedded, existing
-from analysis.settings import best_setting, run_and_setting, setting_in_words
-from analysis.study import sample_pictures, tables_of_runs
+from analysis.study.folder import sample_pictures, tables_of_runs
+from analysis.study.settings import best_setting, run_and_setting, setting_in_words
 from tarflow.human import bits, number
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.advice import learning_rate
 from analysis.laws.allocation import Sizes, allocate, optimal_params
 from analysis.laws.average import fit_law
 from analysis.laws.extrapolation import Discrepancy
@@ -14,6 +13,7 @@ from analysis.laws.forms import CHINCHILLA, TIED
 from analysis.laws.isoflop import isoflop
 from analysis.laws.noise import NOTHING_KNOWN, Known
 from analysis.laws.observations import Observations
+from analysis.study.advice import learning_rate
 from tarflow import cost
 from tarflow.config import RunConfig
 from tarflow.model_config import ModelConfig

@@ -8,11 +8,11 @@ import pytest
 from browser_pages import open_page, undrawn
 
 from analysis.__main__ import main
-from analysis.answer import ask
-from analysis.reading import RunTable
 from analysis.report.figures.answer import losses, rows_of
 from analysis.report.figures.theme import log_axis
-from analysis.tables import Options
+from analysis.table.answer import ask
+from analysis.table.law import Options
+from analysis.table.reading import RunTable
 from tarflow.human import number
 
 E, A, B, EXPONENT = 1.7, 400.0, 1200.0, 0.35

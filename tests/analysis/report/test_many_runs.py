@@ -13,7 +13,7 @@ from synthetic import plant
 
 from analysis.report.figures.runs import loss_curves
 from analysis.report.page import write_report
-from analysis.study import read_study
+from analysis.study.folder import read_study
 from tarflow.record import EVALUATIONS, RUNS
 
 COPIES = 67  # of 18 runs

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from analysis.report.sections.quality import quality
-from analysis.settings import SETTING
+from analysis.study.settings import SETTING
 
 
 def words(kid):

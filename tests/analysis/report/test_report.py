@@ -13,7 +13,7 @@ from synthetic import plant
 
 from analysis.report.page import write_report
 from analysis.report.template import PLOTLY
-from analysis.settings import SETTING, best_setting, pareto_front
+from analysis.study.settings import SETTING, best_setting, pareto_front
 from tarflow import record
 
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from browser_pages import open_page
 
-from analysis.advice import recommend
 from analysis.report.page import material_of, render
+from analysis.study.advice import recommend
 from tarflow.config import RunConfig
 from tarflow.config_files import read_yaml
 from tarflow.human import bits, count, interval, power

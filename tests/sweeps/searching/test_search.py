@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from analysis.settings import best_setting, pareto_front
+from analysis.study.settings import best_setting, pareto_front
 from sweeps import scaling, search
 from sweeps.design.outcomes import WORST
 from sweeps.design.presets import load

@@ -1,0 +1,1 @@
+"""Studies, recipes and choices side by side."""

@@ -1,0 +1,1 @@
+"""One study of flows: its runs, its laws, and what to train next."""

@@ -1,0 +1,1 @@
+"""Any table of runs: what it says, and what it cannot say."""
