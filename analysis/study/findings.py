@@ -16,11 +16,10 @@ import pandas as pd
 from analysis.laws.allocation import Allocation, allocate, best_run
 from analysis.laws.average import Law, fit_law
 from analysis.laws.fit import Fit, fit
-from analysis.laws.forms import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS
+from analysis.laws.forms import POWER, POWER_WITHOUT_FLOOR, SURFACE_FORMS, Array
 from analysis.laws.influence import Influence, influence
 from analysis.laws.intervals import LEVEL, Interval
 from analysis.laws.isoflop import IsoFlop, isoflop
-from analysis.laws.noise import Known
 from analysis.laws.observations import Observations
 from analysis.laws.repetition import unique_tokens
 from analysis.laws.validation import Baseline, Coverage, baselines, coverage
@@ -72,7 +71,7 @@ class Findings:
     left_out: tuple[LeftOut, ...]
     budgets: tuple[Budget, ...]  # ascending FLOPs
     frontier_points: pd.DataFrame  # run_id, label, flops, params, tokens, bpd: best per budget
-    frontier: Fit | None  # L(C) on the frontier points, all budgets
+    frontier: Fit | None  # L(C) of the frontier points, moved to the best sizes
     surface: Law | None  # L(N, D), an average of forms, all runs
     baselines: tuple[Baseline, ...]  # on the roll-outs of the surface law
     coverage: tuple[Coverage, ...]  # of its bands on its roll-outs
@@ -129,9 +128,7 @@ def find(
     data = _observations(rows)
     surface = _surface(rows, data, draws, seed)
     points = best_of_budgets(rows)
-    frontier = _frontier(points, _known(surface, noise, rows, points), draws, seed)
-    if frontier is not None and surface is not None:
-        frontier = replace(frontier, discrepancy=surface.discrepancy.widening_only)
+    frontier = _frontier(rows, points, surface, noise, draws, seed)
     minima = [
         isoflop(part, noise.std, noise.freedom) if noise else isoflop(part)
         for _, part in rows.groupby("budget")
@@ -193,29 +190,38 @@ def _hold_out(
     before = (rows["budget"] < rows["budget"].max()).to_numpy()
     earlier, cheaper = rows[before], points.iloc[:-1]
     surface = _surface(earlier, data.take(before), draws, seed)
-    frontier = _frontier(cheaper, _known(surface, noise, earlier, cheaper), draws, seed)
-    if frontier is not None and surface is not None:
-        frontier = replace(frontier, discrepancy=surface.discrepancy.widening_only)
+    frontier = _frontier(earlier, cheaper, surface, noise, draws, seed)
     laws = [law for law in (frontier, surface) if law is not None]
     return tuple(_held_out(law, points.iloc[-1], earlier) for law in laws)
 
 
-def _known(
-    surface: Law | None, noise: SeedNoise | None, rows: pd.DataFrame, points: pd.DataFrame
-) -> Known:
-    """Return how far the best runs of the budgets lie off a law of compute, as far as is known.
+def _frontier(
+    rows: pd.DataFrame,
+    points: pd.DataFrame,
+    surface: Law | None,
+    noise: SeedNoise | None,
+    draws: int,
+    seed: int,
+) -> Fit | None:
+    """Fit L(C), with a floor if more than three points or a known noise can support it.
 
-    By noise, which the residuals of the surface law tell, or else the seeds; and because the best
-    size of a grid is not quite the best size.
+    The best run of a budget is not quite of the best size. What it lacks is told by the law of
+    size and data, and so is the noise; without that law, seeds may tell the noise.
     """
+    if len(points) < 3:
+        return None
+    bpd, known = points["bpd"].to_numpy(float), known_noise(noise, rows)
     if surface is not None and surface.known:
-        known = surface.general.residual_noise
-        return replace(known, std=float(np.hypot(known.std, _coarseness(surface, rows, points))))
-    return known_noise(noise, rows)
+        bpd, known = bpd / _excess(surface, rows, points), surface.general.residual_noise
+    form = POWER if len(points) > 3 or known.freedom else POWER_WITHOUT_FLOOR
+    inputs = {"flops": points["flops"].to_numpy(float)}
+    data = Observations(inputs, bpd, list(points["run_id"]), known)
+    law = fit(form, data, draws=draws, seed=seed)
+    return replace(law, discrepancy=surface.discrepancy.widening_only) if surface else law
 
 
-def _coarseness(surface: Law, rows: pd.DataFrame, points: pd.DataFrame) -> float:
-    """Return how unevenly the best runs of the budgets exceed the best sizes (relative)."""
+def _excess(surface: Law, rows: pd.DataFrame, points: pd.DataFrame) -> Array:
+    """Return the losses of the best runs of budgets over those of the best sizes, (m,)."""
     sizes = np.log(rows["params"].to_numpy(float))
     order = np.argsort(sizes)
     price = np.log((rows["flops"] / rows["tokens"]).to_numpy(float))
@@ -224,18 +230,8 @@ def _coarseness(surface: Law, rows: pd.DataFrame, points: pd.DataFrame) -> float
     spent = points["flops"].to_numpy(float)[:, None]
     best = surface.predict(params=np.exp(grid), tokens=spent / per_token).min(axis=1)
     own = surface.predict(params=points["params"], tokens=points["tokens"])
-    return float(np.std(own / best))
-
-
-def _frontier(points: pd.DataFrame, known: Known, draws: int, seed: int) -> Fit | None:
-    """Fit L(C), with a floor if more than three points or a known noise can support it."""
-    if len(points) < 3:
-        return None
-    form = POWER if len(points) > 3 or known.freedom else POWER_WITHOUT_FLOOR
-    inputs = {"flops": points["flops"].to_numpy(float)}
-    bpd = points["bpd"].to_numpy(float)
-    data = Observations(inputs, bpd, list(points["run_id"]), known)
-    return fit(form, data, draws=draws, seed=seed)
+    excess: Array = np.maximum(own / best, 1.0)
+    return excess
 
 
 def _held_out(law: Law | Fit, best: "pd.Series[Any]", earlier: pd.DataFrame) -> HeldOut:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.laws.allocation import allocate
+from analysis.laws.allocation import Sizes, allocate
 from analysis.laws.average import fit_law
 from analysis.laws.forms import SURFACE_FORMS
 from analysis.laws.observations import Observations
@@ -114,6 +114,24 @@ def test_the_frontier_is_the_best_of_every_budget(study):
         values = study.runs[study.runs["run_id"].isin(budget.run_ids)]["bpd"]
         assert bpd == pytest.approx(values.min(), abs=0.006)
     assert points["bpd"].is_monotonic_decreasing
+
+
+def test_the_law_of_compute_is_that_of_the_best_sizes_between_those_tried():
+    def loss(params, tokens):
+        return 1.42 + 30 / params**0.4 + 46 / tokens**0.4
+
+    rows = pd.DataFrame(
+        [run(size, budget) for budget in (*BUDGETS, 4e12) for size in (16, 32, 80)]
+    )
+    rows["bpd"] = loss(rows["params"], rows["tokens"])
+    found = find(rows, None, draws=50)
+    flops = found.frontier_points["flops"].to_numpy()
+    sizes = Sizes(ModelConfig(head_dim=16))
+    params = np.geomspace(1e4, 1e7, 2000)
+    tokens = flops[:, None] / sizes.flops_per_token(params)
+    best = loss(params, tokens).min(axis=1)
+    assert (found.frontier_points["bpd"] / best - 1).max() > 0.005
+    assert found.frontier.predict(flops=flops) == pytest.approx(best, rel=0.001)
 
 
 def test_sizes_grow_with_the_budget(study):
