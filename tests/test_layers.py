@@ -223,6 +223,15 @@ def test_help_plans_and_tables_never_import_torch():
     assert offenders(TORCH_FREE, ["torch", "ray"]) == ""
 
 
+def test_of_sweeps_only_running_and_searching_import_ray():
+    names = [
+        name
+        for folder in ("design", "watching", "pricing")
+        for name in modules(f"sweeps.{folder}")
+    ]
+    assert offenders(names, ["torch", "ray"]) == ""
+
+
 def test_analysis_imports_neither_torch_nor_ray():
     assert offenders(modules("analysis"), ["torch", "ray"]) == ""
 
