@@ -224,8 +224,8 @@ class Scaling(Command):
 
     def report(self, outcome: "Outcome | None", wall: float, console: Console) -> bool:
         """Fit the laws, and write report.html and best.yaml."""
-        from analysis.report.page import material_of, write_page
-        from analysis.study.findings import find  # pandas and Plotly are needed from here on
+        from analysis.report.page import material_of, write_page  # pandas and Plotly are needed
+        from analysis.study.findings import find
         from analysis.study.folder import read_study
         from analysis.study.forecast import foretell, read_ledger
         from sweeps.pricing.additions import settle
@@ -291,9 +291,7 @@ def trials_left(plan: Plan, trials: int, out: Path) -> int:
         return 0
     if plan.left or not trials:
         return trials  # which run will be the best is not known yet
-    from sweeps.searching.choice import (
-        best_checkpoint,  # pandas and Optuna are needed from here on
-    )
+    from sweeps.searching.choice import best_checkpoint  # pandas and Optuna are needed now
     from sweeps.searching.journal import tried
 
     best = best_checkpoint(out)

@@ -172,6 +172,11 @@ def test_packages_import_in_one_direction():
             assert tops <= {package, *below}, f"{module} imports {tops}"
 
 
+def test_analysis_itself_knows_nothing_of_pages():
+    _, ever = imports("analysis")["analysis"]
+    assert not any(name.startswith("analysis.report") for name in ever)
+
+
 def modules(package):
     """Names of a package and of everything below it, found without importing any of it."""
     names = [package]
