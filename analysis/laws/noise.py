@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from analysis.laws.forms import Array
 
-SHARED = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97, 0.99)  # of the variance, by rows of one run
+# Variance of the mean of a run's rows, over that of as many rows of different runs. Each is as
+# probable before the residuals are seen. Those below 1 keep intervals exact where rows share
+# nothing: half of such tables show a ratio below 1.
+RATIOS = tuple(2.0**power for power in range(-3, 15))
 FALLS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # powers of compute: noise proportional to compute^-fall
-_EXPECTED = np.gradient(SHARED)  # before the residuals are seen, each share is as probable
 STEADY = 0.2  # standard deviation of the power expected before the residuals are seen
 WILD = 3.0  # residuals count as no larger than this many robust standard deviations
 LEAST_ROBUST = 5  # spare rows from which a wild residual can be told
@@ -98,11 +100,10 @@ def draw_noise(
     else:
         total = squares + known.freedom * known.std**2
         scale = np.sqrt(total / rng.chisquare(spare + known.freedom, draws))
-    common = rng.standard_normal((draws, int(clusters.max()) + 1))
     errors = rng.standard_normal((draws, n))  # changed in place: of a long table, they are large
-    if shared.any():
-        errors *= np.sqrt(1 - shared)[:, None]
-        errors += np.sqrt(shared)[:, None] * common[:, clusters]
+    for value in np.unique(shared[shared != 0]):
+        rows = shared == value
+        errors[rows] = _correlated(errors[rows], float(value), clusters)
     noise = Noise(errors, scale, fall, middle, ends)
     errors *= noise.at(compute)
     errors /= np.sqrt(weights)
@@ -113,7 +114,8 @@ def tamed(residuals: Array, spare: int) -> Array:
     """Return residuals (n,) of which none is wild; with few spare rows, as they are."""
     if spare < LEAST_ROBUST:
         return residuals
-    limit = WILD * 1.4826 * float(np.median(np.abs(residuals)))
+    absorbed = np.sqrt(len(residuals) / spare)  # parameters make residuals smaller than errors
+    limit = WILD * 1.4826 * absorbed * float(np.median(np.abs(residuals)))
     return np.clip(residuals, -limit, limit) if limit > 0 else residuals
 
 
@@ -127,16 +129,17 @@ def _plausible(
 ) -> tuple[Array, Array]:
     """Return (shared, fall, sum of squares) of every combination (m, 3), and its chance (m,)."""
     members = np.bincount(clusters)
-    alone = members.max() == 1 or not spare
+    largest = int(members.max())
+    alone = largest == 1 or not spare
+    ratios = (1.0,) if alone else RATIOS
     falls = FALLS if np.ptp(along) > 0 and spare else (0.0,)
     cells = []
     for fall in falls:
         size = np.exp(-fall * along)
         rows = np.vstack([residuals, columns]) / size
-        for shared, chance in zip(SHARED, _EXPECTED, strict=True):
-            if shared and alone:
-                break
-            white = _whitened(rows, shared, clusters, members)
+        for ratio in ratios:
+            shared = (ratio - 1) / (ratio + largest - 1)  # of the variance, by rows of one run
+            white = _whitened(rows, shared, clusters)
             basis, triangle = np.linalg.qr(white[1:].T)
             left = white[0] - basis @ (basis.T @ white[0])
             squares = float(left @ left) + known.std**2 * min(known.freedom, 1e6)
@@ -144,22 +147,32 @@ def _plausible(
             own, common = np.log1p(-shared), np.log1p(shared * (members[members > 0] - 1))
             spread = ((len(along) - len(common)) * own + common.sum()) / 2 + np.log(size).sum()
             fit = (spare + min(known.freedom, 1e6)) / 2 * np.log(max(squares, 1e-300))
-            before = (fall / STEADY) ** 2 / 2 - np.log(chance)
+            before = (fall / STEADY) ** 2 / 2
             cells.append((shared, fall, float(left @ left), -fit - volume - spread - before))
     table = np.array(cells)
     chances = np.exp(table[:, 3] - table[:, 3].max())
     return table[:, :3], chances / chances.sum()
 
 
-def _whitened(
-    rows: Array, shared: float, clusters: NDArray[np.intp], members: NDArray[np.intp]
-) -> Array:
+def _whitened(rows: Array, shared: float, clusters: NDArray[np.intp]) -> Array:
     """Return rows (m, n) in coordinates where the errors of one run are independent."""
     if not shared:
         return rows
-    sums = np.stack([np.bincount(clusters, row, len(members)) for row in rows])
-    means = (sums / np.maximum(members, 1))[:, clusters]
-    size = members[clusters]
+    means, size = _means(rows, clusters)
     moved = 1 - np.sqrt((1 - shared) / (1 - shared + size * shared))
     white: Array = (rows - moved * means) / np.sqrt(1 - shared)
     return white
+
+
+def _correlated(errors: Array, shared: float, clusters: NDArray[np.intp]) -> Array:
+    """Return errors (R, n) of which the rows of one run share a part: `_whitened` undone."""
+    means, size = _means(errors, clusters)
+    moved = 1 - np.sqrt((1 - shared + size * shared) / (1 - shared))
+    return np.asarray((errors - moved * means) * np.sqrt(1 - shared))
+
+
+def _means(rows: Array, clusters: NDArray[np.intp]) -> tuple[Array, NDArray[np.intp]]:
+    """Return the mean of each row's run, (m, n), and the number of its rows, (n,)."""
+    members = np.bincount(clusters)
+    sums = np.stack([np.bincount(clusters, row, len(members)) for row in rows])
+    return (sums / np.maximum(members, 1))[:, clusters], members[clusters]
