@@ -41,6 +41,7 @@ EXPONENTS = {"tied": (0.4, 0.4, 1.0), "chinchilla": (0.32, 0.52, 1.0), "gamma": 
 NOISES, SHARED, DRAWS = (0.002, 0.005, 0.01), (0.0, 0.7), 500
 FLOOR, REDUCIBLE = 1.0, 0.5  # bits per dimension: E, and the rest at the held-out run
 COLUMNS = ("a", "b", "size 4x", "loss 4x", "held out", "by compute")
+FEW = ("a", "size 4x", "told", "loss 4x")  # the size of all tables, and where it is told
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,15 @@ def small(cell: tuple[int, float, int]) -> dict[str, float]:
     if law.ray:
         return {}
     flops = 4 * FLOPS * float((params * tokens).max())
-    best = law.best_size(flops)
+    ends = law.size_interval(flops)
     at = {"params": truth.best_size(flops, lambda size: FLOPS * size)}
     at["tokens"] = flops / FLOPS / at["params"]
     predicted = law.predict(**at)
     loss = float(truth(**at)) * np.exp(noise * rng.standard_normal())
     return {
         "a": _inside(law.law.intervals["a"], truth.a),
-        "size 4x": np.nan if best is None else _inside(best.params_interval, at["params"]),
+        "size 4x": np.nan if ends is None else _inside(ends, at["params"]),
+        "told": np.nan if law.best_size(flops) is None else _inside(ends, at["params"]),
         "loss 4x": _inside((predicted.low, predicted.high), loss),
     }
 
@@ -204,15 +206,16 @@ def main() -> None:
                     _show(f"{name}, noise {noise:.1%}, shared {shared}", rows)
         pooled = pd.concat(everything)
         _show("all", pooled)
+        print(f"\n{'':28}" + "".join(f"{name:>11}" for name in FEW))
         for count in (5, 6):
             for noise in NOISES:
                 cells = [(count, noise, seed) for seed in range(options.studies)]
                 rows = pd.DataFrame(pool.map(small, cells, chunksize=4))
-                _show(f"{count} runs, noise {noise:.1%}", rows)
+                _show(f"{count} runs, noise {noise:.1%}", rows, FEW)
 
 
-def _show(name: str, rows: pd.DataFrame) -> None:
-    shares = rows.reindex(columns=list(COLUMNS)).mean()
+def _show(name: str, rows: pd.DataFrame, columns: tuple[str, ...] = COLUMNS) -> None:
+    shares = rows[list(columns)].mean()
     line = f"{name:28}" + "".join(f"{share:11.1%}" for share in shares)
     if "error" in rows:
         rms = np.sqrt(np.square(rows[["error", "alone"]]).mean())

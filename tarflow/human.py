@@ -27,11 +27,13 @@ def missing(value: float | None) -> bool:
 def count(value: float | None) -> str:
     """Write a count with three digits.
 
-    >>> count(230_400), count(1_225_728), count(500), count(None)
-    ('230k', '1.23M', '500', '–')
+    >>> count(230_400), count(1_225_728), count(500), count(None), count(6e24)
+    ('230k', '1.23M', '500', '–', '6e24')
     """
     if value is None or missing(value):
         return MISSING
+    if abs(value) >= 1000 * _SUFFIXES[0][0]:
+        return power(value, 3)
     for scale, suffix in _SUFFIXES:
         if abs(value) >= 0.9995 * scale:
             return f"{value / scale:.3g}{suffix}"

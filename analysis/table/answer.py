@@ -275,7 +275,9 @@ def _best(answer: Answer) -> list[str]:
     if answer.law.ray:
         return [f"{start}unknown; train some runs off the line {answer.law.ray}."]
     if best is None:
-        return [f"{start}unknown; these rows do not tell it within a factor of 10."]
+        ends = answer.law.size_interval(answer.budget)
+        wide = f" (90% interval {interval(ends, count)} parameters)" if ends else ""
+        return [f"{start}unknown; these rows do not tell it within a factor of 10{wide}."]
     params = (
         f"{count(best.params)} parameters (90% interval {interval(best.params_interval, count)})"
     )

@@ -161,18 +161,29 @@ class TableLaw:
 
         The interval pools the forms that let size and data differ, and widens beyond the data.
         """
+        sizes = self._best_sizes(flops)
+        if sizes is None:
+            return None
+        ends = interval_of(sizes[1:])
+        if ends[1] > CREDIBLE * ends[0]:
+            return None
+        params, tokens = float(sizes[0]), float(flops) / FLOPS
+        data = (tokens / ends[1], tokens / ends[0])
+        return BestSize(float(flops), params, ends, tokens / params, data)
+
+    def size_interval(self, flops: float) -> Interval | None:
+        """Return the 90% interval of the best size, however wide; None if nothing tells it."""
+        sizes = self._best_sizes(flops)
+        return None if sizes is None else interval_of(sizes[1:])
+
+    def _best_sizes(self, flops: float) -> Array | None:
+        """Return the best size by the law and by its draws, (1 + R,)."""
         if set(self.law.data.inputs) != {"params", "tokens"} or not self.law.known:
             return None
-        flops = float(flops)
         sizes = np.log(optimal_params(self.law.untied, flops, lambda params: FLOPS * params))
         beyond = max(0.0, float(np.log(flops / FLOPS)) - self.law.general.reach)
-        sizes = sizes[0] + (sizes - sizes[0]) * self.law.discrepancy.widening(beyond)
-        low, high = interval_of(sizes[1:])
-        if high - low > np.log(CREDIBLE):
-            return None
-        params, ends = float(np.exp(sizes[0])), (float(np.exp(low)), float(np.exp(high)))
-        tokens = flops / FLOPS
-        return BestSize(flops, params, ends, tokens / params, (tokens / ends[1], tokens / ends[0]))
+        widened: Array = sizes[0] + (sizes - sizes[0]) * self.law.discrepancy.widening(beyond)
+        return np.exp(widened)
 
 
 def fit_table(values: pd.DataFrame, options: Options = AUTO) -> TableLaw:
