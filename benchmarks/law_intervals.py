@@ -3,7 +3,8 @@
 The design is the preset `digits`: six sizes at three budgets, one run of a larger budget, three
 seeds at one point. Three true laws (one exponent; .32 and .52; both terms to a power of .7) meet
 three sizes of noise, independent or mostly shared by the branches of one trunk. Each study is
-judged by `analysis.study.findings.find`, as a user would. Beside it, tables of five and six runs.
+judged by `analysis.study.findings.find`, as a user would. Beside it, tables of five and six runs,
+and of a few runs with twelve checkpoints each, which share none to nearly all of their noise.
 
 The columns are the exponents of N and D, the best size and the loss at 4 times the largest budget,
 the held-out run predicted by the law of size and data and by the law of compute, and the
@@ -28,7 +29,7 @@ from analysis.laws.average import fit_law
 from analysis.laws.forms import CHINCHILLA
 from analysis.laws.repetition import effective_tokens
 from analysis.study.findings import find
-from analysis.table.law import FLOPS, fit_table
+from analysis.table.law import FLOPS, Options, fit_table
 from sweeps.design.presets import load
 from sweeps.design.study import PlannedRun, grid
 from tarflow import cost
@@ -42,6 +43,7 @@ NOISES, SHARED, DRAWS = (0.002, 0.005, 0.01), (0.0, 0.7), 500
 FLOOR, REDUCIBLE = 1.0, 0.5  # bits per dimension: E, and the rest at the held-out run
 COLUMNS = ("a", "b", "size 4x", "loss 4x", "held out", "by compute")
 FEW = ("a", "size 4x", "told", "loss 4x")  # the size of all tables, and where it is told
+CHECKPOINTS = 12  # of a run
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,31 @@ def small(cell: tuple[int, float, int]) -> dict[str, float]:
     }
 
 
+def checkpoints(cell: tuple[int, float, int]) -> dict[str, float]:
+    """Return the same for a table of a few runs with several checkpoints."""
+    runs, shared, seed = cell
+    rng = np.random.default_rng([seed, runs, int(100 * shared)])
+    truth = Truth(0.2, 0.25, 1.0, 1e7, 1e9)
+    params, tokens = np.meshgrid(
+        np.geomspace(1e6, 1e8, runs), np.geomspace(1e8, 1e10, CHECKPOINTS)
+    )
+    common, own = rng.standard_normal(runs), rng.standard_normal(params.shape)
+    error = 0.005 * (np.sqrt(shared) * common + np.sqrt(1 - shared) * own)
+    losses = truth(params, tokens) * np.exp(error)
+    inputs = {"params": params.ravel(), "tokens": tokens.ravel()}
+    names = np.broadcast_to(np.arange(runs), params.shape).ravel()
+    table = pd.DataFrame(inputs | {"loss": losses.ravel(), "run": names})
+    law = fit_table(table, Options(forms=(CHINCHILLA,), draws=DRAWS))
+    at = {"params": 1e8, "tokens": 4e10}
+    predicted = law.predict(**at)
+    loss = float(truth(**at)) * np.exp(0.005 * rng.standard_normal())
+    return {
+        "a": _inside(law.law.intervals["a"], truth.a),
+        "b": _inside(law.law.intervals["b"], truth.b),
+        "loss 4x": _inside((predicted.low, predicted.high), loss),
+    }
+
+
 def _inside(ends: tuple[float, float], value: float) -> float:
     return float(ends[0] <= value <= ends[1])
 
@@ -212,6 +239,12 @@ def main() -> None:
                 cells = [(count, noise, seed) for seed in range(options.studies)]
                 rows = pd.DataFrame(pool.map(small, cells, chunksize=4))
                 _show(f"{count} runs, noise {noise:.1%}", rows, FEW)
+        print(f"\n{'':28}" + "".join(f"{name:>11}" for name in ("a", "b", "loss 4x")))
+        for count in (3, 4, 12):
+            for shared in (0.0, 0.7, 0.99):
+                cells = [(count, shared, seed) for seed in range(options.studies)]
+                rows = pd.DataFrame(pool.map(checkpoints, cells, chunksize=4))
+                _show(f"{count} runs, shared {shared}", rows, ("a", "b", "loss 4x"))
 
 
 def _show(name: str, rows: pd.DataFrame, columns: tuple[str, ...] = COLUMNS) -> None:
