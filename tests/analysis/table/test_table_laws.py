@@ -13,6 +13,7 @@ from analysis.laws.forms import TIED
 from analysis.laws.observations import Observations
 from analysis.table.law import fit_table, hold_out
 from tarflow.errors import UserError
+from tarflow.human import count
 
 COLUMNS = ["--params", "N", "--tokens", "D", "--loss", "loss"]
 E, A, B, EXPONENT = 1.7, 400.0, 1200.0, 0.35
@@ -80,6 +81,17 @@ def test_the_bend_of_a_short_learning_curve_is_no_wrong_row():
     noise = 1 + 0.002 * np.random.default_rng(1).standard_normal(6)
     law = fit_table(pd.DataFrame({"flops": x, "loss": (0.25 + 30 / x**0.45) * noise}))
     assert not law.alone
+
+
+def test_a_best_size_that_is_not_told_has_an_interval_all_the_same(tmp_path, capsys):
+    table = runs(6, noise=0.03)
+    law = fit_table(table)
+    assert law.best_size(1e24) is None
+    low, high = law.size_interval(1e24)
+    assert low < (A / B) ** (1 / (2 * EXPONENT)) * (1e24 / 6) ** 0.5 < high
+    assert high > 10 * low
+    shown = ask(tmp_path, capsys, table, "--budget", "1e24")
+    assert f"within a factor of 10 (90% interval {count(low)} to {count(high)} p" in shown
 
 
 def test_sizes_and_tokens_that_vary_together_are_a_law_of_compute(tmp_path, capsys):
