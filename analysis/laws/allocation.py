@@ -119,7 +119,7 @@ def allocate(
     if surface is not None and surface.known:
         draws = optimal_params(surface.untied, flops, sizes.flops_per_token)
     source, edge = "surface law", ""
-    if draws is None or not _credible(interval_of(draws[1:])):
+    if draws is None or not credible(interval_of(draws[1:])):
         source = "IsoFLOP minima"
         draws = _minima_draws(flops, isoflops, seed)
     elif surface is not None:
@@ -204,7 +204,8 @@ def optimal_params(law: Law, flops: float, flops_per_token: Callable[[Array], Ar
     return optimum
 
 
-def _credible(interval: Interval) -> bool:
+def credible(interval: Interval) -> bool:
+    """Tell whether an interval of the optimal size is narrow enough to be used."""
     low, high = interval
     return high <= CREDIBLE * low
 

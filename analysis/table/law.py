@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import f as fisher
 
-from analysis.laws.allocation import CREDIBLE, optimal_params
+from analysis.laws.allocation import credible, optimal_params
 from analysis.laws.average import DRAWS, Law, fit_law
 from analysis.laws.fit import fit
 from analysis.laws.forms import (
@@ -165,7 +165,7 @@ class TableLaw:
         if sizes is None:
             return None
         ends = interval_of(sizes[1:])
-        if ends[1] > CREDIBLE * ends[0]:
+        if not credible(ends):
             return None
         params, tokens = float(sizes[0]), float(flops) / FLOPS
         data = (tokens / ends[1], tokens / ends[0])

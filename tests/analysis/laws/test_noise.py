@@ -31,6 +31,16 @@ def test_few_rows_give_the_mean_students_interval():
     assert np.quantile(means, 0.95) == pytest.approx(half, rel=0.15)
 
 
+def test_runs_that_share_their_error_do_not_count_as_many():
+    rng = np.random.default_rng(1)
+    runs = np.repeat(np.arange(12), 10)
+    residuals = (rng.standard_normal(12)[runs] + 0.1 * rng.standard_normal(120)) * 0.01
+    spread = [drawn(residuals, clusters=c).errors.mean(axis=1).std() for c in (None, runs)]
+    truth = 0.01 / np.sqrt(12)
+    assert spread[1] == pytest.approx(truth, rel=0.4)
+    assert spread[0] < truth / 2
+
+
 @pytest.mark.parametrize("between", [0.5, 1, 4, 100, 2000])
 def test_the_mean_of_runs_has_students_interval_whatever_their_rows_share(between):
     """`between` is the variance of means of runs, over that of as many independent rows."""
