@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import f as fisher
 
 from analysis.laws.allocation import credible, optimal_params
 from analysis.laws.average import DRAWS, Law, fit_law
-from analysis.laws.fit import fit
 from analysis.laws.forms import (
     BATCH,
     GROUP,
@@ -18,7 +16,6 @@ from analysis.laws.forms import (
     POWER_WITHOUT_FLOOR,
     SIGMOID,
     SURFACE_FORMS,
-    TIED,
     Array,
     Form,
     grouped,
@@ -27,18 +24,11 @@ from analysis.laws.forms import (
 from analysis.laws.intervals import LEVEL, Interval, interval_of
 from analysis.laws.observations import Observations
 from analysis.laws.repetition import repeated_forms
-from analysis.laws.uncertainty import ROBUST_FROM
+from analysis.table.evidence import EXACT, OUTLIER, no_law, spoilers
 from tarflow.errors import UserError, check_counts, check_seed
-from tarflow.human import percent
 
 RAY = 0.05  # spread of ln(D / N^k) within which size and data cannot be told apart
 FLOPS = 6.0  # training FLOPs per parameter and token (Kaplan et al. 2020)
-SMALL = 0.5  # residuals over the spread of the losses, below which there is a law
-CHANCE = 0.01  # probability that losses without a law pass for one
-SPOILED = 0.05  # probability that a row of a small table is left out by chance
-EXACT = 1e-9  # relative residuals below which a law is exact
-OUTLIER = 5.0  # residual scales from which a row is named
-FEW_STARTS = 24  # of fits without one row
 
 
 @dataclass(frozen=True)
@@ -120,7 +110,7 @@ class TableLaw:
     @property
     def nothing(self) -> str:
         """A sentence if the losses follow no law, otherwise empty."""
-        return _nothing(self.law, self.scale)
+        return no_law(self.law, self.scale)
 
     @property
     def outliers(self) -> dict[int, str]:
@@ -211,7 +201,8 @@ def fit_table(values: pd.DataFrame, options: Options = AUTO) -> TableLaw:
             flops = FLOPS * values["params"] * values["tokens"]
             values = values.drop(columns=["params", "tokens"]).assign(flops=flops)
     data = _observations(values)
-    alone = _spoilers(values, data)
+    plain = not _others(values) or list(data.inputs) == ["flops"]
+    alone = {int(values.index[at]): why for at, why in spoilers(data).items()} if plain else {}
     values = values.drop(index=list(alone))
     data = _observations(values)
     groups = tuple(sorted(set(values["group"]))) if "group" in values else ()
@@ -338,36 +329,6 @@ def _ray(values: pd.DataFrame) -> Ray | None:
     return Ray(float(np.exp(offset)), float(exponent))
 
 
-def _spoilers(values: pd.DataFrame, data: Observations) -> dict[int, str]:
-    """Return rows of a small table without which the others agree, and what they spoil.
-
-    Huber's loss needs five spare rows. With fewer, each row is left out in turn: an F-test says
-    whether the best such table fits better by more than chance (Bonferroni over the rows).
-    """
-    if _others(values) and list(data.inputs) != ["flops"]:
-        return {}
-    form = POWER if "flops" in data.inputs else TIED
-    rows, free = len(values), len(values) - len(form.parameters) - 1
-    if not 1 <= free < ROBUST_FROM or data.clusters is not None:
-        return {}
-    whole = _square(form, data)
-    squares = [_square(form, data.take(np.arange(rows) != row)) for row in range(rows)]
-    row, least = int(np.argmin(squares)), max(min(squares), EXACT**2)
-    if rows * fisher.sf((whole - least) / (least / free), 1, free) > SPOILED:
-        return {}
-    scales = np.sqrt(whole / (free + 1)), np.sqrt(least / free)
-    why = f"without it, residuals fall from {percent(scales[0])} to {percent(scales[1])}"
-    return {int(values.index[row]): why}
-
-
-def _square(form: Form, data: Observations) -> float:
-    """Return the least sum of squared residuals of a form."""
-    with np.errstate(over="ignore", under="ignore"):
-        return float(
-            np.sum(fit(form, data, delta=np.inf, starts=FEW_STARTS, draws=0).residuals ** 2)
-        )
-
-
 def _compute(data: Observations) -> Array:
     """Return what orders the rows, (n,): their compute, or the largest one of their run."""
     if data.clusters is None:
@@ -382,25 +343,3 @@ def _axes(data: Observations) -> dict[str, Array]:
     return {"compute": _compute(data)} | {
         name: data.inputs[name] for name in ("params", "tokens") if name in data.inputs
     }
-
-
-def _nothing(law: Law, scale: float) -> str:
-    """Say that a constant explains the losses as well as the law; empty if it does not.
-
-    An F-test over the rows that are no outliers. Five rows never pass it, so residuals that are
-    small beside the losses' spread count as a law without it.
-    """
-    kept = np.abs(law.residuals) <= OUTLIER * max(scale, EXACT)
-    rows, parameters = int(kept.sum()), len(law.values)
-    logs = np.log(law.data.values)[kept]
-    left, whole = float(np.sum(law.residuals[kept] ** 2)), float(np.sum((logs - logs.mean()) ** 2))
-    free = rows - parameters
-    if whole <= rows * EXACT**2:
-        return "no law: the losses are equal"
-    if free < 1 or left <= rows * EXACT**2:
-        return ""
-    ratio = max(whole - left, 0.0) / (parameters - 1) / (left / free)
-    small = np.sqrt(left / free) < SMALL * np.sqrt(whole / (rows - 1))
-    if small or fisher.sf(ratio, parameters - 1, free) < CHANCE:
-        return ""
-    return f"no law: residuals {percent(scale)}, as large as the spread of the losses"
